@@ -1,0 +1,5 @@
+//! How a Run turns an issue into a Patch with a Proof: context, tools, edits, dialects, phases and verification.
+//!
+//! Everything that comes from a model is foreign input. Nothing here talks to a network, a database or a git library.
+
+pub mod workbench;

@@ -1,0 +1,5 @@
+//! Fettle's use cases and the ports they need. Adapters implement the ports; composition roots put them together.
+//!
+//! No use case knows SQL, HTTP, git or a system call.
+
+pub mod ports;

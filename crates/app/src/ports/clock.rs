@@ -1,0 +1,13 @@
+//! Time and ids, so that tests choose both.
+
+use jiff::Timestamp;
+
+/// The wall clock, cut to microseconds so that every store gives back what it was given.
+pub trait Clock: Send + Sync {
+    fn now(&self) -> Timestamp;
+}
+
+/// Makes the bytes of new ids (UUID v7) and other random choices such as jitter.
+pub trait IdSource: Send + Sync {
+    fn uuid(&self) -> uuid::Uuid;
+}

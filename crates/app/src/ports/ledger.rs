@@ -1,0 +1,357 @@
+//! The ledger: the only truth about Tasks, Runs, jobs, steps and effects.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fettle_domain::branch::BranchName;
+use fettle_domain::budget::Spent;
+use fettle_domain::effect::{Effect, EffectKind, Intent, Receipt};
+use fettle_domain::event::Event;
+use fettle_domain::id::{CorrelationId, DeliveryId, EffectId, JobId, RequestId, RunId, TaskId, WorkerId};
+use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::job::{JobKind, Retry, Until};
+use fettle_domain::lease::LeaseRef;
+use fettle_domain::object::BlobId;
+use fettle_domain::repo::Repo;
+use fettle_domain::run::RunResult;
+use fettle_domain::step::StepRecord;
+use fettle_domain::task::{Mode, TaskState};
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// A blob above this is refused: patches are limited far below, logs are cut before.
+pub const MAX_BLOB_BYTES: usize = 64 * 1024 * 1024;
+/// The longest that `lease` waits for work.
+pub const MAX_LEASE_WAIT: Duration = Duration::from_secs(25);
+
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The only one to retry.
+    #[error("the ledger is not available: {0}")]
+    Unavailable(String),
+    /// Reads go on; writes wait for the operator.
+    #[error("the ledger's disk is full")]
+    Full,
+    /// The caller's bug.
+    #[error("the ledger refused the request: {0}")]
+    Invalid(String),
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// Stop, and restore from a backup.
+    #[error("the ledger is damaged: {0}")]
+    Corrupt(String),
+}
+
+pub type L<T> = Result<T, LedgerError>;
+
+/// What a fenced write did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fenced {
+    Applied,
+    /// By this very fence; the answer had been lost.
+    AlreadyApplied,
+    /// No live lease matches; nothing changed. Stop.
+    Stale,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    pub worker: WorkerId,
+    /// Host and process, for people.
+    pub name: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    pub kind: JobKind,
+    /// Payload versions this holder understands.
+    pub versions: Vec<u16>,
+}
+
+/// The newest version of [`RunOrder`].
+pub const RUN_ORDER_VERSION: u16 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Granted {
+    Leased(Vec<Leased>),
+    /// Nothing runnable.
+    Idle,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Leased {
+    pub lease: LeaseRef,
+    /// From now; clocks of worker and ledger are never compared.
+    pub time_left: Duration,
+    pub order: Order,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    Run(Box<RunOrder>),
+    Publish { task: TaskId },
+}
+
+/// All a worker needs to know of a Run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunOrder {
+    pub task: TaskId,
+    pub run: RunId,
+    pub correlation: CorrelationId,
+    pub mode: Mode,
+    /// Absent for a probe.
+    pub repo: Option<Repo>,
+    pub issue: IssueSnapshot,
+    /// Absent: the first configured model.
+    pub model: Option<String>,
+    /// The base branch; absent for the repository's default.
+    pub base: Option<String>,
+    pub generation: u32,
+    /// Spent by earlier leases of this Run.
+    pub spent: Spent,
+    /// The last failure of this job, for the log.
+    pub last_failure: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    pub lease: LeaseRef,
+    /// Grows while the holder gets anywhere.
+    pub progress: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BeatAnswer {
+    Renewed {
+        time_left: Duration,
+        /// From permitted persons, since the last renewal; they join before the next model call.
+        messages: Vec<String>,
+    },
+    Cancel {
+        reason: String,
+    },
+    Lost,
+}
+
+/// The verbs of a lease holder (worker, publisher). Implemented by each ledger and by the worker API's client.
+#[async_trait]
+pub trait Leases: Send + Sync {
+    /// Up to `max` (1..=32) jobs that match `want`; waits up to `wait` ([`MAX_LEASE_WAIT`]) for one to become runnable.
+    /// The same `request` again returns the same leases.
+    async fn lease(&self, who: &Holder, want: &Want, max: u8, wait: Duration, request: RequestId) -> L<Granted>;
+    /// One answer for each beat, in order; at most 32.
+    async fn renew(&self, beats: &[Beat]) -> L<Vec<BeatAnswer>>;
+    /// Appends to the Run's journal; idempotent per (run, seq) and fence.
+    async fn record(&self, lease: &LeaseRef, step: &StepRecord) -> L<Fenced>;
+    /// The Run's journal in order, to replay after leasing.
+    async fn steps(&self, lease: &LeaseRef) -> L<Vec<StepRecord>>;
+    /// Ends a run job: its result, the publish job with the wanted effects and the events commit together.
+    async fn complete_run(&self, lease: &LeaseRef, result: &RunResult) -> L<Fenced>;
+    /// Spends an attempt.
+    async fn fail(&self, lease: &LeaseRef, why: &str, then: Retry) -> L<Fenced>;
+    /// Spends none.
+    async fn defer(&self, lease: &LeaseRef, until: &Until, why: &str) -> L<Fenced>;
+    /// Spends none; runnable at once.
+    async fn release(&self, lease: &LeaseRef) -> L<Fenced>;
+    /// Durable when it returns. At most [`MAX_BLOB_BYTES`].
+    async fn put_blob(&self, content: Bytes) -> L<BlobId>;
+    async fn blob(&self, id: BlobId) -> L<Bytes>;
+    /// Read access to the Run's one repository; the dashboard mints it, the worker keeps it in memory. `None`: none needed
+    /// or none configured there.
+    async fn read_token(&self, lease: &LeaseRef) -> L<Option<SecretString>>;
+}
+
+/// A webhook or foreign message as it arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    pub id: DeliveryId,
+    /// Unique: `github:<X-GitHub-Delivery>`.
+    pub key: String,
+    /// `issues`, `issue_comment`, … or `foreign`.
+    pub event: String,
+    pub body: Bytes,
+    pub correlation: CorrelationId,
+    pub received_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    New,
+    Duplicate,
+}
+
+/// A Task to be opened, decided by intake.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskPlan {
+    pub id: TaskId,
+    pub run: RunId,
+    pub job: JobId,
+    pub correlation: CorrelationId,
+    /// Unique; see [`fettle_domain`]'s intake rules: repository id, issue, trigger kind, trigger object.
+    pub intent: String,
+    pub mode: Mode,
+    pub repo: Option<Repo>,
+    pub issue: IssueSnapshot,
+    pub model: Option<String>,
+    pub base: Option<String>,
+    /// The login that triggered it, or `admin`.
+    pub actor: String,
+    /// `label`, `comment`, `api`, `foreign`, `cli`.
+    pub trigger: String,
+    pub at: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    New { task: TaskId, generation: u32 },
+    /// The issue has an active Task; the trigger became a message to it.
+    Joined { task: TaskId },
+    /// The same intent was seen before.
+    Duplicate { task: TaskId },
+}
+
+/// What the shown Task consists of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskView {
+    pub id: TaskId,
+    pub correlation: CorrelationId,
+    pub mode: Mode,
+    pub repo: Option<Repo>,
+    pub issue: IssueSnapshot,
+    pub model: Option<String>,
+    pub actor: String,
+    pub trigger: String,
+    pub generation: u32,
+    pub state: TaskState,
+    /// Why it waits or failed, when it does.
+    pub note: Option<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub run: RunView,
+    /// In the order of [`EffectKind`].
+    pub effects: Vec<Effect>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunView {
+    pub id: RunId,
+    pub job: JobId,
+    pub job_state: String,
+    pub fence: u64,
+    pub attempts: u16,
+    pub crashes: u16,
+    pub steps: u32,
+    pub spent: Spent,
+    pub result: Option<RunResult>,
+}
+
+/// What the publisher reads when it has leased a publish job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Publication {
+    pub task: TaskView,
+    pub branch: BranchName,
+    /// The run job died without a result; the comment says so.
+    pub run_failure: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TaskFilter {
+    pub state: Option<TaskState>,
+}
+
+/// Position in the list, newest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskCursor {
+    pub created_at: Timestamp,
+    pub id: TaskId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CancelAnswer {
+    /// Nobody worked on it.
+    Cancelled,
+    /// Its holder is told at the next renewal.
+    Cancelling,
+    /// It had ended.
+    TooLate { state: TaskState },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retried {
+    pub task: TaskId,
+    /// A dead Task goes on; a finished one gets a new Task of the next generation.
+    pub new: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Depth {
+    pub runnable: u64,
+    pub delayed: u64,
+    pub waiting: u64,
+    pub leased: u64,
+    pub dead: u64,
+    pub oldest_runnable_s: u64,
+    pub open_deliveries: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sweep {
+    pub expired: u32,
+    pub promoted: u32,
+}
+
+/// The rest of the ledger, for intake, publisher, API and reconcilers inside the dashboard.
+#[async_trait]
+pub trait Ledger: Leases {
+    /// Durable before `Ok`.
+    async fn accept(&self, delivery: Delivery) -> L<Accepted>;
+    /// Deliveries not yet turned into a Task or a rejection, oldest first.
+    async fn open_deliveries(&self, max: u16) -> L<Vec<Delivery>>;
+    /// The delivery needs nothing (an unknown event, an unrelated label) or was refused; the reason is kept.
+    async fn close_delivery(&self, id: DeliveryId, verdict: &str) -> L<()>;
+    /// Opens, joins or recognises; closes `delivery` in the same transaction when there is one.
+    async fn open_task(&self, delivery: Option<DeliveryId>, plan: &TaskPlan) -> L<Opened>;
+    /// A message to the active Task of an issue. `None`: there is none.
+    async fn active_task(&self, repo_forge_id: u64, issue: u64) -> L<Option<TaskId>>;
+    /// The newest Task of an issue was created then: a label set earlier triggers nothing again.
+    async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()>;
+
+    async fn publication(&self, lease: &LeaseRef) -> L<Publication>;
+    /// Before the request. Replaces an earlier intent of the same effect.
+    async fn intend(&self, lease: &LeaseRef, effect: EffectId, intent: &Intent) -> L<Fenced>;
+    /// After it, or after a read-back.
+    async fn settle(&self, lease: &LeaseRef, effect: EffectId, receipt: &Receipt) -> L<Fenced>;
+    /// Ends a publish job whose effects are all settled; with more wanted meanwhile it is queued again.
+    async fn complete_publish(&self, lease: &LeaseRef) -> L<Fenced>;
+    /// Adds effects to the Task's unfinished publish job or makes a new one.
+    async fn want_effects(&self, task: TaskId, kinds: &[EffectKind]) -> L<JobId>;
+
+    async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer>;
+    async fn retry(&self, task: TaskId, by: &str) -> L<Retried>;
+    async fn redrive(&self, job: JobId, by: &str) -> L<()>;
+
+    async fn task(&self, id: TaskId) -> L<TaskView>;
+    /// Newest first, strictly after the cursor.
+    async fn tasks(&self, filter: TaskFilter, after: Option<TaskCursor>, max: u16) -> L<Vec<TaskView>>;
+    /// Of one Task or of all, with `seq` greater than `after`, in order.
+    async fn events(&self, task: Option<TaskId>, after: u64, max: u16) -> L<Vec<Event>>;
+    /// The newest event number; changes wake whoever follows.
+    fn newest_event(&self) -> watch::Receiver<u64>;
+    /// Bumped when a delivery was accepted or a job became runnable.
+    fn work(&self) -> watch::Receiver<u64>;
+
+    /// Expires lapsed leases and promotes delayed jobs; bounded per call, safe to run twice.
+    async fn sweep(&self, max: u16) -> L<Sweep>;
+    async fn depth(&self) -> L<Depth>;
+    /// A real write transaction, to know that the ledger is not stuck.
+    async fn probe(&self) -> L<()>;
+    /// Breaches of I1–I9, one sentence each; empty when all hold.
+    async fn audit(&self) -> L<Vec<String>>;
+}

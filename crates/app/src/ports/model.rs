@@ -1,0 +1,141 @@
+//! A language model as the solve loop sees it: a conversation goes in, one raw turn comes out.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::BoxError;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// As configured: `[[gateway.models]] name`.
+    pub name: String,
+    /// The window in tokens, prompt and answer together.
+    pub context_tokens: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelRequest {
+    pub messages: Vec<Message>,
+    /// Offered by the provider's own function calling; empty with text dialects.
+    pub tools: Vec<ToolSpec>,
+    pub max_tokens: u64,
+    pub stream: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "snake_case")]
+pub enum Message {
+    System { text: String },
+    User { text: String },
+    /// Only calls that were valid are ever sent back as calls.
+    Assistant { text: String, calls: Vec<SentCall> },
+    Tool { call_id: String, text: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SentCall {
+    pub id: String,
+    pub name: String,
+    pub arguments: Value,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ToolSpec {
+    pub name: String,
+    pub description: String,
+    /// JSON Schema of the arguments.
+    pub parameters: Value,
+}
+
+/// What came back, unparsed: whether a call is valid is for `agent` alone to say.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct RawTurn {
+    pub text: String,
+    /// Sent apart by the provider; leaked reasoning inside `text` is dropped by the parser.
+    pub reasoning: String,
+    pub calls: Vec<RawCall>,
+    pub finish: Finish,
+    pub usage: Option<Usage>,
+}
+
+/// A native call as streamed: fragments of one index joined in order, nothing repaired.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct RawCall {
+    pub index: u32,
+    pub id: Option<String>,
+    /// As joined from the stream; may be absent, empty or repeated by faulty servers.
+    pub name: Option<String>,
+    pub arguments: RawArguments,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RawArguments {
+    /// Joined text, to be parsed as JSON.
+    Text(String),
+    /// Some servers send an object instead of a string.
+    Json(Value),
+}
+
+impl Default for RawArguments {
+    fn default() -> Self {
+        Self::Text(String::new())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    #[default]
+    Stop,
+    ToolCalls,
+    /// The output limit cut the answer.
+    Length,
+    ContentFilter,
+    /// Fettle's stream watcher cut it: endless repetition or a foreign turn.
+    Cut(String),
+    /// The stream ended without saying why.
+    Missing,
+    Other(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    pub prompt_tokens: u64,
+    pub generated_tokens: u64,
+}
+
+/// By what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// 429, or a busy engine. Nothing was generated.
+    #[error("the model is busy")]
+    Busy { retry_after: Option<std::time::Duration> },
+    /// 5xx, a broken connection or stream, a stall: try again, bounded.
+    #[error("the model did not answer")]
+    Unavailable(#[source] BoxError),
+    /// The prompt does not fit the window.
+    #[error("the prompt is longer than the model's window")]
+    ContextExceeded,
+    /// 400, 401, 403, 404: trying again changes nothing.
+    #[error("the model refused the request: {0}")]
+    Refused(String),
+    #[error("the model call was cancelled")]
+    Cancelled,
+}
+
+#[async_trait]
+pub trait Model: Send + Sync {
+    fn info(&self) -> &ModelInfo;
+
+    /// One call. The adapter owns connect and stall timeouts (15 min without a byte) and retries nothing.
+    /// `progress` is told each piece of text as it streams, for people who watch.
+    async fn call(
+        &self,
+        request: &ModelRequest,
+        progress: &(dyn Fn(&str) + Send + Sync),
+        cancel: &CancellationToken,
+    ) -> Result<RawTurn, ModelError>;
+}

@@ -1,0 +1,22 @@
+//! The words and rules of Fettle as values: ids, state machines, policies and the reasons they give.
+//!
+//! Nothing here reads a clock, a file, an environment variable or a random number; `now`, ids and seeds come in as
+//! arguments, so every rule can be tested by calling it.
+
+pub mod branch;
+pub mod budget;
+pub mod effect;
+pub mod event;
+pub mod id;
+pub mod issue;
+pub mod job;
+pub mod lease;
+pub mod object;
+pub mod patch;
+pub mod path;
+pub mod proof;
+pub mod repo;
+pub mod retry;
+pub mod run;
+pub mod step;
+pub mod task;
