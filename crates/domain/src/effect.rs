@@ -40,8 +40,12 @@ pub struct Effect {
 pub enum EffectState {
     Wanted,
     /// The request may have been sent: read back before sending again.
-    Intended { intent: Intent },
-    Settled { receipt: Receipt },
+    Intended {
+        intent: Intent,
+    },
+    Settled {
+        receipt: Receipt,
+    },
 }
 
 /// What is about to be written; durable before the request.
@@ -58,12 +62,23 @@ pub enum Intent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Receipt {
-    Pushed { branch: BranchName, commit: CommitId },
-    PullRequest { number: u64, url: String, draft: bool },
-    Comment { id: u64 },
+    Pushed {
+        branch: BranchName,
+        commit: CommitId,
+    },
+    PullRequest {
+        number: u64,
+        url: String,
+        draft: bool,
+    },
+    Comment {
+        id: u64,
+    },
     Labels,
     /// Not written, and why; final.
-    Withheld { reason: String },
+    Withheld {
+        reason: String,
+    },
 }
 
 /// Finds Fettle's own comment again, whoever wrote it: `<!-- fettle:{task}:{kind} -->`.

@@ -46,14 +46,26 @@ pub struct Counters {
 pub enum JobState {
     Queued,
     /// Runnable again at a time.
-    Delayed { until: Timestamp },
+    Delayed {
+        until: Timestamp,
+    },
     /// Runnable again when something happens.
-    Waiting { reason: String },
-    Leased { worker: WorkerId, until: Timestamp },
+    Waiting {
+        reason: String,
+    },
+    Leased {
+        worker: WorkerId,
+        until: Timestamp,
+    },
     /// Cancelled while leased; its holder learns it at the next renewal.
-    Cancelling { worker: WorkerId, until: Timestamp },
+    Cancelling {
+        worker: WorkerId,
+        until: Timestamp,
+    },
     Done,
-    Dead { reason: String },
+    Dead {
+        reason: String,
+    },
     Cancelled,
 }
 

@@ -14,14 +14,27 @@ pub enum RunOutcome {
     /// A patch that its Proof shows to be a fix.
     ReadyPr,
     /// A patch, and why it is not proven.
-    DraftPr { reasons: Vec<String> },
-    Question { questions: Vec<String> },
-    NoChangeNeeded { why: String },
-    Declined { reason: String },
+    DraftPr {
+        reasons: Vec<String>,
+    },
+    Question {
+        questions: Vec<String>,
+    },
+    NoChangeNeeded {
+        why: String,
+    },
+    Declined {
+        reason: String,
+    },
     /// No patch; what was learned.
-    Unsolved { notes: String },
+    Unsolved {
+        notes: String,
+    },
     /// A limit or loop rule ended it; what was learned.
-    Stopped { limit: String, notes: String },
+    Stopped {
+        limit: String,
+        notes: String,
+    },
     /// The probe came through.
     ProbePassed,
 }

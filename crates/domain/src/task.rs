@@ -80,9 +80,9 @@ impl TaskState {
             Some(JobState::Done | JobState::Dead { .. }) => Self::Done,
             Some(JobState::Cancelled) => Self::Cancelled,
             Some(JobState::Waiting { .. }) => Self::Waiting,
-            Some(JobState::Queued | JobState::Delayed { .. } | JobState::Leased { .. } | JobState::Cancelling { .. }) => {
-                Self::Publishing
-            }
+            Some(
+                JobState::Queued | JobState::Delayed { .. } | JobState::Leased { .. } | JobState::Cancelling { .. },
+            ) => Self::Publishing,
             None => match run {
                 JobState::Queued => Self::Queued,
                 JobState::Delayed { .. } | JobState::Waiting { .. } => Self::Waiting,

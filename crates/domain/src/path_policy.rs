@@ -1,0 +1,264 @@
+//! Which paths a patch may touch. Asked early by the tools, to save calls, and finally by [`crate::proposal::validate`].
+//!
+//! Names are compared as the most forgiving file system would: `.GIT`, `.g\u{200c}it`, `git~1`, `.git.` and `.git::$DATA`
+//! are all `.git`.
+
+use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization;
+
+use crate::path::RepoPath;
+
+/// What the policy says of one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum PathVerdict {
+    Allowed,
+    /// A person with the right to approve protected files must look.
+    NeedsHuman {
+        rule: String,
+    },
+    /// Never.
+    Forbidden {
+        rule: String,
+    },
+}
+
+/// The operator's exceptions and the repository's additions to the built-in rules.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PathPolicy {
+    /// Exact paths that the operator allows although a built-in rule forbids them (`credentials.rs` is a fair name).
+    pub exceptions: Vec<String>,
+    /// Further forbidden globs, from the repository's base or the operator. They can only add.
+    pub forbidden: Vec<String>,
+}
+
+/// Files that steer continuous integration, ownership, agents or git itself.
+const HUMAN_FILES: &[&str] = &[
+    "codeowners",
+    ".gitmodules",
+    ".gitattributes",
+    ".fettle.toml",
+    "agents.md",
+    "claude.md",
+    "gemini.md",
+    ".cursorrules",
+    ".gitlab-ci.yml",
+    ".travis.yml",
+    "jenkinsfile",
+    "azure-pipelines.yml",
+    "bitbucket-pipelines.yml",
+    ".drone.yml",
+    ".pre-commit-config.yaml",
+    "lefthook.yml",
+];
+
+/// Folders, from the root, with the same power.
+const HUMAN_FOLDERS: &[&str] = &[
+    ".github/workflows",
+    ".github/actions",
+    ".gitea",
+    ".forgejo",
+    ".circleci",
+    ".buildkite",
+    ".woodpecker",
+    ".husky",
+    ".githooks",
+    ".claude",
+    ".cursor",
+    ".codex",
+    ".gemini",
+    ".devcontainer",
+    ".vscode",
+];
+
+impl PathPolicy {
+    /// The strictest rule that `path` meets.
+    pub fn judge(&self, path: &RepoPath) -> PathVerdict {
+        let lossy = path.lossy();
+        let plain = normalise_path(path);
+        if self.exceptions.iter().any(|allowed| allowed.as_bytes() == path.as_bytes()) {
+            return human(&plain).map_or(PathVerdict::Allowed, |rule| PathVerdict::NeedsHuman { rule });
+        }
+        if let Some(rule) = plain.iter().find_map(|part| forbidden_component(part)) {
+            return PathVerdict::Forbidden { rule };
+        }
+        if let Some(glob) =
+            self.forbidden.iter().find(|glob| glob_matches(glob, &lossy) || glob_matches(glob, &plain.join("/")))
+        {
+            return PathVerdict::Forbidden { rule: glob.clone() };
+        }
+        if std::str::from_utf8(path.as_bytes()).is_err() {
+            return PathVerdict::NeedsHuman { rule: "a name that is not UTF-8".into() };
+        }
+        human(&plain).map_or(PathVerdict::Allowed, |rule| PathVerdict::NeedsHuman { rule })
+    }
+
+    /// The rule that makes the tools refuse to write `path`, if any. Protected paths are refused as well: a patch that
+    /// touches one could not be published without a person.
+    pub fn refuses_write(&self, path: &RepoPath) -> Option<String> {
+        match self.judge(path) {
+            PathVerdict::Allowed => None,
+            PathVerdict::NeedsHuman { rule } | PathVerdict::Forbidden { rule } => Some(rule),
+        }
+    }
+}
+
+fn human(plain: &[String]) -> Option<String> {
+    let joined = plain.join("/");
+    if let Some(folder) = HUMAN_FOLDERS
+        .iter()
+        .find(|f| joined.strip_prefix(**f).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    {
+        return Some(format!("{folder}/**"));
+    }
+    if matches!(plain, [one] if one == "action.yml" || one == "action.yaml") {
+        return Some("action.yml".into());
+    }
+    let name = plain.last()?;
+    HUMAN_FILES.iter().find(|file| name == *file).map(|file| (*file).to_owned())
+}
+
+fn forbidden_component(part: &str) -> Option<String> {
+    const TEMPLATES: [&str; 3] = [".example", ".sample", ".template"];
+    let rule = match part {
+        ".git" | "git~1" => ".git",
+        ".env" => ".env",
+        _ if part.starts_with(".env.") && !TEMPLATES.iter().any(|t| part.ends_with(t)) => ".env.*",
+        _ if part.ends_with(".secret") => "*.secret",
+        _ if part.ends_with(".key") => "*.key",
+        _ if part.starts_with("credentials.") => "credentials.*",
+        _ => return None,
+    };
+    Some(rule.to_owned())
+}
+
+/// The path's components as a forgiving file system would compare them.
+fn normalise_path(path: &RepoPath) -> Vec<String> {
+    // A backslash separates on some systems; treating it so can only forbid more.
+    path.lossy().split(['/', '\\']).map(normalise_component).filter(|part| !part.is_empty()).collect()
+}
+
+fn normalise_component(part: &str) -> String {
+    let folded: String = part.nfkc().filter(|c| !is_ignorable(*c)).flat_map(char::to_lowercase).nfkc().collect();
+    let without_stream = match folded.find(':') {
+        Some(at) if at > 0 => &folded[..at],
+        _ => folded.as_str(),
+    };
+    without_stream.trim_end_matches(['.', ' ']).trim_start_matches(' ').to_owned()
+}
+
+/// Characters that a file system may drop when it compares names, or that nobody sees.
+fn is_ignorable(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{00ad}' | '\u{034f}' | '\u{061c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// `*` matches within a component, `**` over components, `?` one character. A glob without `/` matches any component.
+pub fn glob_matches(glob: &str, path: &str) -> bool {
+    fn matches(glob: &[char], text: &[char]) -> bool {
+        match glob {
+            [] => text.is_empty(),
+            ['*', '*', '/', rest @ ..] => {
+                matches(rest, text) || (0..text.len()).any(|at| text[at] == '/' && matches(rest, &text[at + 1..]))
+            }
+            ['*', '*', rest @ ..] => (0..=text.len()).any(|at| matches(rest, &text[at..])),
+            ['*', rest @ ..] => {
+                let end = text.iter().position(|c| *c == '/').unwrap_or(text.len());
+                (0..=end).any(|at| matches(rest, &text[at..]))
+            }
+            ['?', rest @ ..] => matches!(text, [c, tail @ ..] if *c != '/' && matches(rest, tail)),
+            [c, rest @ ..] => matches!(text, [d, tail @ ..] if c == d && matches(rest, tail)),
+        }
+    }
+    let glob: Vec<char> = glob.trim_start_matches('/').chars().collect();
+    if glob.contains(&'/') {
+        matches(&glob, &path.chars().collect::<Vec<_>>())
+    } else {
+        path.split('/').any(|part| matches(&glob, &part.chars().collect::<Vec<_>>()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(path: &str) -> PathVerdict {
+        PathPolicy::default().judge(&RepoPath::parse(path).expect("a path"))
+    }
+
+    #[test]
+    fn disguised_names_of_forbidden_files_are_forbidden() {
+        for path in [
+            ".git/config",
+            "a/.GIT/hooks/pre-commit",
+            ".g\u{200c}it/x",
+            "git~1/x",
+            ".git./x",
+            ".git /x",
+            ".git::$DATA",
+            ".env",
+            ".ENV",
+            "app/.env.production",
+            "x.secret",
+            "deploy/tls.key",
+            "TLS.KEY",
+            "credentials.json",
+            "Credentials.YAML",
+            "\u{ff0e}env",
+            ".env\u{200b}",
+            "a\\.git\\config",
+        ] {
+            assert!(matches!(judge(path), PathVerdict::Forbidden { .. }), "{path:?} must be forbidden");
+        }
+    }
+
+    #[test]
+    fn templates_and_ordinary_names_are_allowed() {
+        for path in [
+            ".env.example",
+            ".env.sample",
+            "src/main.rs",
+            ".gitignore",
+            "src/keyboard.rs",
+            "docs/monkey.md",
+            "a/git.rs",
+        ] {
+            assert_eq!(judge(path), PathVerdict::Allowed, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_steers_ci_owners_or_agents_needs_a_human() {
+        for path in [
+            ".github/workflows/ci.yml",
+            ".GitHub/Workflows/ci.yml",
+            "CODEOWNERS",
+            "docs/CODEOWNERS",
+            ".gitmodules",
+            "sub/.gitattributes",
+            ".fettle.toml",
+            "AGENTS.md",
+            ".husky/pre-commit",
+            "action.yml",
+        ] {
+            assert!(matches!(judge(path), PathVerdict::NeedsHuman { .. }), "{path} must need a human");
+        }
+        assert_eq!(judge(".github/ISSUE_TEMPLATE.md"), PathVerdict::Allowed);
+    }
+
+    #[test]
+    fn an_exception_allows_one_path_and_an_added_glob_forbids() {
+        let policy = PathPolicy {
+            exceptions: vec!["src/credentials.rs".into()],
+            forbidden: vec!["infra/**".into(), "*.pem".into()],
+        };
+        let judge = |path: &str| policy.judge(&RepoPath::parse(path).expect("a path"));
+        assert_eq!(judge("src/credentials.rs"), PathVerdict::Allowed);
+        assert!(matches!(judge("lib/credentials.rs"), PathVerdict::Forbidden { .. }));
+        assert!(matches!(judge("infra/prod/main.tf"), PathVerdict::Forbidden { .. }));
+        assert!(matches!(judge("certs/a.pem"), PathVerdict::Forbidden { .. }));
+    }
+}

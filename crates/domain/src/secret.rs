@@ -1,0 +1,236 @@
+//! Finds secrets in what is about to leave: those the appliance knows, in any common disguise, and what looks like one.
+//!
+//! Gives rule names and never the secret itself, so that a finding can be logged and shown.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+/// A known secret shorter than this is not searched for: it would be found everywhere.
+pub const MIN_KNOWN_SECRET_BYTES: usize = 8;
+
+/// A finding: the rule and where, never what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub rule: String,
+    /// What was scanned: `title`, `src/main.rs`, …
+    pub place: String,
+}
+
+/// The secrets the appliance holds, prepared for search.
+#[derive(Default)]
+pub struct KnownSecrets {
+    /// (name of the secret, disguises without blanks)
+    needles: Vec<(String, Vec<String>)>,
+}
+
+impl std::fmt::Debug for KnownSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.needles.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl KnownSecrets {
+    /// From (name, value) pairs. A value of several lines (a private key) is also searched for line by line.
+    pub fn new<'a>(secrets: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut needles: Vec<(String, Vec<String>)> = Vec::new();
+        for (name, value) in secrets {
+            let value = value.trim();
+            let lines = value.lines().map(str::trim).filter(|line| !line.starts_with("-----"));
+            let parts: Vec<&str> =
+                if value.contains('\n') { lines.filter(|l| l.len() >= 24).collect() } else { vec![value] };
+            let disguises =
+                parts.into_iter().filter(|p| p.len() >= MIN_KNOWN_SECRET_BYTES).flat_map(disguises).collect();
+            needles.push((name.to_owned(), disguises));
+        }
+        Self { needles }
+    }
+
+    fn find_in(&self, text: &str, place: &str, findings: &mut Vec<Finding>) {
+        let squashed: String = text.chars().filter(|c| !is_filler(*c)).collect();
+        let lower = squashed.to_lowercase();
+        for (name, needles) in &self.needles {
+            if needles.iter().any(|needle| squashed.contains(needle.as_str()) || lower.contains(&needle.to_lowercase()))
+            {
+                findings.push(Finding { rule: format!("known secret `{name}`"), place: place.to_owned() });
+            }
+        }
+    }
+}
+
+/// Blanks, quotes and joiners with which one value is spread over lines or strings.
+fn is_filler(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '+' | '\\' | ',' | '\u{200b}'..='\u{200d}' | '\u{feff}')
+}
+
+/// The value itself, as hexadecimal, URL-encoded, reversed and base64 at each of the three alignments.
+fn disguises(value: &str) -> Vec<String> {
+    let squash = |text: String| text.chars().filter(|c| !is_filler(*c)).collect::<String>();
+    let mut all = vec![
+        squash(value.to_owned()),
+        hex::encode(value),
+        squash(
+            value
+                .bytes()
+                .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") })
+                .collect(),
+        ),
+        squash(value.chars().rev().collect()),
+    ];
+    for alphabet in [STANDARD, URL_SAFE] {
+        for lead in 0..3 {
+            all.push(squash(base64_core(value.as_bytes(), lead, alphabet)));
+        }
+    }
+    all.retain(|needle| needle.len() >= MIN_KNOWN_SECRET_BYTES);
+    all.sort();
+    all.dedup();
+    all
+}
+
+const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// The base64 characters that depend only on `value` when `lead` unknown bytes stand before it and any after it.
+fn base64_core(value: &[u8], lead: usize, alphabet: &[u8; 64]) -> String {
+    let mut bytes = vec![0; lead];
+    bytes.extend_from_slice(value);
+    let whole_bits = bytes.len() * 8;
+    let first = (lead * 8).div_ceil(6);
+    (first..whole_bits / 6)
+        .map(|sextet| {
+            let index = (0..6).fold(0_usize, |acc, bit| {
+                let at = sextet * 6 + bit;
+                acc << 1 | usize::from(bytes[at / 8] >> (7 - at % 8) & 1)
+            });
+            char::from(alphabet[index])
+        })
+        .collect()
+}
+
+/// Shapes of well-known credentials.
+static SHAPES: LazyLock<Vec<(&'static str, Regex)>> = LazyLock::new(|| {
+    [
+        ("private key", r"-----BEGIN (?:[A-Z0-9 ]+ )?PRIVATE KEY(?: BLOCK)?-----"),
+        ("GitHub token", r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})"),
+        ("GitLab token", r"\bglpat-[A-Za-z0-9_-]{20,}"),
+        ("AWS access key", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+        ("Google API key", r"\bAIza[A-Za-z0-9_-]{35}\b"),
+        ("Slack token", r"\bxox[abposr]-[A-Za-z0-9-]{10,}"),
+        ("Stripe key", r"\b[rs]k_live_[A-Za-z0-9]{20,}"),
+        ("OpenAI or Anthropic key", r"\bsk-(?:ant-|proj-)?[A-Za-z0-9_-]{32,}"),
+        ("JSON web token", r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
+        ("URL with password", r"\b[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s:@$<{]{6,}@"),
+    ]
+    .into_iter()
+    .map(|(name, pattern)| (name, Regex::new(pattern).expect("a constant pattern")))
+    .collect()
+});
+
+static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r#"(?i)(?:secret|token|passwd|password|api[_-]?key|private[_-]?key|access[_-]?key)["']?\s*(?::|=|=>|:=)\s*["']([A-Za-z0-9+/_=.~-]{20,})["']"#)
+        .expect("a constant pattern")
+});
+
+/// Bits a character above which an assigned value counts as random. English words are near 3.5.
+const ENTROPY_BITS: f64 = 4.0;
+
+/// All findings in one outgoing text.
+pub fn scan(known: &KnownSecrets, place: &str, text: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    known.find_in(text, place, &mut findings);
+    for (name, shape) in SHAPES.iter() {
+        if shape.is_match(text) {
+            findings.push(Finding { rule: (*name).to_owned(), place: place.to_owned() });
+        }
+    }
+    if ASSIGNMENT.captures_iter(text).any(|c| entropy_bits(&c[1]) >= ENTROPY_BITS) {
+        findings.push(Finding { rule: "assigned random value".into(), place: place.to_owned() });
+    }
+    findings
+}
+
+/// Shannon entropy a character.
+fn entropy_bits(text: &str) -> f64 {
+    let mut counts = [0_u32; 256];
+    for byte in text.bytes() {
+        counts[usize::from(byte)] += 1;
+    }
+    let total = f64::from(u32::try_from(text.len()).unwrap_or(u32::MAX));
+    counts.iter().filter(|n| **n > 0).map(|n| f64::from(*n) / total).map(|p| -p * p.log2()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CANARY: &str = "canary-7f3d9b!e2c4a1/58x";
+
+    fn rules(text: &str) -> Vec<String> {
+        let known = KnownSecrets::new([("webhook", CANARY)]);
+        scan(&known, "body", text).into_iter().map(|f| f.rule).collect()
+    }
+
+    #[test]
+    fn a_known_secret_is_found_in_every_disguise() {
+        use base64_reference as b64;
+        let split = CANARY.chars().map(|c| format!("{c}\n")).collect::<String>();
+        let quoted = format!("\"{}\" +\n  \"{}\"", &CANARY[..9], &CANARY[9..]);
+        let url: String = CANARY
+            .bytes()
+            .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02x}") })
+            .collect();
+        for text in [
+            CANARY.to_owned(),
+            CANARY.to_uppercase(),
+            format!("x{CANARY}y"),
+            hex::encode(CANARY),
+            hex::encode_upper(CANARY),
+            b64(CANARY.as_bytes()),
+            b64(format!("a{CANARY}").as_bytes()),
+            b64(format!("ab{CANARY}tail").as_bytes()),
+            url,
+            split,
+            quoted,
+            CANARY.chars().rev().collect(),
+        ] {
+            assert!(rules(&text).iter().any(|r| r.contains("webhook")), "{text:?}");
+        }
+        assert!(rules("an honest summary of the change").is_empty());
+    }
+
+    /// An encoder written apart from the one under test.
+    fn base64_reference(bytes: &[u8]) -> String {
+        let mut out = String::new();
+        for chunk in bytes.chunks(3) {
+            let n = chunk.iter().fold(0_u32, |acc, b| acc << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
+            for i in 0..4 {
+                out.push(if i <= chunk.len() { char::from(STANDARD[(n >> (18 - 6 * i) & 63) as usize]) } else { '=' });
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn credentials_are_known_by_their_shape_and_ordinary_code_is_not() {
+        assert_eq!(rules("-----BEGIN OPENSSH PRIVATE KEY-----"), ["private key"]);
+        assert_eq!(rules(&format!("ghp_{}", "a1B2".repeat(9))), ["GitHub token"]);
+        assert_eq!(rules("password = \"q8Zr2LxW0vTnB5mKj7Yd\""), ["assigned random value"]);
+        for text in [
+            "let token = \"lexer_token_identifier\";",
+            "integrity sha512-abc",
+            "fn password_is_long_enough() {}",
+            "https://user@example.org/path",
+            "sha256 = 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        ] {
+            assert!(rules(text).is_empty(), "{text}: {:?}", rules(text));
+        }
+    }
+
+    #[test]
+    fn a_finding_and_the_debug_form_never_hold_the_secret() {
+        let known = KnownSecrets::new([("webhook", CANARY)]);
+        let shown = format!("{:?} {known:?}", scan(&known, "body", CANARY));
+        assert!(!shown.contains(CANARY));
+    }
+}
