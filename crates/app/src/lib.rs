@@ -2,4 +2,8 @@
 //!
 //! No use case knows SQL, HTTP, git or a system call.
 
+pub mod crash;
+pub mod leasing;
 pub mod ports;
+pub mod running;
+pub mod submit;

@@ -17,6 +17,8 @@ pub enum StepKind {
     ToolCall,
     Verify,
     Decide,
+    /// A message from a permitted person, joined to the conversation.
+    MessageIn,
 }
 
 impl StepKind {
@@ -27,6 +29,7 @@ impl StepKind {
             Self::ToolCall => "tool_call",
             Self::Verify => "verify",
             Self::Decide => "decide",
+            Self::MessageIn => "message_in",
         }
     }
 }

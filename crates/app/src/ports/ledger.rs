@@ -10,7 +10,7 @@ use fettle_domain::effect::{Effect, EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
 use fettle_domain::id::{CorrelationId, DeliveryId, EffectId, JobId, RequestId, RunId, TaskId, WorkerId};
 use fettle_domain::issue::IssueSnapshot;
-use fettle_domain::job::{JobKind, Retry, Until};
+use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
 use fettle_domain::repo::Repo;
@@ -140,6 +140,23 @@ pub enum BeatAnswer {
     Lost,
 }
 
+/// After a failure. Durations, because the clocks of holder and ledger are never compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    RetryAfter(Duration),
+    /// The job is dead.
+    Never,
+}
+
+/// What makes a deferred job runnable again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wake {
+    After(Duration),
+    Event,
+}
+
 /// The verbs of a lease holder (worker, publisher). Implemented by each ledger and by the worker API's client.
 #[async_trait]
 pub trait Leases: Send + Sync {
@@ -155,9 +172,9 @@ pub trait Leases: Send + Sync {
     /// Ends a run job: its result, the publish job with the wanted effects and the events commit together.
     async fn complete_run(&self, lease: &LeaseRef, result: &RunResult) -> L<Fenced>;
     /// Spends an attempt.
-    async fn fail(&self, lease: &LeaseRef, why: &str, then: Retry) -> L<Fenced>;
+    async fn fail(&self, lease: &LeaseRef, why: &str, then: Then) -> L<Fenced>;
     /// Spends none.
-    async fn defer(&self, lease: &LeaseRef, until: &Until, why: &str) -> L<Fenced>;
+    async fn defer(&self, lease: &LeaseRef, until: Wake, why: &str) -> L<Fenced>;
     /// Spends none; runnable at once.
     async fn release(&self, lease: &LeaseRef) -> L<Fenced>;
     /// Durable when it returns. At most [`MAX_BLOB_BYTES`].

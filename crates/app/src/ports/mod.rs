@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod forge;
 pub mod git;
+pub mod journal;
 pub mod ledger;
 pub mod model;
 pub mod sandbox;

@@ -127,6 +127,8 @@ pub struct SandboxOutput {
     pub bytes_total: u64,
     pub truncated: bool,
     pub took: Duration,
+    /// Host names that the proxy of [`Network::AllowList`] refused, each once, in order; for the Proof.
+    pub denied_hosts: Vec<String>,
 }
 
 impl SandboxOutput {
@@ -151,6 +153,8 @@ pub enum CommandEnd {
 #[serde(rename_all = "snake_case")]
 pub enum KilledBy {
     Memory,
+    /// Where a cgroup or rlimit can hold the number of processes, making one more just fails; elsewhere the tree is ended.
+    Processes,
     Disk,
     Output,
 }

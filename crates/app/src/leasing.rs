@@ -1,0 +1,198 @@
+//! Holding a lease: heartbeats on a thread of their own, and the point in time after which the holder writes nothing.
+//!
+//! A busy executor or sandbox cannot starve the heartbeat, and a holder that cannot renew stops by itself before the next
+//! one begins. Clocks of worker and ledger are never compared: all times here are this process's own.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fettle_domain::lease::{LeaseRef, Timing};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::ports::journal::Stop;
+use crate::ports::ledger::{Beat, BeatAnswer, Leases};
+
+/// A live lease with its heartbeat. Dropping it ends the heartbeat; the lease itself ends by a verb or by expiry.
+pub struct HeldLease {
+    shared: Arc<Shared>,
+    heart: Option<std::thread::JoinHandle<()>>,
+    stop_heart: CancellationToken,
+}
+
+struct Shared {
+    lease: LeaseRef,
+    timing: Timing,
+    standing: Mutex<Standing>,
+    /// Bumped at each change of `standing`.
+    changed: watch::Sender<u64>,
+    /// Cancelled when the work must stop.
+    work: CancellationToken,
+    progress: AtomicU64,
+    messages: Mutex<Vec<String>>,
+}
+
+struct Standing {
+    /// From then on, no write is started.
+    fenced_from: Instant,
+    /// The last moment at which the lease was known to be ours.
+    known_good: Instant,
+    ended: Option<Stop>,
+}
+
+impl HeldLease {
+    /// Begins to renew `lease`, of which `time_left` was left when it was received. `leases` is used from another thread
+    /// and runtime, so an HTTP client here must not be shared with other callers.
+    pub fn start(lease: LeaseRef, time_left: Duration, timing: Timing, leases: Arc<dyn Leases>) -> std::io::Result<Self> {
+        let now = Instant::now();
+        let shared = Arc::new(Shared {
+            lease,
+            timing,
+            standing: Mutex::new(Standing {
+                fenced_from: now + time_left.saturating_sub(timing.margin),
+                known_good: now,
+                ended: None,
+            }),
+            changed: watch::Sender::new(0),
+            work: CancellationToken::new(),
+            progress: AtomicU64::new(0),
+            messages: Mutex::default(),
+        });
+        let stop_heart = CancellationToken::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let beating = (shared.clone(), stop_heart.clone());
+        let heart = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
+            let (shared, stop) = beating;
+            runtime.block_on(async {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = shared.beat(&*leases) => {}
+                }
+            });
+        })?;
+        Ok(Self { shared, heart: Some(heart), stop_heart })
+    }
+
+    pub fn lease(&self) -> LeaseRef {
+        self.shared.lease
+    }
+
+    /// Cancelled when the work must stop: the lease is lost or its job cancelled.
+    pub fn work_token(&self) -> CancellationToken {
+        self.shared.work.clone()
+    }
+
+    /// Tells the ledger, with the next heartbeat, that the work gets somewhere.
+    pub fn progress(&self) {
+        self.shared.progress.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn take_messages(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.shared.messages))
+    }
+
+    /// Why the work must stop, if it must.
+    pub fn ended(&self) -> Option<Stop> {
+        lock(&self.shared.standing).ended.clone()
+    }
+
+    /// Ends the work for a reason of this process's own, such as its shutdown.
+    pub fn end(&self, why: Stop) {
+        self.shared.end(why);
+    }
+
+    /// Waits until a write that takes up to `needs` may begin: the self-fence point is further away than that.
+    ///
+    /// Errors when the lease was lost meanwhile; then nothing may be written.
+    pub async fn ready(&self, needs: Duration) -> Result<(), Stop> {
+        // A request longer than the whole lease could never begin; half of it leaves room for one renewal.
+        let needs = needs.min(self.shared.timing.self_fence_after() / 2);
+        let mut changed = self.shared.changed.subscribe();
+        loop {
+            {
+                let standing = lock(&self.shared.standing);
+                if let Some(why) = &standing.ended {
+                    return Err(why.clone());
+                }
+                if Instant::now() + needs < standing.fenced_from {
+                    return Ok(());
+                }
+            }
+            // Every heartbeat bumps it, good or bad, and the heart ends the lease after `give_up`.
+            if timeout(self.shared.timing.give_up, changed.changed()).await.is_err() {
+                self.shared.end(Stop::Lost);
+            }
+        }
+    }
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        self.stop_heart.cancel();
+        if let Some(heart) = self.heart.take() {
+            // The heart waits only on its select, so this ends at once; a panic in it has been printed already.
+            let _ = heart.join();
+        }
+    }
+}
+
+impl Shared {
+    async fn beat(&self, leases: &dyn Leases) {
+        loop {
+            tokio::time::sleep(self.timing.heartbeat).await;
+            let sent = Instant::now();
+            let beat = Beat { lease: self.lease, progress: self.progress.load(Ordering::Relaxed) };
+            let answer = timeout(self.timing.heartbeat_timeout, leases.renew(&[beat])).await;
+            match answer {
+                Ok(Ok(answers)) => match answers.into_iter().next() {
+                    Some(BeatAnswer::Renewed { time_left, messages }) => self.renewed(sent, time_left, messages),
+                    Some(BeatAnswer::Cancel { reason }) => {
+                        info!(job.id = %self.lease.job, "{} is cancelled: {reason}", self.lease.job);
+                        // Go on renewing: the holder keeps the lease until it has let go.
+                        self.renewed(sent, self.timing.lease, Vec::new());
+                        self.end(Stop::Cancelled(reason));
+                    }
+                    Some(BeatAnswer::Lost) | None => {
+                        warn!(job.id = %self.lease.job, lease.fence = self.lease.fence.get(), "lost the lease of {}", self.lease.job);
+                        self.end(Stop::Lost);
+                        return;
+                    }
+                },
+                Ok(Err(error)) => self.missed(&error.to_string()),
+                Err(_) => self.missed("no answer in time"),
+            }
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    fn renewed(&self, sent: Instant, time_left: Duration, messages: Vec<String>) {
+        let mut standing = lock(&self.standing);
+        standing.fenced_from = sent + time_left.saturating_sub(self.timing.margin);
+        standing.known_good = sent;
+        drop(standing);
+        lock(&self.messages).extend(messages);
+    }
+
+    fn missed(&self, why: &str) {
+        debug!(job.id = %self.lease.job, "a heartbeat of {} failed: {why}", self.lease.job);
+        let silent = lock(&self.standing).known_good.elapsed();
+        if silent > self.timing.give_up {
+            warn!(job.id = %self.lease.job, "gave up {} after {} s without the ledger", self.lease.job, silent.as_secs());
+            self.end(Stop::Lost);
+        }
+    }
+
+    fn end(&self, why: Stop) {
+        lock(&self.standing).ended.get_or_insert(why);
+        self.work.cancel();
+        self.changed.send_modify(|n| *n += 1);
+    }
+}
+
+/// The values behind these locks are whole at every moment, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

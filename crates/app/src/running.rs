@@ -1,0 +1,291 @@
+//! A worker: lease a Run, keep its lease, let the runner do the work, and hand over the result exactly once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fettle_domain::id::RequestId;
+use fettle_domain::lease::Timing;
+use fettle_domain::object::BlobId;
+use fettle_domain::retry::back_off;
+use fettle_domain::run::RunResult;
+use fettle_domain::step::{StepKind, StepRecord};
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error, info, info_span, warn};
+
+use crate::crash::{self, Point};
+use crate::leasing::HeldLease;
+use crate::ports::clock::IdSource;
+use crate::ports::journal::{Journal, Stop};
+use crate::ports::ledger::{
+    Fenced, Granted, Holder, Leased, Leases, LedgerError, MAX_LEASE_WAIT, Order, RUN_ORDER_VERSION, RunOrder, Then, Wake, Want,
+};
+
+/// Between two tries to reach a ledger that does not answer.
+const LEDGER_PAUSE: Duration = Duration::from_secs(1);
+/// A job is released within this after the order to shut down.
+const RELEASE_WITHIN: Duration = Duration::from_secs(20);
+
+/// Carries out one Run. Implemented by `agent`'s solve loop.
+#[async_trait]
+pub trait Runner: Send + Sync {
+    async fn run(&self, order: &RunOrder, context: RunContext) -> Result<RunResult, RunEnd>;
+}
+
+/// What a Run gets beside its order.
+pub struct RunContext {
+    pub journal: Arc<dyn Journal>,
+    /// The steps of earlier leases, to replay.
+    pub recorded: Vec<StepRecord>,
+    /// Read access to the Run's repository.
+    pub read_token: Option<SecretString>,
+    /// Cancelled when the work must stop.
+    pub cancel: CancellationToken,
+}
+
+/// A Run that did not come to a result.
+#[derive(Debug, thiserror::Error)]
+pub enum RunEnd {
+    #[error(transparent)]
+    Stopped(#[from] Stop),
+    /// Something outside failed; another try may succeed. Spends an attempt.
+    #[error("{0}")]
+    Retry(String),
+    /// A limit of someone else's; spends nothing.
+    #[error("{why}")]
+    Defer { wait: Duration, why: String },
+    /// Trying again changes nothing.
+    #[error("{0}")]
+    Never(String),
+}
+
+/// When a worker loop ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    UntilShutdown,
+    /// One lease request; one job, if there is one.
+    ForOneJob,
+}
+
+pub struct Worker {
+    pub leases: Arc<dyn Leases>,
+    /// For heartbeats, used from their own thread and runtime.
+    pub heartbeat_leases: Arc<dyn Leases>,
+    pub runner: Arc<dyn Runner>,
+    pub ids: Arc<dyn IdSource>,
+    pub holder: Holder,
+    pub timing: Timing,
+}
+
+impl Worker {
+    /// Works until `shutdown`. On it, a job in progress is released, journal and all, within 20 s.
+    pub async fn work(&self, stay: Stay, shutdown: &CancellationToken) {
+        let mut request = RequestId::from_uuid(self.ids.uuid());
+        while !shutdown.is_cancelled() {
+            crash::before(Point::WorkerLease);
+            let want = Want { kind: fettle_domain::job::JobKind::Run, versions: vec![RUN_ORDER_VERSION] };
+            let granted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                granted = self.leases.lease(&self.holder, &want, 1, MAX_LEASE_WAIT, request) => granted,
+            };
+            match granted {
+                Ok(granted) => {
+                    crash::after(Point::WorkerLease);
+                    request = RequestId::from_uuid(self.ids.uuid());
+                    if let Granted::Leased(jobs) = granted {
+                        for leased in jobs {
+                            self.execute(leased, shutdown).await;
+                        }
+                    }
+                    if stay == Stay::ForOneJob {
+                        return;
+                    }
+                }
+                // The same request again: a lease whose answer was lost is given back to us.
+                Err(error) => {
+                    warn!(worker.id = %self.holder.worker, "could not lease: {error}");
+                    pause(LEDGER_PAUSE, shutdown).await;
+                }
+            }
+        }
+    }
+
+    async fn execute(&self, leased: Leased, shutdown: &CancellationToken) {
+        crash::before(Point::WorkerLeased);
+        let Order::Run(order) = &leased.order else {
+            error!(job.id = %leased.lease.job, "a worker was given a publish job");
+            return;
+        };
+        let held = match HeldLease::start(leased.lease, leased.time_left, self.timing, self.heartbeat_leases.clone()) {
+            Ok(held) => Arc::new(held),
+            Err(e) => {
+                error!(job.id = %leased.lease.job, "could not start a heartbeat: {e}");
+                return;
+            }
+        };
+        crash::after(Point::WorkerLeased);
+        let span = info_span!(
+            "run",
+            task.id = %order.task,
+            run.id = %order.run,
+            job.id = %leased.lease.job,
+            correlation.id = %order.correlation,
+            lease.fence = leased.lease.fence.get(),
+        );
+        async {
+            info!("leased {} for {}", leased.lease.job, order.task);
+            let end = self.run(order, &held, shutdown).await;
+            self.hand_over(&held, end, shutdown).await;
+        }
+        .instrument(span)
+        .await;
+    }
+
+    async fn run(&self, order: &RunOrder, held: &Arc<HeldLease>, shutdown: &CancellationToken) -> Result<RunResult, RunEnd> {
+        let lease = held.lease();
+        let recorded = persist(held, || self.leases.steps(&lease)).await?;
+        let read_token = persist(held, || self.leases.read_token(&lease)).await?;
+        let journal = Arc::new(LedgerJournal { leases: self.leases.clone(), held: held.clone() });
+        let context = RunContext { journal, recorded, read_token, cancel: held.work_token() };
+        let working = self.runner.run(order, context);
+        tokio::pin!(working);
+        tokio::select! {
+            result = &mut working => result,
+            () = shutdown.cancelled() => {
+                held.end(Stop::Shutdown);
+                // The runner sees its token and stops; if it does not, dropping it kills what it started.
+                match tokio::time::timeout(RELEASE_WITHIN, working).await {
+                    Ok(result) => result,
+                    Err(_) => Err(RunEnd::Stopped(Stop::Shutdown)),
+                }
+            }
+        }
+    }
+
+    async fn hand_over(&self, held: &HeldLease, end: Result<RunResult, RunEnd>, shutdown: &CancellationToken) {
+        let lease = held.lease();
+        let said = match &end {
+            Ok(result) => {
+                crash::before(Point::WorkerComplete);
+                let said = persist(held, || self.leases.complete_run(&lease, result)).await;
+                crash::after(Point::WorkerComplete);
+                info!(outcome = result.outcome.name(), "{} ended: {}", lease.job, result.outcome.name());
+                said
+            }
+            Err(RunEnd::Retry(why)) => {
+                warn!("{} failed and will be tried again: {why}", lease.job);
+                let (_, jitter) = self.ids.uuid().as_u64_pair();
+                let wait = back_off(0, jitter as u16);
+                persist(held, || self.leases.fail(&lease, why, Then::RetryAfter(wait))).await
+            }
+            Err(RunEnd::Never(why)) => {
+                error!("{} failed for good: {why}", lease.job);
+                persist(held, || self.leases.fail(&lease, why, Then::Never)).await
+            }
+            Err(RunEnd::Defer { wait, why }) => {
+                info!("{} waits {} s: {why}", lease.job, wait.as_secs());
+                persist(held, || self.leases.defer(&lease, Wake::After(*wait), why)).await
+            }
+            Err(RunEnd::Stopped(Stop::Lost)) => Err(Stop::Lost),
+            Err(RunEnd::Stopped(Stop::Refused(why))) => {
+                error!("{} cannot go on: {why}", lease.job);
+                let retry = Then::RetryAfter(back_off(0, u16::MAX));
+                self.leases.fail(&lease, why, retry).await.map_err(|_| Stop::Lost)
+            }
+            Err(RunEnd::Stopped(why @ (Stop::Cancelled(_) | Stop::Shutdown))) => {
+                info!("letting go of {}: {why}", lease.job);
+                let release = self.leases.release(&lease);
+                let patience = if shutdown.is_cancelled() { RELEASE_WITHIN } else { self.timing.give_up };
+                match tokio::time::timeout(patience, release).await {
+                    Ok(said) => said.map_err(|_| Stop::Lost),
+                    Err(_) => Err(Stop::Lost),
+                }
+            }
+        };
+        match said {
+            Ok(Fenced::Applied | Fenced::AlreadyApplied) => {}
+            Ok(Fenced::Stale) | Err(_) => warn!("{} is no longer ours; nothing was written", lease.job),
+        }
+    }
+}
+
+/// Repeats a verb while the ledger is away, as long as the lease may still be ours.
+async fn persist<T, Fut>(held: &HeldLease, verb: impl Fn() -> Fut) -> Result<T, Stop>
+where
+    Fut: Future<Output = Result<T, LedgerError>>,
+{
+    loop {
+        held.ready(Duration::ZERO).await?;
+        match verb().await {
+            Ok(value) => return Ok(value),
+            Err(LedgerError::Unavailable(why)) => {
+                warn!("the ledger does not answer, trying again: {why}");
+                tokio::time::sleep(LEDGER_PAUSE).await;
+            }
+            Err(LedgerError::Full) => {
+                warn!("the ledger's disk is full, trying again");
+                tokio::time::sleep(LEDGER_PAUSE * 5).await;
+            }
+            Err(error @ (LedgerError::Invalid(_) | LedgerError::NotFound(_) | LedgerError::Corrupt(_))) => {
+                return Err(Stop::Refused(error.to_string()));
+            }
+        }
+    }
+}
+
+async fn pause(wait: Duration, shutdown: &CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = tokio::time::sleep(wait) => {}
+    }
+}
+
+/// The journal of a leased Run: every write under its fence.
+struct LedgerJournal {
+    leases: Arc<dyn Leases>,
+    held: Arc<HeldLease>,
+}
+
+#[async_trait]
+impl Journal for LedgerJournal {
+    async fn record(&self, step: &StepRecord) -> Result<(), Stop> {
+        let lease = self.held.lease();
+        let point = match step.kind {
+            StepKind::ModelCall => Some(Point::WorkerModelRecord),
+            StepKind::ToolCall => Some(Point::WorkerToolRecord),
+            StepKind::Verify => Some(Point::WorkerVerifyRecord),
+            StepKind::Base | StepKind::Decide | StepKind::MessageIn => None,
+        };
+        if let Some(point) = point {
+            crash::before(point);
+        }
+        let said = persist(&self.held, || self.leases.record(&lease, step)).await?;
+        if let Some(point) = point {
+            crash::after(point);
+        }
+        match said {
+            Fenced::Applied | Fenced::AlreadyApplied => {
+                self.held.progress();
+                Ok(())
+            }
+            Fenced::Stale => {
+                self.held.end(Stop::Lost);
+                Err(Stop::Lost)
+            }
+        }
+    }
+
+    async fn put_blob(&self, content: Bytes) -> Result<BlobId, Stop> {
+        persist(&self.held, || self.leases.put_blob(content.clone())).await
+    }
+
+    async fn blob(&self, id: BlobId) -> Result<Bytes, Stop> {
+        persist(&self.held, || self.leases.blob(id)).await
+    }
+
+    fn take_messages(&self) -> Vec<String> {
+        self.held.take_messages()
+    }
+}

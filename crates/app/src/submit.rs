@@ -1,0 +1,64 @@
+//! Asking for work without the forge's own events: the port through which API, CLI and foreign messages make a Task.
+//!
+//! The caller has read the request's form; whether its content names a repository, an issue and a person that may ask
+//! for work is decided behind this port.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fettle_domain::id::{CorrelationId, TaskId};
+use fettle_domain::task::Mode;
+
+use crate::ports::ledger::{LedgerError, Opened};
+
+/// What somebody asks for, not yet checked against the forge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTask {
+    /// `owner/name` or an https or ssh URL on a configured forge. Absent only for a probe.
+    pub repository: Option<String>,
+    pub issue: Option<u64>,
+    /// Title and body of a Task without an issue. Never together with `issue`.
+    pub text: Option<(String, String)>,
+    pub mode: Mode,
+    /// A configured model's name; absent for the first one.
+    pub model: Option<String>,
+    /// The base branch; absent for the repository's default.
+    pub base: Option<String>,
+    /// `admin`, or the forge login whose permission decides.
+    pub actor: String,
+    /// `api`, `cli` or `foreign`.
+    pub trigger: &'static str,
+    /// The same key from the same trigger is the same request.
+    pub idempotency_key: Option<String>,
+    pub correlation: CorrelationId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submitted {
+    pub task: TaskId,
+    pub opened: Opened,
+}
+
+/// By what the asker can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// `pointer` is a JSON pointer into the request's native form: `/repository`.
+    #[error("{detail}")]
+    Invalid { pointer: String, detail: String },
+    #[error("{0} may not start work here")]
+    NotPermitted(String),
+    /// The repository or the issue, in words.
+    #[error("{0} does not exist or is not visible")]
+    NotFound(String),
+    /// The forge did not answer or limits us.
+    #[error("{what} is not available")]
+    Unavailable { what: String, retry_after: Duration },
+    #[error("could not store the Task")]
+    Ledger(#[source] LedgerError),
+}
+
+#[async_trait]
+pub trait SubmitTask: Send + Sync {
+    /// Durable when it returns.
+    async fn submit(&self, request: NewTask) -> Result<Submitted, SubmitError>;
+}
