@@ -126,6 +126,9 @@ pub enum ModelError {
     Cancelled,
 }
 
+/// Told each piece of text as it streams. An alias, because `async_trait` would give the `&str` one fixed lifetime.
+pub type Progress<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
 #[async_trait]
 pub trait Model: Send + Sync {
     fn info(&self) -> &ModelInfo;
@@ -135,7 +138,7 @@ pub trait Model: Send + Sync {
     async fn call(
         &self,
         request: &ModelRequest,
-        progress: &(dyn Fn(&str) + Send + Sync),
+        progress: &Progress<'_>,
         cancel: &CancellationToken,
     ) -> Result<RawTurn, ModelError>;
 }
