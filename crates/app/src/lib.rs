@@ -3,7 +3,11 @@
 //! No use case knows SQL, HTTP, git or a system call.
 
 pub mod crash;
+pub mod intake;
 pub mod leasing;
 pub mod ports;
+pub mod publishing;
+pub mod reaping;
 pub mod running;
 pub mod submit;
+pub mod submitting;

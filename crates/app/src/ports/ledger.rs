@@ -185,6 +185,13 @@ pub trait Leases: Send + Sync {
     async fn read_token(&self, lease: &LeaseRef) -> L<Option<SecretString>>;
 }
 
+/// Mints read access for workers; a ledger asks it after it has checked the lease.
+#[async_trait]
+pub trait ReadTokens: Send + Sync {
+    /// For this one repository. `None`: none needed or none configured.
+    async fn read_token(&self, repo: &Repo) -> L<Option<SecretString>>;
+}
+
 /// A webhook or foreign message as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -243,6 +250,8 @@ pub struct TaskView {
     pub repo: Option<Repo>,
     pub issue: IssueSnapshot,
     pub model: Option<String>,
+    /// The base branch; absent for the repository's default.
+    pub base: Option<String>,
     pub actor: String,
     pub trigger: String,
     pub generation: u32,
@@ -254,6 +263,13 @@ pub struct TaskView {
     pub run: RunView,
     /// In the order of [`EffectKind`].
     pub effects: Vec<Effect>,
+}
+
+impl TaskView {
+    /// The branch that a pull request of this Task goes into.
+    pub fn base_branch(&self, repo: &Repo) -> String {
+        self.base.clone().unwrap_or_else(|| repo.default_branch.clone())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

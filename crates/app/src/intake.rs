@@ -1,0 +1,306 @@
+//! From an accepted delivery to a Task: read it, ask the forge what only the forge knows, decide, and open the Task.
+//!
+//! A delivery stays open until its verdict is stored. A forge that does not answer defers; it never allows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fettle_domain::id::{DeliveryId, JobId, RunId, TaskId};
+use fettle_domain::incoming::{Incoming, IncomingIssue};
+use fettle_domain::intake::{Command, IntakeRules, Trigger, intent_key, trigger_of};
+use fettle_domain::issue::{CommentSnapshot, IssueSnapshot};
+use fettle_domain::repo::Repo;
+use fettle_domain::task::Mode;
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::crash::{self, Point};
+use crate::ports::clock::{Clock, IdSource};
+use crate::ports::forge::{Forge, ForgeError, IssueComment};
+use crate::ports::ledger::{Delivery, Ledger, LedgerError, Opened, TaskFilter, TaskPlan};
+
+/// Deliveries read at a time.
+const BATCH: u16 = 50;
+/// Open deliveries are looked at again this often even if nothing rings.
+const FALLBACK_POLL: Duration = Duration::from_secs(5);
+/// A delivery whose forge did not answer waits this long, doubling up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// Comments a model may see at most: the newest before the trigger.
+const MAX_COMMENTS: usize = 30;
+/// Tasks an installation may open in a day by webhooks, unless configured.
+pub const DAILY_TASKS: usize = 100;
+
+/// Reads a delivery's body. Implemented by `github`.
+pub trait ReadWebhook: Send + Sync {
+    /// Errors with a sentence when the body is not what the event should carry.
+    fn read(&self, event: &str, body: &[u8]) -> Result<Incoming, String>;
+}
+
+pub struct Intake {
+    pub ledger: Arc<dyn Ledger>,
+    pub forge: Arc<dyn Forge>,
+    pub reader: Arc<dyn ReadWebhook>,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn IdSource>,
+    pub rules: IntakeRules,
+    /// Tasks an installation (or, without one, this appliance) may open in 24 h by webhooks.
+    pub daily_tasks: usize,
+}
+
+/// Why a delivery has no verdict yet.
+enum Later {
+    Forge(ForgeError),
+    Ledger(LedgerError),
+}
+
+impl From<ForgeError> for Later {
+    fn from(error: ForgeError) -> Self {
+        Self::Forge(error)
+    }
+}
+
+impl From<LedgerError> for Later {
+    fn from(error: LedgerError) -> Self {
+        Self::Ledger(error)
+    }
+}
+
+/// What was decided about a delivery.
+enum Verdict {
+    /// The ledger has opened, joined or recognised a Task and closed the delivery.
+    Opened(Opened),
+    /// Nothing to do, or refused; the reason is kept.
+    Closed(String),
+}
+
+impl Intake {
+    /// Processes deliveries until `shutdown`.
+    pub async fn work(&self, shutdown: &CancellationToken) {
+        let mut rung = self.ledger.work();
+        let mut waiting: BTreeMap<DeliveryId, (Instant, Duration)> = BTreeMap::new();
+        while !shutdown.is_cancelled() {
+            rung.mark_unchanged();
+            match self.ledger.open_deliveries(BATCH).await {
+                Ok(deliveries) => {
+                    waiting.retain(|id, _| deliveries.iter().any(|d| d.id == *id));
+                    for delivery in deliveries {
+                        let due = waiting.get(&delivery.id).is_none_or(|(at, _)| *at <= Instant::now());
+                        if !due || shutdown.is_cancelled() {
+                            continue;
+                        }
+                        if let Some(wait) = self.process(&delivery, waiting.get(&delivery.id).map(|(_, wait)| *wait)).await {
+                            waiting.insert(delivery.id, (Instant::now() + wait, wait));
+                        } else {
+                            waiting.remove(&delivery.id);
+                        }
+                    }
+                }
+                Err(error) => warn!("could not read open deliveries: {error}"),
+            }
+            let soonest = waiting.values().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
+            let pause = soonest.map_or(FALLBACK_POLL, |s| s.clamp(Duration::from_millis(50), FALLBACK_POLL));
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                _ = rung.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// How long the delivery has to wait, when it has no verdict yet.
+    async fn process(&self, delivery: &Delivery, waited: Option<Duration>) -> Option<Duration> {
+        let longer = waited.map_or(FIRST_WAIT, |wait| (wait * 2).min(LONGEST_WAIT));
+        match self.decide(delivery).await {
+            Ok(Verdict::Opened(opened)) => {
+                let (task, how) = match opened {
+                    Opened::New { task, .. } => (task, "opened"),
+                    Opened::Joined { task } => (task, "joined"),
+                    Opened::Duplicate { task } => (task, "already known"),
+                };
+                info!(task.id = %task, correlation.id = %delivery.correlation, "{task} {how} by {}", delivery.key);
+                None
+            }
+            Ok(Verdict::Closed(why)) => match self.ledger.close_delivery(delivery.id, &why).await {
+                Ok(()) => {
+                    info!(correlation.id = %delivery.correlation, "{} asks for nothing: {why}", delivery.key);
+                    None
+                }
+                Err(error) => {
+                    warn!("could not close {}: {error}", delivery.key);
+                    Some(longer)
+                }
+            },
+            Err(Later::Forge(ForgeError::RateLimited { wait })) => Some(wait),
+            Err(Later::Forge(error)) => {
+                warn!(error = &error as &dyn std::error::Error, "{} waits for the forge", delivery.key);
+                Some(longer)
+            }
+            Err(Later::Ledger(error)) => {
+                error!("could not open a Task for {}: {error}", delivery.key);
+                Some(longer)
+            }
+        }
+    }
+
+    async fn decide(&self, delivery: &Delivery) -> Result<Verdict, Later> {
+        let incoming = match self.reader.read(&delivery.event, &delivery.body) {
+            Ok(Incoming::Issue(incoming)) => incoming,
+            Ok(Incoming::Ping | Incoming::Other { .. }) => return closed("an event that asks for nothing"),
+            Err(why) => return closed(format!("unreadable: {why}")),
+        };
+        match trigger_of(&incoming, &self.rules) {
+            Trigger::None(why) => closed(why),
+            Trigger::Label => self.labeled(delivery, &incoming).await,
+            Trigger::Command { command, comment_id, at } => self.commanded(delivery, &incoming, command, comment_id, at).await,
+        }
+    }
+
+    async fn labeled(&self, delivery: &Delivery, incoming: &IncomingIssue) -> Result<Verdict, Later> {
+        let number = incoming.issue.number;
+        let repo = self.known_repo(incoming).await?;
+        let Some(event) = self.forge.labeled(&repo, number, &self.rules.label).await? else {
+            return closed("the label was never set or is gone");
+        };
+        let wish = Wish {
+            intent: intent_key(repo.forge_id, number, "label", event.id),
+            mode: self.rules.label_mode,
+            actor: event.actor,
+            trigger: "label",
+            at: event.at,
+        };
+        self.open(delivery, incoming, repo, wish).await
+    }
+
+    async fn commanded(
+        &self,
+        delivery: &Delivery,
+        incoming: &IncomingIssue,
+        command: Command,
+        comment_id: u64,
+        at: Timestamp,
+    ) -> Result<Verdict, Later> {
+        let number = incoming.issue.number;
+        let repo = self.known_repo(incoming).await?;
+        let actor = incoming.sender.login.clone();
+        match command {
+            Command::Fix(mode) => {
+                let intent = intent_key(repo.forge_id, number, "comment", comment_id);
+                self.open(delivery, incoming, repo, Wish { intent, mode, actor, trigger: "comment", at }).await
+            }
+            Command::Stop => {
+                if let Some(why) = self.not_permitted(&repo, &actor).await? {
+                    return closed(why);
+                }
+                match self.ledger.active_task(repo.forge_id, number).await? {
+                    Some(task) => {
+                        self.ledger.cancel(task, &actor).await?;
+                        closed(format!("cancelled {task}"))
+                    }
+                    None => closed("nothing to stop"),
+                }
+            }
+        }
+    }
+
+    async fn open(&self, delivery: &Delivery, incoming: &IncomingIssue, repo: Repo, wish: Wish) -> Result<Verdict, Later> {
+        if let Some(why) = self.not_permitted(&repo, &wish.actor).await? {
+            return closed(why);
+        }
+        let now = self.forge.issue(&repo, incoming.issue.number).await?;
+        if !now.open || now.locked {
+            return closed("the issue is closed or locked");
+        }
+        if wish.trigger == "label" && !now.labels.contains(&self.rules.label) {
+            return closed("the label was taken off again");
+        }
+        if self.opened_today(&repo).await? >= self.daily_tasks {
+            return closed(format!("the daily limit of {} Tasks is reached", self.daily_tasks));
+        }
+        let comments = self.comments_before(&repo, incoming.issue.number, wish.at).await?;
+        let plan = TaskPlan {
+            id: TaskId::from_uuid(self.ids.uuid()),
+            run: RunId::from_uuid(self.ids.uuid()),
+            job: JobId::from_uuid(self.ids.uuid()),
+            correlation: delivery.correlation,
+            intent: wish.intent,
+            mode: wish.mode,
+            repo: Some(repo),
+            // The text as the trigger carried it: what was edited afterwards, nobody with write access has approved.
+            issue: IssueSnapshot {
+                number: Some(incoming.issue.number),
+                title: incoming.issue.title.clone(),
+                body: incoming.issue.body.clone(),
+                author: incoming.issue.author.login.clone(),
+                url: Some(incoming.issue.url.clone()),
+                comments,
+                taken_at: wish.at,
+            },
+            model: None,
+            base: None,
+            actor: wish.actor,
+            trigger: wish.trigger.to_owned(),
+            at: self.clock.now(),
+        };
+        crash::before(Point::IntakeOpen);
+        let opened = self.ledger.open_task(Some(delivery.id), &plan).await?;
+        crash::after(Point::IntakeOpen);
+        Ok(Verdict::Opened(opened))
+    }
+
+    /// The repository as the forge knows it now: the delivery's word is not taken for its clone URL.
+    async fn known_repo(&self, incoming: &IncomingIssue) -> Result<Repo, Later> {
+        let repo = self.forge.repository(&incoming.repo.name).await?;
+        Ok(Repo { installation: incoming.repo.installation.or(repo.installation), ..repo })
+    }
+
+    async fn not_permitted(&self, repo: &Repo, login: &str) -> Result<Option<String>, Later> {
+        match self.forge.permission(repo, login).await {
+            Ok(permission) if permission.may_trigger() => Ok(None),
+            Ok(permission) => Ok(Some(format!("{login} has permission {permission:?}, write is needed"))),
+            Err(ForgeError::NotFound(_)) => Ok(Some(format!("{login} is no collaborator"))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn opened_today(&self, repo: &Repo) -> Result<usize, Later> {
+        let since = self.clock.now().saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
+        let page = u16::try_from(self.daily_tasks.saturating_add(1)).unwrap_or(u16::MAX);
+        let recent = self.ledger.tasks(TaskFilter::default(), None, page).await?;
+        Ok(recent
+            .iter()
+            .filter(|task| task.created_at >= since && matches!(task.trigger.as_str(), "label" | "comment"))
+            .filter(|task| task.repo.as_ref().is_some_and(|r| r.installation == repo.installation))
+            .count())
+    }
+
+    /// By people who may write, made before the trigger and not edited since.
+    async fn comments_before(&self, repo: &Repo, issue: u64, at: Timestamp) -> Result<Vec<CommentSnapshot>, Later> {
+        let early = |comment: &IssueComment| comment.created_at < at && comment.updated_at <= at && !comment.author_is_bot;
+        let all = self.forge.comments(repo, issue).await?;
+        let mut kept = Vec::new();
+        for comment in all.into_iter().filter(early) {
+            if self.not_permitted(repo, &comment.author).await?.is_none() {
+                kept.push(CommentSnapshot { author: comment.author, body: comment.body });
+            }
+        }
+        let surplus = kept.len().saturating_sub(MAX_COMMENTS);
+        Ok(kept.split_off(surplus))
+    }
+}
+
+/// What the forge confirmed of a trigger.
+struct Wish {
+    intent: String,
+    mode: Mode,
+    actor: String,
+    trigger: &'static str,
+    at: Timestamp,
+}
+
+fn closed(why: impl Into<String>) -> Result<Verdict, Later> {
+    Ok(Verdict::Closed(why.into()))
+}

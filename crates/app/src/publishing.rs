@@ -1,0 +1,258 @@
+//! The one writer. Reads what a Task wants on the forge, validates the proposal on objects it rebuilt itself, and brings
+//! each effect about once: intent (durable, fenced), request, receipt. After any doubt it reads back before it writes.
+//!
+//! No other part of Fettle holds a write token, and nothing here believes the worker: tree, diff and texts are made anew.
+
+mod effects;
+mod proposal;
+pub mod texts;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fettle_domain::effect::{Effect, EffectKind, EffectState, Receipt};
+use fettle_domain::id::RequestId;
+use fettle_domain::job::JobKind;
+use fettle_domain::lease::Timing;
+use fettle_domain::path_policy::PathPolicy;
+use fettle_domain::retry::back_off;
+use fettle_domain::secret::KnownSecrets;
+use fettle_domain::task::Mode;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error, info, info_span, warn};
+
+use crate::crash::{self, Point};
+use crate::leasing::HeldLease;
+use crate::ports::clock::IdSource;
+use crate::ports::forge::{Forge, ForgeError};
+use crate::ports::git::{GitError, PushError, RefPush, Repositories};
+use crate::ports::journal::Stop;
+use crate::ports::ledger::{Fenced, Granted, Holder, Ledger, LedgerError, MAX_LEASE_WAIT, Order, Publication, Then, Wake, Want};
+
+/// Between two tries to reach a ledger that does not answer.
+const LEDGER_PAUSE: Duration = Duration::from_secs(1);
+/// The longest forge request; a write begins only while the lease lasts longer than this.
+const FORGE_WRITE: Duration = Duration::from_secs(10);
+/// A read-back that finds nothing is repeated once after this: forges read from replicas that lag.
+const READ_BACK_PAUSE: Duration = Duration::from_secs(2);
+
+/// What the operator decides about publishing.
+#[derive(Debug, Default)]
+pub struct PublishOptions {
+    pub paths: PathPolicy,
+    pub secrets: KnownSecrets,
+    /// The label whose presence triggered; a Task triggered by it is not published once it is gone.
+    pub trigger_label: String,
+}
+
+pub struct Publisher {
+    pub ledger: Arc<dyn Ledger>,
+    /// For heartbeats, used from their own thread and runtime.
+    pub forge: Arc<dyn Forge>,
+    pub repositories: Arc<dyn Repositories>,
+    pub push: Arc<dyn RefPush>,
+    pub ids: Arc<dyn IdSource>,
+    pub holder: Holder,
+    pub timing: Timing,
+    pub options: PublishOptions,
+}
+
+/// Why a publish job did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The lease is gone, or the work must stop.
+    Stopped(Stop),
+    /// The forge limits us; spends nothing.
+    Limited(Duration),
+    /// Try again later; spends an attempt.
+    Again(String),
+}
+
+impl From<Stop> for Halt {
+    fn from(stop: Stop) -> Self {
+        Self::Stopped(stop)
+    }
+}
+
+impl From<LedgerError> for Halt {
+    fn from(error: LedgerError) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
+impl From<ForgeError> for Halt {
+    fn from(error: ForgeError) -> Self {
+        match error {
+            ForgeError::RateLimited { wait } => Self::Limited(wait),
+            other => Self::Again(chain(&other)),
+        }
+    }
+}
+
+impl From<GitError> for Halt {
+    fn from(error: GitError) -> Self {
+        Self::Again(chain(&error))
+    }
+}
+
+impl From<PushError> for Halt {
+    fn from(error: PushError) -> Self {
+        Self::Again(chain(&error))
+    }
+}
+
+/// The error with its causes, for a reason that is stored and shown.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text.chars().take(500).collect()
+}
+
+impl Publisher {
+    /// Publishes until `shutdown`.
+    pub async fn work(&self, shutdown: &CancellationToken) {
+        let mut request = RequestId::from_uuid(self.ids.uuid());
+        while !shutdown.is_cancelled() {
+            crash::before(Point::PublishWake);
+            let want = Want { kind: JobKind::Publish, versions: vec![1] };
+            let granted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                granted = self.ledger.lease(&self.holder, &want, 1, MAX_LEASE_WAIT, request) => granted,
+            };
+            match granted {
+                Ok(granted) => {
+                    request = RequestId::from_uuid(self.ids.uuid());
+                    if let Granted::Leased(jobs) = granted {
+                        crash::after(Point::PublishWake);
+                        for job in jobs {
+                            crash::before(Point::PublishLeased);
+                            if let Order::Publish { task } = job.order {
+                                let span = info_span!("publish", task.id = %task, job.id = %job.lease.job, lease.fence = job.lease.fence.get());
+                                match HeldLease::start(job.lease, job.time_left, self.timing, self.heartbeats()) {
+                                    Ok(held) => self.execute(&held, shutdown).instrument(span).await,
+                                    Err(e) => error!(job.id = %job.lease.job, "could not start a heartbeat: {e}"),
+                                }
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    warn!("the publisher could not lease: {error}");
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = tokio::time::sleep(LEDGER_PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn heartbeats(&self) -> Arc<dyn crate::ports::ledger::Leases> {
+        self.ledger.clone()
+    }
+
+    async fn execute(&self, held: &HeldLease, shutdown: &CancellationToken) {
+        let lease = held.lease();
+        let work = held.work_token();
+        let end = tokio::select! {
+            end = self.publish(held) => end,
+            () = work.cancelled() => Err(Halt::Stopped(held.ended().unwrap_or(Stop::Lost))),
+            () = shutdown.cancelled() => Err(Halt::Stopped(Stop::Shutdown)),
+        };
+        let said = match end {
+            Ok(()) => {
+                crash::before(Point::PublishComplete);
+                let said = self.ledger.complete_publish(&lease).await;
+                crash::after(Point::PublishComplete);
+                said
+            }
+            Err(Halt::Stopped(Stop::Lost)) => Ok(Fenced::Stale),
+            Err(Halt::Stopped(why)) => {
+                info!("letting go of {}: {why}", lease.job);
+                self.ledger.release(&lease).await
+            }
+            Err(Halt::Limited(wait)) => {
+                info!("the forge limits our rate; {} goes on in {} s", lease.job, wait.as_secs());
+                self.ledger.defer(&lease, Wake::After(wait), "the forge limits our rate").await
+            }
+            Err(Halt::Again(why)) => {
+                warn!("could not publish {}, trying again: {why}", lease.job);
+                let (_, jitter) = self.ids.uuid().as_u64_pair();
+                let wait = back_off(0, (jitter & 0xffff) as u16);
+                self.ledger.fail(&lease, &why, Then::RetryAfter(wait)).await
+            }
+        };
+        match said {
+            Ok(Fenced::Applied | Fenced::AlreadyApplied) => {}
+            Ok(Fenced::Stale) => warn!("{} is no longer ours; nothing more was written", lease.job),
+            Err(error) => error!("could not end {}: {error}; its lease will expire", lease.job),
+        }
+    }
+
+    /// Brings about every wanted effect that is not settled, in order.
+    async fn publish(&self, held: &HeldLease) -> Result<(), Halt> {
+        let publication = self.ledger.publication(&held.lease()).await?;
+        crash::after(Point::PublishLeased);
+        if publication.task.mode == Mode::Probe {
+            return Ok(());
+        }
+        let mut story = Story::of(&publication);
+        for effect in &publication.task.effects {
+            if matches!(effect.state, EffectState::Settled { .. }) {
+                continue;
+            }
+            let receipt = match effect.kind {
+                EffectKind::Push => self.push_branch(held, &publication, effect).await?,
+                EffectKind::PullRequest => self.open_pull_request(held, &publication, effect, &story).await?,
+                EffectKind::Comment => self.comment(held, &publication, effect, &story).await?,
+                EffectKind::Labels => self.label(held, &publication, effect, &story).await?,
+            };
+            story.note(&receipt);
+        }
+        Ok(())
+    }
+
+    /// Records the receipt under the fence; a stale holder stops here.
+    async fn settle(&self, held: &HeldLease, effect: &Effect, receipt: Receipt) -> Result<Receipt, Halt> {
+        match self.ledger.settle(&held.lease(), effect.id, &receipt).await? {
+            Fenced::Applied | Fenced::AlreadyApplied => Ok(receipt),
+            Fenced::Stale => Err(Halt::Stopped(Stop::Lost)),
+        }
+    }
+}
+
+/// What earlier effects brought, for the texts of later ones.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Story {
+    pushed: Option<(fettle_domain::branch::BranchName, fettle_domain::object::CommitId)>,
+    pull: Option<(u64, String, bool)>,
+    withheld: Option<String>,
+}
+
+impl Story {
+    fn of(publication: &Publication) -> Self {
+        let mut story = Self::default();
+        for effect in &publication.task.effects {
+            if let EffectState::Settled { receipt } = &effect.state {
+                story.note(receipt);
+            }
+        }
+        story
+    }
+
+    fn note(&mut self, receipt: &Receipt) {
+        match receipt {
+            Receipt::Pushed { branch, commit } => self.pushed = Some((branch.clone(), *commit)),
+            Receipt::PullRequest { number, url, draft } => self.pull = Some((*number, url.clone(), *draft)),
+            Receipt::Withheld { reason } => {
+                self.withheld.get_or_insert_with(|| reason.clone());
+            }
+            Receipt::Comment { .. } | Receipt::Labels => {}
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! From a Run's result to a commit that may be pushed: rebuilt here, from the base and the patch's own bytes.
+
+use std::collections::BTreeSet;
+
+use fettle_domain::object::CommitId;
+use fettle_domain::patch::{FileMode, Patch};
+use fettle_domain::path::RepoPath;
+use fettle_domain::proposal::{Proposal, Verdict, validate};
+use fettle_domain::repo::Repo;
+use fettle_domain::run::ProvenChange;
+
+use super::texts::{self, Identity};
+use super::{Halt, Publisher};
+use crate::ports::git::{BaseRef, CommitSpec, Source};
+use crate::ports::ledger::Publication;
+
+/// A commit in our mirror with the verdict on everything that would go out with it.
+pub(super) struct Prepared {
+    pub(super) source: Source,
+    pub(super) commit: CommitId,
+    pub(super) verdict: Verdict,
+}
+
+impl Publisher {
+    /// Rebuilds tree and commit and judges them. Fetches the base when the mirror lacks it; writes nothing to the forge.
+    pub(super) async fn prepare(&self, publication: &Publication, repo: &Repo, change: &ProvenChange) -> Result<Prepared, Halt> {
+        let source = self.source(repo).await?;
+        self.repositories.resolve(&source, &BaseRef::Commit(change.proof.base)).await?;
+        let bundle = self.ledger.blob(change.bundle).await?;
+        let patch = self.repositories.unbundle(&source.key, &bundle).await?;
+        // The worker's own account of the diff is not used: this one is computed from the rebuilt tree.
+        let patch = self.repositories.diff(&source.key, patch.base, patch.head_tree).await?;
+        let texts = texts::pull_request(publication, change);
+        let message = texts::commit_message(publication, change);
+        let spec = CommitSpec {
+            parent: patch.base,
+            tree: patch.head_tree,
+            message: message.clone(),
+            author_name: Identity::NAME.into(),
+            author_email: Identity::EMAIL.into(),
+            at: publication.task.created_at,
+        };
+        let commit = self.repositories.commit(&source.key, &spec).await?;
+        let added = self.added(&source.key, &patch).await?;
+        let outgoing = [("title", texts.title.as_str()), ("body", texts.body.as_str()), ("commit message", message.as_str())];
+        let proposal = Proposal {
+            patch: &patch,
+            proof: &change.proof,
+            commit_parent: spec.parent,
+            commit_tree: spec.tree,
+            branch: &publication.branch,
+            texts: &outgoing,
+            added: &added,
+        };
+        let verdict = validate(&proposal, &self.options.paths, &self.options.secrets);
+        Ok(Prepared { source, commit, verdict })
+    }
+
+    /// Where the publisher's mirror reads the repository: with read access only.
+    async fn source(&self, repo: &Repo) -> Result<Source, Halt> {
+        Ok(Source {
+            key: format!("forge-{}", repo.forge_id),
+            url: repo.clone_url.clone(),
+            token: self.forge.read_token(repo).await?,
+        })
+    }
+
+    /// The added lines of each changed text file, and the target of each new symlink.
+    async fn added(&self, key: &str, patch: &Patch) -> Result<Vec<(RepoPath, FileMode, Vec<u8>)>, Halt> {
+        let mut added = Vec::new();
+        for change in &patch.changes {
+            let Some(after) = change.after else { continue };
+            let Some((mode, head)) = self.repositories.read_file(key, patch.head_tree, &change.path).await? else { continue };
+            let before = match change.before {
+                Some(_) if after.mode != FileMode::Symlink => {
+                    self.repositories.read_file(key, patch.base_tree, &change.path).await?
+                }
+                _ => None,
+            };
+            let content = match before {
+                Some((_, base)) => lines_not_in(&head, &base),
+                None => head.to_vec(),
+            };
+            added.push((change.path.clone(), mode, content));
+        }
+        Ok(added)
+    }
+}
+
+/// The lines of `head` that do not stand anywhere in `base`, in order: what a patch brings in. A moved line is not new.
+fn lines_not_in(head: &[u8], base: &[u8]) -> Vec<u8> {
+    let known: BTreeSet<&[u8]> = base.split(|b| *b == b'\n').collect();
+    let new: Vec<&[u8]> = head.split(|b| *b == b'\n').filter(|line| !known.contains(line)).collect();
+    new.join(&b'\n')
+}

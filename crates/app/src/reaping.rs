@@ -1,0 +1,37 @@
+//! Reconcilers without input: each tick compares what is with what should be and does the difference.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::ports::ledger::Ledger;
+
+/// Expired leases and due delays are found within this.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+/// One short transaction; the next tick takes the rest.
+const SWEEP_BATCH: u16 = 200;
+/// The invariants are checked this often.
+const AUDIT_EVERY: Duration = Duration::from_secs(60);
+
+/// Sweeps and audits until `shutdown`.
+pub async fn reconcile(ledger: Arc<dyn Ledger>, shutdown: &CancellationToken) {
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut audit = tokio::time::interval_at(tokio::time::Instant::now() + AUDIT_EVERY, AUDIT_EVERY);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = sweep.tick() => match ledger.sweep(SWEEP_BATCH).await {
+                Ok(swept) if swept.expired > 0 => info!("{} leases expired", swept.expired),
+                Ok(_) => {}
+                Err(error) => warn!("could not sweep: {error}"),
+            },
+            _ = audit.tick() => match ledger.audit().await {
+                Ok(breaches) => breaches.iter().for_each(|breach| error!("invariant violated: {breach}")),
+                Err(error) => warn!("could not audit: {error}"),
+            },
+        }
+    }
+}

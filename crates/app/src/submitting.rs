@@ -1,0 +1,195 @@
+//! A Task asked for through the API, the CLI or a foreign message: checked against the forge like any trigger.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fettle_domain::id::{JobId, RunId, TaskId};
+use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::repo::{Repo, RepoName};
+use fettle_domain::task::Mode;
+
+use crate::ports::clock::{Clock, IdSource};
+use crate::ports::forge::{Forge, ForgeError};
+use crate::ports::ledger::{Ledger, Opened, TaskPlan};
+use crate::submit::{NewTask, SubmitError, SubmitTask, Submitted};
+
+/// When the forge does not answer, the asker may try again after this.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Title and body of a Task without an issue.
+const MAX_TEXT_BYTES: usize = 64 * 1024;
+/// The login that stands for the holder of the admin key.
+const ADMIN: &str = "admin";
+
+pub struct Submitting {
+    pub ledger: Arc<dyn Ledger>,
+    pub forge: Arc<dyn Forge>,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn IdSource>,
+    /// Hosts that repository URLs may name: the forge's own.
+    pub hosts: Vec<String>,
+    /// Names of the configured models.
+    pub models: Vec<String>,
+}
+
+#[async_trait]
+impl SubmitTask for Submitting {
+    async fn submit(&self, request: NewTask) -> Result<Submitted, SubmitError> {
+        if let Some(model) = request.model.as_ref().filter(|model| !self.models.contains(model)) {
+            let known = if self.models.is_empty() { "none is configured".into() } else { self.models.join(", ") };
+            return Err(invalid("/model", format!("there is no model `{model}`; known: {known}")));
+        }
+        let repo = match &request.repository {
+            Some(text) => Some(self.repository(text).await?),
+            None if request.mode == Mode::Probe => None,
+            None => return Err(invalid("/repository", "a repository is needed".into())),
+        };
+        if let Some(repo) = repo.as_ref().filter(|_| request.actor != ADMIN) {
+            self.check_permission(repo, &request.actor).await?;
+        }
+        let issue = self.issue(&request, repo.as_ref()).await?;
+        let object = request.idempotency_key.clone().unwrap_or_else(|| self.ids.uuid().simple().to_string());
+        let plan = TaskPlan {
+            id: TaskId::from_uuid(self.ids.uuid()),
+            run: RunId::from_uuid(self.ids.uuid()),
+            job: JobId::from_uuid(self.ids.uuid()),
+            correlation: request.correlation,
+            intent: format!("{}:{object}", request.trigger),
+            mode: request.mode,
+            repo,
+            issue,
+            model: request.model,
+            base: request.base,
+            actor: request.actor,
+            trigger: request.trigger.to_owned(),
+            at: self.clock.now(),
+        };
+        let opened = self.ledger.open_task(None, &plan).await.map_err(SubmitError::Ledger)?;
+        let (Opened::New { task, .. } | Opened::Joined { task } | Opened::Duplicate { task }) = &opened;
+        Ok(Submitted { task: *task, opened })
+    }
+}
+
+impl Submitting {
+    async fn repository(&self, text: &str) -> Result<Repo, SubmitError> {
+        let name = parse_repository(text, &self.hosts).map_err(|why| invalid("/repository", why))?;
+        self.forge.repository(&name).await.map_err(|error| by_reaction(error, &format!("the repository {name}")))
+    }
+
+    async fn check_permission(&self, repo: &Repo, login: &str) -> Result<(), SubmitError> {
+        match self.forge.permission(repo, login).await {
+            Ok(permission) if permission.may_trigger() => Ok(()),
+            Ok(_) | Err(ForgeError::NotFound(_)) => Err(SubmitError::NotPermitted(login.to_owned())),
+            Err(error) => Err(by_reaction(error, login)),
+        }
+    }
+
+    async fn issue(&self, request: &NewTask, repo: Option<&Repo>) -> Result<IssueSnapshot, SubmitError> {
+        let now = self.clock.now();
+        match (request.issue, &request.text, repo) {
+            (Some(number), None, Some(repo)) => {
+                let what = format!("issue #{number} of {}", repo.name);
+                let issue = self.forge.issue(repo, number).await.map_err(|error| by_reaction(error, &what))?;
+                if issue.is_pull_request {
+                    return Err(invalid("/issue", format!("#{number} is a pull request, not an issue")));
+                }
+                if !issue.open {
+                    return Err(invalid("/issue", format!("issue #{number} is closed")));
+                }
+                Ok(IssueSnapshot {
+                    number: Some(number),
+                    title: issue.title,
+                    body: issue.body,
+                    author: issue.author,
+                    url: Some(issue.url),
+                    comments: Vec::new(),
+                    taken_at: now,
+                })
+            }
+            (None, Some((title, body)), _) => {
+                if title.trim().is_empty() {
+                    return Err(invalid("/text/title", "the title is empty".into()));
+                }
+                if title.len() + body.len() > MAX_TEXT_BYTES {
+                    return Err(invalid("/text", format!("title and body together are larger than {} KiB", MAX_TEXT_BYTES / 1024)));
+                }
+                Ok(IssueSnapshot {
+                    number: None,
+                    title: title.clone(),
+                    body: body.clone(),
+                    author: request.actor.clone(),
+                    url: None,
+                    comments: Vec::new(),
+                    taken_at: now,
+                })
+            }
+            (None, None, _) if request.mode == Mode::Probe => Ok(IssueSnapshot {
+                number: None,
+                title: "probe".into(),
+                body: String::new(),
+                author: request.actor.clone(),
+                url: None,
+                comments: Vec::new(),
+                taken_at: now,
+            }),
+            (Some(_), Some(_), _) => Err(invalid("/text", "give an issue or a text, not both".into())),
+            _ => Err(invalid("/issue", "give an issue number or a text".into())),
+        }
+    }
+}
+
+/// `owner/name`, or an https or ssh URL on one of `hosts` with user info stripped.
+pub fn parse_repository(text: &str, hosts: &[String]) -> Result<RepoName, String> {
+    let text = text.trim();
+    let (host, path) = if let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) {
+        rest.split_once('/').ok_or_else(|| format!("`{text}` names no repository"))?
+    } else if let Some(rest) = text.strip_prefix("ssh://") {
+        rest.split_once('/').ok_or_else(|| format!("`{text}` names no repository"))?
+    } else if let Some((host, path)) = text.split_once(':').filter(|(host, _)| host.contains('@')) {
+        (host, path)
+    } else {
+        return text.parse().map_err(|e| format!("{e}"));
+    };
+    let host = host.rsplit('@').next().unwrap_or(host);
+    if !hosts.iter().any(|known| known.eq_ignore_ascii_case(host)) {
+        return Err(format!("`{host}` is not the configured forge ({})", hosts.join(", ")));
+    }
+    let path = path.trim_matches('/');
+    path.strip_suffix(".git").unwrap_or(path).parse().map_err(|e| format!("{e}"))
+}
+
+fn invalid(pointer: &str, detail: String) -> SubmitError {
+    SubmitError::Invalid { pointer: pointer.to_owned(), detail }
+}
+
+fn by_reaction(error: ForgeError, what: &str) -> SubmitError {
+    match error {
+        ForgeError::NotFound(_) | ForgeError::Denied(_) | ForgeError::Refused(_) => SubmitError::NotFound(what.to_owned()),
+        ForgeError::RateLimited { wait } => SubmitError::Unavailable { what: "the forge".into(), retry_after: wait },
+        ForgeError::NoAnswer(_) | ForgeError::Unavailable(_) => {
+            SubmitError::Unavailable { what: "the forge".into(), retry_after: RETRY_AFTER }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_named_by_path_or_by_a_url_on_the_configured_forge() {
+        let hosts = vec!["github.com".to_owned()];
+        for text in [
+            "o/r",
+            "https://github.com/o/r",
+            "https://user:pw@github.com/o/r.git",
+            "git@github.com:o/r.git",
+            "ssh://git@github.com/o/r/",
+        ] {
+            assert_eq!(parse_repository(text, &hosts).map(|n| n.to_string()), Ok("o/r".into()), "{text}");
+        }
+        for text in ["https://evil.example/o/r", "https://github.com.evil.example/o/r", "o", "o/r/x", "https://github.com/o", "../r"] {
+            assert!(parse_repository(text, &hosts).is_err(), "{text}");
+        }
+    }
+}
