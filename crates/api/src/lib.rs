@@ -1,1 +1,126 @@
+//! The dashboard's HTTP edge: routes, bodies, the OpenAPI document, who may ask, event streams, health, metrics, and the
+//! worker API with its client.
+//!
+//! Handlers read and check the wire's form, ask a port of `app`, and answer; they decide nothing about Tasks.
 
+mod auth;
+mod edge;
+mod extract;
+mod health;
+mod index;
+mod metrics;
+mod problem;
+mod serve;
+mod state;
+mod v1;
+mod webhook;
+mod worker;
+mod worker_client;
+
+use axum::extract::DefaultBodyLimit;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use axum::{Router, middleware};
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use health::{Health, ProbeTiming};
+pub use metrics::HttpMetrics;
+pub use serve::serve;
+pub use state::{ApiState, Parts, WebhookSecrets};
+pub use worker_client::{WorkerClient, WorkerClientError};
+
+/// An issue's text at its largest fits several times.
+const MAX_API_BODY_BYTES: usize = 1024 * 1024;
+
+/// The public listener: start page, API, webhook. Health and metrics are here too: they tell nothing secret, and a single
+/// process has no other listener.
+pub fn router(api: ApiState) -> Router {
+    let (v1, _) = v1_routes().split_for_parts();
+    let v1 = v1
+        .layer(DefaultBodyLimit::max(MAX_API_BODY_BYTES))
+        .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_admin));
+    let (webhooks, _) = webhook_routes().split_for_parts();
+    let document = openapi_json();
+    let pages = Router::new()
+        .route("/", get(index::get_index))
+        .route("/api/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], document) }));
+    finished(v1.merge(webhooks.layer(DefaultBodyLimit::max(webhook::MAX_BYTES))).merge(pages), api)
+}
+
+/// The internal listener: the worker API behind the service key, health and metrics.
+pub fn worker_router(api: ApiState) -> Router {
+    finished(worker::routes(&api), api)
+}
+
+/// The public API's document.
+pub fn openapi() -> OpenApi {
+    let routes = OpenApiRouter::with_openapi(Document::openapi())
+        .merge(v1_routes())
+        .merge(webhook_routes())
+        .merge(health_routes());
+    let mut document = routes.into_openapi();
+    let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    document.components.get_or_insert_default().add_security_scheme("admin_key", scheme);
+    document
+}
+
+/// The document as it is committed and served.
+pub fn openapi_json() -> String {
+    let mut text = openapi().to_pretty_json().expect("the document is plain JSON");
+    text.push('\n');
+    text
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Fettle",
+        description = "Turns GitHub issues into pull requests that carry their own proof.\n\nErrors are `application/problem+json`; switch on `code`. `X-Correlation-Id` (`corr_…` or a UUID) names a thread through logs and events; without one the answer tells the one that was made.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    components(schemas(problem::ProblemBody)),
+    tags(
+        (name = "tasks", description = "What somebody asked for"),
+        (name = "events", description = "Following Tasks as server-sent events"),
+        (name = "webhooks", description = "Where the forge reports"),
+        (name = "operations", description = "How the process is doing"),
+    )
+)]
+struct Document;
+
+fn v1_routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new()
+        .routes(routes!(v1::tasks::list_tasks, v1::submit::create_task))
+        .routes(routes!(v1::tasks::get_task))
+        .routes(routes!(v1::tasks::cancel_task))
+        .routes(routes!(v1::tasks::retry_task))
+        .routes(routes!(v1::events::follow_task))
+        .routes(routes!(v1::events::follow_events))
+}
+
+fn webhook_routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new().routes(routes!(webhook::receive_github))
+}
+
+fn health_routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new().routes(routes!(health::get_health)).routes(routes!(health::get_readiness))
+}
+
+/// What both listeners have: health under all its names, metrics, and the outermost layer.
+fn finished(routes: Router<ApiState>, api: ApiState) -> Router {
+    let (health, _) = health_routes().split_for_parts();
+    routes
+        .merge(health)
+        .route("/livez", get(health::get_health))
+        .route("/health/live", get(health::get_health))
+        .route("/health/ready", get(health::get_readiness))
+        .route("/metrics", get(metrics::get_metrics))
+        .fallback(edge::no_such_route)
+        .method_not_allowed_fallback(edge::no_such_method)
+        .layer(middleware::from_fn_with_state(api.clone(), edge::exchange))
+        .with_state(api)
+}

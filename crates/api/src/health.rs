@@ -1,0 +1,230 @@
+//! Whether this process makes progress and may get work, as a background probe of the ledger knows it.
+//!
+//! A request only reads what the probe found, so a stuck ledger cannot block the answer that tells of it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use fettle_app::ports::clock::Clock;
+use fettle_app::ports::ledger::{Ledger, LedgerError};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use utoipa::ToSchema;
+
+use crate::metrics::HttpMetrics;
+use crate::state::ApiState;
+
+pub(crate) const ROUTES: [&str; 5] = ["/healthz", "/livez", "/health/live", "/readyz", "/health/ready"];
+
+/// The times of probing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeTiming {
+    /// Between two probes.
+    pub every: Duration,
+    /// What one probe may take.
+    pub timeout: Duration,
+    /// Without a good probe for this long the process is not healthy. With the next scrape a stuck ledger shows within
+    /// 30 s.
+    pub patience: Duration,
+}
+
+impl Default for ProbeTiming {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(5), timeout: Duration::from_secs(10), patience: Duration::from_secs(20) }
+    }
+}
+
+impl ProbeTiming {
+    /// The times of tests with real processes.
+    pub const fn for_tests() -> Self {
+        Self {
+            every: Duration::from_millis(50),
+            timeout: Duration::from_millis(100),
+            patience: Duration::from_millis(300),
+        }
+    }
+}
+
+/// What the process says of itself.
+pub struct Health {
+    timing: ProbeTiming,
+    clock: Arc<dyn Clock>,
+    phase: Mutex<(Phase, Timestamp)>,
+    ledger: Mutex<Probed>,
+}
+
+#[derive(Debug, Clone)]
+struct Probed {
+    /// The last good probe; at first the start of the process.
+    good_at: Instant,
+    /// When the current good or bad stretch began.
+    since: Timestamp,
+    failing: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Serving,
+    Draining,
+}
+
+impl Health {
+    /// Starting: healthy for the time of one patience, not ready.
+    pub fn new(timing: ProbeTiming, clock: Arc<dyn Clock>) -> Self {
+        let since = clock.now();
+        let probed = Probed { good_at: Instant::now(), since, failing: false };
+        Self { timing, clock, phase: Mutex::new((Phase::Starting, since)), ledger: Mutex::new(probed) }
+    }
+
+    /// All parts run; requests may come.
+    pub fn serving(&self) {
+        self.enter(Phase::Serving);
+    }
+
+    /// No new work, please: the process is about to end.
+    pub fn draining(&self) {
+        self.enter(Phase::Draining);
+    }
+
+    fn enter(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = (phase, self.clock.now());
+    }
+
+    /// Makes progress: the ledger took a write not long ago.
+    pub fn is_live(&self) -> bool {
+        self.ledger_check().ok
+    }
+
+    /// Live, and neither starting nor draining.
+    pub fn is_ready(&self) -> bool {
+        self.phase_check().ok && self.is_live()
+    }
+
+    /// Probes the ledger and reads its depth into the metrics until `stop`. Never returns an error: what fails is what
+    /// health tells.
+    pub async fn watch(&self, ledger: &dyn Ledger, metrics: &HttpMetrics, stop: &CancellationToken) {
+        let mut ticks = interval(self.timing.every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.probe(ledger, metrics) => {}
+            }
+        }
+    }
+
+    /// May be dropped at any point.
+    async fn probe(&self, ledger: &dyn Ledger, metrics: &HttpMetrics) {
+        match timeout(self.timing.timeout, ledger.probe()).await {
+            Ok(Ok(())) => self.probed(None),
+            Ok(Err(error)) => return self.probed(Some(error)),
+            Err(_) => return self.probed(Some(LedgerError::Unavailable("the probe timed out".to_owned()))),
+        }
+        match timeout(self.timing.timeout, ledger.depth()).await {
+            Ok(Ok(depth)) => metrics.depth(&depth),
+            Ok(Err(error)) => warn!(error = &error as &dyn std::error::Error, "could not read the ledger's depth"),
+            Err(_) => warn!("reading the ledger's depth timed out"),
+        }
+    }
+
+    fn probed(&self, failure: Option<LedgerError>) {
+        let mut probed = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = probed.failing != failure.is_some();
+        probed.failing = failure.is_some();
+        if changed {
+            probed.since = self.clock.now();
+        }
+        match failure {
+            Some(error) => warn!(error = &error as &dyn std::error::Error, "the ledger did not pass its probe"),
+            None => {
+                probed.good_at = Instant::now();
+                if changed {
+                    info!("the ledger passes its probe again");
+                }
+            }
+        }
+    }
+
+    fn ledger_check(&self) -> Check {
+        let probed = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let silent = probed.good_at.elapsed();
+        let ok = silent < self.timing.patience;
+        let detail = (!ok).then(|| format!("no write has succeeded for {} s", silent.as_secs()));
+        Check { name: "ledger".to_owned(), ok, since: probed.since, detail }
+    }
+
+    fn phase_check(&self) -> Check {
+        let (phase, since) = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let detail = match phase {
+            Phase::Serving => None,
+            Phase::Starting => Some("starting".to_owned()),
+            Phase::Draining => Some("draining".to_owned()),
+        };
+        Check { name: "serving".to_owned(), ok: detail.is_none(), since, detail }
+    }
+}
+
+/// The health of this process.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = Health)]
+pub(crate) struct HealthBody {
+    status: Status,
+    version: String,
+    checks: Vec<Check>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    Ok,
+    Failing,
+}
+
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+struct Check {
+    name: String,
+    ok: bool,
+    /// When the check last turned.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// What is wrong, when something is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// Whether the process makes progress. Also at `/livez` and `/health/live`.
+#[utoipa::path(
+    get, path = "/healthz", operation_id = "get_health", tag = "operations",
+    responses((status = 200, body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
+)]
+pub(crate) async fn get_health(State(api): State<ApiState>) -> Response {
+    answer(&api, vec![api.health.ledger_check()])
+}
+
+/// Whether the process may get work. Also at `/health/ready`.
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "get_readiness", tag = "operations",
+    responses((status = 200, body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
+)]
+pub(crate) async fn get_readiness(State(api): State<ApiState>) -> Response {
+    answer(&api, vec![api.health.phase_check(), api.health.ledger_check()])
+}
+
+fn answer(api: &ApiState, checks: Vec<Check>) -> Response {
+    let ok = checks.iter().all(|check| check.ok);
+    let (code, status) =
+        if ok { (StatusCode::OK, Status::Ok) } else { (StatusCode::SERVICE_UNAVAILABLE, Status::Failing) };
+    (code, Json(HealthBody { status, version: api.version.to_owned(), checks })).into_response()
+}

@@ -1,0 +1,105 @@
+//! Serves a router on a listener that is handed in, until it is told to stop.
+//!
+//! HTTP/1.1 only: behind a proxy that is what arrives, and one protocol has one set of limits.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+/// Open connections; more wait in the kernel's queue. Each costs a file descriptor and some 20 KB.
+const MAX_CONNECTIONS: u32 = 4096;
+/// A head that comes slower is no client of ours. Also ends idle keep-alive connections.
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// After the shutdown signal, requests in flight get this long; below the 30 s that supervisors wait before they kill.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// Without file descriptors there is nothing to do but wait for a connection to end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Returns when `shutdown` was cancelled and every request in flight has ended or [`DRAIN_LIMIT`] is over. Connection
+/// tasks run on `tracker`.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken, tracker: TaskTracker) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
+    let abort = CancellationToken::new();
+    let _ends_connections = abort.clone().drop_guard();
+    loop {
+        let slot = tokio::select! {
+            () = shutdown.cancelled() => break,
+            slot = slots.clone().acquire_owned() => slot.expect("the semaphore is never closed"),
+        };
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let connection = connection(stream, peer, router.clone(), shutdown.clone());
+                let abort = abort.clone();
+                tracker.spawn(async move {
+                    tokio::select! {
+                        () = abort.cancelled() => {}
+                        () = connection => {}
+                    }
+                    drop(slot);
+                });
+            }
+            Err(error) => refused(&error).await,
+        }
+    }
+    drop(listener);
+    if timeout(DRAIN_LIMIT, slots.acquire_many(MAX_CONNECTIONS)).await.is_err() {
+        warn!("requests were still running {} s after the shutdown signal; they are cut off", DRAIN_LIMIT.as_secs());
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdown: CancellationToken) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(error = &error as &dyn std::error::Error, "could not set TCP_NODELAY");
+    }
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.call(request.map(Body::new))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(error = &error as &dyn std::error::Error, "a connection ended with an error");
+    }
+}
+
+/// A client that left before it was accepted is nothing; anything else gets a pause, so that the loop does not spin.
+async fn refused(error: &io::Error) {
+    let left = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::ConnectionRefused];
+    if !left.contains(&error.kind()) {
+        warn!(error = error as &dyn std::error::Error, "could not accept a connection");
+        sleep(ACCEPT_PAUSE).await;
+    }
+}

@@ -1,0 +1,100 @@
+//! What the handlers work with, put together once by the composition root.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::ledger::Ledger;
+use fettle_app::submit::SubmitTask;
+use prometheus::Registry;
+use secrecy::SecretString;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Key;
+use crate::health::Health;
+use crate::metrics::HttpMetrics;
+use crate::webhook::Verifier;
+
+/// Event streams at once. Each is a connection and a little memory; browsers hold one per tab.
+pub(crate) const MAX_EVENT_STREAMS: usize = 256;
+/// Blobs in flight at once: up to 64 MiB of memory each.
+pub(crate) const MAX_BLOBS_IN_FLIGHT: usize = 4;
+
+/// What the API needs from the composition root.
+pub struct Parts {
+    pub ledger: Arc<dyn Ledger>,
+    pub submit: Arc<dyn SubmitTask>,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn IdSource>,
+    /// Of `admin.key`.
+    pub admin_key: SecretString,
+    /// Of `auth.worker_key_file`.
+    pub worker_key: SecretString,
+    /// Absent: webhooks are refused.
+    pub webhook: Option<WebhookSecrets>,
+    pub health: Arc<Health>,
+    pub metrics: HttpMetrics,
+    /// All metrics of the process, for `/metrics`.
+    pub registry: Registry,
+    /// The program's version, as health and the start page tell it.
+    pub version: &'static str,
+    /// Ends event streams and long polls, so that the server can drain.
+    pub shutdown: CancellationToken,
+}
+
+/// Two secrets, so that one can be replaced without losing a delivery.
+pub struct WebhookSecrets {
+    pub current: SecretString,
+    pub previous: Option<SecretString>,
+}
+
+/// Shared by all handlers; cheap to clone.
+#[derive(Clone)]
+pub struct ApiState(Arc<Inner>);
+
+pub struct Inner {
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) submit: Arc<dyn SubmitTask>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ids: Arc<dyn IdSource>,
+    pub(crate) admin_key: Key,
+    pub(crate) worker_key: Key,
+    pub(crate) webhook: Option<Verifier>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: HttpMetrics,
+    pub(crate) registry: Registry,
+    pub(crate) version: &'static str,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) event_streams: Arc<Semaphore>,
+    pub(crate) blobs_in_flight: Semaphore,
+}
+
+impl ApiState {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(Inner {
+            ledger: parts.ledger,
+            submit: parts.submit,
+            clock: parts.clock,
+            ids: parts.ids,
+            admin_key: Key::new(&parts.admin_key),
+            worker_key: Key::new(&parts.worker_key),
+            webhook: parts.webhook.as_ref().map(Verifier::new),
+            health: parts.health,
+            metrics: parts.metrics,
+            registry: parts.registry,
+            version: parts.version,
+            shutdown: parts.shutdown,
+            event_streams: Arc::new(Semaphore::new(MAX_EVENT_STREAMS)),
+            blobs_in_flight: Semaphore::new(MAX_BLOBS_IN_FLIGHT),
+        }))
+    }
+}
+
+impl Deref for ApiState {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}

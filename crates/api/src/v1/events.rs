@@ -1,0 +1,289 @@
+//! Following Tasks: server-sent events, resumable by `Last-Event-ID`.
+//!
+//! Each message's `id` is the event's number over all Tasks and its `data` an [`EventBody`]. A Task's feed ends with a
+//! message of type `end` when the Task has ended and everything was told; the feed of all Tasks only ends with the server.
+//! A feed that breaks off without `end` is resumed by asking again with the last `id`.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Sse;
+use axum::response::sse::{Event as Message, KeepAlive};
+use fettle_app::ports::ledger::LedgerError;
+use fettle_domain::event::{Event, EventBody as Body};
+use fettle_domain::id::{CorrelationId, TaskId};
+use futures::{Stream, StreamExt, stream};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::timeout;
+use tracing::warn;
+use utoipa::{IntoParams, ToSchema};
+
+use crate::extract::{Named, Parameters};
+use crate::problem::{Code, Problem, ProblemBody};
+use crate::state::ApiState;
+
+/// Proxies cut connections that are silent for a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long a client waits before it asks again.
+const RETRY: Duration = Duration::from_secs(2);
+/// Read at once: one short read of the ledger.
+const PAGE: u16 = 200;
+/// Another dashboard's events ring no bell here; looking finds them.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct FollowParameters {
+    /// Only events with a greater number; for clients that cannot send `Last-Event-ID`, which wins.
+    after: Option<u64>,
+}
+
+/// Follows one Task from its first event, or from `Last-Event-ID`, to its end.
+#[utoipa::path(
+    get, path = "/api/v1/tasks/{task_id}/events", operation_id = "follow_task", tag = "events",
+    params(
+        ("task_id" = String, Path, description = "`task_…`"), FollowParameters,
+        ("Last-Event-ID" = Option<u64>, Header, description = "The last number seen"),
+    ),
+    security(("admin_key" = [])),
+    responses(
+        (status = 200, description = "Each message's data is a TaskEvent; a message of type `end` ends the feed", body = EventBody, content_type = "text/event-stream"),
+        (status = 404, body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn follow_task(
+    State(api): State<ApiState>,
+    Named(task): Named<TaskId>,
+    Parameters(parameters): Parameters<FollowParameters>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
+    api.ledger.task(task).await?;
+    feed(api, Some(task), parameters, &headers)
+}
+
+/// Follows all Tasks, from the first kept event or from `Last-Event-ID`, until the server stops.
+#[utoipa::path(
+    get, path = "/api/v1/events", operation_id = "follow_events", tag = "events",
+    params(FollowParameters, ("Last-Event-ID" = Option<u64>, Header, description = "The last number seen")),
+    security(("admin_key" = [])),
+    responses((status = 200, description = "Each message's data is a TaskEvent", body = EventBody, content_type = "text/event-stream"))
+)]
+pub(crate) async fn follow_events(
+    State(api): State<ApiState>,
+    Parameters(parameters): Parameters<FollowParameters>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
+    feed(api, None, parameters, &headers)
+}
+
+fn feed(
+    api: ApiState,
+    task: Option<TaskId>,
+    parameters: FollowParameters,
+    headers: &HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>> + use<>>, Problem> {
+    let after = match headers.get("last-event-id") {
+        None => parameters.after.unwrap_or(0),
+        Some(value) => {
+            let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+            number.ok_or_else(|| Problem::new(Code::BadRequest, "`Last-Event-ID` is not an event's number."))?
+        }
+    };
+    let permit = api.event_streams.clone().try_acquire_owned().map_err(|_| {
+        Problem::new(Code::Busy, "Too many event feeds are open. Close one, or try again later.")
+            .retry_after(Duration::from_secs(10))
+    })?;
+    let news = api.ledger.newest_event();
+    let feed = Feed { api, task, after, news, look_at_task: task.is_some(), ended: false, _permit: permit };
+    let greeting = stream::once(async { Ok(Message::default().retry(RETRY).comment("fettle events")) });
+    let pages = stream::unfold(feed, |mut feed| async move { feed.next().await.map(|page| (page, feed)) });
+    let messages = pages.flat_map(|page| stream::iter(page).map(Ok));
+    Ok(Sse::new(greeting.chain(messages)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("still here")))
+}
+
+struct Feed {
+    api: ApiState,
+    task: Option<TaskId>,
+    after: u64,
+    news: watch::Receiver<u64>,
+    /// The Task may have ended: at the start, and after an event that says so.
+    look_at_task: bool,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Feed {
+    /// The next messages; waits for some. `None` when the feed is over.
+    async fn next(&mut self) -> Option<Vec<Message>> {
+        while !self.ended {
+            // Marked as seen before reading: what comes during the read wakes us again.
+            self.news.borrow_and_update();
+            match self.read().await {
+                Ok(messages) if messages.is_empty() => {}
+                Ok(messages) => return Some(messages),
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "an event feed broke off");
+                    return None;
+                }
+            }
+            tokio::select! {
+                () = self.api.shutdown.cancelled() => return None,
+                changed = timeout(LOOK_AGAIN, self.news.changed()) => if let Ok(Err(_)) = changed { return None },
+            }
+        }
+        None
+    }
+
+    /// The Task is looked at before its events are read, so that a Task seen as ended has told its last event.
+    async fn read(&mut self) -> Result<Vec<Message>, LedgerError> {
+        let over = match self.task {
+            Some(task) if self.look_at_task => self.api.ledger.task(task).await?.state.is_final(),
+            _ => false,
+        };
+        let events = self.api.ledger.events(self.task, self.after, PAGE).await?;
+        let drained = events.len() < usize::from(PAGE);
+        self.look_at_task = (over && !drained) || events.iter().any(|event| is_last(&event.body));
+        if let Some(last) = events.last() {
+            self.after = last.seq;
+        }
+        let mut messages: Vec<Message> = events.into_iter().map(message).collect();
+        if over && drained {
+            self.ended = true;
+            messages.push(Message::default().event("end").data("{}"));
+        }
+        Ok(messages)
+    }
+}
+
+fn is_last(body: &Body) -> bool {
+    matches!(body, Body::TaskDone { .. } | Body::TaskCancelled)
+}
+
+fn message(event: Event) -> Message {
+    let seq = event.seq;
+    let data = serde_json::to_string(&EventBody::from(event)).expect("an event is strings and numbers");
+    Message::default().id(seq.to_string()).data(data)
+}
+
+/// One event, as `data` of a message.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = TaskEvent)]
+pub(crate) struct EventBody {
+    /// Over all Tasks; grows.
+    seq: u64,
+    #[schema(value_type = String)]
+    task_id: TaskId,
+    /// Of this Task, from 1, without gaps.
+    task_seq: u64,
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    #[schema(value_type = String)]
+    correlation_id: CorrelationId,
+    what: What,
+}
+
+/// What happened.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = TaskEventKind)]
+enum What {
+    TaskCreated {
+        title: String,
+        mode: String,
+        trigger: String,
+    },
+    TaskJoined {
+        by: String,
+        message: String,
+    },
+    RunLeased {
+        worker: String,
+        fence: u64,
+    },
+    Step {
+        seq: u32,
+        kind: String,
+        phase: String,
+        title: String,
+        calls: u32,
+        generated_tokens: u64,
+        prompt_tokens: u64,
+        took_ms: u64,
+    },
+    RunFailed {
+        why: String,
+        again: bool,
+    },
+    RunLapsed {
+        again: bool,
+    },
+    RunEnded {
+        outcome: String,
+        level: Option<String>,
+    },
+    EffectIntended {
+        effect: String,
+        detail: String,
+    },
+    EffectSettled {
+        effect: String,
+        detail: String,
+        url: Option<String>,
+    },
+    PublishFailed {
+        why: String,
+        again: bool,
+    },
+    CancelRequested {
+        by: String,
+    },
+    TaskCancelled,
+    TaskDone {
+        outcome: String,
+        pull_request: Option<u64>,
+    },
+    Redriven {
+        by: String,
+    },
+}
+
+impl From<Event> for EventBody {
+    fn from(event: Event) -> Self {
+        Self {
+            seq: event.seq,
+            task_id: event.task,
+            task_seq: event.task_seq,
+            at: event.at,
+            correlation_id: event.correlation,
+            what: event.body.into(),
+        }
+    }
+}
+
+impl From<Body> for What {
+    fn from(body: Body) -> Self {
+        match body {
+            Body::TaskCreated { title, mode, trigger } => Self::TaskCreated { title, mode, trigger },
+            Body::TaskJoined { by, what } => Self::TaskJoined { by, message: what },
+            Body::RunLeased { worker, fence } => Self::RunLeased { worker, fence },
+            Body::Step { seq, kind, phase, title, calls, generated_tokens, prompt_tokens, took_ms } => {
+                Self::Step { seq, kind, phase, title, calls, generated_tokens, prompt_tokens, took_ms }
+            }
+            Body::RunFailed { why, again } => Self::RunFailed { why, again },
+            Body::RunLapsed { again } => Self::RunLapsed { again },
+            Body::RunEnded { outcome, level } => Self::RunEnded { outcome, level },
+            Body::EffectIntended { effect, what } => Self::EffectIntended { effect, detail: what },
+            Body::EffectSettled { effect, what, url } => Self::EffectSettled { effect, detail: what, url },
+            Body::PublishFailed { why, again } => Self::PublishFailed { why, again },
+            Body::CancelRequested { by } => Self::CancelRequested { by },
+            Body::TaskCancelled => Self::TaskCancelled,
+            Body::TaskDone { outcome, pull_request } => Self::TaskDone { outcome, pull_request },
+            Body::Redriven { by } => Self::Redriven { by },
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The worker API, `/worker/v1`: the verbs of a lease holder over HTTP, for workers in other processes.
+//!
+//! Behind the service key, on the internal listener only. A worker leases Runs; publish jobs never leave the dashboard. A
+//! stale lease is 409 `stale`; 503 with `Retry-After` means: keep working, and try again.
+
+pub(crate) mod wire;
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body as RawBody;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Router, body};
+use fettle_app::ports::ledger::{Beat, Fenced, Granted, Holder, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Want};
+use fettle_domain::id::JobId;
+use fettle_domain::job::JobKind;
+use fettle_domain::lease::{Fence, LeaseRef};
+use fettle_domain::object::BlobId;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use tokio::task::spawn_blocking;
+
+use crate::extract::{Body, Named, Parameters};
+use crate::problem::{Code, Problem};
+use crate::state::ApiState;
+use crate::{auth, edge};
+use wire::{
+    BeatAnswerBody, BlobBody, CompleteRequest, DeferRequest, FailRequest, FencedBody, FencedWord, LeaseBody,
+    LeaseRequest, LeasedBody, LeasesBody, RecordRequest, RenewBody, RenewRequest, ResultBody, StepBody, StepsBody,
+    TokenBody,
+};
+
+/// A step's body is at most 256 KiB, a result holds a patch's listing and a proof's commands; contents are blobs.
+const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
+/// 64 MiB over a slow link between two hosts.
+const BLOB_LIMIT: Duration = Duration::from_secs(120);
+const MAX_LEASES: u8 = 32;
+
+pub(crate) fn routes(api: &ApiState) -> Router<ApiState> {
+    let verbs = Router::new()
+        .route("/worker/v1/lease", post(lease))
+        .route("/worker/v1/renew", post(renew))
+        .route("/worker/v1/steps", post(record).get(steps))
+        .route("/worker/v1/complete", post(complete))
+        .route("/worker/v1/fail", post(fail))
+        .route("/worker/v1/defer", post(defer))
+        .route("/worker/v1/release", post(release))
+        .route("/worker/v1/token", post(token))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .route_layer(middleware::from_fn(edge::time_limit));
+    let blobs = Router::new()
+        .route("/worker/v1/blobs/{sha256}", put(put_blob).merge(get(get_blob)))
+        .route_layer(middleware::from_fn(|request: Request, next: Next| edge::within(BLOB_LIMIT, next.run(request))));
+    verbs.merge(blobs).route_layer(middleware::from_fn_with_state(api.clone(), auth::require_worker))
+}
+
+/// Waits up to `wait_ms` for work; ends early when the server drains.
+async fn lease(State(api): State<ApiState>, Body(body): Body<LeaseRequest>) -> Result<Json<LeasesBody>, Problem> {
+    let wait = Duration::from_millis(body.wait_ms);
+    if wait > MAX_LEASE_WAIT {
+        return Err(Problem::refused("/wait_ms", format!("At most {} ms.", MAX_LEASE_WAIT.as_millis())));
+    }
+    if !(1..=MAX_LEASES).contains(&body.max) {
+        return Err(Problem::refused("/max", format!("1 to {MAX_LEASES}.")));
+    }
+    let who = Holder { worker: body.worker, name: body.name };
+    let want = Want { kind: JobKind::Run, versions: body.versions };
+    let granted = tokio::select! {
+        // Dropping the wait may leave a grant unanswered; the same request id gets it from the next server.
+        () = api.shutdown.cancelled() => Granted::Idle,
+        granted = api.ledger.lease(&who, &want, body.max, wait, body.request) => granted?,
+    };
+    let leases = match granted {
+        Granted::Leased(leases) => leases,
+        Granted::Idle => Vec::new(),
+    };
+    let leases: Result<Vec<LeasedBody>, _> = leases.into_iter().map(LeasedBody::try_from).collect();
+    let leases = leases.map_err(|error| Problem::new(Code::Internal, "The ledger granted no Run.").because(error))?;
+    Ok(Json(LeasesBody { leases }))
+}
+
+async fn renew(State(api): State<ApiState>, Body(body): Body<RenewRequest>) -> Result<Json<RenewBody>, Problem> {
+    if body.beats.len() > usize::from(MAX_LEASES) {
+        return Err(Problem::refused("/beats", format!("At most {MAX_LEASES}.")));
+    }
+    let beats: Vec<Beat> = body.beats.into_iter().map(Beat::from).collect();
+    let answers = api.ledger.renew(&beats).await?;
+    Ok(Json(RenewBody { answers: answers.into_iter().map(BeatAnswerBody::from).collect() }))
+}
+
+async fn record(State(api): State<ApiState>, Body(body): Body<RecordRequest>) -> Result<Json<FencedBody>, Problem> {
+    let StepBody::V1 { record } = body.step;
+    fenced(api.ledger.record(&body.lease.into(), &record).await?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StepsParameters {
+    job: JobId,
+    fence: u64,
+}
+
+async fn steps(
+    State(api): State<ApiState>,
+    Parameters(of): Parameters<StepsParameters>,
+) -> Result<Json<StepsBody>, Problem> {
+    let lease = LeaseRef { job: of.job, fence: Fence::new(of.fence) };
+    let steps = api.ledger.steps(&lease).await?;
+    Ok(Json(StepsBody { steps: steps.into_iter().map(|record| StepBody::V1 { record }).collect() }))
+}
+
+async fn complete(State(api): State<ApiState>, Body(body): Body<CompleteRequest>) -> Result<Json<FencedBody>, Problem> {
+    let ResultBody::V1 { run } = body.result;
+    fenced(api.ledger.complete_run(&body.lease.into(), &run).await?)
+}
+
+async fn fail(State(api): State<ApiState>, Body(body): Body<FailRequest>) -> Result<Json<FencedBody>, Problem> {
+    fenced(api.ledger.fail(&body.lease.into(), &body.why, body.then.into()).await?)
+}
+
+async fn defer(State(api): State<ApiState>, Body(body): Body<DeferRequest>) -> Result<Json<FencedBody>, Problem> {
+    fenced(api.ledger.defer(&body.lease.into(), body.until.into(), &body.why).await?)
+}
+
+async fn release(State(api): State<ApiState>, Body(body): Body<LeaseBody>) -> Result<Json<FencedBody>, Problem> {
+    fenced(api.ledger.release(&body.into()).await?)
+}
+
+async fn token(State(api): State<ApiState>, Body(body): Body<LeaseBody>) -> Result<Json<TokenBody>, Problem> {
+    let token = api.ledger.read_token(&body.into()).await?;
+    Ok(Json(TokenBody { token: token.map(|token| token.expose_secret().to_owned()) }))
+}
+
+/// Stored only when the content is what its address says.
+async fn put_blob(
+    State(api): State<ApiState>,
+    Named(id): Named<BlobId>,
+    content: RawBody,
+) -> Result<Json<BlobBody>, Problem> {
+    // Held while the worker sends: it bounds the memory, and the time limit bounds the hold.
+    let _permit = api.blobs_in_flight.acquire().await.expect("the semaphore is never closed");
+    let content = body::to_bytes(content, MAX_BLOB_BYTES).await.map_err(|error| {
+        let too_large = format!("The content ended early or is above {MAX_BLOB_BYTES} bytes.");
+        Problem::new(Code::TooLarge, too_large).because(error)
+    })?;
+    let (found, content) = spawn_blocking(move || (BlobId::of(&content), content))
+        .await
+        .map_err(|error| Problem::new(Code::Internal, "The content could not be read.").because(error))?;
+    if found != id {
+        return Err(Problem::new(Code::DigestMismatch, format!("The content is {found}, the address says {id}.")));
+    }
+    let blob = api.ledger.put_blob(content).await?;
+    Ok(Json(BlobBody { blob }))
+}
+
+async fn get_blob(State(api): State<ApiState>, Named(id): Named<BlobId>) -> Result<Response, Problem> {
+    let _permit = api.blobs_in_flight.acquire().await.expect("the semaphore is never closed");
+    let content = api.ledger.blob(id).await?;
+    Ok((StatusCode::OK, [(CONTENT_TYPE, "application/octet-stream")], content).into_response())
+}
+
+fn fenced(fenced: Fenced) -> Result<Json<FencedBody>, Problem> {
+    let fenced = match fenced {
+        Fenced::Applied => FencedWord::Applied,
+        Fenced::AlreadyApplied => FencedWord::AlreadyApplied,
+        Fenced::Stale => {
+            return Err(Problem::new(Code::Stale, "No live lease has this fence; nothing changed. Stop this work."));
+        }
+    };
+    Ok(Json(FencedBody { fenced }))
+}
