@@ -1,0 +1,263 @@
+//! A model behind an OpenAI-compatible chat endpoint: llama-server, vLLM, SGLang, ollama, a gateway, a provider.
+//!
+//! One call is one request. Dropping or cancelling it closes the connection, which makes engines stop generating.
+//! Prompts, answers and keys are never logged, and redirects are never followed: the key stays with its server.
+
+mod calls;
+mod decode;
+mod failure;
+mod request;
+mod turn;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fettle_app::ports::model::{Model, ModelError, ModelInfo, ModelRequest, Progress, RawTurn};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Client, Response, Url, redirect};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Map, Value};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use decode::{DecodeError, Decoder, Flow};
+use failure::Complaint;
+
+/// How long a server may send no byte. A queued or long prompt on a busy engine answers late; beyond this it hangs.
+pub const STALL_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// An engine on the machine or a provider accepts at once; more means that nobody is there.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait for usage and end mark once the model has finished: some servers send neither and stay connected.
+const AFTER_FINISH_LIMIT: Duration = Duration::from_secs(10);
+/// How much of a failure is read, and for how long: a sentence and its code.
+const MAX_FAILURE_BYTES: usize = 64 * 1024;
+const FAILURE_BODY_LIMIT: Duration = Duration::from_secs(10);
+
+/// What an operator configures for one model (`[[gateway.models]]` with `kind = "openai-compatible"`).
+#[derive(Debug, Clone)]
+pub struct OpenAiOptions {
+    pub info: ModelInfo,
+    /// The API's root as the server documents it, usually ending in `/v1`. `/chat/completions` is appended to its path
+    /// and nothing else is added or guessed; a slash at the end is ignored and a query is kept.
+    pub base_url: String,
+    /// The model's name on the wire.
+    pub model: String,
+    /// Sent as a bearer token. Local engines need none.
+    pub api_key: Option<SecretString>,
+    /// Sampling parameters of the model's bundle, put into each request as they are (`temperature`, `top_p`, …).
+    pub extra: Map<String, Value>,
+    /// [`STALL_LIMIT`], but for tests.
+    pub stall_limit: Duration,
+}
+
+impl OpenAiOptions {
+    /// Without key and sampling parameters, with the stall limit of production.
+    pub fn new(info: ModelInfo, base_url: impl Into<String>, model: impl Into<String>) -> Self {
+        Self {
+            info,
+            base_url: base_url.into(),
+            model: model.into(),
+            api_key: None,
+            extra: Map::new(),
+            stall_limit: STALL_LIMIT,
+        }
+    }
+}
+
+/// Why a model cannot be set up: the operator's configuration is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    #[error("the base_url of model {model} must be an http or https URL without user name and password")]
+    BaseUrl { model: String },
+    #[error("the API key of model {model} holds characters that cannot be sent")]
+    ApiKey { model: String },
+    #[error("could not set up the HTTP client of model {model}")]
+    Client { model: String, source: reqwest::Error },
+}
+
+pub struct OpenAiCompatible {
+    info: ModelInfo,
+    client: Client,
+    url: Url,
+    model: String,
+    api_key: Option<SecretString>,
+    extra: Map<String, Value>,
+    stall_limit: Duration,
+}
+
+impl OpenAiCompatible {
+    pub fn new(options: OpenAiOptions) -> Result<Self, OptionsError> {
+        let OpenAiOptions { info, base_url, model, api_key, extra, stall_limit } = options;
+        let named = || info.name.clone();
+        let url = completions_url(&base_url).ok_or_else(|| OptionsError::BaseUrl { model: named() })?;
+
+        let mut headers = HeaderMap::new();
+        if let Some(key) = &api_key {
+            let value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()));
+            let mut value = value.map_err(|_| OptionsError::ApiKey { model: named() })?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let mut client = Client::builder()
+            .default_headers(headers)
+            .user_agent(concat!("fettle/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_LIMIT)
+            .redirect(redirect::Policy::none());
+        if is_loopback(&url) {
+            client = client.no_proxy();
+        }
+        let client = client.build().map_err(|source| OptionsError::Client { model: named(), source })?;
+        Ok(Self { info, client, url, model, api_key, extra, stall_limit })
+    }
+
+    async fn ask(&self, request: &ModelRequest, progress: &Progress<'_>) -> Result<RawTurn, ModelError> {
+        let accept = if request.stream { "text/event-stream" } else { "application/json" };
+        let body = request::body(&self.model, &self.extra, request);
+        let sent = self.client.post(self.url.clone()).header(ACCEPT, accept).json(&body).send();
+        let response = match timeout(self.stall_limit, sent).await {
+            Err(_) => return Err(self.stalled(self.stall_limit)),
+            Ok(Err(error)) => return Err(broken(error)),
+            Ok(Ok(response)) => response,
+        };
+        debug!(model.name = %self.info.name, http.status = response.status().as_u16(), "the model's server answered");
+        if response.status().is_success() {
+            self.read_turn(response, progress).await
+        } else {
+            Err(self.read_failure(response).await)
+        }
+    }
+
+    async fn read_turn(&self, mut response: Response, progress: &Progress<'_>) -> Result<RawTurn, ModelError> {
+        let mut decoder = Decoder::new();
+        loop {
+            let finished = decoder.has_finish();
+            let limit = if finished { AFTER_FINISH_LIMIT.min(self.stall_limit) } else { self.stall_limit };
+            match timeout(limit, response.chunk()).await {
+                Ok(Ok(Some(bytes))) => match decoder.push(&bytes, progress) {
+                    Ok(Flow::More) => {}
+                    Ok(Flow::Complete) => break,
+                    Err(error) => return Err(self.undecodable(error)),
+                },
+                Ok(Ok(None)) => break,
+                // Only usage and end mark are missing; the turn itself is whole.
+                Ok(Err(_)) | Err(_) if finished => break,
+                Ok(Err(error)) => return Err(broken(error)),
+                Err(_) => return Err(self.stalled(limit)),
+            }
+        }
+        decoder.end(progress).map_err(|error| self.undecodable(error))
+    }
+
+    async fn read_failure(&self, mut response: Response) -> ModelError {
+        let status = response.status().as_u16();
+        let retry_after = failure::retry_after(response.headers());
+        let mut body = Vec::new();
+        // A body that breaks or ends late still leaves its status; what came of it is used.
+        let read = async {
+            while let Ok(Some(bytes)) = response.chunk().await {
+                let room = MAX_FAILURE_BYTES - body.len();
+                body.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                if body.len() == MAX_FAILURE_BYTES {
+                    break;
+                }
+            }
+        };
+        if timeout(FAILURE_BODY_LIMIT.min(self.stall_limit), read).await.is_err() {
+            debug!(model.name = %self.info.name, http.status = status, "the reason of a failure came too slowly");
+        }
+        failure::of_status(status, retry_after, &Complaint::of_body(&body), self.api_key.as_ref())
+    }
+
+    fn undecodable(&self, error: DecodeError) -> ModelError {
+        match error {
+            DecodeError::Reported { complaint, nothing_said } => {
+                failure::reported(&complaint, nothing_said, self.api_key.as_ref())
+            }
+            error @ (DecodeError::TooLong | DecodeError::NotJson(_) | DecodeError::NoChoice) => {
+                ModelError::Unavailable(Box::new(error))
+            }
+        }
+    }
+
+    fn stalled(&self, limit: Duration) -> ModelError {
+        ModelError::Unavailable(Box::new(Stalled { limit }))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the server sent nothing for {limit:?}")]
+struct Stalled {
+    limit: Duration,
+}
+
+#[async_trait]
+impl Model for OpenAiCompatible {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    async fn call(
+        &self,
+        request: &ModelRequest,
+        progress: &Progress<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<RawTurn, ModelError> {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(ModelError::Cancelled),
+            // May be dropped at any await: the connection closes and nothing else was begun.
+            answer = self.ask(request, progress) => answer,
+        }
+    }
+}
+
+/// A URL's query may hold a key, so it stays out of the cause.
+fn broken(error: reqwest::Error) -> ModelError {
+    ModelError::Unavailable(Box::new(error.without_url()))
+}
+
+fn completions_url(base_url: &str) -> Option<Url> {
+    let mut url = Url::parse(base_url.trim()).ok()?;
+    let plain = matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none();
+    if !plain {
+        return None;
+    }
+    url.path_segments_mut().ok()?.pop_if_empty().extend(["chat", "completions"]);
+    url.set_fragment(None);
+    Some(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_appended_to_the_base_url_and_nothing_is_guessed() {
+        for (base, url) in [
+            ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080/v1/chat/completions"),
+            ("http://localhost/v1/", "http://localhost/v1/chat/completions"),
+            ("http://engine:8000", "http://engine:8000/chat/completions"),
+            ("https://x.example/openai?api-version=1", "https://x.example/openai/chat/completions?api-version=1"),
+        ] {
+            assert_eq!(completions_url(base).as_ref().map(Url::as_str), Some(url));
+        }
+        for refused in ["engine:8000", "ftp://x/v1", "http://user:pass@x/v1", "", "/v1"] {
+            assert_eq!(completions_url(refused), None, "{refused}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_known_by_name_and_address() {
+        let loopback = |url: &str| is_loopback(&Url::parse(url).unwrap());
+        assert!(loopback("http://127.0.0.9:1/v1") && loopback("http://[::1]:1") && loopback("http://localhost/"));
+        assert!(!loopback("http://10.0.0.1/") && !loopback("https://localhost.example/"));
+    }
+}
