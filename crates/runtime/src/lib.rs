@@ -1,1 +1,16 @@
+//! The process edge: configuration, secrets, clock and ids, telemetry and shutdown. The only crate that reads the
+//! environment, and it does so through an argument.
 
+pub mod config;
+pub mod environment;
+pub mod secrets;
+pub mod shutdown;
+pub mod system;
+pub mod telemetry;
+pub mod units;
+
+/// Installs the one TLS provider of the process. Called first in `main`; a second call does nothing.
+pub fn install_tls() {
+    // An error means that it is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}

@@ -1,0 +1,396 @@
+//! `fettle.toml`: the same file on every deployment. Unknown keys are refused with their line; `FETTLE_<SECTION>__<KEY>`
+//! overrides single keys; a secret is always the path of a file.
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fettle_app::ports::sandbox::SandboxLevel;
+use fettle_domain::path_policy::PathPolicy;
+use fettle_domain::task::Mode;
+use serde::{Deserialize, Serialize};
+
+use crate::environment::Environment;
+use crate::telemetry::LogFormat;
+use crate::units::{Size, Span};
+
+/// Prefix of the variables that override keys; the double underscore keeps clear of what Kubernetes injects.
+const PREFIX: &str = "FETTLE_";
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: Server,
+    pub store: Store,
+    pub forge: Forge,
+    pub agent: Agent,
+    pub gateway: Gateway,
+    pub auth: Auth,
+    pub telemetry: Telemetry,
+}
+
+/// Where the dashboard listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Address of webhooks, API and health. Behind a reverse proxy, leave it on loopback.
+    pub listen: String,
+    /// Address of the worker API; only `fettle-dashboard` opens it, `fettle up` needs none.
+    pub internal_listen: String,
+    /// How people reach this dashboard, for links.
+    pub public_url: Option<String>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into(), public_url: None }
+    }
+}
+
+/// Where state is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// Ledger, blobs, mirrors and keys; `--data-dir` comes before it.
+    pub data_dir: Option<Utf8PathBuf>,
+}
+
+/// The forge and what asks for work there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Forge {
+    /// The API's base URL; change it for GitHub Enterprise Server.
+    pub api_url: String,
+    /// Hosts that repository URLs may name.
+    pub hosts: Vec<String>,
+    /// The GitHub App's id; with it, tokens are minted per repository and hour.
+    pub app_id: Option<u64>,
+    /// The App's private key (PEM).
+    pub app_key_file: Option<Utf8PathBuf>,
+    /// A personal access token that can read; the worker's.
+    pub read_token_file: Option<Utf8PathBuf>,
+    /// A personal access token that can write contents, pull requests and issues; the publisher's alone.
+    pub write_token_file: Option<Utf8PathBuf>,
+    /// The webhook's secret. Without it, webhooks are refused.
+    pub webhook_secret_file: Option<Utf8PathBuf>,
+    /// The secret before the last change, accepted as well while you rotate.
+    pub webhook_secret_previous_file: Option<Utf8PathBuf>,
+    /// The label that asks for work.
+    pub label: String,
+    /// The mode of a Task that the label asked for.
+    pub label_mode: Mode,
+    /// Numeric ids of bots that may trigger; all others are ignored.
+    pub allowed_bots: Vec<u64>,
+    /// Tasks that webhooks may open in 24 hours.
+    pub daily_tasks: usize,
+    /// Rules beyond the built-in ones on which paths a patch may touch.
+    pub paths: PathPolicy,
+}
+
+impl Default for Forge {
+    fn default() -> Self {
+        Self {
+            api_url: "https://api.github.com".into(),
+            hosts: vec!["github.com".into()],
+            app_id: None,
+            app_key_file: None,
+            read_token_file: None,
+            write_token_file: None,
+            webhook_secret_file: None,
+            webhook_secret_previous_file: None,
+            label: "ai-help".into(),
+            label_mode: Mode::Quickfix,
+            allowed_bots: Vec::new(),
+            daily_tasks: fettle_app::intake::DAILY_TASKS,
+            paths: PathPolicy::default(),
+        }
+    }
+}
+
+/// How workers work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agent {
+    /// Runs at a time in this process.
+    pub workers: u16,
+    /// The dashboard's internal address, for `fettle-worker`.
+    pub dashboard_url: String,
+    /// Mirrors, prepared environments and workspaces; default: inside the data folder.
+    pub cache_dir: Option<Utf8PathBuf>,
+    pub sandbox: Sandbox,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self { workers: 1, dashboard_url: "http://127.0.0.1:8081".into(), cache_dir: None, sandbox: Sandbox::default() }
+    }
+}
+
+/// The walls around everything a model or a repository runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sandbox {
+    /// The weakest level on which Runs are accepted: `full` or `landlock`.
+    pub min_level: SandboxLevel,
+    /// The network of environment preparation (never of the model): `none`, `proxy` or `host`.
+    pub prepare_network: PrepareNetwork,
+    /// Host names that the preparation proxy connects to: your package registries.
+    pub prepare_hosts: Vec<String>,
+    pub memory: Size,
+    pub processes: u32,
+    pub workspace: Size,
+    pub temporary: Size,
+    /// The longest run of a whole test suite.
+    pub suite_time: Span,
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self {
+            min_level: SandboxLevel::Landlock,
+            prepare_network: PrepareNetwork::Proxy,
+            prepare_hosts: Vec::new(),
+            memory: Size(8 << 30),
+            processes: 512,
+            workspace: Size(4 << 30),
+            temporary: Size(2 << 30),
+            suite_time: Span(std::time::Duration::from_secs(30 * 60)),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrepareNetwork {
+    None,
+    #[default]
+    Proxy,
+    Host,
+}
+
+/// The models.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    /// The first one is used unless a Task names another.
+    pub models: Vec<ModelConfig>,
+}
+
+/// `[[gateway.models]]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// What people call it.
+    pub name: String,
+    #[serde(default)]
+    pub kind: ModelKind,
+    /// As the server documents it, mostly ending in `/v1`.
+    pub base_url: String,
+    /// The name that the server knows it by; default: `name`.
+    #[serde(default)]
+    pub model: Option<String>,
+    #[serde(default)]
+    pub api_key_file: Option<Utf8PathBuf>,
+    /// The window in tokens; below 32768 Runs are refused.
+    #[serde(default = "default_context")]
+    pub context: u64,
+}
+
+fn default_context() -> u64 {
+    65_536
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModelKind {
+    #[default]
+    OpenaiCompatible,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// The key that workers show to the dashboard; default: `worker.key` in the data folder, made at the first start.
+    pub worker_key_file: Option<Utf8PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// What is logged, as in `info,fettle_git=debug`.
+    pub log: String,
+    pub format: LogFormat,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log: "info".into(), format: LogFormat::Auto }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("could not read {path}")]
+    Read {
+        path: Utf8PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The text names line and key.
+    #[error("{path}: {what}")]
+    Refused { path: String, what: String },
+    #[error("the variable {name} is refused: {what}")]
+    Variable { name: String, what: String },
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Config {
+    /// The file (or, without one, the defaults) with the environment's overrides, checked.
+    pub fn load(path: Option<&Utf8Path>, environment: &Environment) -> Result<Self, ConfigError> {
+        let (name, text) = match path {
+            Some(path) => {
+                let text = fs_err::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+                (path.to_string(), text)
+            }
+            None => ("the built-in configuration".to_owned(), String::new()),
+        };
+        Self::parse(&name, &text, environment)
+    }
+
+    /// Like [`Config::load`], from text.
+    pub fn parse(name: &str, text: &str, environment: &Environment) -> Result<Self, ConfigError> {
+        let refused = |e: toml::de::Error| ConfigError::Refused { path: name.to_owned(), what: e.to_string().trim_end().to_owned() };
+        // Read as it stands first: errors then name the line in the user's own file.
+        let plain: Self = toml::from_str(text).map_err(refused)?;
+        let overrides: Vec<(&str, &str)> =
+            environment.iter().filter(|(key, _)| key.strip_prefix(PREFIX).is_some_and(|rest| rest.contains("__"))).collect();
+        let config = if overrides.is_empty() { plain } else { with_overrides(text, &overrides)? };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |what: String| Err(ConfigError::Invalid(what));
+        for (key, address) in [("server.listen", &self.server.listen), ("server.internal_listen", &self.server.internal_listen)] {
+            if address.parse::<std::net::SocketAddr>().is_err() {
+                return invalid(format!("{key}: `{address}` is not an address and port such as 127.0.0.1:8080"));
+            }
+        }
+        if self.forge.app_id.is_some() != self.forge.app_key_file.is_some() {
+            return invalid("forge.app_id and forge.app_key_file belong together: give both or neither".into());
+        }
+        if self.forge.read_token_file.is_some() && self.forge.read_token_file == self.forge.write_token_file {
+            return invalid(
+                "forge.read_token_file and forge.write_token_file are one file: a token cannot be narrowed, so workers need one of their own that can only read".into(),
+            );
+        }
+        if self.forge.label.trim().is_empty() {
+            return invalid("forge.label is empty".into());
+        }
+        if self.agent.workers == 0 {
+            return invalid("agent.workers is 0: nothing would ever run".into());
+        }
+        let mut names: Vec<&str> = self.gateway.models.iter().map(|model| model.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return invalid(format!("gateway.models: two models are called `{}`", pair[0]));
+        }
+        for model in &self.gateway.models {
+            if !(model.base_url.starts_with("http://") || model.base_url.starts_with("https://")) {
+                return invalid(format!("gateway.models `{}`: base_url `{}` is not an http or https URL", model.name, model.base_url));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn with_overrides(text: &str, overrides: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let mut table: toml::Table = toml::from_str(text).unwrap_or_default();
+    for (name, value) in overrides {
+        let refused = |what: String| ConfigError::Variable { name: (*name).to_owned(), what };
+        let path: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
+        let candidates = [Some(toml::Value::String((*value).to_owned())), value_of(value)];
+        let mut outcome = Err(refused("it names no key".into()));
+        for candidate in candidates.into_iter().flatten() {
+            let mut tried = table.clone();
+            set(&mut tried, &path, candidate).map_err(&refused)?;
+            match tried.clone().try_into::<Config>() {
+                Ok(_) => {
+                    outcome = Ok(tried);
+                    break;
+                }
+                Err(e) => outcome = Err(refused(e.message().to_owned())),
+            }
+        }
+        table = outcome?;
+    }
+    table.try_into().map_err(|e: toml::de::Error| ConfigError::Invalid(e.message().to_owned()))
+}
+
+/// The text as a TOML value (number, boolean, list), if it is one.
+fn value_of(text: &str) -> Option<toml::Value> {
+    toml::from_str::<toml::Table>(&format!("v = {text}")).ok()?.remove("v")
+}
+
+fn set(table: &mut toml::Table, path: &[String], value: toml::Value) -> Result<(), String> {
+    match path {
+        [] => Err("it names no key".into()),
+        [key] => {
+            table.insert(key.clone(), value);
+            Ok(())
+        }
+        [section, rest @ ..] => {
+            match table.entry(section.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new())) {
+                toml::Value::Table(inner) => set(inner, rest, value),
+                _ => Err(format!("`{section}` is not a section")),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse("fettle.toml", text, &Environment::default())
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default_and_an_unknown_key_is_refused_with_its_line() {
+        assert_eq!(parse("").unwrap(), Config::default());
+        let error = parse("[server]\nlisten = \"127.0.0.1:1\"\nlissten = 3\n").unwrap_err().to_string();
+        assert!(error.contains("lissten") && error.contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn variables_override_single_keys_and_a_wrong_one_is_named() {
+        let environment = Environment::from_pairs([
+            ("FETTLE_SERVER__LISTEN", "0.0.0.0:9000"),
+            ("FETTLE_FORGE__DAILY_TASKS", "5"),
+            ("FETTLE_AGENT__SANDBOX__MIN_LEVEL", "full"),
+            ("FETTLE_FORGE__ALLOWED_BOTS", "[1, 2]"),
+            ("FETTLE_PORT", "ignored: no double underscore"),
+        ]);
+        let config = Config::parse("x", "[forge]\nlabel = \"help\"\n", &environment).unwrap();
+        assert_eq!((config.server.listen.as_str(), config.forge.daily_tasks), ("0.0.0.0:9000", 5));
+        assert_eq!((config.forge.label.as_str(), &config.forge.allowed_bots), ("help", &vec![1, 2]));
+        assert_eq!(config.agent.sandbox.min_level, SandboxLevel::Full);
+        let wrong = Environment::from_pairs([("FETTLE_SERVER__LISTTEN", "x")]);
+        let error = Config::parse("x", "", &wrong).unwrap_err().to_string();
+        assert!(error.contains("FETTLE_SERVER__LISTTEN"), "{error}");
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_with_a_sentence() {
+        for (text, word) in [
+            ("[server]\nlisten = \"here\"", "server.listen"),
+            ("[forge]\napp_id = 7", "app_key_file"),
+            ("[forge]\nread_token_file = \"/a\"\nwrite_token_file = \"/a\"", "one file"),
+            ("[agent]\nworkers = 0", "workers"),
+            ("[agent.sandbox]\nmemory = \"8\"", "unit"),
+            ("[[gateway.models]]\nname = \"a\"\nbase_url = \"ftp://x\"", "base_url"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Secrets come as files, are read once, and are made with narrow rights.
+
+use camino::Utf8Path;
+use secrecy::SecretString;
+
+/// Larger files are no secrets; a wrong path is told before it is read into memory.
+const MAX_SECRET_BYTES: u64 = 64 * 1024;
+/// Characters of a key that we make: 256 bits as hexadecimal digits.
+const KEY_PREFIX: &str = "fettle_";
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("could not read the secret file {path}")]
+    Read {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the secret file {0} is empty")]
+    Empty(String),
+    #[error("the secret file {0} is larger than {MAX_SECRET_BYTES} bytes; is it the right file?")]
+    TooLarge(String),
+    #[error("could not write {path}")]
+    Write {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The file's text without blanks around it.
+pub fn read(path: &Utf8Path) -> Result<SecretString, SecretError> {
+    let error = |source| SecretError::Read { path: path.to_string(), source };
+    let size = fs_err::metadata(path).map_err(error)?.len();
+    if size > MAX_SECRET_BYTES {
+        return Err(SecretError::TooLarge(path.to_string()));
+    }
+    let text = fs_err::read_to_string(path).map_err(error)?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(SecretError::Empty(path.to_string()));
+    }
+    Ok(SecretString::from(text.to_owned()))
+}
+
+/// Reads `path`, or makes a new random key there with mode 0600 when it is absent. `true`: it was made.
+pub fn read_or_make(path: &Utf8Path, random: [u8; 32]) -> Result<(SecretString, bool), SecretError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let key: String = random.iter().fold(KEY_PREFIX.to_owned(), |text, byte| text + &format!("{byte:02x}"));
+    let error = |source| SecretError::Write { path: path.to_string(), source };
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    match fs_err::OpenOptions::from_options(options).open(path) {
+        Ok(mut file) => {
+            writeln!(file, "{key}").and_then(|()| file.sync_all()).map_err(error)?;
+            Ok((SecretString::from(key), true))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => read(path).map(|key| (key, false)),
+        Err(e) => Err(error(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_and_only_its_owner_may_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap().join("admin.key");
+        let (first, made) = read_or_make(&path, [7; 32]).unwrap();
+        assert!(made);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (second, made) = read_or_make(&path, [8; 32]).unwrap();
+        assert!(!made);
+        assert_eq!(first.expose_secret(), second.expose_secret());
+    }
+}

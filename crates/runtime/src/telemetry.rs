@@ -1,0 +1,50 @@
+//! Logs: lines for people on a terminal, JSON with the whole chain of causes elsewhere.
+
+use std::io::IsTerminal;
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::MakeWriterExt;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    Text,
+    Json,
+}
+
+/// Logs go to standard error, so that standard output is the command's own. `filter` as in `info,fettle_git=debug`.
+///
+/// Errors when the filter cannot be read.
+pub fn init(filter: &str, format: LogFormat) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|e| format!("telemetry.log: {e}"))?;
+    let json = match format {
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let writer = std::io::stderr.with_max_level(tracing::Level::TRACE);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
+    // A second initialisation in one process (tests) keeps the first.
+    let _ = if json {
+        tracing::subscriber::set_global_default(builder.json().flatten_event(true).with_current_span(true).finish())
+    } else {
+        tracing::subscriber::set_global_default(builder.with_ansi(std::io::stderr().is_terminal()).finish())
+    };
+    Ok(())
+}
+
+/// An error with its causes on one line: `while reading x: y: z`.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
