@@ -72,23 +72,23 @@ impl TaskState {
         }
     }
 
-    /// The shown state from the Task's run job and, once there is one, its publish job.
+    /// The shown state from the Task's run job and its newest publish job.
     ///
-    /// A dead run job still owes its readers a comment, so it counts as publishing until its publish job has ended.
+    /// The publish job counts once the run has ended: a run that was redriven has a publish job of its earlier end. A dead
+    /// run job still owes its readers a comment, so it counts as publishing until its publish job has ended.
     pub fn fold(run: &JobState, publish: Option<&JobState>) -> Self {
-        match publish {
-            Some(JobState::Done | JobState::Dead { .. }) => Self::Done,
-            Some(JobState::Cancelled) => Self::Cancelled,
-            Some(JobState::Waiting { .. }) => Self::Waiting,
-            Some(
-                JobState::Queued | JobState::Delayed { .. } | JobState::Leased { .. } | JobState::Cancelling { .. },
-            ) => Self::Publishing,
-            None => match run {
-                JobState::Queued => Self::Queued,
-                JobState::Delayed { .. } | JobState::Waiting { .. } => Self::Waiting,
-                JobState::Leased { .. } | JobState::Cancelling { .. } => Self::Running,
-                JobState::Done | JobState::Dead { .. } => Self::Done,
-                JobState::Cancelled => Self::Cancelled,
+        match run {
+            JobState::Queued => Self::Queued,
+            JobState::Delayed { .. } | JobState::Waiting { .. } => Self::Waiting,
+            JobState::Leased { .. } | JobState::Cancelling { .. } => Self::Running,
+            JobState::Cancelled => Self::Cancelled,
+            JobState::Done | JobState::Dead { .. } => match publish {
+                None | Some(JobState::Done | JobState::Dead { .. }) => Self::Done,
+                Some(JobState::Cancelled) => Self::Cancelled,
+                Some(JobState::Waiting { .. }) => Self::Waiting,
+                Some(
+                    JobState::Queued | JobState::Delayed { .. } | JobState::Leased { .. } | JobState::Cancelling { .. },
+                ) => Self::Publishing,
             },
         }
     }

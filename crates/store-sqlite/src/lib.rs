@@ -1,1 +1,99 @@
+//! The ledger in one SQLite file: durable Tasks, Runs, jobs, steps, effects and events for a single process.
+//!
+//! One writer task owns the only writing connection and commits whatever has queued since its last fsync as one
+//! transaction; four read-only connections serve everything else. State rules are `fettle_domain`'s: a verb loads rows,
+//! asks a transition and stores what it gave back. Blobs are files beside the database, named by their content.
 
+mod audit;
+mod blob;
+mod delivery;
+mod effect;
+mod error;
+mod event;
+mod job;
+mod ledger;
+mod message;
+mod open;
+mod run;
+mod stored;
+mod task;
+mod time;
+mod view;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::ledger::{L, ReadTokens};
+use fettle_domain::lease::Timing;
+use sqlx::SqlitePool;
+use tokio::sync::watch;
+
+pub use open::OpenError;
+pub use time::{RunningStopwatch, Stopwatch};
+
+use blob::Blobs;
+use time::LedgerTime;
+use writer::{Verb, Writer};
+
+/// The database's name beneath the data directory.
+pub const DATABASE_FILE: &str = "ledger.db";
+
+/// What a ledger is opened with.
+pub struct Options {
+    pub timing: Timing,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn IdSource>,
+    /// Measures the time since opening; tests move it by hand.
+    pub stopwatch: Arc<dyn Stopwatch>,
+    /// Mints read tokens for workers. Absent: none are needed or configured.
+    pub read_tokens: Option<Arc<dyn ReadTokens>>,
+    /// How long to wait for a previous process to let go of the data directory: a restart overlaps a little.
+    pub lock_wait: Duration,
+}
+
+impl Options {
+    pub fn new(clock: Arc<dyn Clock>, ids: Arc<dyn IdSource>) -> Self {
+        Self {
+            timing: Timing::default(),
+            clock,
+            ids,
+            stopwatch: Arc::new(RunningStopwatch::start()),
+            read_tokens: None,
+            lock_wait: Duration::from_secs(2),
+        }
+    }
+}
+
+/// The ledger of one process. Dropping it stops the writer at once, as a crash would; [`SqliteLedger::close`] ends it
+/// cleanly.
+pub struct SqliteLedger {
+    writer: Writer,
+    readers: SqlitePool,
+    blobs: Blobs,
+    time: Arc<LedgerTime>,
+    read_tokens: Option<Arc<dyn ReadTokens>>,
+    newest_event: watch::Receiver<u64>,
+    work: watch::Receiver<u64>,
+}
+
+impl SqliteLedger {
+    /// Opens or creates the ledger beneath `data_dir`. Jobs that were leased when the last process ended get a full
+    /// lease, so that a restart executes nothing twice.
+    pub async fn open(data_dir: impl Into<Utf8PathBuf>, options: Options) -> Result<Self, OpenError> {
+        open::open(data_dir.into(), options).await
+    }
+
+    /// Answers what has been asked, refuses what comes after, and leaves a checkpointed file that needs no check.
+    pub async fn close(&self) -> L<()> {
+        // The writer's connection is the last to close: it checkpoints.
+        self.readers.close().await;
+        self.writer.close().await
+    }
+
+    async fn write<V: Verb>(&self, verb: V) -> L<V::Out> {
+        self.writer.write(verb).await
+    }
+}

@@ -1,0 +1,80 @@
+//! Which writes to the forge a finished Run asks for. Never silence where there is somebody to tell.
+
+use crate::effect::EffectKind;
+use crate::run::RunOutcome;
+use crate::task::Mode;
+
+/// What of a Task decides where its end can be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Audience {
+    pub mode: Mode,
+    /// There is a repository to push to.
+    pub has_repo: bool,
+    /// There is an issue to comment on and to label.
+    pub has_issue: bool,
+}
+
+/// How a Run's job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended<'a> {
+    With(&'a RunOutcome),
+    /// It is dead without an outcome.
+    Died,
+}
+
+/// In the order they are brought about. Empty for a probe, whose publish job still runs and so proves the path.
+pub fn wanted_effects(audience: Audience, ended: Ended<'_>) -> Vec<EffectKind> {
+    if audience.mode == Mode::Probe || !audience.has_repo {
+        return Vec::new();
+    }
+    let mut wanted = match ended {
+        Ended::With(RunOutcome::ReadyPr | RunOutcome::DraftPr { .. }) => {
+            vec![EffectKind::Push, EffectKind::PullRequest]
+        }
+        Ended::With(
+            RunOutcome::Question { .. }
+            | RunOutcome::NoChangeNeeded { .. }
+            | RunOutcome::Declined { .. }
+            | RunOutcome::Unsolved { .. }
+            | RunOutcome::Stopped { .. },
+        )
+        | Ended::Died => Vec::new(),
+        Ended::With(RunOutcome::ProbePassed) => return Vec::new(),
+    };
+    if audience.has_issue {
+        wanted.extend([EffectKind::Comment, EffectKind::Labels]);
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ON_AN_ISSUE: Audience = Audience { mode: Mode::Quickfix, has_repo: true, has_issue: true };
+    const PLAIN_TEXT: Audience = Audience { has_issue: false, ..ON_AN_ISSUE };
+
+    #[test]
+    fn a_patch_is_pushed_opened_and_then_told_of() {
+        use EffectKind::{Comment, Labels, PullRequest, Push};
+        let draft = RunOutcome::DraftPr { reasons: vec![] };
+        assert_eq!(wanted_effects(ON_AN_ISSUE, Ended::With(&draft)), [Push, PullRequest, Comment, Labels]);
+        assert_eq!(wanted_effects(PLAIN_TEXT, Ended::With(&RunOutcome::ReadyPr)), [Push, PullRequest]);
+    }
+
+    #[test]
+    fn an_issue_hears_of_every_other_end_too() {
+        let unsolved = RunOutcome::Unsolved { notes: String::new() };
+        for ended in [Ended::With(&unsolved), Ended::Died] {
+            assert_eq!(wanted_effects(ON_AN_ISSUE, ended), [EffectKind::Comment, EffectKind::Labels]);
+            assert_eq!(wanted_effects(PLAIN_TEXT, ended), []);
+        }
+    }
+
+    #[test]
+    fn a_probe_writes_nothing() {
+        let probe = Audience { mode: Mode::Probe, ..ON_AN_ISSUE };
+        assert_eq!(wanted_effects(probe, Ended::With(&RunOutcome::ProbePassed)), []);
+        assert_eq!(wanted_effects(probe, Ended::Died), []);
+    }
+}

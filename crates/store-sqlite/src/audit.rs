@@ -1,0 +1,201 @@
+//! The invariants of `crates/README.md`, looked for in the rows themselves: one sentence for each breach.
+
+use std::time::Duration;
+
+use fettle_app::ports::ledger::L;
+use fettle_domain::id::{JobId, TaskId};
+use fettle_domain::job::JobState;
+use fettle_domain::retry::{MAX_ATTEMPTS, MAX_CRASHES};
+use fettle_domain::task::TaskState;
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use crate::error::OrLedger;
+use crate::time::whole_micros;
+use crate::{job, task};
+
+/// A sweep runs every half second; a lease that lapsed this long ago means that none does.
+const LATE: Duration = Duration::from_secs(60);
+/// Sentences of one audit; more of the same help nobody.
+const MAX_BREACHES: usize = 100;
+
+/// Empty when all invariants hold. Reads one snapshot.
+pub(crate) async fn audit(conn: &mut SqliteConnection, now: Timestamp) -> L<Vec<String>> {
+    let mut breaches = Vec::new();
+    identities(conn, &mut breaches).await?;
+    leases(conn, now, &mut breaches).await?;
+    journals(conn, &mut breaches).await?;
+    events(conn, &mut breaches).await?;
+    folds(conn, &mut breaches).await?;
+    breaches.truncate(MAX_BREACHES);
+    Ok(breaches)
+}
+
+/// I1, over and above the unique indexes: they can be lost, the rows tell.
+async fn identities(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()> {
+    let crowded = sqlx::query!(
+        r#"SELECT repo_forge_id, issue_number, count(*) AS "tasks!: i64" FROM task
+           WHERE ended_at IS NULL AND repo_forge_id IS NOT NULL AND issue_number IS NOT NULL
+           GROUP BY repo_forge_id, issue_number HAVING count(*) > 1"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    for row in crowded {
+        let (repo, issue) = (row.repo_forge_id.unwrap_or(0), row.issue_number.unwrap_or(0));
+        breaches.push(format!("I1: repository {repo} has {} active Tasks on issue #{issue}", row.tasks));
+    }
+    let twice = sqlx::query!(
+        r#"SELECT task_id AS "task_id: Uuid", count(*) AS "jobs!: i64" FROM job
+           WHERE kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')
+           GROUP BY task_id HAVING count(*) > 1"#
+    )
+    .fetch_all(conn)
+    .await
+    .or_ledger()?;
+    for row in twice {
+        breaches.push(format!("I1: {} has {} unfinished publish jobs", TaskId::from_uuid(row.task_id), row.jobs));
+    }
+    Ok(())
+}
+
+/// I2, I3, I7 and I8 of every job that is not at rest.
+async fn leases(conn: &mut SqliteConnection, now: Timestamp, breaches: &mut Vec<String>) -> L<()> {
+    let (late, max_attempts, max_crashes) = (now.as_microsecond() - whole_micros(LATE), MAX_ATTEMPTS, MAX_CRASHES);
+    let wrong = sqlx::query!(
+        r#"SELECT id AS "id: Uuid",
+                  coalesce(ended_by, 0) > fence AS "fence_back!: bool",
+                  (state IN ('leased', 'cancelling')) <> (leased_until IS NOT NULL AND worker_id IS NOT NULL)
+                  OR (leased_until IS NULL) <> (worker_id IS NULL) AS "lease_amiss!: bool",
+                  crashes_since_step > crashes OR crashes > ?1
+                  OR attempts > ?2 OR (attempts = ?2 AND state NOT IN ('dead', 'cancelled')) AS "counters_off!: bool",
+                  leased_until < ?3 AND leased_until IS NOT NULL AS "late!: bool"
+           FROM job"#,
+        max_crashes,
+        max_attempts,
+        late,
+    )
+    .fetch_all(conn)
+    .await
+    .or_ledger()?;
+    for row in wrong {
+        let id = JobId::from_uuid(row.id);
+        if row.fence_back {
+            breaches.push(format!("I2: {id} was ended under a fence newer than its newest"));
+        }
+        if row.lease_amiss {
+            breaches.push(format!("I3: {id} has a holder and a deadline without being leased, or the reverse"));
+        }
+        if row.counters_off {
+            breaches.push(format!("I7: {id} has counters that no sequence of failures and crashes gives"));
+        }
+        if row.late {
+            breaches.push(format!("I8: the lease of {id} lapsed more than {} s ago", LATE.as_secs()));
+        }
+    }
+    Ok(())
+}
+
+/// I5 and I6: what ended has what it ended with.
+async fn journals(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()> {
+    let without_result = sqlx::query_scalar!(
+        r#"SELECT run.task_id AS "task_id!: Uuid" FROM run JOIN job ON job.id = run.job_id
+           WHERE job.state = 'done' AND run.result IS NULL"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    for id in without_result {
+        breaches.push(format!("I5: the Run of {} is done without a result", TaskId::from_uuid(id)));
+    }
+    let gaps = sqlx::query_scalar!(
+        r#"SELECT run.task_id AS "task_id!: Uuid" FROM run LEFT JOIN step ON step.run_id = run.id
+           GROUP BY run.id HAVING count(step.seq) <> run.steps OR coalesce(max(step.seq) + 1, 0) <> run.steps"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    for id in gaps {
+        breaches.push(format!("I5: the journal of {} has a gap", TaskId::from_uuid(id)));
+    }
+    let newer_than_lease = sqlx::query_scalar!(
+        r#"SELECT DISTINCT run.task_id AS "task_id!: Uuid" FROM step JOIN run ON run.id = step.run_id
+           JOIN job ON job.id = run.job_id WHERE step.fence > job.fence"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    for id in newer_than_lease {
+        breaches.push(format!("I2: {} has a step of a fence that was never issued", TaskId::from_uuid(id)));
+    }
+    let open = sqlx::query_scalar!(
+        r#"SELECT DISTINCT effect.task_id AS "task_id: Uuid" FROM effect
+           JOIN job ON job.task_id = effect.task_id AND job.kind = 'publish'
+           WHERE effect.state <> 'settled' AND job.state = 'done'
+             AND NOT EXISTS (SELECT 1 FROM job AS later WHERE later.task_id = job.task_id AND later.kind = 'publish'
+                             AND later.seq > job.seq)"#
+    )
+    .fetch_all(conn)
+    .await
+    .or_ledger()?;
+    for id in open {
+        breaches.push(format!("I6: {} is published with an effect that is not settled", TaskId::from_uuid(id)));
+    }
+    Ok(())
+}
+
+/// I9, first half: numbers without gaps.
+async fn events(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()> {
+    let gaps = sqlx::query_scalar!(
+        r#"SELECT task.id AS "id!: Uuid" FROM task LEFT JOIN event ON event.task_id = task.id
+           GROUP BY task.id HAVING count(event.seq) <> task.event_seq OR coalesce(max(event.task_seq), 0) <> task.event_seq"#
+    )
+    .fetch_all(conn)
+    .await
+    .or_ledger()?;
+    for id in gaps {
+        breaches.push(format!("I9: the events of {} have a gap", TaskId::from_uuid(id)));
+    }
+    Ok(())
+}
+
+/// I9, second half: the shown state is the fold of the jobs, and an end was told last.
+async fn folds(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()> {
+    let rows = sqlx::query!(
+        r#"SELECT task.id AS "id: Uuid", task.state, task.ended_at, run.job_id AS "run_job: Uuid",
+                  (SELECT job.id FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
+                   ORDER BY job.seq DESC LIMIT 1) AS "publish_job?: Uuid",
+                  (SELECT json_extract(event.body, '$.value.type') FROM event WHERE event.task_id = task.id
+                   AND json_extract(event.body, '$.value.type') IN ('task_created', 'redriven', 'task_done', 'task_cancelled')
+                   ORDER BY event.task_seq DESC LIMIT 1) AS "turn?: String"
+           FROM task JOIN run ON run.task_id = task.id"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    for row in rows {
+        let id = TaskId::from_uuid(row.id);
+        let run = job::get(conn, JobId::from_uuid(row.run_job)).await?.job.state;
+        let publish: Option<JobState> = match row.publish_job {
+            Some(job) => Some(job::get(conn, JobId::from_uuid(job)).await?.job.state),
+            None => None,
+        };
+        let folded = TaskState::fold(&run, publish.as_ref());
+        let shown = task::state_of(&row.state)?;
+        if folded != shown || folded.is_final() != row.ended_at.is_some() {
+            breaches.push(format!("I9: {id} is shown as {} and its jobs say {}", shown.name(), folded.name()));
+        }
+        let told = match row.turn.as_deref() {
+            Some("task_done") => Some(TaskState::Done),
+            Some("task_cancelled") => Some(TaskState::Cancelled),
+            _ => None,
+        };
+        let ended = Some(folded).filter(|state| state.is_final());
+        // A Task whose effects are wanted again after its end goes on without a word and ends once more.
+        if ended.is_some() && told != ended {
+            breaches.push(format!("I9: {id} is {} and its events tell of another end", folded.name()));
+        }
+    }
+    Ok(())
+}

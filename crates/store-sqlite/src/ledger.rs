@@ -1,0 +1,208 @@
+//! The two ports, each verb handed to the writer or to a reader.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fettle_app::ports::ledger::{
+    Accepted, Beat, BeatAnswer, CancelAnswer, Delivery, Depth, Fenced, Granted, Holder, L, Leases, Ledger, LedgerError,
+    MAX_LEASE_WAIT, Opened, Publication, Retried, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+};
+use fettle_domain::effect::{EffectKind, Intent, Receipt};
+use fettle_domain::event::Event;
+use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
+use fettle_domain::lease::LeaseRef;
+use fettle_domain::object::BlobId;
+use fettle_domain::run::RunResult;
+use fettle_domain::step::{StepBody, StepRecord};
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::error::OrLedger;
+use crate::{SqliteLedger, audit, delivery, effect, event, job, message, run, task, view};
+
+/// Jobs of one lease request and beats of one renewal.
+const MAX_AT_ONCE: usize = 32;
+/// One page of a list or feed.
+const MAX_PAGE: u16 = 500;
+
+#[async_trait]
+impl Leases for SqliteLedger {
+    async fn lease(&self, who: &Holder, want: &Want, max: u8, wait: Duration, request: RequestId) -> L<Granted> {
+        if max == 0 || usize::from(max) > MAX_AT_ONCE {
+            return Err(LedgerError::Invalid(format!("1 to {MAX_AT_ONCE} jobs can be leased at once, not {max}")));
+        }
+        let deadline = Instant::now() + wait.min(MAX_LEASE_WAIT);
+        let mut work = self.work.clone();
+        loop {
+            work.mark_unchanged();
+            let verb = job::Lease { who: who.clone(), want: want.clone(), max, request };
+            let leased = self.write(verb).await?;
+            if !leased.is_empty() {
+                return Ok(Granted::Leased(leased));
+            }
+            match tokio::time::timeout_at(deadline, work.changed()).await {
+                Ok(Ok(())) => {}
+                // The time is up, or the ledger is being closed.
+                Ok(Err(_)) | Err(_) => return Ok(Granted::Idle),
+            }
+        }
+    }
+
+    async fn renew(&self, beats: &[Beat]) -> L<Vec<BeatAnswer>> {
+        if beats.len() > MAX_AT_ONCE {
+            return Err(LedgerError::Invalid(format!("at most {MAX_AT_ONCE} leases can be renewed at once")));
+        }
+        self.write(job::Renew { beats: beats.to_vec() }).await
+    }
+
+    async fn record(&self, lease: &LeaseRef, step: &StepRecord) -> L<Fenced> {
+        let body = match step.body {
+            StepBody::Blob(id) => Some(id),
+            StepBody::Inline(_) => None,
+        };
+        let workspace = step.workspace.map(|state| state.bundle);
+        self.blobs.require(body.into_iter().chain(workspace).collect()).await?;
+        self.write(run::Record { lease: *lease, step: step.clone() }).await
+    }
+
+    async fn steps(&self, lease: &LeaseRef) -> L<Vec<StepRecord>> {
+        let mut transaction = self.readers.begin().await.or_ledger()?;
+        run::steps(&mut transaction, lease).await
+    }
+
+    async fn complete_run(&self, lease: &LeaseRef, result: &RunResult) -> L<Fenced> {
+        self.blobs.require(result.change.iter().map(|change| change.bundle).collect()).await?;
+        self.write(run::Complete { lease: *lease, result: result.clone() }).await
+    }
+
+    async fn fail(&self, lease: &LeaseRef, why: &str, then: Then) -> L<Fenced> {
+        self.write(job::Fail { lease: *lease, why: why.to_owned(), then }).await
+    }
+
+    async fn defer(&self, lease: &LeaseRef, until: Wake, why: &str) -> L<Fenced> {
+        self.write(job::Defer { lease: *lease, until, why: why.to_owned() }).await
+    }
+
+    async fn release(&self, lease: &LeaseRef) -> L<Fenced> {
+        self.write(job::Release { lease: *lease }).await
+    }
+
+    async fn put_blob(&self, content: Bytes) -> L<BlobId> {
+        self.blobs.put(content).await
+    }
+
+    async fn blob(&self, id: BlobId) -> L<Bytes> {
+        self.blobs.get(id).await
+    }
+
+    async fn read_token(&self, lease: &LeaseRef) -> L<Option<SecretString>> {
+        let repo = {
+            let mut transaction = self.readers.begin().await.or_ledger()?;
+            let row = job::held_for_reading(&mut transaction, lease).await?;
+            view::task(&mut transaction, row.task).await?.repo
+        };
+        match (&self.read_tokens, repo) {
+            (Some(minter), Some(repo)) => minter.read_token(&repo).await,
+            _ => Ok(None),
+        }
+    }
+}
+
+#[async_trait]
+impl Ledger for SqliteLedger {
+    async fn accept(&self, delivery: Delivery) -> L<Accepted> {
+        self.writer.accept(delivery).await
+    }
+
+    async fn open_deliveries(&self, max: u16) -> L<Vec<Delivery>> {
+        delivery::open(&self.readers, max).await
+    }
+
+    async fn close_delivery(&self, id: DeliveryId, verdict: &str) -> L<()> {
+        self.write(delivery::Close { id, verdict: verdict.to_owned() }).await
+    }
+
+    async fn open_task(&self, delivery: Option<DeliveryId>, plan: &TaskPlan) -> L<Opened> {
+        self.write(task::Open { delivery, plan: plan.clone() }).await
+    }
+
+    async fn active_task(&self, repo_forge_id: u64, issue: u64) -> L<Option<TaskId>> {
+        view::active(&self.readers, repo_forge_id, issue).await
+    }
+
+    async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()> {
+        self.write(message::Post { task, by: by.to_owned(), text: text.to_owned() }).await
+    }
+
+    async fn publication(&self, lease: &LeaseRef) -> L<Publication> {
+        view::publication(&self.readers, lease).await
+    }
+
+    async fn intend(&self, lease: &LeaseRef, effect: EffectId, intent: &Intent) -> L<Fenced> {
+        self.write(effect::Intend { lease: *lease, effect, intent: intent.clone() }).await
+    }
+
+    async fn settle(&self, lease: &LeaseRef, effect: EffectId, receipt: &Receipt) -> L<Fenced> {
+        self.write(effect::Settle { lease: *lease, effect, receipt: receipt.clone() }).await
+    }
+
+    async fn complete_publish(&self, lease: &LeaseRef) -> L<Fenced> {
+        self.write(effect::CompletePublish { lease: *lease }).await
+    }
+
+    async fn want_effects(&self, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
+        self.write(effect::Want { task, kinds: kinds.to_vec() }).await
+    }
+
+    async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer> {
+        self.write(task::Cancel { task, by: by.to_owned() }).await
+    }
+
+    async fn retry(&self, task: TaskId, by: &str) -> L<Retried> {
+        self.write(task::Retry { task, by: by.to_owned() }).await
+    }
+
+    async fn redrive(&self, job: JobId, by: &str) -> L<()> {
+        self.write(job::Redrive { job, by: by.to_owned() }).await
+    }
+
+    async fn task(&self, id: TaskId) -> L<TaskView> {
+        let mut transaction = self.readers.begin().await.or_ledger()?;
+        view::task(&mut transaction, id).await
+    }
+
+    async fn tasks(&self, filter: TaskFilter, after: Option<TaskCursor>, max: u16) -> L<Vec<TaskView>> {
+        view::tasks(&self.readers, filter, after, max.min(MAX_PAGE)).await
+    }
+
+    async fn events(&self, task: Option<TaskId>, after: u64, max: u16) -> L<Vec<Event>> {
+        event::list(&self.readers, task, after, max.min(MAX_PAGE)).await
+    }
+
+    fn newest_event(&self) -> watch::Receiver<u64> {
+        self.newest_event.clone()
+    }
+
+    fn work(&self) -> watch::Receiver<u64> {
+        self.work.clone()
+    }
+
+    async fn sweep(&self, max: u16) -> L<Sweep> {
+        self.write(job::SweepOnce { max }).await
+    }
+
+    async fn depth(&self) -> L<Depth> {
+        view::depth(&self.readers, self.time.now()).await
+    }
+
+    async fn probe(&self) -> L<()> {
+        self.write(job::Probe).await
+    }
+
+    async fn audit(&self) -> L<Vec<String>> {
+        let mut transaction = self.readers.begin().await.or_ledger()?;
+        audit::audit(&mut transaction, self.time.now()).await
+    }
+}

@@ -1,0 +1,350 @@
+//! The one task that writes. It takes what queued while the last group reached the disk, applies it in one transaction,
+//! and answers after the commit, so that many callers share one fsync and an answer is always durable.
+//!
+//! It never waits for more work to come, and never answers before the commit.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fettle_app::ports::clock::IdSource;
+use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
+use fettle_domain::lease::Timing;
+use jiff::Timestamp;
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::delivery;
+use crate::error::{self, OrLedger};
+use crate::open::DataDirLock;
+use crate::time::LedgerTime;
+
+/// Callers that can wait in line; more wait to be let in.
+const QUEUE: usize = 1024;
+/// Commands in one transaction: a failing one makes the others run again one by one, so a group stays small.
+const MAX_GROUP: usize = 512;
+/// Bytes of deliveries in one transaction: they are copied into one parameter.
+const MAX_GROUP_BYTES: usize = 16 * 1024 * 1024;
+/// Without a command for this long, the writer moves the log into the database.
+const IDLE: Duration = Duration::from_millis(250);
+/// Beyond this much log since the last checkpoint the writer does not wait for idleness.
+const CHECKPOINT_BYTES: usize = 64 * 1024 * 1024;
+/// What a verb adds to the log, roughly: about eight pages.
+const VERB_LOG_BYTES: usize = 32 * 1024;
+/// What a delivery adds to the log beside its body: its share of index pages.
+const DELIVERY_LOG_BYTES: usize = 8 * 1024;
+/// A caller waits at most this long for the writer; a healthy one answers within milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One change of the ledger. May be applied more than once before its transaction commits, so it changes nothing else.
+pub(crate) trait Verb: Send + Sync + 'static {
+    type Out: Send + 'static;
+    fn apply(&self, tx: &mut Tx<'_>) -> impl Future<Output = L<Self::Out>> + Send;
+}
+
+/// What a verb works with.
+pub(crate) struct Tx<'c> {
+    pub(crate) conn: &'c mut SqliteConnection,
+    pub(crate) now: Timestamp,
+    pub(crate) timing: Timing,
+    pub(crate) ids: &'c dyn IdSource,
+    pub(crate) time: &'c LedgerTime,
+    /// Something became runnable.
+    pub(crate) wakes: bool,
+    /// The last event appended, or 0.
+    pub(crate) newest_event: u64,
+    /// The wall clock was stepped ahead by this much and live leases were moved with it.
+    pub(crate) stepped: Option<Duration>,
+}
+
+/// The handle that callers hold.
+pub(crate) struct Writer {
+    commands: mpsc::Sender<Command>,
+    shutdown: CancellationToken,
+    /// Set once the file cannot be trusted; every later write is refused with it.
+    broken: Arc<OnceLock<String>>,
+    task: Mutex<JoinSet<L<()>>>,
+}
+
+/// What the writer task is started with.
+pub(crate) struct WriterParts {
+    pub(crate) conn: SqliteConnection,
+    pub(crate) time: Arc<LedgerTime>,
+    pub(crate) timing: Timing,
+    pub(crate) ids: Arc<dyn IdSource>,
+    pub(crate) newest_event: watch::Sender<u64>,
+    pub(crate) work: watch::Sender<u64>,
+    pub(crate) newest_delivery: i64,
+    /// Held for as long as the connection may write.
+    pub(crate) lock: DataDirLock,
+}
+
+impl Writer {
+    pub(crate) fn start(parts: WriterParts) -> Self {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let shutdown = CancellationToken::new();
+        let broken = Arc::new(OnceLock::new());
+        let mut task = JoinSet::new();
+        let state = WriterTask { parts, queue, shutdown: shutdown.clone(), broken: broken.clone(), log_bytes: 0 };
+        task.spawn(state.run());
+        Self { commands, shutdown, broken, task: Mutex::new(task) }
+    }
+
+    pub(crate) async fn write<V: Verb>(&self, verb: V) -> L<V::Out> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Verb(Box::new(Ask { verb, out: None, reply })), answer).await
+    }
+
+    pub(crate) async fn accept(&self, delivery: Delivery) -> L<Accepted> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Accept(AcceptAsk { delivery, out: Accepted::New, reply }), answer).await
+    }
+
+    async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<L<T>>) -> L<T> {
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
+            self.commands.send(command).await.map_err(|_| self.gone())?;
+            answer.await.map_err(|_| self.gone())?
+        });
+        answered.await.unwrap_or_else(|_| {
+            Err(LedgerError::Unavailable(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))
+        })
+    }
+
+    fn gone(&self) -> LedgerError {
+        match self.broken.get() {
+            Some(why) => LedgerError::Corrupt(why.clone()),
+            None => LedgerError::Unavailable("it has been closed".to_owned()),
+        }
+    }
+
+    /// Waits until everything asked before is answered and the file is closed. A second call finds nothing to do.
+    pub(crate) async fn close(&self) -> L<()> {
+        self.shutdown.cancel();
+        match self.task.lock().await.join_next().await {
+            Some(Ok(closed)) => closed,
+            Some(Err(join)) => Err(LedgerError::Unavailable(format!("its writer ended: {join}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+enum Command {
+    /// The hot path: all deliveries of a group become one statement.
+    Accept(AcceptAsk),
+    Verb(Box<dyn Asked>),
+}
+
+pub(crate) struct AcceptAsk {
+    pub(crate) delivery: Delivery,
+    pub(crate) out: Accepted,
+    reply: oneshot::Sender<L<Accepted>>,
+}
+
+#[async_trait]
+trait Asked: Send {
+    async fn apply(&mut self, tx: &mut Tx<'_>) -> L<()>;
+    fn answer(self: Box<Self>, failed: Option<LedgerError>);
+}
+
+struct Ask<V: Verb> {
+    verb: V,
+    out: Option<V::Out>,
+    reply: oneshot::Sender<L<V::Out>>,
+}
+
+#[async_trait]
+impl<V: Verb> Asked for Ask<V> {
+    async fn apply(&mut self, tx: &mut Tx<'_>) -> L<()> {
+        self.out = Some(self.verb.apply(tx).await?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, failed: Option<LedgerError>) {
+        let answer = match failed {
+            Some(error) => Err(error),
+            None => Ok(self.out.expect("an applied verb has an outcome")),
+        };
+        // A caller that gave up finds its change in the ledger when it asks again.
+        let _ = self.reply.send(answer);
+    }
+}
+
+impl Command {
+    fn answer(self, failed: Option<LedgerError>) {
+        match self {
+            Self::Accept(ask) => {
+                // As above: the sender's redelivery will be a duplicate.
+                let _ = ask.reply.send(failed.map_or(Ok(ask.out), Err));
+            }
+            Self::Verb(ask) => ask.answer(failed),
+        }
+    }
+
+    fn body_bytes(&self) -> usize {
+        match self {
+            Self::Accept(ask) => ask.delivery.body.len(),
+            Self::Verb(_) => 0,
+        }
+    }
+
+    fn log_bytes(&self) -> usize {
+        match self {
+            Self::Accept(ask) => ask.delivery.body.len() + DELIVERY_LOG_BYTES,
+            Self::Verb(_) => VERB_LOG_BYTES,
+        }
+    }
+}
+
+struct WriterTask {
+    parts: WriterParts,
+    queue: mpsc::Receiver<Command>,
+    shutdown: CancellationToken,
+    broken: Arc<OnceLock<String>>,
+    /// Written since the last checkpoint, estimated.
+    log_bytes: usize,
+}
+
+impl WriterTask {
+    async fn run(mut self) -> L<()> {
+        while let Some(first) = self.next_command().await {
+            let group = self.group_with(first);
+            self.settle(group).await;
+            if self.broken.get().is_some() {
+                // The handle answers for those still in line.
+                return Ok(());
+            }
+            if self.log_bytes >= CHECKPOINT_BYTES {
+                self.checkpoint().await;
+            }
+        }
+        self.close().await
+    }
+
+    /// `None` when all that was asked before the shutdown has been taken.
+    async fn next_command(&mut self) -> Option<Command> {
+        loop {
+            let idle = self.log_bytes > 0;
+            tokio::select! {
+                biased;
+                command = self.queue.recv() => return command,
+                () = self.shutdown.cancelled(), if !self.queue.is_closed() => self.queue.close(),
+                () = tokio::time::sleep(IDLE), if idle => self.checkpoint().await,
+            }
+        }
+    }
+
+    fn group_with(&mut self, first: Command) -> Vec<Command> {
+        let mut bytes = first.body_bytes();
+        let mut group = vec![first];
+        while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
+            let Ok(command) = self.queue.try_recv() else { break };
+            bytes += command.body_bytes();
+            group.push(command);
+        }
+        group
+    }
+
+    /// Applies and answers. A group in which one fails is rolled back and goes one by one, so that each gets its own
+    /// answer.
+    async fn settle(&mut self, mut group: Vec<Command>) {
+        self.log_bytes += group.iter().map(Command::log_bytes).sum::<usize>();
+        match self.attempt(&mut group).await {
+            Ok(()) => group.into_iter().for_each(|command| command.answer(None)),
+            Err(error) if group.len() == 1 || error::concerns_the_file(&error) => {
+                self.refuse(group, error);
+            }
+            Err(_) => {
+                let mut left = VecDeque::from(group);
+                while let Some(command) = left.pop_front() {
+                    let mut alone = vec![command];
+                    match self.attempt(&mut alone).await {
+                        Ok(()) => alone.into_iter().for_each(|command| command.answer(None)),
+                        Err(error) if matches!(error, LedgerError::Corrupt(_)) => {
+                            alone.extend(left.drain(..));
+                            self.refuse(alone, error);
+                        }
+                        Err(error) => self.refuse(alone, error),
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, group: Vec<Command>, error: LedgerError) {
+        if let LedgerError::Corrupt(why) = &error {
+            self.broken.get_or_init(|| why.clone());
+        }
+        for command in group {
+            command.answer(Some(error::copy(&error)));
+        }
+    }
+
+    async fn attempt(&mut self, group: &mut [Command]) -> L<()> {
+        let parts = &mut self.parts;
+        let mut transaction = parts.conn.begin_with("BEGIN IMMEDIATE").await.or_ledger()?;
+        let mut tx = Tx {
+            conn: &mut transaction,
+            now: parts.time.now(),
+            timing: parts.timing,
+            ids: parts.ids.as_ref(),
+            time: &parts.time,
+            wakes: false,
+            newest_event: 0,
+            stepped: None,
+        };
+        let mut newest_delivery = parts.newest_delivery;
+        let mut deliveries: Vec<&mut AcceptAsk> = Vec::new();
+        for command in group {
+            match command {
+                Command::Accept(ask) => deliveries.push(ask),
+                Command::Verb(ask) => ask.apply(&mut tx).await?,
+            }
+        }
+        if !deliveries.is_empty() {
+            newest_delivery = delivery::accept_all(&mut tx, newest_delivery, &mut deliveries).await?;
+        }
+        let (wakes, newest_event, stepped) = (tx.wakes, tx.newest_event, tx.stepped);
+        transaction.commit().await.or_ledger()?;
+
+        parts.newest_delivery = newest_delivery;
+        if let Some(step) = stepped {
+            parts.time.follow(step);
+        }
+        if newest_event > 0 {
+            parts.newest_event.send_replace(newest_event);
+        }
+        if wakes {
+            parts.work.send_modify(|count| *count += 1);
+        }
+        Ok(())
+    }
+
+    /// Moves the log into the database. A reader in the way only postpones it: the next one takes all.
+    async fn checkpoint(&mut self) {
+        self.log_bytes = 0;
+        // `PASSIVE` never waits for readers; once all is moved, the next write starts the log over in the same file.
+        let moved = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut self.parts.conn).await;
+        if let Err(error) = moved.or_ledger() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "could not checkpoint the ledger");
+            if let LedgerError::Corrupt(why) = error {
+                self.broken.get_or_init(|| why);
+            }
+        }
+    }
+
+    async fn close(mut self) -> L<()> {
+        let now = self.parts.time.now().as_microsecond();
+        sqlx::query!("UPDATE ledger SET time_at = max(time_at, ?), closed = 1", now)
+            .execute(&mut self.parts.conn)
+            .await
+            .or_ledger()?;
+        // Closing the last connection checkpoints; a reader still open leaves that to the next start.
+        let WriterParts { conn, lock, .. } = self.parts;
+        conn.close().await.or_ledger()?;
+        drop(lock);
+        Ok(())
+    }
+}
