@@ -209,7 +209,7 @@ async fn a_finished_turn_does_not_wait_for_an_end_mark_that_never_comes() {
     let body = format!("{}{FINISHED}", event("whole"));
     for then in [Then::StayOpen, Then::Close] {
         let server = Server::start(vec![STREAM_HEAD.into(), chunked(body.as_bytes())], then).await;
-        let turn = ask(&model_at(server.address, Duration::from_millis(200))).await.unwrap();
+        let turn = ask(&model_at(server.address, Duration::from_secs(1))).await.unwrap();
         assert_eq!((turn.text.as_str(), turn.finish, turn.usage), ("whole", Finish::Stop, None));
     }
 }
