@@ -1,1 +1,3 @@
+//! Support for the tests and the demo: emulators that speak the real protocols on loopback.
 
+pub mod model;
