@@ -54,7 +54,7 @@ impl Script {
 /// conversation since the message that began it. What is not scripted is refused with a sentence that says what came,
 /// so that a test fails by name.
 ///
-/// ```ignore
+/// ```text
 /// Script::phases()
 ///     .phase("triage", [Answer::call("finish", json!({ "summary": "verdict: go" }))])
 ///     .phase("fix", [Answer::call("view", json!({ "path": "src/lib.rs" })), Answer::call("finish", …)])
