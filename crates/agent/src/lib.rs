@@ -2,4 +2,11 @@
 //!
 //! Everything that comes from a model is foreign input. Nothing here talks to a network, a database or a git library.
 
+pub mod dialect;
+pub mod ecosystem;
+pub mod edit;
+pub mod prepare;
+pub mod tools;
+pub mod verify;
 pub mod workbench;
+pub mod workspace;

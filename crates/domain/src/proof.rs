@@ -72,6 +72,8 @@ pub enum ReasonCode {
     SandboxLevel,
     CommandGranularity,
     DependenciesChanged,
+    /// A note, not a shortfall: no code token changed, so no new test was asked for.
+    DocumentationOnly,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -95,6 +97,8 @@ pub enum FailureKind {
 /// Runs of each new test on each side.
 pub const NEW_TEST_RUNS: usize = 3;
 
+/// A test that the patch adds or changes. Under a command that the operator chose for the task, also an existing one that was
+/// red on base; it then stands in [`SuiteDelta::fixed`] too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewTest {
     pub id: String,
@@ -156,6 +160,9 @@ pub struct Check {
 }
 
 impl Check {
+    /// The name of the check that compiles everything; a patch that breaks it is not proven at all.
+    pub const BUILD: &'static str = "build";
+
     /// It succeeded on base and does not on head.
     pub fn is_worse(&self) -> bool {
         self.base_exit == Some(0) && self.head_exit != Some(0)

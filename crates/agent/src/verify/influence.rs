@@ -1,0 +1,198 @@
+//! Files that change what a green run means: how tests are found and run, and what they run with.
+
+/// Files that are nothing but configuration of builds and test runners.
+const RUNNER_FILES: &[&str] = &[
+    ".fettle.toml",
+    ".mocharc.js",
+    ".mocharc.json",
+    ".mocharc.yml",
+    "GNUmakefile",
+    "Makefile",
+    "build.rs",
+    "conftest.py",
+    "makefile",
+    "noxfile.py",
+    "nextest.toml",
+    "pytest.ini",
+    "rust-toolchain",
+    "rust-toolchain.toml",
+    "sitecustomize.py",
+    "tox.ini",
+    "usercustomize.py",
+];
+
+const LOCKFILES: &[&str] = &[
+    "Cargo.lock",
+    "Pipfile.lock",
+    "go.sum",
+    "npm-shrinkwrap.json",
+    "package-lock.json",
+    "pnpm-lock.yaml",
+    "poetry.lock",
+    "uv.lock",
+    "yarn.lock",
+];
+
+/// Keys of `package.json` that decide what `npm test` does.
+const NPM_RUNNER_KEYS: &[&str] = &["scripts", "jest", "vitest", "mocha", "ava", "tap", "type", "babel", "imports"];
+const NPM_DEPENDENCY_KEYS: &[&str] =
+    &["dependencies", "devDependencies", "optionalDependencies", "peerDependencies", "overrides", "workspaces"];
+/// Tables of `Cargo.toml` that decide which tests are built, and how.
+const CARGO_RUNNER_KEYS: &[&str] = &["lib", "bin", "test", "bench", "example", "profile"];
+const CARGO_DEPENDENCY_KEYS: &[&str] =
+    &["dependencies", "dev-dependencies", "build-dependencies", "target", "patch", "replace", "features"];
+
+/// The change touches which tests run, or how. `None` for a side: the file is absent there.
+pub(super) fn is_runner_configuration(path: &str, before: Option<&str>, after: Option<&str>) -> bool {
+    let file = file_of(path);
+    if RUNNER_FILES.contains(&file) || path.starts_with(".cargo/") || path.contains("/.cargo/") {
+        return true;
+    }
+    if ["jest.config.", "vitest.config.", "vite.config.", "babel.config.", "jest.setup.", "vitest.setup."]
+        .iter()
+        .any(|start| file.starts_with(start))
+    {
+        return true;
+    }
+    match file {
+        "package.json" => differ(json(before), json(after), NPM_RUNNER_KEYS),
+        "Cargo.toml" => {
+            let (old, new) = (toml(before), toml(after));
+            let package = |table: &Option<toml::Table>, key: &str| {
+                table.as_ref().and_then(|table| table.get("package")).and_then(|package| package.get(key)).cloned()
+            };
+            let of_package = ["autotests", "autobins", "autobenches", "build", "edition", "default-run"];
+            let of_workspace = |table: &Option<toml::Table>| {
+                let workspace = table.as_ref().and_then(|table| table.get("workspace")).cloned();
+                workspace
+                    .map(|workspace| ["members", "exclude", "default-members"].map(|key| workspace.get(key).cloned()))
+            };
+            differ(old.clone(), new.clone(), CARGO_RUNNER_KEYS)
+                || of_package.iter().any(|key| package(&old, key) != package(&new, key))
+                || of_workspace(&old) != of_workspace(&new)
+        }
+        "pyproject.toml" => {
+            let tools = |text: Option<&str>| {
+                let tool = toml(text).and_then(|table| table.get("tool").cloned());
+                tool.map(|tool| ["pytest", "coverage", "tox", "hatch"].map(|key| tool.get(key).cloned()))
+            };
+            tools(before).unwrap_or_default() != tools(after).unwrap_or_default()
+        }
+        "setup.cfg" => section(before, "[tool:pytest]") != section(after, "[tool:pytest]"),
+        _ => false,
+    }
+}
+
+/// The change touches what the code is built and run with.
+pub(super) fn is_dependency_change(path: &str, before: Option<&str>, after: Option<&str>) -> bool {
+    let file = file_of(path);
+    if LOCKFILES.contains(&file) || crate::ecosystem::is_requirements(path) {
+        return true;
+    }
+    match file {
+        "package.json" => differ(json(before), json(after), NPM_DEPENDENCY_KEYS),
+        "Cargo.toml" => {
+            let workspace =
+                |text: Option<&str>| toml(text).and_then(|table| table.get("workspace")?.get("dependencies").cloned());
+            differ(toml(before), toml(after), CARGO_DEPENDENCY_KEYS) || workspace(before) != workspace(after)
+        }
+        "pyproject.toml" => {
+            let lists = |text: Option<&str>| {
+                let table = toml(text);
+                let project = table.as_ref().and_then(|table| table.get("project")).cloned();
+                let of_project = |key: &str| project.as_ref().and_then(|project| project.get(key)).cloned();
+                let top = |key: &str| table.as_ref().and_then(|table| table.get(key)).cloned();
+                [
+                    of_project("dependencies"),
+                    of_project("optional-dependencies"),
+                    top("dependency-groups"),
+                    top("build-system"),
+                ]
+            };
+            lists(before) != lists(after)
+        }
+        "setup.py" => true,
+        _ => false,
+    }
+}
+
+/// Something that can be asked for a key.
+trait Keyed {
+    type Value: PartialEq;
+    fn value(&self, key: &str) -> Option<Self::Value>;
+}
+
+impl Keyed for serde_json::Value {
+    type Value = serde_json::Value;
+    fn value(&self, key: &str) -> Option<Self::Value> {
+        self.get(key).cloned()
+    }
+}
+
+impl Keyed for toml::Table {
+    type Value = toml::Value;
+    fn value(&self, key: &str) -> Option<Self::Value> {
+        self.get(key).cloned()
+    }
+}
+
+fn differ<K: Keyed>(before: Option<K>, after: Option<K>, keys: &[&str]) -> bool {
+    let of = |side: &Option<K>, key: &str| side.as_ref().and_then(|side| side.value(key));
+    keys.iter().any(|key| of(&before, key) != of(&after, key))
+}
+
+fn json(text: Option<&str>) -> Option<serde_json::Value> {
+    serde_json::from_str(text?).ok()
+}
+
+fn toml(text: Option<&str>) -> Option<toml::Table> {
+    text?.parse().ok()
+}
+
+fn section<'a>(text: Option<&'a str>, heading: &str) -> Option<Vec<&'a str>> {
+    let lines = text?.lines().skip_while(|line| line.trim() != heading).skip(1);
+    Some(lines.take_while(|line| !line.starts_with('[')).collect())
+}
+
+fn file_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_decides_about_tests_counts_as_configuration() {
+        let package =
+            |scripts: &str, version: &str| format!(r#"{{"version":"{version}","scripts":{{"test":"{scripts}"}}}}"#);
+        let npm = |a: &str, b: &str| is_runner_configuration("package.json", Some(a), Some(b));
+        assert!(npm(&package("node --test", "1"), &package("exit 0", "1")));
+        assert!(!npm(&package("node --test", "1"), &package("node --test", "2")));
+        let cargo = |a: &str, b: &str| is_runner_configuration("Cargo.toml", Some(a), Some(b));
+        assert!(cargo("[lib]\n", "[lib]\ntest = false\n"));
+        assert!(cargo("[package]\n", "[package]\nautotests = false\n"));
+        assert!(cargo("[package]\n", "[package]\n[[test]]\nname = \"a\"\nharness = false\n"));
+        assert!(!cargo("[package]\nversion = \"1\"\n", "[package]\nversion = \"2\"\n[dependencies]\na = \"1\"\n"));
+        let python = |a: &str, b: &str| is_runner_configuration("pyproject.toml", Some(a), Some(b));
+        assert!(python("", "[tool.pytest.ini_options]\naddopts = \"-k nothing\"\n"));
+        assert!(!python("", "[tool.black]\n"));
+        for path in
+            ["conftest.py", "tests/conftest.py", "pytest.ini", "jest.config.js", ".cargo/config.toml", "Makefile"]
+        {
+            assert!(is_runner_configuration(path, None, Some("")), "{path}");
+        }
+        assert!(!is_runner_configuration("src/lib.rs", None, Some("")));
+    }
+
+    #[test]
+    fn lockfiles_and_dependency_lists_count_as_dependencies() {
+        assert!(is_dependency_change("a/Cargo.toml", Some("[dependencies]\n"), Some("[dependencies]\na = \"1\"\n")));
+        assert!(!is_dependency_change("Cargo.toml", Some("[lib]\n"), Some("[lib]\ntest = false\n")));
+        assert!(is_dependency_change("package.json", Some("{}"), Some(r#"{"dependencies":{"a":"1"}}"#)));
+        assert!(is_dependency_change("pyproject.toml", Some(""), Some("[project]\ndependencies = [\"a\"]\n")));
+        for path in ["Cargo.lock", "web/package-lock.json", "requirements-dev.txt"] {
+            assert!(is_dependency_change(path, Some("a"), Some("b")), "{path}");
+        }
+    }
+}
