@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use fettle_domain::id::{CorrelationId, RequestId};
 use futures::FutureExt;
 use tokio::time::Instant;
-use tracing::{Instrument, error, field, info_span, warn};
+use tracing::{Instrument, debug, error, field, info_span, warn};
 use uuid::Uuid;
 
 use crate::problem::{Code, MEDIA_TYPE, Problem};
@@ -63,8 +63,10 @@ pub(crate) async fn exchange(State(api): State<ApiState>, mut request: Request, 
     let headers = response.headers_mut();
     headers.insert(CORRELATION, header(&correlation));
     headers.insert(REQUEST, header(&names.request));
+    let elapsed = started.elapsed();
     span.record("http.status", response.status().as_u16());
-    api.metrics.observe(&method, route, response.status(), started.elapsed());
+    span.in_scope(|| debug!(elapsed_ms = elapsed.as_millis(), "answered {method} {route}"));
+    api.metrics.observe(&method, route, response.status(), elapsed);
     response
 }
 

@@ -22,8 +22,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use axum::{Router, middleware};
 use utoipa::OpenApi as _;
-use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -42,13 +42,16 @@ pub fn router(api: ApiState) -> Router {
     let (v1, _) = v1_routes().split_for_parts();
     let v1 = v1
         .layer(DefaultBodyLimit::max(MAX_API_BODY_BYTES))
+        .route_layer(middleware::from_fn(edge::time_limit))
         .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_admin));
     let (webhooks, _) = webhook_routes().split_for_parts();
+    let webhooks =
+        webhooks.layer(DefaultBodyLimit::max(webhook::MAX_BYTES)).route_layer(middleware::from_fn(edge::time_limit));
     let document = openapi_json();
     let pages = Router::new()
         .route("/", get(index::get_index))
         .route("/api/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], document) }));
-    finished(v1.merge(webhooks.layer(DefaultBodyLimit::max(webhook::MAX_BYTES))).merge(pages), api)
+    finished(v1.merge(webhooks).merge(pages), api)
 }
 
 /// The internal listener: the worker API behind the service key, health and metrics.
@@ -63,9 +66,24 @@ pub fn openapi() -> OpenApi {
         .merge(webhook_routes())
         .merge(health_routes());
     let mut document = routes.into_openapi();
+    for item in document.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            operation.responses.responses.insert("default".to_owned(), any_problem());
+        }
+    }
     let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     document.components.get_or_insert_default().add_security_scheme("admin_key", scheme);
     document
+}
+
+/// Whatever goes wrong, at every address.
+fn any_problem() -> RefOr<Response> {
+    let content = Content::new(Some(Ref::from_schema_name("Problem")));
+    ResponseBuilder::new()
+        .description("A problem; switch on its `code`")
+        .content(problem::MEDIA_TYPE, content)
+        .build()
+        .into()
 }
 
 /// The document as it is committed and served.

@@ -59,7 +59,7 @@ pub(crate) fn routes(api: &ApiState) -> Router<ApiState> {
     verbs.merge(blobs).route_layer(middleware::from_fn_with_state(api.clone(), auth::require_worker))
 }
 
-/// Waits up to `wait_ms` for work; ends early when the server drains.
+/// Waits up to `wait_ms` for work; 503 when the server drains meanwhile.
 async fn lease(State(api): State<ApiState>, Body(body): Body<LeaseRequest>) -> Result<Json<LeasesBody>, Problem> {
     let wait = Duration::from_millis(body.wait_ms);
     if wait > MAX_LEASE_WAIT {
@@ -71,8 +71,11 @@ async fn lease(State(api): State<ApiState>, Body(body): Body<LeaseRequest>) -> R
     let who = Holder { worker: body.worker, name: body.name };
     let want = Want { kind: JobKind::Run, versions: body.versions };
     let granted = tokio::select! {
-        // Dropping the wait may leave a grant unanswered; the same request id gets it from the next server.
-        () = api.shutdown.cancelled() => Granted::Idle,
+        // What the ledger grants to a dropped wait is not lost: the same request id gets it from the next process.
+        () = api.shutdown.cancelled() => {
+            return Err(Problem::new(Code::Unavailable, "The dashboard is stopping. Ask again with the same request.")
+                .retry_after(Duration::from_secs(2)));
+        }
         granted = api.ledger.lease(&who, &want, body.max, wait, body.request) => granted?,
     };
     let leases = match granted {

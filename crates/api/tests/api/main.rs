@@ -1,0 +1,20 @@
+//! The HTTP edge over real sockets: public listener, internal listener, and the worker API's client against its server.
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod edge;
+#[cfg(test)]
+mod events;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod health;
+#[cfg(test)]
+mod tasks;
+#[cfg(test)]
+mod webhook;
+#[cfg(test)]
+mod worker;
+#[cfg(test)]
+mod world;
