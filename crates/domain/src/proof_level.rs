@@ -119,10 +119,13 @@ fn shortfall(test: &NewTest) -> Option<ReasonCode> {
     let mixed = |outcomes: &[Outcome]| outcomes.contains(&Outcome::Passed) && outcomes.contains(&Outcome::Failed);
     if mixed(&test.base) || mixed(&test.head) {
         Some(ReasonCode::NewTestFlaky)
-    } else if !all(&test.head, Outcome::Passed) {
+    } else if test.head.iter().any(|&outcome| outcome != Outcome::Passed) {
         Some(ReasonCode::NewTestFailsOnHead)
     } else if !all(&test.base, Outcome::Failed) {
+        // Such a test is not run again: however often it passes, it shows nothing.
         Some(ReasonCode::NewTestPassesOnBase)
+    } else if !all(&test.head, Outcome::Passed) {
+        Some(ReasonCode::NewTestFailsOnHead)
     } else if test.base_failure == Some(FailureKind::Build) && !test.names_added_symbol {
         Some(ReasonCode::NewTestOnlyFailsToBuild)
     } else {
@@ -281,6 +284,11 @@ mod tests {
             ),
             (
                 NewTest { base: vec![Absent; 3], base_failure: None, ..good() },
+                Level::Weak,
+                ReasonCode::NewTestPassesOnBase,
+            ),
+            (
+                NewTest { base: vec![Passed], base_failure: None, head: vec![Passed], ..good() },
                 Level::Weak,
                 ReasonCode::NewTestPassesOnBase,
             ),

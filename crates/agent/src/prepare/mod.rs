@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_app::ports::sandbox::{Access, Mount, Network, Sandbox, SandboxError, SandboxLevel, SandboxLimits};
+use fettle_app::ports::sandbox::{
+    Access, CommandEnd, Mount, Network, Sandbox, SandboxError, SandboxLevel, SandboxLimits,
+};
 use fettle_domain::object::BlobId;
 use fettle_domain::proof::Environment;
 use tokio_util::sync::CancellationToken;
@@ -208,12 +210,20 @@ async fn layer(
     command.limits.workspace_bytes = INSTALL_BYTES_MAX;
     let output = request.sandbox.run(&command, cancel).await?;
     match output.end {
-        fettle_app::ports::sandbox::CommandEnd::Exited(0) => claimed.complete().await,
-        fettle_app::ports::sandbox::CommandEnd::Cancelled => Err(PrepareError::Cancelled),
-        fettle_app::ports::sandbox::CommandEnd::TimedOut => {
+        CommandEnd::Exited(0) => claimed.complete().await,
+        CommandEnd::Cancelled => Err(PrepareError::Cancelled),
+        CommandEnd::TimedOut => {
             Err(PrepareError::TooSlow { what: install.what.clone(), seconds: INSTALL_TIME.as_secs() })
         }
-        _ => Err(PrepareError::InstallFailed { what: install.what.clone(), output: tail(&output.output) }),
+        _ => {
+            let mut said = tail(&output.output);
+            if !output.denied_hosts.is_empty() {
+                // The usual cause, and the one an operator can put right.
+                let hosts = output.denied_hosts.join(", ");
+                said = format!("{said}\nrefused by `[agent.sandbox] prepare_hosts`: {hosts}");
+            }
+            Err(PrepareError::InstallFailed { what: install.what.clone(), output: said })
+        }
     }
 }
 

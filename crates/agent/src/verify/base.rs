@@ -27,6 +27,13 @@ pub struct BaseReport {
     pub cached: bool,
 }
 
+impl BaseReport {
+    /// Nothing was run: there are no commands.
+    pub fn empty(tree: TreeId) -> Self {
+        Self { version: VERSION, tree, checks: vec![], suites: vec![], executed: vec![], cached: false }
+    }
+}
+
 /// Builds the base and runs its tests, or finds both done: cached by (repository, tree, environment, commands).
 pub async fn base_green(
     context: VerifyContext<'_>,
