@@ -167,14 +167,8 @@ async fn only_what_is_new_is_sent_though_the_remote_has_moved_on() {
     git(&world.work, ["push", "-q", "origin", "main"]);
 
     assert_eq!(world.push(None, one).await.unwrap(), Pushed::Moved);
-    let sent = world
-        .server
-        .seen()
-        .iter()
-        .filter(|seen| seen.line.contains("POST /a.git/git-receive-pack"))
-        .next_back()
-        .unwrap()
-        .body_bytes;
+    let sent =
+        world.server.seen().iter().rfind(|seen| seen.line.contains("POST /a.git/git-receive-pack")).unwrap().body_bytes;
     assert!(sent < 2_000, "{sent}");
     let listed =
         git(&world.server.bare("a"), ["rev-list", "--objects", "--no-object-names", &one.to_string(), "^main"]);

@@ -189,7 +189,7 @@ async fn a_snapshot_takes_what_git_would_track_and_leaves_what_tools_and_ignore_
 #[tokio::test]
 async fn what_a_tree_must_not_hold_is_refused_by_path() {
     let world = Local::new(|repo| repository(repo, &[("tracked", "x\n"), ("sub/x", "x\n")])).await;
-    let refusals: [(&str, fn(&Utf8Path)); 6] = [
+    let refusals: [(&str, Harm); 6] = [
         ("vendor/.git", |folder| repository(&folder.join("vendor"), &[("x", "x")])),
         ("sub/.git", |folder| write(folder, "sub/.git", "gitdir: /elsewhere\n")),
         (".GIT", |folder| write(folder, ".GIT/config", "[core]\n")),
@@ -274,6 +274,8 @@ async fn a_large_tree_is_written_by_several_threads_and_read_back() {
     assert_eq!(git(&into, ["status", "--porcelain"]), "");
     assert_eq!(world.git.snapshot(KEY, world.base.tree, &into).await.unwrap(), world.base.tree);
 }
+
+type Harm = fn(&Utf8Path);
 
 fn any_tree() -> impl Strategy<Value = Vec<(String, FileMode, Vec<u8>)>> {
     let name = prop_oneof!["[a-c]", "[a-c]\\.[a-c]", "[a-c]-", "é"];
