@@ -6,6 +6,7 @@ pub mod dialect;
 pub mod ecosystem;
 pub mod edit;
 pub mod prepare;
+pub mod solve;
 pub mod tools;
 pub mod verify;
 pub mod workbench;
