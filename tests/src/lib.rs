@@ -1,3 +1,6 @@
 //! Support for the tests and the demo: emulators that speak the real protocols on loopback.
 
+pub mod contract;
+pub mod downloads;
+pub mod forge;
 pub mod model;

@@ -84,6 +84,8 @@ pub(crate) struct IssueWire {
     pub(crate) body: Option<String>,
     pub(crate) user: Option<UserWire>,
     pub(crate) html_url: String,
+    /// Some webhooks about pinning lack it; what is not known to be open is not worked on.
+    #[serde(default)]
     pub(crate) state: String,
     #[serde(default)]
     pub(crate) locked: bool,

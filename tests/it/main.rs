@@ -1,0 +1,4 @@
+//! Real processes and real protocols, on loopback: one binary, one module for each subject.
+
+mod github;
+mod ledger;

@@ -1,0 +1,115 @@
+//! Reference material that others publish, fetched once with the registry's own client and kept in `target`.
+//!
+//! Nothing here decides a result: a test that cannot get its material says so, visibly, and is counted as skipped.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+/// For the whole download, in seconds; the largest package is 30 MB.
+const FETCH_SECONDS: &str = "180";
+
+/// The unpacked package (the folder with its `package.json`); `None` when the registry cannot be reached.
+pub fn npm_package(name: &str, version: &str) -> Option<PathBuf> {
+    told(name, version, || {
+        let folder = home(name, version).join("all");
+        if !folder.exists() {
+            unpack(&tarball(name, version)?, &folder, &[])?;
+        }
+        Ok(folder.join("package"))
+    })
+}
+
+/// One file of a package, without unpacking the rest; `None` when the registry cannot be reached.
+pub fn npm_file(name: &str, version: &str, file: &str) -> Option<PathBuf> {
+    told(name, version, || {
+        let folder = home(name, version).join(file.replace('/', "+"));
+        if !folder.exists() {
+            unpack(&tarball(name, version)?, &folder, &[&format!("package/{file}")])?;
+        }
+        Ok(folder.join("package").join(file))
+    })
+}
+
+/// Says on the terminal that `what` was skipped, past the test harness's capture, and counts it in
+/// `target/fettle-test-cache/skipped.log`.
+pub fn skip(what: &str) {
+    let line = format!("SKIPPED {what}\n");
+    let log = fs_err::OpenOptions::new().create(true).append(true).open(cache().join("skipped.log"));
+    let counted = log.map(|mut log| log.write_all(line.as_bytes()));
+    let said = std::io::stderr().write_all(line.as_bytes());
+    assert!(said.is_ok() && matches!(counted, Ok(Ok(()))), "a skip that nobody sees would pass for a success");
+}
+
+fn told(name: &str, version: &str, get: impl FnOnce() -> anyhow::Result<PathBuf>) -> Option<PathBuf> {
+    match get() {
+        Ok(path) => Some(path),
+        Err(error) => {
+            skip(&format!("what needs {name} {version} of the npm registry: {error:#}"));
+            None
+        }
+    }
+}
+
+fn cache() -> PathBuf {
+    let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fettle-test-cache");
+    fs_err::create_dir_all(&cache).expect("the target folder can be written");
+    cache
+}
+
+fn home(name: &str, version: &str) -> PathBuf {
+    cache().join("npm").join(format!("{}-{version}", name.replace('/', "+")))
+}
+
+/// Downloads into a folder of its own and moves the result, so that tests may race for it.
+fn tarball(name: &str, version: &str) -> anyhow::Result<PathBuf> {
+    let home = home(name, version);
+    let kept = home.join("package.tgz");
+    if kept.exists() {
+        return Ok(kept);
+    }
+    fs_err::create_dir_all(&home)?;
+    let work = tempfile::tempdir_in(&home)?;
+    let output = Command::new("timeout")
+        .args([FETCH_SECONDS, "npm", "pack", "--silent", "--ignore-scripts", "--fetch-retries=1"])
+        .arg(format!("{name}@{version}"))
+        .current_dir(work.path())
+        .stdin(Stdio::null())
+        .output()
+        .context("while starting npm")?;
+    if !output.status.success() {
+        bail!("npm pack failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let packed = fs_err::read_dir(work.path())?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "tgz"))
+        .context("npm pack left no package")?;
+    fs_err::rename(packed, &kept)?;
+    Ok(kept)
+}
+
+fn unpack(tarball: &Path, into: &Path, members: &[&str]) -> anyhow::Result<()> {
+    let work = tempfile::tempdir_in(into.parent().context("a folder in the cache")?)?;
+    let status = Command::new("tar")
+        .args(["--extract", "--gzip", "--no-same-owner", "--file"])
+        .arg(tarball)
+        .arg("--directory")
+        .arg(work.path())
+        .args(members)
+        .stdin(Stdio::null())
+        .status()
+        .context("while starting tar")?;
+    if !status.success() {
+        bail!("could not unpack {}", tarball.display());
+    }
+    // Whoever comes second keeps what the first has put there.
+    if let Err(error) = fs_err::rename(work.path(), into)
+        && !into.exists()
+    {
+        return Err(error.into());
+    }
+    Ok(())
+}
