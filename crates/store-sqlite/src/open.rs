@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::ledger::LedgerError;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, SqliteConnection};
+use sqlx::{Connection, SqliteConnection};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -47,7 +47,7 @@ pub enum OpenError {
     #[error("the ledger was written by a newer Fettle (schema {needs}, this one knows {SCHEMA}); upgrade this binary")]
     TooNew { needs: i64 },
     #[error("could not bring the ledger's schema up to date")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
+    Migrate(#[source] MigrateError),
     #[error("could not prepare {data_dir}")]
     DataDir {
         data_dir: Utf8PathBuf,
@@ -80,7 +80,7 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .pragma("wal_autocheckpoint", "0");
-    let mut conn = writing.connect().await.or_ledger()?;
+    let mut conn = SqliteConnection::connect_with(&writing).await.or_ledger()?;
     require_sqlite(&mut conn).await?;
     migrate(&mut conn).await?;
     let persisted = claim(&mut conn).await?;
@@ -187,7 +187,8 @@ async fn require_sqlite(conn: &mut SqliteConnection) -> Result<(), OpenError> {
 async fn migrate(conn: &mut SqliteConnection) -> Result<(), OpenError> {
     let mut migrations = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
     migrations.set_ignore_missing(true);
-    migrations.run(&mut *conn).await.map_err(OpenError::Migrate)?;
+    // Not `run`: its `Acquire` bound makes the future of every caller impossible to prove `Send`.
+    migrations.run_direct(None, &mut *conn, false).await.map_err(OpenError::Migrate)?;
     let needs = sqlx::query_scalar!("SELECT oldest_reader FROM ledger").fetch_one(conn).await.or_ledger()?;
     if needs > SCHEMA {
         return Err(OpenError::TooNew { needs });
@@ -216,4 +217,14 @@ async fn grant_grace(conn: &mut SqliteConnection, time: &LedgerTime, lease: Dura
         .await
         .or_ledger()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    fn is_send<T: Send>(_: T) {}
+
+    #[expect(dead_code, reason = "it is enough that this compiles")]
+    fn opening_can_be_awaited_anywhere(data_dir: super::Utf8PathBuf, options: super::Options) {
+        is_send(super::open(data_dir, options));
+    }
 }

@@ -1,0 +1,60 @@
+//! What every ledger does, whatever it is made of: leases, fences, journals, effects, events.
+//!
+//! `contract::ledger!(sqlite, make().await)` makes one test of each case; after each, the audit must find nothing.
+
+mod cases;
+mod model;
+mod world;
+
+pub use cases::*;
+pub use model::a_job_does_what_its_model_does;
+pub use world::{CountedIds, ManualTime, Subject, World};
+
+/// All cases against the [`Subject`] that the expression makes, in a module of the given name.
+#[macro_export]
+macro_rules! ledger_contract {
+    ($name:ident, $make:expr) => {
+        mod $name {
+            use super::*;
+
+            $crate::ledger_contract! { @cases $make;
+                leasing_is_exclusive_and_in_order,
+                a_superseded_holder_changes_nothing,
+                a_repeated_end_is_recognised,
+                the_same_request_gets_the_same_leases,
+                three_crashes_without_a_step_kill_a_job_and_its_issue_is_told,
+                a_step_between_crashes_keeps_a_job_alive,
+                five_failures_kill_a_job,
+                a_deferred_job_waits_for_its_time_or_its_event_and_spends_nothing,
+                a_cancelled_job_ends_at_once_or_when_its_holder_lets_go,
+                a_result_that_comes_in_while_cancelling_is_kept_and_not_published,
+                cancelling_a_publication_drops_what_was_not_begun,
+                a_delivery_is_accepted_once,
+                one_task_at_a_time_works_on_an_issue,
+                a_finished_issue_gets_the_next_generation,
+                a_retry_continues_the_dead_and_repeats_the_finished,
+                a_step_is_recorded_once_and_a_diverged_replay_forgets_the_rest,
+                a_finished_run_wants_its_effects_once_and_in_order,
+                an_effect_is_intended_and_settled_by_the_live_lease_only,
+                effects_wanted_meanwhile_queue_the_publication_again,
+                events_are_numbered_without_gaps_by_concurrent_writers,
+                the_list_holds_still_while_tasks_are_added,
+                a_blob_comes_back_as_it_was_put,
+                what_was_answered_survives_a_crash,
+                a_message_reaches_the_holder_and_the_next_one_unless_it_was_journaled,
+                a_waiting_lease_request_is_woken_by_work,
+                a_stale_lease_reads_nothing,
+                depth_counts_what_is_where,
+                a_job_does_what_its_model_does,
+            }
+        }
+    };
+    (@cases $make:expr; $($case:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            let mut world = $crate::contract::ledger::World::of($make);
+            $crate::contract::ledger::$case(&mut world).await;
+            world.finish().await;
+        }
+    )*};
+}
