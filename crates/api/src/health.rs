@@ -187,12 +187,14 @@ pub(crate) struct HealthBody {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = HealthStatus)]
 enum Status {
     Ok,
     Failing,
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = HealthCheck)]
 struct Check {
     name: String,
     ok: bool,
@@ -207,7 +209,7 @@ struct Check {
 /// Whether the process makes progress. Also at `/livez` and `/health/live`.
 #[utoipa::path(
     get, path = "/healthz", operation_id = "get_health", tag = "operations",
-    responses((status = 200, body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
+    responses((status = 200, description = "All checks pass", body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
 )]
 pub(crate) async fn get_health(State(api): State<ApiState>) -> Response {
     answer(&api, vec![api.health.ledger_check()])
@@ -216,7 +218,7 @@ pub(crate) async fn get_health(State(api): State<ApiState>) -> Response {
 /// Whether the process may get work. Also at `/health/ready`.
 #[utoipa::path(
     get, path = "/readyz", operation_id = "get_readiness", tag = "operations",
-    responses((status = 200, body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
+    responses((status = 200, description = "All checks pass", body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
 )]
 pub(crate) async fn get_readiness(State(api): State<ApiState>) -> Response {
     answer(&api, vec![api.health.phase_check(), api.health.ledger_check()])

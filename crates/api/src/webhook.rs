@@ -66,6 +66,7 @@ fn keyed(secret: &SecretString) -> Hmac<Sha256> {
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = Delivery)]
 pub(crate) struct DeliveryBody {
     /// `X-GitHub-Delivery`, as it came.
     delivery: String,

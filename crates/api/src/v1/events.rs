@@ -23,7 +23,7 @@ use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::extract::{Named, Parameters};
-use crate::problem::{Code, Problem, ProblemBody};
+use crate::problem::{Code, Problem};
 use crate::state::ApiState;
 
 /// Proxies cut connections that are silent for a minute.
@@ -53,7 +53,6 @@ pub(crate) struct FollowParameters {
     security(("admin_key" = [])),
     responses(
         (status = 200, description = "Each message's data is a TaskEvent; a message of type `end` ends the feed", body = EventBody, content_type = "text/event-stream"),
-        (status = 404, body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub(crate) async fn follow_task(

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::tasks::{self, ModeWord, TaskBody};
 use crate::edge::Exchange;
 use crate::extract::{self, Body};
-use crate::problem::{Problem, ProblemBody};
+use crate::problem::Problem;
 use crate::state::ApiState;
 
 /// A URL with a long path still fits; anything longer is no repository.
@@ -34,9 +34,6 @@ const MAX_KEY_CHARS: usize = 200;
     responses(
         (status = 200, description = "Joined the issue's active Task, or a repetition", body = SubmittedBody),
         (status = 201, description = "A new Task; `Location` names it", body = SubmittedBody),
-        (status = 403, body = ProblemBody, content_type = "application/problem+json"),
-        (status = 404, body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub(crate) async fn create_task(

@@ -44,7 +44,7 @@ pub(crate) struct ListParameters {
 #[utoipa::path(
     get, path = "/api/v1/tasks", operation_id = "list_tasks", tag = "tasks", params(ListParameters),
     security(("admin_key" = [])),
-    responses((status = 200, body = TaskPage), (status = 422, body = ProblemBody, content_type = "application/problem+json"))
+    responses((status = 200, description = "A page, newest first", body = TaskPage))
 )]
 pub(crate) async fn list_tasks(
     State(api): State<ApiState>,
@@ -75,7 +75,7 @@ pub(crate) async fn list_tasks(
 #[utoipa::path(
     get, path = "/api/v1/tasks/{task_id}", operation_id = "get_task", tag = "tasks",
     params(("task_id" = String, Path, description = "`task_…`")), security(("admin_key" = [])),
-    responses((status = 200, body = TaskBody), (status = 404, body = ProblemBody, content_type = "application/problem+json"))
+    responses((status = 200, description = "The Task", body = TaskBody))
 )]
 pub(crate) async fn get_task(State(api): State<ApiState>, Named(id): Named<TaskId>) -> Result<Json<TaskBody>, Problem> {
     Ok(Json(TaskBody::from(&api.ledger.task(id).await?)))
@@ -88,7 +88,6 @@ pub(crate) async fn get_task(State(api): State<ApiState>, Named(id): Named<TaskI
     responses(
         (status = 200, description = "Cancelled", body = TaskBody),
         (status = 202, description = "Its worker will be told", body = TaskBody),
-        (status = 404, body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "It had ended", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
@@ -113,7 +112,6 @@ pub(crate) async fn cancel_task(
     responses(
         (status = 200, description = "The same Task goes on", body = TaskBody),
         (status = 201, description = "A new Task; `Location` names it", body = TaskBody),
-        (status = 404, body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "It has not ended", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]

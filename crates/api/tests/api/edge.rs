@@ -89,3 +89,16 @@ async fn metrics_are_for_this_machine_and_not_for_those_behind_its_proxy() {
     let with_key = [proxied[0], ("authorization", &key)];
     assert_eq!(world.ask(Method::GET, "/metrics", &with_key, None).await.status, StatusCode::OK);
 }
+
+#[test]
+fn every_response_of_the_document_says_what_it_is() {
+    let document: serde_json::Value = serde_json::from_str(&fettle_api::openapi_json()).unwrap();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                let description = response["description"].as_str().unwrap_or_default();
+                assert!(!description.is_empty(), "{method} {path} {status}");
+            }
+        }
+    }
+}

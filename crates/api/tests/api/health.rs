@@ -4,6 +4,7 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
 use fettle_api::{ProbeTiming, router};
+use fettle_app::ports::ledger::Ledger;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use reqwest::Method;
@@ -17,9 +18,10 @@ use crate::world::{ADMIN_KEY, World, state, submitting};
 // Production times on tokio's paused clock.
 #[tokio::test(start_paused = true)]
 async fn a_stuck_ledger_shows_within_thirty_seconds_and_recovers() {
-    let ledger = Arc::new(FakeLedger::new());
+    let fake = Arc::new(FakeLedger::new());
+    let ledger: Arc<dyn Ledger> = fake.clone();
     let stop = CancellationToken::new();
-    let (api, metrics, health) = state(&ledger, submitting(&ledger), None, &stop, ProbeTiming::default());
+    let (api, metrics, health) = state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default());
     health.serving();
     let tracker = TaskTracker::new();
     tracker.spawn({
@@ -34,7 +36,7 @@ async fn a_stuck_ledger_shows_within_thirty_seconds_and_recovers() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!((status("/healthz").await, status("/readyz").await), (StatusCode::OK, StatusCode::OK));
 
-    ledger.feel(Mood::Stuck);
+    fake.feel(Mood::Stuck);
     sleep(Duration::from_secs(14)).await;
     assert_eq!(status("/healthz").await, StatusCode::OK, "one slow probe is no failure");
     sleep(Duration::from_secs(16)).await;
@@ -43,11 +45,11 @@ async fn a_stuck_ledger_shows_within_thirty_seconds_and_recovers() {
     assert_eq!(status("/health/live").await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(status("/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
 
-    ledger.feel(Mood::Well);
+    fake.feel(Mood::Well);
     sleep(Duration::from_secs(16)).await;
     assert_eq!((status("/healthz").await, status("/health/ready").await), (StatusCode::OK, StatusCode::OK));
 
-    ledger.feel(Mood::Full);
+    fake.feel(Mood::Full);
     sleep(Duration::from_secs(30)).await;
     assert_eq!(status("/healthz").await, StatusCode::SERVICE_UNAVAILABLE, "a full disk takes no write");
     stop.cancel();
@@ -57,9 +59,9 @@ async fn a_stuck_ledger_shows_within_thirty_seconds_and_recovers() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_takes_too_long_ends_as_a_problem() {
-    let ledger = Arc::new(FakeLedger::new());
+    let ledger: Arc<dyn Ledger> = Arc::new(FakeLedger::new());
     let stop = CancellationToken::new();
-    let (api, _, _) = state(&ledger, submitting(&ledger), None, &stop, ProbeTiming::default());
+    let (api, _, _) = state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default());
     let request = Request::post("/api/v1/tasks")
         .header("authorization", format!("Bearer {ADMIN_KEY}"))
         .header("content-type", "application/json")

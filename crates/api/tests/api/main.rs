@@ -11,6 +11,8 @@ mod fake;
 #[cfg(test)]
 mod health;
 #[cfg(test)]
+mod sqlite;
+#[cfg(test)]
 mod tasks;
 #[cfg(test)]
 mod webhook;

@@ -51,6 +51,12 @@ impl Clock for Still {
 #[derive(Default)]
 pub(crate) struct Counted(AtomicU64);
 
+impl From<u64> for Counted {
+    fn from(first: u64) -> Self {
+        Self(AtomicU64::new(first))
+    }
+}
+
 impl IdSource for Counted {
     fn uuid(&self) -> Uuid {
         Uuid::from_u128(u128::from(self.0.fetch_add(1, Ordering::Relaxed)) + 1)
@@ -59,7 +65,7 @@ impl IdSource for Counted {
 
 /// Makes the Task that was asked for; refuses by the repository's name.
 pub(crate) struct Submitting {
-    ledger: Arc<FakeLedger>,
+    ledger: Arc<dyn Ledger>,
     ids: Counted,
     seen: Mutex<Vec<(NewTask, TaskId)>>,
 }
@@ -98,7 +104,7 @@ fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
         run: RunId::from_uuid(ids.uuid()),
         job: JobId::from_uuid(ids.uuid()),
         correlation: request.correlation,
-        intent: "intent".to_owned(),
+        intent: format!("test:{}", ids.uuid()),
         mode: request.mode,
         repo: request.repository.as_ref().map(|_| Repo {
             forge_id: 1,
@@ -145,8 +151,18 @@ impl World {
     }
 
     pub(crate) async fn with(webhook: Option<WebhookSecrets>) -> Self {
-        let ledger = Arc::new(FakeLedger::new());
-        let submitting = submitting(&ledger);
+        let fake = Arc::new(FakeLedger::new());
+        Self::build(fake.clone(), fake, webhook).await
+    }
+
+    /// With another ledger than the fake.
+    pub(crate) async fn on(ledger: Arc<dyn Ledger>) -> Self {
+        let secrets = WebhookSecrets { current: SecretString::from(SECRET), previous: None };
+        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets)).await
+    }
+
+    async fn build(fake: Arc<FakeLedger>, ledger: Arc<dyn Ledger>, webhook: Option<WebhookSecrets>) -> Self {
+        let submitting = submitting(ledger.clone());
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let (api, metrics, health) = state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests());
@@ -165,7 +181,7 @@ impl World {
         tracker.close();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
         let (public, internal, ids) = (public_url, internal_url, Counted::default());
-        Self { ledger, health, public, internal, shutdown, tracker, http, submitting, ids }
+        Self { ledger: fake, health, public, internal, shutdown, tracker, http, submitting, ids }
     }
 
     pub(crate) fn worker(&self) -> WorkerClient {
@@ -247,7 +263,7 @@ impl Drop for World {
 }
 
 pub(crate) fn state(
-    ledger: &Arc<FakeLedger>,
+    ledger: &Arc<dyn Ledger>,
     submit: Arc<dyn SubmitTask>,
     webhook: Option<WebhookSecrets>,
     shutdown: &CancellationToken,
@@ -273,8 +289,8 @@ pub(crate) fn state(
     (api, metrics, health)
 }
 
-pub(crate) fn submitting(ledger: &Arc<FakeLedger>) -> Arc<Submitting> {
-    Arc::new(Submitting { ledger: ledger.clone(), ids: Counted::default(), seen: Mutex::default() })
+pub(crate) fn submitting(ledger: Arc<dyn Ledger>) -> Arc<Submitting> {
+    Arc::new(Submitting { ledger, ids: Counted::default(), seen: Mutex::default() })
 }
 
 pub(crate) fn sign(secret: &str, body: &[u8]) -> String {

@@ -1,0 +1,110 @@
+//! The paths of a Task over HTTP on the real ledger.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use fettle_app::ports::ledger::{Fenced, Granted, Holder, Leases, Ledger, LedgerError, Order, Want};
+use fettle_domain::budget::Spent;
+use fettle_domain::id::{RequestId, WorkerId};
+use fettle_domain::job::JobKind;
+use fettle_domain::lease::{Fence, LeaseRef};
+use fettle_domain::object::BlobId;
+use fettle_domain::run::{RunOutcome, RunResult};
+use fettle_domain::step::{StepBody, StepKind, StepRecord};
+use fettle_store_sqlite::{Options, SqliteLedger};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use uuid::Uuid;
+
+use crate::world::{Counted, SECRET, Still, World};
+
+async fn open(dir: &tempfile::TempDir) -> Arc<SqliteLedger> {
+    let options = Options::new(Arc::new(Still), Arc::new(Counted::from(1_000_000)));
+    Arc::new(SqliteLedger::open(dir.path().to_str().unwrap(), options).await.unwrap())
+}
+
+#[tokio::test]
+async fn a_probe_goes_from_the_api_through_a_worker_to_its_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(&dir).await;
+    let world = World::on(ledger.clone()).await;
+    let made = world.post("/api/v1/tasks", &json!({"mode": "probe"})).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let task = made.header("location").to_owned();
+
+    let client = world.worker();
+    let who = Holder { worker: WorkerId::from_uuid(Uuid::from_u128(5)), name: "host:1".to_owned() };
+    let want = Want { kind: JobKind::Run, versions: vec![1] };
+    let request = RequestId::from_uuid(Uuid::from_u128(6));
+    let granted = client.lease(&who, &want, 1, Duration::from_secs(5), request).await.unwrap();
+    let Granted::Leased(leases) = granted else { panic!("the probe is runnable") };
+    let (lease, Order::Run(order)) = (leases[0].lease, &leases[0].order) else { panic!("{leases:?}") };
+    assert_eq!(world.get(&task).await.json()["state"], "running");
+    assert_eq!(order.correlation.to_string(), made.header("x-correlation-id"));
+
+    let step = StepRecord {
+        seq: 0,
+        kind: StepKind::Decide,
+        phase: "triage".to_owned(),
+        title: "probe".to_owned(),
+        input: BlobId::of(b"input"),
+        body: StepBody::Inline(json!({"ok": true})),
+        workspace: None,
+        spent: Spent::default(),
+        took_ms: 1,
+    };
+    assert_eq!(client.record(&lease, &step).await.unwrap(), Fenced::Applied);
+    assert_eq!(client.steps(&lease).await.unwrap(), [step.clone()]);
+    let older = LeaseRef { fence: Fence::new(lease.fence.get() - 1), ..lease };
+    assert_eq!(client.record(&older, &step).await.unwrap(), Fenced::Stale);
+    let (outcome, model) = (RunOutcome::ProbePassed, "none".to_owned());
+    let result = RunResult { outcome, base: None, change: None, spent: Spent::default(), model };
+    assert_eq!(client.complete_run(&lease, &result).await.unwrap(), Fenced::Applied);
+    assert_eq!(client.complete_run(&lease, &result).await.unwrap(), Fenced::AlreadyApplied);
+
+    let shown = world.get(&task).await.json();
+    assert_eq!((&shown["outcome"], &shown["run"]["steps"]), (&json!("probe_passed"), &json!(1)));
+    let blob = client.put_blob("content".into()).await.unwrap();
+    assert_eq!(client.blob(blob).await.unwrap(), "content");
+    assert!(matches!(client.blob(BlobId::of(b"none")).await, Err(LedgerError::NotFound(_))));
+    ledger.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn deliveries_and_pages_come_back_as_they_went_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(&dir).await;
+    let world = World::on(ledger.clone()).await;
+    let body = br#"{"action":"labeled"}"#;
+    assert_eq!(world.deliver("issues", "d-1", body, SECRET).await.json()["verdict"], "new");
+    assert_eq!(world.deliver("issues", "d-1", body, SECRET).await.json()["verdict"], "duplicate");
+    let open = ledger.open_deliveries(10).await.unwrap();
+    assert_eq!(open.iter().map(|delivery| &delivery.body[..]).collect::<Vec<_>>(), [body]);
+
+    let mut made = BTreeSet::new();
+    for _ in 0..5 {
+        let seen = world.post("/api/v1/tasks", &json!({"mode": "probe"})).await;
+        made.insert(seen.json()["task"]["id"].as_str().unwrap().to_owned());
+    }
+    let (mut seen, mut path) = (Vec::new(), "/api/v1/tasks?limit=2".to_owned());
+    loop {
+        let page = world.get(&path).await.json();
+        seen.extend(page["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()));
+        match &page["next"] {
+            Value::String(next) => path = format!("/api/v1/tasks?limit=2&after={next}"),
+            _ => break,
+        }
+    }
+    assert_eq!(seen.len(), 5);
+    assert_eq!(seen.iter().cloned().collect::<BTreeSet<_>>(), made);
+
+    let cancelled = world.post(&format!("/api/v1/tasks/{}/cancel", seen[0]), &json!({})).await;
+    assert_eq!((cancelled.status, &cancelled.json()["state"]), (StatusCode::OK, &json!("cancelled")));
+    let feed = world.get(&format!("/api/v1/tasks/{}/events", seen[0])).await;
+    let (first, end) = (feed.text.find("task_created"), feed.text.find("event: end"));
+    assert!(first.is_some() && first < feed.text.find("task_cancelled") && end.is_some(), "{}", feed.text);
+    let retried = world.post(&format!("/api/v1/tasks/{}/retry", seen[1]), &json!({})).await;
+    assert_eq!(retried.problem(), (409, "not_possible".to_owned()));
+    ledger.close().await.unwrap();
+}
