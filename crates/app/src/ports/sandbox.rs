@@ -153,7 +153,7 @@ pub enum CommandEnd {
 #[serde(rename_all = "snake_case")]
 pub enum KilledBy {
     Memory,
-    /// Where a cgroup or rlimit can hold the number of processes, making one more just fails; elsewhere the tree is ended.
+    /// Where an rlimit or cgroup holds the number of processes, making one more just fails; elsewhere the tree is ended.
     Processes,
     Disk,
     Output,
