@@ -521,7 +521,7 @@ fn any_finish() -> impl Strategy<Value = Finish> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn any_turn_is_answered_and_what_is_replayed_parses_again(

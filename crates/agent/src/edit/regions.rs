@@ -11,7 +11,7 @@ const REGION_LINES: usize = 15;
 const LINE_CHARS: usize = 500;
 
 /// Lines of the file and of `old` that are compared; a source file seldom has more, and each costs a pass over its letters.
-const COMPARED_LINES: usize = 50_000;
+const COMPARED_LINES: usize = 20_000;
 const COMPARED_OLD_LINES: usize = 400;
 
 /// Candidates whose letters are compared in full.
