@@ -55,7 +55,7 @@ async fn a_probe_goes_from_the_api_through_a_worker_to_its_result() {
         took_ms: 1,
     };
     assert_eq!(client.record(&lease, &step).await.unwrap(), Fenced::Applied);
-    assert_eq!(client.steps(&lease).await.unwrap(), [step.clone()]);
+    assert_eq!(client.steps(&lease).await.unwrap(), std::slice::from_ref(&step));
     let older = LeaseRef { fence: Fence::new(lease.fence.get() - 1), ..lease };
     assert_eq!(client.record(&older, &step).await.unwrap(), Fenced::Stale);
     let (outcome, model) = (RunOutcome::ProbePassed, "none".to_owned());
