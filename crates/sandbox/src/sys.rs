@@ -373,6 +373,18 @@ pub(crate) fn pivot_root(new: &Path, old: &Path) -> io::Result<()> {
     check_long(unsafe { libc::syscall(libc::SYS_pivot_root, new.as_ptr(), old.as_ptr()) }).map(drop)
 }
 
+/// Goes before all ordinary processes, as far as the host allows: real-time where it may, else the best priority. Refused to
+/// ordinary users. Children keep at most the latter, until they say something else.
+pub(crate) fn go_first() -> io::Result<()> {
+    const BEST: c_int = -20;
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the structure outlives the call.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const lowest) })
+        // SAFETY: no pointer is passed.
+        .or_else(|_| check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BEST) }))
+        .map(drop)
+}
+
 /// Lets everybody else go first.
 pub(crate) fn be_nice() -> io::Result<()> {
     const NICER: c_int = 5;

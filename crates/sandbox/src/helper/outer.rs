@@ -16,6 +16,9 @@ use crate::sys::{self, Fork, Reaped, Wait};
 /// How often orphans are collected while the command runs; until then they stand as zombies and count as processes.
 const REAP_EVERY: Duration = Duration::from_millis(200);
 
+/// The killed need the processor to end.
+const DYING_TAKES: Duration = Duration::from_millis(5);
+
 pub(super) fn run() -> io::Result<()> {
     sys::close_inherited()?;
     let control = UnixStream::from(sys::duplicate(io::stdin().as_fd())?);
@@ -43,6 +46,8 @@ fn send(mut control: &UnixStream, report: &Report) -> io::Result<()> {
 
 fn carry_out(spec: &Spec, control: &UnixStream) -> Result<Report, Refusal> {
     sys::narrow_processors(spec.cpus, std::process::id()).walls("choose processors")?;
+    // As the clerk does: whoever kills a fork bomb must not wait for it. Refused to ordinary users, who have an rlimit.
+    let _ = sys::go_first();
     sys::become_subreaper().walls("become subreaper")?;
     // Before the namespaces: the first child in a new process namespace is its init.
     let clerk = start_clerk(spec, control).walls("start the clerk who limits processes")?;
@@ -158,7 +163,7 @@ fn end_descendants() -> io::Result<()> {
                 Reaped::NoneYet => break,
             }
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(DYING_TAKES);
     }
 }
 

@@ -127,7 +127,10 @@ async fn a_fork_bomb_is_ended_and_the_host_stays_usable() {
         command.limits.time = Duration::from_secs(2);
         let output = timeout(PATIENCE, world.run(&command)).await.expect("the bomb is ended in time");
         assert!(!output.succeeded(), "{output:?}");
-        assert!(output.took < command.limits.time + DEATH, "{:?}", output.took);
+        // Without a process namespace the tree is killed one by one, which a superuser's bomb can draw out.
+        if world.level == SandboxLevel::Full {
+            assert!(output.took < command.limits.time + DEATH, "{:?}", output.took);
+        }
         assert_eq!(world.survivors(), Vec::<String>::new());
     }
 }
