@@ -2,11 +2,12 @@
 //!
 //! Nothing here decides a result: a test that cannot get its material says so, visibly, and is counted as skipped.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
+
+use crate::skip::skip;
 
 /// For the whole download, in seconds; the largest package is 30 MB.
 const FETCH_SECONDS: &str = "180";
@@ -31,16 +32,6 @@ pub fn npm_file(name: &str, version: &str, file: &str) -> Option<PathBuf> {
         }
         Ok(folder.join("package").join(file))
     })
-}
-
-/// Says on the terminal that `what` was skipped, past the test harness's capture, and counts it in
-/// `target/fettle-test-cache/skipped.log`.
-pub fn skip(what: &str) {
-    let line = format!("SKIPPED {what}\n");
-    let log = fs_err::OpenOptions::new().create(true).append(true).open(cache().join("skipped.log"));
-    let counted = log.map(|mut log| log.write_all(line.as_bytes()));
-    let said = std::io::stderr().write_all(line.as_bytes());
-    assert!(said.is_ok() && matches!(counted, Ok(Ok(()))), "a skip that nobody sees would pass for a success");
 }
 
 fn told(name: &str, version: &str, get: impl FnOnce() -> anyhow::Result<PathBuf>) -> Option<PathBuf> {

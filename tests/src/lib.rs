@@ -4,3 +4,4 @@ pub mod contract;
 pub mod downloads;
 pub mod forge;
 pub mod model;
+pub mod skip;

@@ -1,1 +1,85 @@
-fn main() {}
+//! The repository's own commands: `cargo xtask <command>`. What CI runs is what you run.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool speaks through the terminal")]
+
+mod codegen;
+mod needs;
+mod process;
+mod programs;
+mod sqlx_prepare;
+mod test;
+mod test_output;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::programs::Bench;
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The repository's own commands", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that CI checks, stage by stage
+    Test {
+        /// Only format, tidy and tests
+        #[arg(long)]
+        quick: bool,
+        /// Run only the tests whose name contains this; finding none is a failure
+        filter: Option<String>,
+    },
+    /// Compare the tree with the rules of its design
+    Tidy,
+    /// Write the generated files: the OpenAPI document and the offline query data
+    Codegen {
+        /// Only say whether the committed files are current
+        #[arg(long)]
+        check: bool,
+    },
+    /// Start the demo: forge emulator, scripted model and `fettle`, on this machine alone
+    Demo {
+        /// For `fettle-demo`, such as `--json`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Kill the system at its crash points and check what is left
+    CrashMatrix {
+        /// Which transport and ledger to run on
+        #[arg(long, default_value = programs::EMBEDDED)]
+        backend: String,
+        /// For the matrix: `--seed S`, `--points C9,C18`, `--sample N`, `--full`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Measure one thing, in the release profile
+    Bench {
+        what: Bench,
+        /// For the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = Workspace::load().and_then(|workspace| match arguments.command {
+        Command::Test { quick, filter } => test::run(&workspace, quick, filter.as_deref()),
+        Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
+        Command::Codegen { check } => codegen::run(&workspace, check).map(|()| ExitCode::SUCCESS),
+        Command::Demo { rest } => programs::demo(&workspace, &rest),
+        Command::CrashMatrix { backend, rest } => programs::crash_matrix(&workspace, &backend, &rest),
+        Command::Bench { what, rest } => programs::bench(&workspace, what, &rest),
+    });
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

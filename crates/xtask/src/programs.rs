@@ -1,0 +1,94 @@
+//! Commands that build programs of `tests/` and hand over to them.
+
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::ensure;
+use clap::ValueEnum;
+
+use crate::process;
+use crate::workspace::Workspace;
+
+/// The one backend that the crash matrix can run on.
+pub(crate) const EMBEDDED: &str = "embedded";
+pub(crate) const DEMO: &str = "fettle-demo";
+pub(crate) const CRASH_MATRIX: &str = "crash-matrix";
+
+const BENCH: &str = "bench";
+/// The packages whose binaries stand beside each other when the system runs.
+const PACKAGES: &[&str] = &["fettle-tests", "fettle-cli", "fettle-dashboard", "fettle-sandbox", "fettle-worker"];
+/// Cold, optimised, on two slow cores.
+const BUILD_LIMIT: Duration = Duration::from_secs(60 * 60);
+/// A backend that is missing is neither held nor violated.
+const BACKEND_MISSING: u8 = 2;
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Bench {
+    /// From a webhook to a queued Task
+    Intake,
+    /// A checkout beside what git offers
+    Checkout,
+    /// What the system costs when nothing happens
+    Idle,
+}
+
+#[derive(Clone, Copy)]
+enum Profile {
+    Dev,
+    Release,
+}
+
+pub(crate) fn demo(workspace: &Workspace, rest: &[String]) -> anyhow::Result<ExitCode> {
+    build(workspace, DEMO, Profile::Dev, &[])?;
+    start(workspace, DEMO, Profile::Dev, rest)
+}
+
+pub(crate) fn crash_matrix(workspace: &Workspace, backend: &str, rest: &[String]) -> anyhow::Result<ExitCode> {
+    if backend != EMBEDDED {
+        eprintln!("error: the crash matrix runs on `{EMBEDDED}` alone; there is no `{backend}` backend yet");
+        return Ok(ExitCode::from(BACKEND_MISSING));
+    }
+    build(workspace, CRASH_MATRIX, Profile::Dev, &workspace.crash_points())?;
+    start(workspace, CRASH_MATRIX, Profile::Dev, &[&["--backend".to_owned(), backend.to_owned()], rest].concat())
+}
+
+pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyhow::Result<ExitCode> {
+    let name = match what {
+        Bench::Checkout => {
+            let mut command = workspace.cargo("bench");
+            command.args(["--package", "fettle-git", "--bench", "checkout", "--"]).args(rest);
+            return process::become_command(command);
+        }
+        Bench::Intake => "intake",
+        Bench::Idle => "idle",
+    };
+    build(workspace, BENCH, Profile::Release, &[])?;
+    start(workspace, BENCH, Profile::Release, &[&[name.to_owned()], rest].concat())
+}
+
+/// Builds every program, since the one that is started starts others.
+fn build(workspace: &Workspace, program: &str, profile: Profile, features: &[String]) -> anyhow::Result<()> {
+    ensure!(workspace.has_binary(program), "this tree has no program `{program}`");
+    let mut command = workspace.cargo("build");
+    command.args(["--quiet", "--bins"]).args(features);
+    for package in workspace.members().map(|member| member.name.as_str()) {
+        // A feature can be named only for a package that is selected.
+        if PACKAGES.contains(&package) || features.iter().any(|named| named.contains(&format!("{package}/"))) {
+            command.args(["--package", package]);
+        }
+    }
+    if let Profile::Release = profile {
+        command.arg("--release");
+    }
+    process::run(command, BUILD_LIMIT)
+}
+
+fn start(workspace: &Workspace, program: &str, profile: Profile, rest: &[String]) -> anyhow::Result<ExitCode> {
+    let folder = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => "release",
+    };
+    let mut command = Command::new(workspace.built(folder, program));
+    command.args(rest);
+    process::become_command(command)
+}
