@@ -1,5 +1,6 @@
 //! The GitHub adapter against the forge emulator: every port method, every way a call goes wrong, and the emulator's
 //! own git. What both sides say to each other is held against GitHub's own description.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod description;
 mod faults;
@@ -208,7 +209,7 @@ async fn a_pull_request_is_opened_once_and_found_in_any_state() {
     assert_eq!(Some(&pull.head_sha), world.forge.tip(&world.name, &spec.head).await.unwrap().as_ref());
     assert_eq!((pull.base.as_str(), pull.body.as_str()), ("main", "With proof."));
     assert_eq!(world.github.open_pull(&repo, &spec).await.unwrap(), PullOpened::Exists);
-    assert_eq!(world.github.pulls_by_head(&repo, &spec.head).await.unwrap(), [pull.clone()]);
+    assert_eq!(world.github.pulls_by_head(&repo, &spec.head).await.unwrap(), std::slice::from_ref(&pull));
     assert_eq!(world.github.pulls_by_head(&repo, "ai-agent/other").await.unwrap(), []);
 
     world.github.edit_pull_body(&repo, pull.number, "With more proof.").await.unwrap();
@@ -360,4 +361,19 @@ async fn an_enterprise_server_answers_below_its_path() {
     let auth = GitHubAuth::Anonymous;
     let enterprise = GitHub::new(GitHubOptions { base_url, auth, timeouts: TIMEOUTS }).unwrap();
     assert_eq!(enterprise.repository(&world.name).await.unwrap().name, world.name);
+}
+
+/// A Task keeps the name that the repository had when it began.
+#[tokio::test]
+async fn a_renamed_repository_is_still_read_and_written() {
+    let world = World::with_app().await;
+    let repo = world.repo().await;
+    let spec = world.branch("ai-agent/quickfix-issue-1").await;
+    let renamed = world.forge.rename(&world.name, "octo/goodbye").unwrap();
+    assert_eq!(world.github.issue(&repo, world.issue).await.unwrap().number, world.issue);
+    assert!(matches!(world.github.open_pull(&repo, &spec).await.unwrap(), PullOpened::Created(_)));
+    assert_eq!(world.github.pulls_by_head(&repo, &spec.head).await.unwrap().len(), 1);
+    world.github.add_labels(&repo, world.issue, &["done".to_owned()]).await.unwrap();
+    assert!(world.forge.issue(&renamed, world.issue).unwrap().labels.contains("done"));
+    assert_eq!(world.github.repository(&renamed).await.unwrap().forge_id, repo.forge_id);
 }

@@ -1,4 +1,4 @@
-//! One request and what its answer means for the caller. Sends once, waits once.
+//! One request and what its answer means for the caller. Applies a write at most once.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -136,8 +136,19 @@ impl From<Failure> for ForgeError {
 }
 
 impl GitHub {
+    /// Sends the call, and once more to where a renamed repository has gone: a redirected write was not applied.
     pub(crate) async fn exchange(&self, client: &Octocrab, call: &Call) -> Result<Answer, Failure> {
-        let builder = http::Request::builder().method(call.method.clone()).uri(&call.path);
+        match self.send(client, call, &call.path).await? {
+            Sent::Answered(answer) => Ok(answer),
+            Sent::Moved(path) => match self.send(client, call, &path).await? {
+                Sent::Answered(answer) => Ok(answer),
+                Sent::Moved(_) => Err(ForgeError::Refused("it sends us from place to place".to_owned()).into()),
+            },
+        }
+    }
+
+    async fn send(&self, client: &Octocrab, call: &Call, path: &str) -> Result<Sent, Failure> {
+        let builder = http::Request::builder().method(call.method.clone()).uri(path);
         let request = client
             .build_request(builder, call.body.as_ref())
             .map_err(|e| ForgeError::Refused(format!("not a request: {e}")))?;
@@ -147,11 +158,27 @@ impl GitHub {
             Ok::<_, octocrab::Error>((headers, client.body_to_string(response).await?))
         });
         match exchanged.await {
-            Ok(Ok((headers, body))) => Ok(Answer { headers, body, weight: call.weight }),
-            Ok(Err(error)) => Err(failure(call, error)),
+            Ok(Ok((headers, body))) => Ok(Sent::Answered(Answer { headers, body, weight: call.weight })),
+            Ok(Err(error)) => self.moved(&error).map(Sent::Moved).ok_or_else(|| failure(call, error)),
             Err(elapsed) => Err(call.unknown(elapsed).into()),
         }
     }
+
+    /// Where on this same forge to ask instead. Our credentials go nowhere else.
+    fn moved(&self, error: &octocrab::Error) -> Option<String> {
+        let octocrab::Error::GitHub { source, .. } = error else { return None };
+        if !source.status_code.is_redirection() {
+            return None;
+        }
+        let location = source.headers.as_ref()?.get(http::header::LOCATION)?.to_str().ok()?;
+        let to = self.base_url.join(location).ok().filter(|to| to.origin() == self.base_url.origin())?;
+        Some(to[url::Position::BeforePath..url::Position::AfterQuery].to_owned())
+    }
+}
+
+enum Sent {
+    Answered(Answer),
+    Moved(String),
 }
 
 fn failure(call: &Call, error: octocrab::Error) -> Failure {

@@ -80,6 +80,7 @@ pub struct GitHub {
     permissions: Mutex<HashMap<(u64, String), (Permission, Instant)>>,
     own_login: OnceCell<String>,
     answer_timeout: Duration,
+    base_url: Url,
 }
 
 impl GitHub {
@@ -87,10 +88,11 @@ impl GitHub {
     pub fn new(options: GitHubOptions) -> Result<Self, SetupError> {
         let GitHubOptions { base_url, auth, timeouts } = options;
         let (access, app) = access::open(auth).map_err(|e| SetupError::PrivateKey(e.into()))?;
-        let base_url = base_url.map_or_else(|| "https://api.github.com".to_owned(), |url| url.to_string());
-        let client = |source: octocrab::Error| SetupError::Client { base_url: base_url.clone(), source: source.into() };
+        let base_url = base_url.unwrap_or_else(|| Url::parse("https://api.github.com").expect("a constant URL"));
+        let client =
+            |source: octocrab::Error| SetupError::Client { base_url: base_url.to_string(), source: source.into() };
         let mut builder = Octocrab::builder()
-            .base_uri(base_url.trim_end_matches('/'))
+            .base_uri(base_url.as_str().trim_end_matches('/'))
             .map_err(client)?
             .set_connect_timeout(Some(timeouts.connect));
         if let Some((id, key)) = app {
@@ -104,6 +106,7 @@ impl GitHub {
             permissions: Mutex::default(),
             own_login: OnceCell::new(),
             answer_timeout: timeouts.answer,
+            base_url,
         })
     }
 }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::Value;
 
-use super::rest::Refusal;
+use super::refusal::Refusal;
 use super::state::{AppOptions, Inner, now};
 
 /// GitHub refuses a JWT that lives longer.

@@ -9,6 +9,7 @@ mod fault;
 mod git;
 mod json;
 mod model;
+mod refusal;
 mod rest;
 mod server;
 mod state;

@@ -49,6 +49,8 @@ pub(super) struct User {
 pub(super) struct Repository {
     pub(super) id: u64,
     pub(super) name: RepoName,
+    /// Names it had before; calls under them are sent on.
+    pub(super) former: Vec<RepoName>,
     pub(super) private: bool,
     pub(super) default_branch: String,
     pub(super) roles: BTreeMap<String, Role>,

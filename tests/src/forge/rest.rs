@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -10,6 +10,7 @@ use super::access::{Caller, Credential, Need, Secret};
 use super::git;
 use super::json::{Links, permissions};
 use super::model::{Issue, Pull, Repository};
+use super::refusal::Refusal;
 use super::server::{Body, bytes_body, json_response};
 use super::state::{Forge, Inner, now};
 
@@ -18,71 +19,6 @@ const DEFAULT_PER_PAGE: usize = 30;
 const MAX_PER_PAGE: usize = 100;
 /// GitHub's limit for bodies of issues, comments and pull requests, in characters.
 const MAX_TEXT: usize = 65_536;
-
-/// An error in GitHub's shape.
-#[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) status: u16,
-    message: String,
-    errors: Option<Value>,
-    headers: Vec<(&'static str, String)>,
-}
-
-impl Refusal {
-    pub(super) fn new(status: u16, message: &str) -> Self {
-        Self { status, message: message.to_owned(), errors: None, headers: Vec::new() }
-    }
-
-    pub(super) fn with(mut self, header: &'static str, value: String) -> Self {
-        self.headers.push((header, value));
-        self
-    }
-
-    pub(super) fn not_found() -> Self {
-        Self::new(404, "Not Found")
-    }
-
-    pub(super) fn bad_credentials() -> Self {
-        Self::new(401, "Bad credentials")
-    }
-
-    pub(super) fn requires_authentication() -> Self {
-        Self::new(401, "Requires authentication")
-    }
-
-    pub(super) fn forbidden(message: &str) -> Self {
-        Self::new(403, message)
-    }
-
-    fn invalid(error: Value) -> Self {
-        Self { errors: Some(json!([error])), ..Self::new(422, "Validation Failed") }
-    }
-
-    fn missing(resource: &str, field: &str) -> Self {
-        Self::invalid(json!({ "resource": resource, "code": "missing_field", "field": field }))
-    }
-
-    fn pull(words: String) -> Self {
-        Self::invalid(json!({ "resource": "PullRequest", "code": "custom", "message": words }))
-    }
-
-    pub(super) fn into_response(self) -> Response<Body> {
-        let mut body = json!({
-            "message": self.message,
-            "documentation_url": "https://docs.github.com/rest",
-            "status": self.status.to_string(),
-        });
-        if let Some(errors) = self.errors {
-            body["errors"] = errors;
-        }
-        let mut response = json_response(self.status, body);
-        for (name, value) in self.headers {
-            let value = HeaderValue::try_from(value).expect("a header value of ours");
-            response.headers_mut().insert(HeaderName::from_static(name), value);
-        }
-        response
-    }
-}
 
 type Reply = Result<Response<Body>, Refusal>;
 
@@ -141,15 +77,37 @@ async fn dispatch(forge: &Forge, caller: &Caller, request: &RestRequest) -> Repl
         ("GET", ["user"]) => user(forge, caller),
         ("GET", ["repos", owner, name, "installation"]) => installation(forge, caller, owner, name),
         (method, ["repos", owner, name, rest @ ..]) => {
-            let call = RepoCall { forge, caller, request, owner, name };
-            match (method, rest) {
-                ("POST", ["pulls"]) => call.open_pull().await,
-                ("GET", ["git", "ref", kind, branch @ ..]) => call.git_ref(kind, &branch.join("/")).await,
-                _ => call.plain(method, rest),
+            if let Some(id) = former(forge, owner, name) {
+                return Err(elsewhere(forge, method, id, request));
             }
+            RepoCall { forge, caller, request, owner, name }.dispatch(method, rest).await
+        }
+        (method, ["repositories", id, rest @ ..]) => {
+            let name = {
+                let inner = forge.lock();
+                let found = inner.repositories.iter().find(|repository| repository.id.to_string() == *id);
+                found.ok_or_else(Refusal::not_found)?.name.clone()
+            };
+            RepoCall { forge, caller, request, owner: name.owner(), name: name.name() }.dispatch(method, rest).await
         }
         _ => Err(Refusal::not_found()),
     }
+}
+
+/// The id of a repository that has another name by now.
+fn former(forge: &Forge, owner: &str, name: &str) -> Option<u64> {
+    let inner = forge.lock();
+    if inner.find(owner, name).is_some() { None } else { inner.find_former(owner, name) }
+}
+
+/// To the same thing below the repository's id; what is not a read keeps its method.
+fn elsewhere(forge: &Forge, method: &str, id: u64, request: &RestRequest) -> Refusal {
+    let rest: String = request.path.split('/').skip(4).map(|segment| format!("/{segment}")).collect();
+    let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&request.query).finish();
+    let mark = if query.is_empty() { "" } else { "?" };
+    let (status, words) = if method == "GET" { (301, "Moved Permanently") } else { (307, "Temporary Redirect") };
+    let location = format!("{}/repositories/{id}{rest}{mark}{query}", forge.url);
+    Refusal::new(status, words).with("location", location)
 }
 
 fn links(forge: &Forge) -> Links<'_> {
@@ -274,6 +232,14 @@ impl RepoCall<'_> {
             repository.issues.insert(number, issue);
             result
         })
+    }
+
+    async fn dispatch(&self, method: &str, rest: &[&str]) -> Reply {
+        match (method, rest) {
+            ("POST", ["pulls"]) => self.open_pull().await,
+            ("GET", ["git", "ref", kind, branch @ ..]) => self.git_ref(kind, &branch.join("/")).await,
+            _ => self.plain(method, rest),
+        }
     }
 
     fn plain(&self, method: &str, rest: &[&str]) -> Reply {

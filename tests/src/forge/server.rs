@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use fettle_domain::repo::RepoName;
@@ -23,7 +22,8 @@ use tokio_util::task::TaskTracker;
 use super::access::{Caller, Credential, Need};
 use super::fault::Act;
 use super::git::{self, GitPath};
-use super::rest::{self, Refusal, RestRequest};
+use super::refusal::Refusal;
+use super::rest::{self, RestRequest};
 use super::state::{Forge, now};
 
 /// Far above any issue or pull request.
@@ -150,16 +150,11 @@ async fn before(act: Option<Act>) -> Option<Early> {
             })
         }
         Act::Delay(time) => {
-            wait(time).await;
+            tokio::time::sleep(time).await;
             None
         }
         Act::FailAfter(_) | Act::DropAfter | Act::HangAfter | Act::Garble => None,
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the slowness is what the test orders, not a guess at what it waits for")]
-async fn wait(time: Duration) {
-    tokio::time::sleep(time).await;
 }
 
 async fn after(act: Option<Act>, response: Response<Body>) -> Early {

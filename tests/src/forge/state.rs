@@ -129,6 +129,7 @@ impl Forge {
         inner.repositories.push(Repository {
             id,
             name: name.clone(),
+            former: Vec::new(),
             private: false,
             default_branch,
             roles: BTreeMap::from([(name.owner().to_owned(), Role::Admin)]),
@@ -140,6 +141,19 @@ impl Forge {
 
     pub fn set_private(&self, repo: &RepoName, private: bool) {
         self.with(repo, |repository, _| repository.private = private);
+    }
+
+    /// Calls under the old name are sent on, as on GitHub.
+    pub fn rename(&self, repo: &RepoName, to: &str) -> anyhow::Result<RepoName> {
+        let to: RepoName = to.parse()?;
+        let new = self.bare(&to);
+        fs_err::create_dir_all(new.parent().context("a folder for the owner")?)?;
+        fs_err::rename(self.bare(repo), new)?;
+        self.with(repo, |repository, inner| {
+            inner.user(to.owner());
+            repository.former.push(std::mem::replace(&mut repository.name, to.clone()));
+        });
+        Ok(to)
     }
 
     /// The forge's numeric id.
@@ -379,6 +393,13 @@ impl Inner {
         self.repositories.iter().position(|repository| {
             repository.name.owner().eq_ignore_ascii_case(owner) && repository.name.name().eq_ignore_ascii_case(name)
         })
+    }
+
+    /// The id of the repository that had this name.
+    pub(super) fn find_former(&self, owner: &str, name: &str) -> Option<u64> {
+        let same =
+            |former: &RepoName| former.owner().eq_ignore_ascii_case(owner) && former.name().eq_ignore_ascii_case(name);
+        self.repositories.iter().find(|repository| repository.former.iter().any(same)).map(|repository| repository.id)
     }
 
     /// Both a repository and the rest, to be changed together.
