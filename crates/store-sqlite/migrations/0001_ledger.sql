@@ -90,7 +90,8 @@ CREATE INDEX job_delayed ON job (delayed_until) WHERE delayed_until IS NOT NULL;
 CREATE INDEX job_leased ON job (leased_until) WHERE leased_until IS NOT NULL;
 CREATE INDEX job_request ON job (request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX job_task ON job (task_id, kind, seq);
-CREATE INDEX job_state ON job (state);
+-- Not on `state` alone: the planner would prefer that to job_queued and read past the other kind.
+CREATE INDEX job_unfinished ON job (state) WHERE state NOT IN ('done', 'cancelled');
 CREATE UNIQUE INDEX job_publish_unfinished ON job (task_id)
     WHERE kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled');
 

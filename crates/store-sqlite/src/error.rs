@@ -64,3 +64,28 @@ impl<T> OrLedger<T> for Result<T, sqlx::Error> {
         self.map_err(from_sqlx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::ConnectOptions;
+    use sqlx::sqlite::SqliteConnectOptions;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_reader_of_an_error_learns_what_to_do() {
+        let mut conn = SqliteConnectOptions::new().in_memory(true).connect().await.unwrap();
+        sqlx::query("CREATE TABLE t (x BLOB UNIQUE)").execute(&mut conn).await.unwrap();
+        sqlx::query("PRAGMA max_page_count = 10").execute(&mut conn).await.unwrap();
+        let full = sqlx::query("INSERT INTO t VALUES (zeroblob(100000))").execute(&mut conn).await.unwrap_err();
+        assert!(matches!(from_sqlx(full), LedgerError::Full));
+
+        sqlx::query("INSERT INTO t VALUES (1)").execute(&mut conn).await.unwrap();
+        let twice = sqlx::query("INSERT INTO t VALUES (1)").execute(&mut conn).await.unwrap_err();
+        assert!(matches!(from_sqlx(twice), LedgerError::Invalid(_)));
+
+        let unreadable = sqlx::query_scalar::<_, i64>("SELECT 'text'").fetch_one(&mut conn).await.unwrap_err();
+        assert!(matches!(from_sqlx(unreadable), LedgerError::Corrupt(_)));
+        assert!(matches!(from_sqlx(sqlx::Error::PoolTimedOut), LedgerError::Unavailable(_)));
+    }
+}

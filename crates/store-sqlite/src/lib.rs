@@ -21,6 +21,9 @@ mod time;
 mod view;
 mod writer;
 
+#[cfg(test)]
+mod plans;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -164,10 +164,12 @@ pub(crate) async fn publication(readers: &SqlitePool, lease: &LeaseRef) -> L<Pub
 
 pub(crate) async fn depth(readers: &SqlitePool, now: Timestamp) -> L<Depth> {
     let mut depth = Depth::default();
-    let states = sqlx::query!(r#"SELECT state, count(*) AS "count!: i64" FROM job GROUP BY state"#)
-        .fetch_all(readers)
-        .await
-        .or_ledger()?;
+    let states = sqlx::query!(
+        r#"SELECT state, count(*) AS "count!: i64" FROM job WHERE state NOT IN ('done', 'cancelled') GROUP BY state"#
+    )
+    .fetch_all(readers)
+    .await
+    .or_ledger()?;
     for row in states {
         let count = u64::try_from(row.count).map_err(corrupt)?;
         match row.state.as_str() {

@@ -81,6 +81,10 @@ impl<S: Subject> World<S> {
         Self { subject: Some(subject), ids: CountedIds::of_space(0xca5e) }
     }
 
+    pub fn into_subject(self) -> S {
+        self.subject.expect("a world has a ledger")
+    }
+
     fn subject(&self) -> &S {
         self.subject.as_ref().expect("a world has a ledger")
     }
