@@ -205,10 +205,12 @@ async fn new_tests(
     if worth.is_empty() {
         return Ok(found.into_values().collect());
     }
+    let alone = Selection::Cases(worth.clone());
+    let alone = if suite.command_for(&alone).is_some() { alone } else { files.clone() };
     // What does not build has no tests to choose from, so the same selection runs again.
     let again = match first.end {
         SuiteEnd::NotBuilt | SuiteEnd::Unexplained | SuiteEnd::TimedOut => files,
-        SuiteEnd::Passed | SuiteEnd::Failed => Selection::Cases(worth.clone()),
+        SuiteEnd::Passed | SuiteEnd::Failed => alone.clone(),
     };
     for _ in 1..NEW_TEST_RUNS {
         let run = lab.suite(&at, suite, &again, "new tests on base").await?;
@@ -218,7 +220,7 @@ async fn new_tests(
     }
     let at = lab.checkout(trees.head, trees.head_prepared).await?;
     for _ in 1..NEW_TEST_RUNS {
-        let run = lab.suite(&at, suite, &Selection::Cases(worth.clone()), "new tests on head").await?;
+        let run = lab.suite(&at, suite, &alone, "new tests on head").await?;
         for id in &worth {
             found.entry(id.clone()).and_modify(|test| test.head.push(run.outcome(id).0));
         }

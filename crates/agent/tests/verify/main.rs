@@ -1,5 +1,6 @@
 //! Proofs of small repositories by their real toolchains: each way to be right, wrong or dishonest, and what it is called.
 
+#[cfg(test)]
 mod world;
 
 use std::time::Duration;
