@@ -152,7 +152,9 @@ impl Intake {
             Ok(Incoming::Ping | Incoming::Other { .. }) => return closed("an event that asks for nothing"),
             Err(why) => return closed(format!("unreadable: {why}")),
         };
-        match trigger_of(&incoming, &self.rules) {
+        // Without credentials there is no login of ours, and nothing that we could have written.
+        let own_login = self.forge.own_login().await.ok().or_else(|| self.rules.own_login.clone());
+        match trigger_of(&incoming, &IntakeRules { own_login, ..self.rules.clone() }) {
             Trigger::None(why) => closed(why),
             Trigger::Label => self.labeled(delivery, &incoming).await,
             Trigger::Command { command, comment_id, at } => self.commanded(delivery, &incoming, command, comment_id, at).await,

@@ -4,7 +4,7 @@
 //! No other part of Fettle holds a write token, and nothing here believes the worker: tree, diff and texts are made anew.
 
 mod effects;
-mod proposal;
+pub mod proposal;
 pub mod texts;
 
 use std::sync::Arc;

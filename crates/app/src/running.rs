@@ -288,4 +288,8 @@ impl Journal for LedgerJournal {
     fn take_messages(&self) -> Vec<String> {
         self.held.take_messages()
     }
+
+    fn ended(&self) -> Option<Stop> {
+        self.held.ended()
+    }
 }

@@ -1,1 +1,186 @@
+//! The dashboard's composition root: ledger, forge, intake, publisher, reconcilers and the HTTP edge in one process.
+
+mod credentials;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use async_trait::async_trait;
+use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets};
+use fettle_app::intake::{Intake, ReadWebhook};
+use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::forge::{ForgeError, ForgeReader as _};
+use fettle_app::ports::ledger::{Holder, Ledger, LedgerError, ReadTokens};
+use fettle_app::publishing::{PublishOptions, Publisher};
+use fettle_app::reaping::reconcile;
+use fettle_app::submitting::Submitting;
+use fettle_domain::id::WorkerId;
+use fettle_domain::incoming::Incoming;
+use fettle_domain::intake::IntakeRules;
+use fettle_domain::lease::Timing;
+use fettle_domain::repo::Repo;
+use fettle_git::Git;
+use fettle_github::{GitHub, GitHubOptions, Timeouts, Url};
+use fettle_runtime::config::Config;
+use fettle_runtime::data::DataDir;
+use fettle_runtime::{system, telemetry};
+use fettle_store_sqlite::{Options, SqliteLedger};
+use prometheus::Registry;
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+pub use credentials::Credentials;
+
+/// What a dashboard is started with.
+pub struct Start<'a> {
+    pub config: &'a Config,
+    pub data: &'a DataDir,
+    pub credentials: &'a Credentials,
+    /// The publisher's repositories.
+    pub git: Git,
+    pub timing: Timing,
+    pub probing: ProbeTiming,
+    pub listener: TcpListener,
+    /// For the worker API; absent in one process.
+    pub internal: Option<TcpListener>,
+    /// Every task of the dashboard; all end after `shutdown`.
+    pub tasks: TaskTracker,
+    pub shutdown: CancellationToken,
+}
+
+/// A dashboard that serves.
+pub struct Running {
+    pub address: SocketAddr,
+    pub ledger: Arc<SqliteLedger>,
+    pub ids: Arc<dyn IdSource>,
+    health: Arc<Health>,
+}
+
+impl Running {
+    /// Not ready for new work from now on; what is being answered is still answered.
+    pub fn draining(&self) {
+        self.health.draining();
+    }
+
+    /// Ends the ledger after all tasks have ended.
+    pub async fn close(&self) {
+        if let Err(error) = self.ledger.close().await {
+            tracing::warn!("the ledger did not close cleanly: {error}; it recovers at the next start");
+        }
+    }
+}
+
+/// Builds all parts and starts their tasks. Contacts nobody: the forge is asked when there is work.
+pub async fn start(start: Start<'_>) -> Result<Running> {
+    let Start { config, data, credentials, git, timing, probing, listener, internal, tasks, shutdown } = start;
+    let clock: Arc<dyn Clock> = Arc::new(system::SystemClock);
+    let ids: Arc<dyn IdSource> = Arc::new(system::RandomIds);
+    let api_url: Url = config.forge.api_url.parse().context("forge.api_url is not a URL")?;
+    let options = GitHubOptions {
+        base_url: Some(api_url),
+        auth: credentials.forge_auth(config),
+        timeouts: Timeouts::default(),
+    };
+    let forge = Arc::new(GitHub::new(options)?);
+    let options = Options {
+        timing,
+        read_tokens: Some(Arc::new(Minter(forge.clone()))),
+        ..Options::new(clock.clone(), ids.clone())
+    };
+    let ledger = Arc::new(SqliteLedger::open(data.ledger(), options).await.context("while opening the ledger")?);
+    let registry = Registry::new();
+    let metrics = HttpMetrics::register(&registry)?;
+    let health = Arc::new(Health::new(probing, clock.clone()));
+
+    let intake = Intake {
+        ledger: ledger.clone(),
+        forge: forge.clone(),
+        reader: Arc::new(Webhooks),
+        clock: clock.clone(),
+        ids: ids.clone(),
+        rules: IntakeRules {
+            label: config.forge.label.clone(),
+            label_mode: config.forge.label_mode,
+            own_login: None,
+            allowed_bots: config.forge.allowed_bots.clone(),
+        },
+        daily_tasks: config.forge.daily_tasks,
+    };
+    let publisher = Publisher {
+        ledger: ledger.clone(),
+        forge: forge.clone(),
+        repositories: Arc::new(git.clone()),
+        push: Arc::new(git),
+        ids: ids.clone(),
+        holder: Holder { worker: WorkerId::from_uuid(ids.uuid()), name: format!("publisher on {}", system::process_name()) },
+        timing,
+        options: PublishOptions {
+            paths: config.forge.paths.clone(),
+            secrets: credentials.known(),
+            trigger_label: config.forge.label.clone(),
+        },
+    };
+    let submit = Submitting {
+        ledger: ledger.clone(),
+        forge: forge.clone(),
+        clock: clock.clone(),
+        ids: ids.clone(),
+        hosts: config.forge.hosts.clone(),
+        models: config.gateway.models.iter().map(|model| model.name.clone()).collect(),
+    };
+    let api = ApiState::new(Parts {
+        ledger: ledger.clone(),
+        submit: Arc::new(submit),
+        clock,
+        ids: ids.clone(),
+        admin_key: credentials.admin_key.clone(),
+        worker_key: credentials.worker_key.clone(),
+        webhook: credentials.webhook.clone().map(|current| WebhookSecrets { current, previous: credentials.webhook_previous.clone() }),
+        health: health.clone(),
+        metrics: metrics.clone(),
+        registry,
+        version: env!("CARGO_PKG_VERSION"),
+        shutdown: shutdown.clone(),
+    });
+
+    let address = listener.local_addr().context("while listening")?;
+    let stop = shutdown.clone();
+    tasks.spawn(async move { intake.work(&stop).await });
+    let stop = shutdown.clone();
+    tasks.spawn(async move { publisher.work(&stop).await });
+    let (reconciled, stop): (Arc<dyn Ledger>, _) = (ledger.clone(), shutdown.clone());
+    tasks.spawn(async move { reconcile(reconciled, &stop).await });
+    let (watched, probed, stop) = (health.clone(), ledger.clone(), shutdown.clone());
+    tasks.spawn(async move { watched.watch(&*probed, &metrics, &stop).await });
+    if let Some(internal) = internal {
+        info!("the worker API listens on {}", internal.local_addr().context("while listening for workers")?);
+        tasks.spawn(fettle_api::serve(internal, fettle_api::worker_router(api.clone()), shutdown.clone(), tasks.clone()));
+    }
+    tasks.spawn(fettle_api::serve(listener, fettle_api::router(api), shutdown, tasks.clone()));
+    health.serving();
+    Ok(Running { address, ledger, ids, health })
+}
+
+/// Reads deliveries as GitHub writes them.
+struct Webhooks;
+
+impl ReadWebhook for Webhooks {
+    fn read(&self, event: &str, body: &[u8]) -> Result<Incoming, String> {
+        fettle_github::webhook::normalise(event, body).map_err(|error| telemetry::chain(&error))
+    }
+}
+
+/// Mints what a worker reads a repository with.
+struct Minter(Arc<GitHub>);
+
+#[async_trait]
+impl ReadTokens for Minter {
+    async fn read_token(&self, repo: &Repo) -> Result<Option<SecretString>, LedgerError> {
+        self.0.read_token(repo).await.map_err(|error: ForgeError| LedgerError::Unavailable(telemetry::chain(&error)))
+    }
+}
 

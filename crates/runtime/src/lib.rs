@@ -2,6 +2,7 @@
 //! environment, and it does so through an argument.
 
 pub mod config;
+pub mod data;
 pub mod environment;
 pub mod secrets;
 pub mod shutdown;
@@ -13,4 +14,14 @@ pub mod units;
 pub fn install_tls() {
     // An error means that it is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// Arms the point at which a test wants this process killed. Releases are built without the feature and do nothing.
+pub fn arm_crash_point(environment: &environment::Environment) {
+    #[cfg(feature = "crash-points")]
+    if let Some(name) = environment.find("FETTLE_CRASH_POINT") {
+        fettle_app::crash::arm(name.to_owned());
+    }
+    #[cfg(not(feature = "crash-points"))]
+    let _ = environment;
 }

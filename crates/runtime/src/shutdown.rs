@@ -5,13 +5,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-/// Cancels `token` on SIGTERM or SIGINT; ends the process at once on the second.
-pub fn on_signals(tasks: &TaskTracker, token: CancellationToken) -> std::io::Result<()> {
+/// Cancels `token` on SIGTERM or SIGINT; ends the process at once on the second. The task behind it ends with the runtime.
+pub fn on_signals(token: CancellationToken) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A peer that closes its end of a pipe must not end a server.
     let mut hangup = signal(SignalKind::hangup())?;
-    tasks.spawn(async move {
+    // Its own tracker: waiting for a process's tasks must not wait for a signal that never comes.
+    TaskTracker::new().spawn(async move {
         loop {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",

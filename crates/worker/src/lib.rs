@@ -1,1 +1,186 @@
+//! A worker's composition root: builds the agent from the configuration and keeps it working.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use camino::Utf8PathBuf;
+use fettle_agent::prepare::{PrepareNetwork, PrepareOptions};
+use fettle_agent::solve::{Agent, AgentOptions, Watch, clear_leftovers};
+use fettle_app::ports::clock::IdSource;
+use fettle_app::ports::git::Repositories;
+use fettle_app::ports::ledger::{Holder, Leases};
+use fettle_app::ports::model::{Model, ModelInfo};
+use fettle_app::ports::sandbox::{Access, Mount, Sandbox, SandboxLevel, SandboxLimits};
+use fettle_app::running::{Stay, Worker};
+use fettle_domain::id::WorkerId;
+use fettle_domain::lease::Timing;
+use fettle_llm::{OpenAiCompatible, OpenAiOptions};
+use fettle_runtime::config::{self, Config, ModelConfig, ModelKind};
+use fettle_runtime::data::DataDir;
+use fettle_runtime::environment::Environment;
+use fettle_runtime::{secrets, system};
+use fettle_sandbox::{ProcessSandbox, SandboxOptions, helper_beside_current_exe};
+use tokio_util::sync::CancellationToken;
+
+/// Files under `HOME` that say where packages come from; shown to preparation, never to tests or models.
+const REGISTRY_FILES: [&str; 3] = [".npmrc", ".config/pip/pip.conf", ".pip/pip.conf"];
+/// The same, for the whole machine.
+const SYSTEM_REGISTRY_FILES: [&str; 2] = ["/etc/pip.conf", "/etc/npmrc"];
+/// Variables that say where certificates and packages are; passed to preparation alone.
+const INSTALL_VARIABLES: [&str; 11] = [
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+    "CARGO_HTTP_CAINFO",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_CERT",
+    "PIP_FIND_LINKS",
+    "NPM_CONFIG_REGISTRY",
+    "npm_config_registry",
+];
+
+/// What an agent is built from.
+pub struct AgentParts<'a> {
+    pub config: &'a Config,
+    pub environment: &'a Environment,
+    pub data: &'a DataDir,
+    pub repositories: Arc<dyn Repositories>,
+    pub watch: Arc<dyn Watch>,
+    /// Names this process's scratch folder.
+    pub process: &'a str,
+    /// Folders of Runs stay.
+    pub keep: bool,
+}
+
+/// The sandbox at the strongest level that this host allows; refused below `agent.sandbox.min_level`.
+pub async fn sandbox(config: &Config, data: &DataDir, process: &str) -> Result<Arc<dyn Sandbox>> {
+    let options = SandboxOptions {
+        helper: helper_beside_current_exe()?,
+        min_level: config.agent.sandbox.min_level,
+        max_level: SandboxLevel::Full,
+        scratch: data.scratch(process).join("sandbox"),
+    };
+    Ok(Arc::new(ProcessSandbox::probe(options).await?))
+}
+
+/// The agent with sandbox and models. Contacts nobody.
+pub async fn agent(parts: AgentParts<'_>, models: Vec<Arc<dyn Model>>) -> Result<Agent> {
+    let AgentParts { config, environment, data, repositories, watch, process, keep } = parts;
+    let scratch = data.scratch(process);
+    clear_leftovers(&scratch).await.with_context(|| format!("while clearing {scratch}"))?;
+    let sandbox = sandbox(config, data, process).await?;
+    let options = AgentOptions {
+        scratch: scratch.join("runs"),
+        base_cache: data.bases(),
+        prepare: prepare_options(config, environment, data)?,
+        suite_time: config.agent.sandbox.suite_time.0,
+        paths: config.forge.paths.clone(),
+        read_token: config.forge.read_token_file.as_deref().map(secrets::read).transpose()?,
+        keep_folders: keep,
+    };
+    Ok(Agent { repositories, sandbox, models, options, watch })
+}
+
+fn prepare_options(config: &Config, environment: &Environment, data: &DataDir) -> Result<PrepareOptions> {
+    let walls = &config.agent.sandbox;
+    let network = match walls.prepare_network {
+        config::PrepareNetwork::None => PrepareNetwork::None,
+        config::PrepareNetwork::Proxy => PrepareNetwork::Proxy { hosts: walls.prepare_hosts.clone() },
+        config::PrepareNetwork::Host => PrepareNetwork::Host,
+    };
+    let install_env: BTreeMap<String, String> = INSTALL_VARIABLES
+        .iter()
+        .filter_map(|name| environment.find(name).map(|value| ((*name).to_owned(), value.to_owned())))
+        .collect();
+    let home = environment.home();
+    let own = home.iter().flat_map(|home| REGISTRY_FILES.iter().map(move |file| home.join(file)));
+    let files = own.chain(SYSTEM_REGISTRY_FILES.iter().map(Utf8PathBuf::from));
+    let named = ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CARGO_HTTP_CAINFO", "PIP_CERT", "PIP_FIND_LINKS"];
+    let files = files.chain(named.iter().filter_map(|name| environment.find(name)).map(Utf8PathBuf::from));
+    let mut install_mounts: Vec<Mount> = files
+        .filter(|path| path.is_absolute() && path.exists())
+        .map(|path| Mount { host: path.clone(), inside: path, access: Access::ReadOnly })
+        .collect();
+    install_mounts.dedup();
+    let cargo_home = environment.find("CARGO_HOME").map(Utf8PathBuf::from).or_else(|| home.map(|h| h.join(".cargo")));
+    let cargo_config = cargo_home.map(|folder| folder.join("config.toml")).filter(|file| file.is_file());
+    let cargo_config = cargo_config.map(fs_err::read_to_string).transpose()?;
+    Ok(PrepareOptions {
+        cache_dir: data.prepared(),
+        network,
+        path: environment.find("PATH").unwrap_or("/usr/local/bin:/usr/bin:/bin").to_owned(),
+        install_env,
+        install_mounts,
+        cargo_config,
+        limits: SandboxLimits {
+            memory_bytes: walls.memory.0,
+            processes: walls.processes,
+            workspace_bytes: walls.workspace.0,
+            temporary_bytes: walls.temporary.0,
+            ..SandboxLimits::default()
+        },
+    })
+}
+
+/// The configured models, the first being the default.
+pub fn models(config: &Config) -> Result<Vec<Arc<dyn Model>>> {
+    config.gateway.models.iter().map(model).collect()
+}
+
+/// One model's client.
+pub fn model(config: &ModelConfig) -> Result<Arc<dyn Model>> {
+    let ModelKind::OpenaiCompatible = config.kind;
+    let info = ModelInfo { name: config.name.clone(), context_tokens: config.context };
+    let wire_name = config.model.clone().unwrap_or_else(|| config.name.clone());
+    let mut options = OpenAiOptions::new(info, config.base_url.clone(), wire_name);
+    options.api_key = config.api_key_file.as_deref().map(secrets::read).transpose()?;
+    let model = OpenAiCompatible::new(options).with_context(|| format!("while setting up the model `{}`", config.name))?;
+    Ok(Arc::new(model))
+}
+
+/// How a worker gets its work.
+pub struct WorkerParts {
+    pub leases: Arc<dyn Leases>,
+    /// Used from other threads and runtimes: a client of its own where that matters.
+    pub heartbeat_leases: Arc<dyn Leases>,
+    pub ids: Arc<dyn IdSource>,
+    pub timing: Timing,
+    /// Runs at a time.
+    pub slots: u16,
+    pub stay: Stay,
+}
+
+/// Works until `shutdown`, then lets go of what it holds.
+pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken) {
+    let agent = Arc::new(agent);
+    let mut slots = tokio::task::JoinSet::new();
+    for _ in 0..parts.slots {
+        let worker = Worker {
+            leases: parts.leases.clone(),
+            heartbeat_leases: parts.heartbeat_leases.clone(),
+            runner: agent.clone(),
+            ids: parts.ids.clone(),
+            holder: Holder { worker: WorkerId::from_uuid(parts.ids.uuid()), name: system::process_name() },
+            timing: parts.timing,
+        };
+        let shutdown = shutdown.clone();
+        slots.spawn(async move { worker.work(parts.stay, &shutdown).await });
+    }
+    while let Some(ended) = slots.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!("a worker slot ended: {error}");
+        }
+    }
+}
+
+/// The lease times, shortened for tests with real processes when `FETTLE_TEST_TIMING` is set.
+pub fn timing(environment: &Environment) -> Timing {
+    if environment.find("FETTLE_TEST_TIMING").is_some() { Timing::for_tests() } else { Timing::default() }
+}
+
+/// The longest that a stopped worker may take to let go.
+pub const DRAIN: Duration = Duration::from_secs(25);

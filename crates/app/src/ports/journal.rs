@@ -29,4 +29,6 @@ pub trait Journal: Send + Sync {
     async fn blob(&self, id: BlobId) -> Result<Bytes, Stop>;
     /// Messages from permitted persons since the last call; each is given once.
     fn take_messages(&self) -> Vec<String>;
+    /// Why the Run must stop, once it must.
+    fn ended(&self) -> Option<Stop>;
 }

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeSet;
 
+use fettle_domain::branch::BranchName;
 use fettle_domain::object::CommitId;
 use fettle_domain::patch::{FileMode, Patch};
 use fettle_domain::path::RepoPath;
+use fettle_domain::path_policy::PathPolicy;
+use fettle_domain::proof::Proof;
 use fettle_domain::proposal::{Proposal, Verdict, validate};
 use fettle_domain::repo::Repo;
 use fettle_domain::run::ProvenChange;
+use fettle_domain::secret::KnownSecrets;
 
 use super::texts::{self, Identity};
 use super::{Halt, Publisher};
-use crate::ports::git::{BaseRef, CommitSpec, Source};
+use crate::ports::git::{BaseRef, CommitSpec, GitError, Repositories, Source};
 use crate::ports::ledger::Publication;
 
 /// A commit in our mirror with the verdict on everything that would go out with it.
@@ -41,18 +45,14 @@ impl Publisher {
             at: publication.task.created_at,
         };
         let commit = self.repositories.commit(&source.key, &spec).await?;
-        let added = self.added(&source.key, &patch).await?;
-        let outgoing = [("title", texts.title.as_str()), ("body", texts.body.as_str()), ("commit message", message.as_str())];
-        let proposal = Proposal {
+        let outgoing = Outgoing {
+            key: &source.key,
             patch: &patch,
             proof: &change.proof,
-            commit_parent: spec.parent,
-            commit_tree: spec.tree,
             branch: &publication.branch,
-            texts: &outgoing,
-            added: &added,
+            texts: &[("title", &texts.title), ("body", &texts.body), ("commit message", &message)],
         };
-        let verdict = validate(&proposal, &self.options.paths, &self.options.secrets);
+        let verdict = judge(&*self.repositories, outgoing, &self.options.paths, &self.options.secrets).await?;
         Ok(Prepared { source, commit, verdict })
     }
 
@@ -64,27 +64,56 @@ impl Publisher {
             token: self.forge.read_token(repo).await?,
         })
     }
+}
 
-    /// The added lines of each changed text file, and the target of each new symlink.
-    async fn added(&self, key: &str, patch: &Patch) -> Result<Vec<(RepoPath, FileMode, Vec<u8>)>, Halt> {
-        let mut added = Vec::new();
-        for change in &patch.changes {
-            let Some(after) = change.after else { continue };
-            let Some((mode, head)) = self.repositories.read_file(key, patch.head_tree, &change.path).await? else { continue };
-            let before = match change.before {
-                Some(_) if after.mode != FileMode::Symlink => {
-                    self.repositories.read_file(key, patch.base_tree, &change.path).await?
-                }
-                _ => None,
-            };
-            let content = match before {
-                Some((_, base)) => lines_not_in(&head, &base),
-                None => head.to_vec(),
-            };
-            added.push((change.path.clone(), mode, content));
-        }
-        Ok(added)
+/// A change with everything that would leave together with it.
+#[derive(Clone, Copy)]
+pub struct Outgoing<'a> {
+    pub key: &'a str,
+    /// As computed from the rebuilt tree.
+    pub patch: &'a Patch,
+    pub proof: &'a Proof,
+    pub branch: &'a BranchName,
+    pub texts: &'a [(&'a str, &'a str)],
+}
+
+/// The verdict on a change, from the objects in the mirror.
+pub async fn judge(
+    repositories: &dyn Repositories,
+    outgoing: Outgoing<'_>,
+    paths: &PathPolicy,
+    secrets: &KnownSecrets,
+) -> Result<Verdict, GitError> {
+    let added = added(repositories, outgoing.key, outgoing.patch).await?;
+    let proposal = Proposal {
+        patch: outgoing.patch,
+        proof: outgoing.proof,
+        commit_parent: outgoing.patch.base,
+        commit_tree: outgoing.patch.head_tree,
+        branch: outgoing.branch,
+        texts: outgoing.texts,
+        added: &added,
+    };
+    Ok(validate(&proposal, paths, secrets))
+}
+
+/// The added lines of each changed text file, and the target of each new symlink.
+async fn added(repositories: &dyn Repositories, key: &str, patch: &Patch) -> Result<Vec<(RepoPath, FileMode, Vec<u8>)>, GitError> {
+    let mut added = Vec::new();
+    for change in &patch.changes {
+        let Some(after) = change.after else { continue };
+        let Some((mode, head)) = repositories.read_file(key, patch.head_tree, &change.path).await? else { continue };
+        let before = match change.before {
+            Some(_) if after.mode != FileMode::Symlink => repositories.read_file(key, patch.base_tree, &change.path).await?,
+            _ => None,
+        };
+        let content = match before {
+            Some((_, base)) => lines_not_in(&head, &base),
+            None => head.to_vec(),
+        };
+        added.push((change.path.clone(), mode, content));
     }
+    Ok(added)
 }
 
 /// The lines of `head` that do not stand anywhere in `base`, in order: what a patch brings in. A moved line is not new.

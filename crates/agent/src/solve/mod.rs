@@ -1,0 +1,168 @@
+//! One Run, from an issue to a proven change: base, triage, reproduce, fix, verify, repair.
+//!
+//! The story stands in [`story`]; the conversation with the model in [`talk`]; what is journaled, and how a Run goes on
+//! after a crash, in [`steps`].
+
+mod compaction;
+mod context;
+mod folder;
+mod ground;
+mod steps;
+mod story;
+mod talk;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use camino::Utf8PathBuf;
+use fettle_app::ports::git::{BaseRef, Repositories, Source};
+use fettle_app::ports::ledger::RunOrder;
+use fettle_app::ports::model::Model;
+use fettle_app::ports::sandbox::Sandbox;
+use fettle_app::running::{RunContext, RunEnd, Runner};
+use fettle_domain::budget::Limits;
+use fettle_domain::id::RunId;
+use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::path_policy::PathPolicy;
+use fettle_domain::run::{RunOutcome, RunResult};
+use fettle_domain::task::Mode;
+use secrecy::SecretString;
+
+pub use folder::clear_leftovers;
+pub use steps::{Unwatched, Watch};
+
+use crate::prepare::PrepareOptions;
+use story::Story;
+use talk::Ended;
+
+/// Below this window a Run is refused: the prompt alone would fill it.
+pub const MIN_CONTEXT_TOKENS: u64 = 32_768;
+/// A record that fits nowhere is left behind this often before the Run is given up.
+const MAX_DIVERGENCES: usize = 3;
+
+/// The built-in agent with everything it works with.
+pub struct Agent {
+    pub repositories: Arc<dyn Repositories>,
+    pub sandbox: Arc<dyn Sandbox>,
+    /// The first is used unless a Task names another.
+    pub models: Vec<Arc<dyn Model>>,
+    pub options: AgentOptions,
+    pub watch: Arc<dyn Watch>,
+}
+
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    /// Holds one folder per Run, gone when the Run ends.
+    pub scratch: Utf8PathBuf,
+    /// What is known of bases, for later Runs.
+    pub base_cache: Utf8PathBuf,
+    pub prepare: PrepareOptions,
+    /// The longest run of a whole test suite.
+    pub suite_time: Duration,
+    pub paths: PathPolicy,
+    /// What workers read repositories with when the dashboard gives no token.
+    pub read_token: Option<SecretString>,
+    /// Folders of Runs stay, for a person who wants to look.
+    pub keep_folders: bool,
+}
+
+/// What a Run is to do.
+#[derive(Debug, Clone)]
+pub struct Brief {
+    pub run: RunId,
+    pub source: Source,
+    pub base: BaseRef,
+    pub issue: IssueSnapshot,
+    pub mode: Mode,
+    pub limits: Limits,
+    /// The operator's test command for this one Run.
+    pub test_command: Option<String>,
+}
+
+#[async_trait]
+impl Runner for Agent {
+    async fn run(&self, order: &RunOrder, context: RunContext) -> Result<RunResult, RunEnd> {
+        let Some(repo) = order.repo.as_ref().filter(|_| order.mode != Mode::Probe) else {
+            return Ok(RunResult {
+                outcome: RunOutcome::ProbePassed,
+                base: None,
+                change: None,
+                spent: order.spent,
+                model: String::new(),
+            });
+        };
+        let brief = Brief {
+            run: order.run,
+            source: Source {
+                key: format!("forge-{}", repo.forge_id),
+                url: repo.clone_url.clone(),
+                token: context.read_token.clone().or_else(|| self.options.read_token.clone()),
+            },
+            base: BaseRef::Named(order.base.clone().unwrap_or_else(|| repo.default_branch.clone())),
+            issue: order.issue.clone(),
+            mode: order.mode,
+            limits: Limits::for_mode(order.mode),
+            test_command: None,
+        };
+        let model = self.model(order.model.as_deref())?;
+        self.solve(&model, &brief, &context).await
+    }
+}
+
+impl Agent {
+    /// The named model, or the first.
+    pub fn model(&self, name: Option<&str>) -> Result<Arc<dyn Model>, RunEnd> {
+        let found = match name {
+            Some(name) => self.models.iter().find(|model| model.info().name == name),
+            None => self.models.first(),
+        };
+        found.cloned().ok_or_else(|| {
+            RunEnd::Never(match name {
+                Some(name) => format!("no model is called `{name}` on this worker; see [[gateway.models]]"),
+                None => "no model is configured; add one under [[gateway.models]]".to_owned(),
+            })
+        })
+    }
+
+    /// Carries out the Run; steps of earlier leases are replayed, not repeated.
+    pub async fn solve(
+        &self,
+        model: &Arc<dyn Model>,
+        brief: &Brief,
+        context: &RunContext,
+    ) -> Result<RunResult, RunEnd> {
+        let window = model.info().context_tokens;
+        if window < MIN_CONTEXT_TOKENS {
+            return Err(RunEnd::Never(format!(
+                "the model `{}` has a window of {window} tokens; {MIN_CONTEXT_TOKENS} are needed. Set `context` of its [[gateway.models]] entry to what the server really offers",
+                model.info().name
+            )));
+        }
+        let mut recorded = context.recorded.clone();
+        for _ in 0..MAX_DIVERGENCES {
+            let story = Story { agent: self, model, brief, context };
+            match story.tell(recorded.clone()).await {
+                Ok(result) => return Ok(result),
+                Err(Ended::Run(end)) => return Err(end),
+                Err(Ended::Limit(limit)) => {
+                    return Err(RunEnd::Retry(format!("ended before the model was asked: {limit}")));
+                }
+                Err(Ended::Diverged(at)) => recorded.truncate(at as usize),
+            }
+        }
+        Err(RunEnd::Retry("the record of this Run does not fit what is done now".into()))
+    }
+}
+
+/// An error with its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text.chars().take(1_000).collect()
+}

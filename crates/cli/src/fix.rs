@@ -1,0 +1,432 @@
+//! `fettle fix`: one issue, one local repository, no forge. Leaves a branch and touches nothing else of the repository.
+
+use std::io::{Read as _, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use fettle_agent::solve::{Agent, Brief};
+use fettle_app::ports::clock::{Clock as _, IdSource as _};
+use fettle_app::ports::git::{BaseRef, CommitSpec, GitError, Pushed, Repositories, Source};
+use fettle_app::ports::model::Model;
+use fettle_app::publishing::proposal::{Outgoing, judge};
+use fettle_app::publishing::texts::Identity;
+use fettle_app::running::{RunContext, RunEnd};
+use fettle_domain::branch::BranchName;
+use fettle_domain::budget::{Limits, Spent};
+use fettle_domain::id::{RunId, TaskId};
+use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::object::{BlobId, CommitId};
+use fettle_domain::outgoing;
+use fettle_domain::proof::{Level, Proof};
+use fettle_domain::proposal::Verdict;
+use fettle_domain::run::{ProvenChange, RunOutcome, RunResult};
+use fettle_domain::secret::KnownSecrets;
+use fettle_domain::task::Mode;
+use fettle_git::{Git, GitOptions};
+use fettle_runtime::config::{Config, ModelConfig, ModelKind};
+use fettle_runtime::data::DataDir;
+use fettle_runtime::environment::Environment;
+use fettle_runtime::{secrets, shutdown, system};
+use fettle_worker::AgentParts;
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::Common;
+use crate::journal::MemoryJournal;
+use crate::progress::Progress;
+
+/// An issue larger than this is no issue.
+const MAX_ISSUE_BYTES: u64 = 1024 * 1024;
+/// Branch names tried: `…-issue-7`, `…-issue-7-g2` and so on.
+const BRANCH_TRIES: u32 = 50;
+/// Exit codes beside success and failure.
+const UNPROVEN: u8 = 3;
+const NO_PATCH: u8 = 4;
+const USAGE: u8 = 2;
+
+#[derive(clap::Args)]
+pub(crate) struct Flags {
+    /// A local repository, or the URL of one.
+    #[arg(long, value_name = "PATH_OR_URL")]
+    repo: String,
+    /// The issue: a text file whose first line is the title, or `-` for standard input.
+    #[arg(long, value_name = "FILE|-")]
+    issue: String,
+    /// The issue's number, for the branch name and references.
+    #[arg(long)]
+    issue_id: Option<u64>,
+    #[arg(long, default_value = "quickfix", value_parser = ["quickfix", "refine"])]
+    mode: String,
+    /// A model of the configuration; default: its first.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["model_url", "model_name", "model_key_file"])]
+    model: Option<String>,
+    /// An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+    #[arg(long, value_name = "URL")]
+    model_url: Option<String>,
+    /// The name that this server knows the model by.
+    #[arg(long, requires = "model_url")]
+    model_name: Option<String>,
+    /// A file with the server's API key.
+    #[arg(long, requires = "model_url")]
+    model_key_file: Option<Utf8PathBuf>,
+    /// The model's window in tokens, with --model-url.
+    #[arg(long, requires = "model_url", default_value_t = 65_536)]
+    model_context: u64,
+    /// The command that runs the tests; default: found in the repository.
+    #[arg(long, value_name = "CMD")]
+    test: Option<String>,
+    /// What the fix starts from: branch, tag or commit; default: the repository's HEAD.
+    #[arg(long, value_name = "REF")]
+    base: Option<String>,
+    /// The branch to leave; default: ai-agent/<mode>-issue-<id>.
+    #[arg(long)]
+    branch: Option<String>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+    /// Keep the working folder for a look.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What is printed with `--json`.
+#[derive(Serialize)]
+struct Report {
+    outcome: &'static str,
+    reason: String,
+    branch: Option<String>,
+    commit: Option<CommitId>,
+    files: Vec<String>,
+    proof: ProofReport,
+    usage: Spent,
+    #[serde(skip)]
+    summary: String,
+}
+
+#[derive(Serialize)]
+struct ProofReport {
+    proven: bool,
+    #[serde(flatten)]
+    proof: Option<Proof>,
+}
+
+pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environment) -> Result<ExitCode> {
+    let ids = system::RandomIds;
+    let mode: Mode = flags.mode.parse()?;
+    let config = Config::load(common.config.as_deref(), environment)?;
+    let data = DataDir::open(common.data_dir.as_deref(), &config, environment)?;
+    let issue = match read_issue(flags) {
+        Ok(issue) => issue,
+        Err(error) => return Ok(misuse(&error)),
+    };
+    let models = match models(flags, &config) {
+        Ok(models) => models,
+        Err(error) => return Ok(misuse(&error)),
+    };
+    let source = match source(&flags.repo, &config) {
+        Ok(source) => source,
+        Err(error) => return Ok(misuse(&error)),
+    };
+    let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.worker_mirrors()) })?;
+    let repositories: Arc<dyn Repositories> = Arc::new(git);
+    if let Some(branch) = &flags.branch
+        && let Err(error) = check_branch(&*repositories, &source, branch).await
+    {
+        return Ok(misuse(&error));
+    }
+    let cancel = CancellationToken::new();
+    shutdown::on_signals(cancel.clone())?;
+    let run = RunId::from_uuid(ids.uuid());
+    let progress = Arc::new(Progress::new());
+    let process = format!("fix-{}", run.as_uuid().simple());
+    let parts = AgentParts {
+        config: &config,
+        environment,
+        data: &data,
+        repositories: repositories.clone(),
+        watch: progress.clone(),
+        process: &process,
+        keep: flags.keep,
+    };
+    let agent = fettle_worker::agent(parts, models).await?;
+    let brief = Brief {
+        run,
+        source: source.clone(),
+        base: flags.base.clone().map_or(BaseRef::Default, BaseRef::Named),
+        issue,
+        mode,
+        limits: Limits::for_mode(mode),
+        test_command: flags.test.clone(),
+    };
+    let journal = Arc::new(MemoryJournal::new(cancel.clone()));
+    let context = RunContext { journal: journal.clone(), recorded: Vec::new(), read_token: None, cancel: cancel.clone() };
+    let solved = solve(&agent, flags, &brief, &context).await;
+    progress.done();
+    if flags.keep {
+        progress_note(&format!("the working folder is kept in {}", data.scratch(&process)));
+    } else {
+        fs_err::tokio::remove_dir_all(data.scratch(&process)).await.context("while removing the working folder")?;
+    }
+    let result = match solved {
+        Ok(result) => result,
+        Err(RunEnd::Stopped(stop)) => bail!("stopped: {stop}"),
+        Err(end) => return Err(anyhow!(end)),
+    };
+    let known = known_secrets(flags, &config)?;
+    let leave = Leave { repositories: &*repositories, flags, config: &config, source: &source, brief: &brief, known: &known };
+    let report = leave.report(result, &ids).await?;
+    print(&report, flags.json)?;
+    Ok(match report.outcome {
+        "proven" => ExitCode::SUCCESS,
+        "unproven" => ExitCode::from(UNPROVEN),
+        _ => ExitCode::from(NO_PATCH),
+    })
+}
+
+async fn solve(agent: &Agent, flags: &Flags, brief: &Brief, context: &RunContext) -> Result<RunResult, RunEnd> {
+    let model = agent.model(flags.model.as_deref())?;
+    agent.solve(&model, brief, context).await
+}
+
+fn misuse(error: &anyhow::Error) -> ExitCode {
+    crate::progress::complain(error);
+    ExitCode::from(USAGE)
+}
+
+fn progress_note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Title and body from the file: the first line that is not blank, and the rest.
+fn read_issue(flags: &Flags) -> Result<IssueSnapshot> {
+    let mut text = String::new();
+    let limit = MAX_ISSUE_BYTES + 1;
+    if flags.issue == "-" {
+        std::io::stdin().lock().take(limit).read_to_string(&mut text).context("while reading the issue from standard input")?;
+    } else {
+        let file = fs_err::File::open(&flags.issue).context("could not read the issue")?;
+        file.take(limit).read_to_string(&mut text).context("the issue is not text")?;
+    }
+    if text.len() as u64 > MAX_ISSUE_BYTES {
+        bail!("the issue is larger than {} KiB", MAX_ISSUE_BYTES / 1024);
+    }
+    let text = text.trim();
+    if text.is_empty() {
+        bail!("the issue is empty: write what is wrong, the first line being the title");
+    }
+    let (title, body) = text.split_once('\n').unwrap_or((text, ""));
+    Ok(IssueSnapshot {
+        number: flags.issue_id,
+        title: title.trim().trim_start_matches('#').trim().to_owned(),
+        body: body.trim().to_owned(),
+        author: "the operator".into(),
+        url: None,
+        comments: Vec::new(),
+        taken_at: system::SystemClock.now(),
+    })
+}
+
+fn models(flags: &Flags, config: &Config) -> Result<Vec<Arc<dyn Model>>> {
+    if let Some(url) = &flags.model_url {
+        let name = flags.model_name.clone().unwrap_or_else(|| "default".into());
+        let model = ModelConfig {
+            name,
+            kind: ModelKind::OpenaiCompatible,
+            base_url: url.clone(),
+            model: None,
+            api_key_file: flags.model_key_file.clone(),
+            context: flags.model_context,
+        };
+        return Ok(vec![fettle_worker::model(&model)?]);
+    }
+    let known: Vec<&str> = config.gateway.models.iter().map(|model| model.name.as_str()).collect();
+    match &flags.model {
+        _ if known.is_empty() => bail!("no model: give --model-url URL, or add a [[gateway.models]] entry to the configuration"),
+        Some(name) if !known.contains(&name.as_str()) => bail!("no model is called `{name}`; known: {}", known.join(", ")),
+        _ => fettle_worker::models(config),
+    }
+}
+
+fn known_secrets(flags: &Flags, config: &Config) -> Result<KnownSecrets> {
+    let files = config.gateway.models.iter().filter_map(|m| m.api_key_file.as_ref()).chain(&flags.model_key_file);
+    let keys = files.chain(&config.forge.read_token_file).map(|file| secrets::read(file)).collect::<Result<Vec<_>, _>>()?;
+    Ok(KnownSecrets::new(keys.iter().map(|key| ("key file", key.expose_secret()))))
+}
+
+fn source(repo: &str, config: &Config) -> Result<Source> {
+    if repo.starts_with("https://") || repo.starts_with("http://") {
+        let token = config.forge.read_token_file.as_deref().map(secrets::read).transpose()?;
+        return Ok(Source { key: format!("url-{}", &BlobId::of(repo.as_bytes()).to_string()[..32]), url: repo.to_owned(), token });
+    }
+    let path = Utf8Path::new(repo);
+    let path = path.canonicalize_utf8().with_context(|| format!("there is no repository at {path}"))?;
+    Ok(Source { key: format!("local-{}", &BlobId::of(path.as_str().as_bytes()).to_string()[..32]), url: path.into_string(), token: None })
+}
+
+/// A branch that somebody named must be free; it is never overwritten.
+async fn check_branch(repositories: &dyn Repositories, source: &Source, branch: &str) -> Result<()> {
+    match repositories.resolve(source, &BaseRef::Named(format!("refs/heads/{branch}"))).await {
+        Ok(found) => bail!("the branch {branch} exists already, at {}; name another with --branch", found.commit.short()),
+        Err(GitError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Turns a result into a branch and a report.
+struct Leave<'a> {
+    repositories: &'a dyn Repositories,
+    flags: &'a Flags,
+    config: &'a Config,
+    source: &'a Source,
+    brief: &'a Brief,
+    known: &'a KnownSecrets,
+}
+
+impl Leave<'_> {
+    async fn report(&self, result: RunResult, ids: &system::RandomIds) -> Result<Report> {
+        let usage = result.spent;
+        let nothing = |reason: String, proof: Option<Proof>| Report {
+            outcome: "no_patch",
+            reason,
+            branch: None,
+            commit: None,
+            files: Vec::new(),
+            proof: ProofReport { proven: false, proof },
+            usage,
+            summary: String::new(),
+        };
+        let change = match result.change {
+            Some(change) => change,
+            None => return Ok(nothing(why(&result.outcome), None)),
+        };
+        let task = TaskId::from_uuid(ids.uuid());
+        let named = BranchName::of(self.brief.mode, self.flags.issue_id, task, 1);
+        let message = self.message(&change);
+        let outgoing = Outgoing {
+            key: &self.source.key,
+            patch: &change.patch,
+            proof: &change.proof,
+            branch: &named,
+            texts: &[("commit message", &message)],
+        };
+        let verdict = judge(self.repositories, outgoing, &self.config.forge.paths, self.known).await?;
+        if let Verdict::Reject(reasons) = &verdict {
+            return Ok(nothing(format!("the change was rejected: {}", reasons.join("; ")), Some(change.proof)));
+        }
+        let (branch, commit) = self.leave(&change, message, task).await?;
+        let proven = change.proof.level == Level::Proven && verdict == Verdict::Publish;
+        let reasons = match (&result.outcome, verdict) {
+            (RunOutcome::DraftPr { reasons }, _) if !reasons.is_empty() => reasons.clone(),
+            (_, Verdict::Draft(reasons) | Verdict::NeedsHuman(reasons)) => reasons,
+            (_, Verdict::Publish | Verdict::Reject(_)) => vec!["a new test fails before the change and passes after it".into()],
+        };
+        Ok(Report {
+            outcome: if proven { "proven" } else { "unproven" },
+            reason: reasons.join("; "),
+            branch: Some(branch),
+            commit: Some(commit),
+            files: change.patch.changes.iter().map(|c| c.path.lossy()).collect(),
+            proof: ProofReport { proven, proof: Some(change.proof) },
+            usage,
+            summary: change.summary,
+        })
+    }
+
+    fn message(&self, change: &ProvenChange) -> String {
+        let refs = self.flags.issue_id.map_or_else(String::new, |id| format!("\nRefs #{id}\n"));
+        format!("{}\n\n{}\n{refs}", outgoing::title(&change.title), outgoing::paragraph(&change.summary, 20, 4_000))
+    }
+
+    /// Commits and makes the branch: the one that was named, or the first free one of this issue.
+    async fn leave(&self, change: &ProvenChange, message: String, task: TaskId) -> Result<(String, CommitId)> {
+        let spec = CommitSpec {
+            parent: change.proof.base,
+            tree: change.proof.head_tree,
+            message,
+            author_name: Identity::NAME.into(),
+            author_email: Identity::EMAIL.into(),
+            at: system::SystemClock.now(),
+        };
+        let commit = self.repositories.commit(&self.source.key, &spec).await?;
+        let path = Utf8Path::new(&self.source.url);
+        if !path.is_absolute() {
+            // A remote without a forge: the commit stays in the mirror, and nothing is pushed.
+            return Ok((format!("(not pushed) {}", self.source.url), commit));
+        }
+        for generation in 1..=BRANCH_TRIES {
+            let branch = match &self.flags.branch {
+                Some(branch) => branch.clone(),
+                None => BranchName::of(self.brief.mode, self.flags.issue_id, task, generation).as_str().to_owned(),
+            };
+            match self.repositories.publish_local(&self.source.key, path, &branch, None, commit).await? {
+                Pushed::Moved | Pushed::AlreadyThere => return Ok((branch, commit)),
+                Pushed::Conflict { .. } if self.flags.branch.is_some() => bail!("the branch {branch} came into being meanwhile"),
+                Pushed::Conflict { .. } => {}
+            }
+        }
+        bail!("{BRANCH_TRIES} branches for this issue exist already; remove some")
+    }
+}
+
+fn why(outcome: &RunOutcome) -> String {
+    match outcome {
+        RunOutcome::ReadyPr | RunOutcome::ProbePassed => "there is no change".into(),
+        RunOutcome::DraftPr { reasons } => reasons.join("; "),
+        RunOutcome::Question { questions } => format!("the model asks: {}", questions.join(" ")),
+        RunOutcome::NoChangeNeeded { why } => format!("no change seems to be needed: {why}"),
+        RunOutcome::Declined { reason } => reason.clone(),
+        RunOutcome::Unsolved { notes } => format!("no fix was found. {notes}"),
+        RunOutcome::Stopped { limit, notes } => format!("stopped: {limit}. {notes}").trim_end().to_owned(),
+    }
+}
+
+fn print(report: &Report, json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(report)?)?;
+        return Ok(());
+    }
+    match (&report.branch, &report.commit) {
+        (Some(branch), Some(commit)) => {
+            writeln!(out, "{}: branch {branch}, commit {}", report.outcome.to_uppercase(), commit.short())?;
+            writeln!(out, "  {}", report.reason)?;
+            if !report.summary.is_empty() {
+                writeln!(out, "\n{}", outgoing::visible(&report.summary))?;
+            }
+            writeln!(out, "\nfiles:")?;
+            for file in &report.files {
+                writeln!(out, "  {file}")?;
+            }
+            if let Some(proof) = &report.proof.proof {
+                tell_proof(&mut out, proof)?;
+            }
+            writeln!(out, "\nlook at it: git show {branch}")?;
+        }
+        _ => writeln!(out, "NO PATCH: {}", outgoing::visible(&report.reason))?,
+    }
+    let Spent { calls, generated_tokens, prompt_tokens, wall_s } = report.usage;
+    writeln!(out, "usage: {calls} model calls, {prompt_tokens} tokens read, {generated_tokens} written, {wall_s} s")?;
+    Ok(())
+}
+
+fn tell_proof(out: &mut impl std::io::Write, proof: &Proof) -> std::io::Result<()> {
+    use fettle_domain::proof::Outcome;
+    writeln!(out, "\nproof, on base {} (sandbox {}):", proof.base.short(), proof.env.sandbox_level)?;
+    for test in &proof.new_tests {
+        let count = |outcomes: &[Outcome], wanted| outcomes.iter().filter(|o| **o == wanted).count();
+        let (failed, passed) = (count(&test.base, Outcome::Failed), count(&test.head, Outcome::Passed));
+        writeln!(out, "  new test {}: failed {failed}/{} before, passed {passed}/{} after", test.id, test.base.len(), test.head.len())?;
+    }
+    if let Some(suite) = &proof.suite {
+        let (before, after) = (suite.base, suite.head);
+        writeln!(out, "  suite: {} ok, {} failed before; {} ok, {} failed after", before.passed, before.failed, after.passed, after.failed)?;
+    }
+    for check in &proof.checks {
+        let word = |exit: Option<i32>| exit.map_or("not ended".to_owned(), |code| if code == 0 { "ok".into() } else { format!("exit {code}") });
+        writeln!(out, "  {}: {} before, {} after", check.name, word(check.base_exit), word(check.head_exit))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! `fettle up`: dashboard and worker in one process, with the ledger between them.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use fettle_agent::solve::Unwatched;
+use fettle_api::ProbeTiming;
+use fettle_app::running::Stay;
+use fettle_dashboard::{Credentials, Start};
+use fettle_git::{Git, GitOptions};
+use fettle_runtime::config::Config;
+use fettle_runtime::data::DataDir;
+use fettle_runtime::environment::Environment;
+use fettle_runtime::{shutdown, system, telemetry};
+use fettle_worker::{AgentParts, WorkerParts, timing};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::Common;
+
+pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()> {
+    let config = Config::load(common.config.as_deref(), environment)?;
+    telemetry::init(&config.telemetry.log, config.telemetry.format).map_err(anyhow::Error::msg)?;
+    let data = DataDir::open(common.data_dir.as_deref(), &config, environment)?;
+    let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
+    let listen = &config.server.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("could not listen on {listen}; choose another address with server.listen"))?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    shutdown::on_signals(stop.clone())?;
+    // One process, one cache: publisher and worker share the mirrors.
+    let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
+    let timing = timing(environment);
+    let running = fettle_dashboard::start(Start {
+        config: &config,
+        data: &data,
+        credentials: &credentials,
+        git: git.clone(),
+        timing,
+        probing: ProbeTiming::default(),
+        listener,
+        internal: None,
+        tasks: tasks.clone(),
+        shutdown: stop.clone(),
+    })
+    .await?;
+    fs_err::write(data.address(), running.address.to_string())?;
+    tell(&config, &data, &credentials, running.address);
+
+    let parts = AgentParts {
+        config: &config,
+        environment,
+        data: &data,
+        repositories: Arc::new(git),
+        watch: Arc::new(Unwatched),
+        process: "up",
+        keep: false,
+    };
+    match fettle_worker::agent(parts, fettle_worker::models(&config)?).await {
+        Ok(agent) => {
+            let report = agent.sandbox.report();
+            info!("sandbox level {}", report.level.name());
+            report.notes.iter().for_each(|note| warn!("sandbox: {note}"));
+            let (ids, ledger, slots) = (running.ids.clone(), running.ledger.clone(), config.agent.workers);
+            let parts =
+                WorkerParts { leases: ledger.clone(), heartbeat_leases: ledger, ids, timing, slots, stay: Stay::UntilShutdown };
+            let working = stop.clone();
+            tasks.spawn(async move { fettle_worker::work(agent, parts, &working).await });
+        }
+        // Intake and publishing go on: Tasks wait for a worker that can work safely.
+        Err(error) => error!("no Runs are worked on here: {error:#}"),
+    }
+    stop.cancelled().await;
+    running.draining();
+    tasks.close();
+    tasks.wait().await;
+    running.close().await;
+    info!("fettle has stopped");
+    Ok(())
+}
+
+/// What listens, what is configured, what is missing and what to do next.
+fn tell(config: &Config, data: &DataDir, credentials: &Credentials, address: std::net::SocketAddr) {
+    info!("fettle {} listens on http://{address}; state is in {}", env!("CARGO_PKG_VERSION"), data.root());
+    if credentials.first_start {
+        info!("first start: the admin key is in {}; the CLI on this machine finds it by itself", data.admin_key());
+    }
+    match config.gateway.models.first() {
+        Some(first) => info!("models: {} configured, `{}` is used unless a Task names another", config.gateway.models.len(), first.name),
+        None => warn!("missing: no model. Add a [[gateway.models]] entry with name and base_url to the configuration"),
+    }
+    if credentials.webhook.is_some() {
+        info!("webhooks are accepted at http://{address}/webhooks/github; label `{}` asks for work", config.forge.label);
+    } else {
+        warn!("missing: no webhook secret, so webhooks are refused. Set forge.webhook_secret_file");
+    }
+    if credentials.can_write(config) {
+        info!("the forge is {}", config.forge.api_url);
+    } else {
+        warn!("missing: no write access to the forge. Set forge.app_id and forge.app_key_file, or forge.write_token_file");
+    }
+    info!("next: `fettle doctor` checks this machine; `fettle fix --repo . --issue FILE` works without any forge");
+}

@@ -1,0 +1,110 @@
+//! Every secret of the dashboard, read once from its file.
+
+use anyhow::{Context as _, Result, bail};
+use camino::Utf8Path;
+use fettle_app::ports::clock::IdSource;
+use fettle_domain::secret::KnownSecrets;
+use fettle_github::GitHubAuth;
+use fettle_runtime::config::Config;
+use fettle_runtime::data::DataDir;
+use fettle_runtime::secrets;
+use secrecy::{ExposeSecret as _, SecretString};
+
+pub struct Credentials {
+    pub admin_key: SecretString,
+    /// The admin key was made at this start.
+    pub first_start: bool,
+    pub worker_key: SecretString,
+    pub webhook: Option<SecretString>,
+    pub webhook_previous: Option<SecretString>,
+    read_token: Option<SecretString>,
+    write_token: Option<SecretString>,
+    app_key: Option<SecretString>,
+    model_keys: Vec<SecretString>,
+}
+
+impl Credentials {
+    /// Reads all files that the configuration names; makes the admin and the worker key where they are missing.
+    pub fn load(config: &Config, data: &DataDir, ids: &dyn IdSource) -> Result<Self> {
+        let forge = &config.forge;
+        let (admin_key, first_start) = secrets::read_or_make(&data.admin_key(), random(ids))?;
+        let worker_key = match &config.auth.worker_key_file {
+            Some(file) => secrets::read(file)?,
+            None => secrets::read_or_make(&data.worker_key(), random(ids))?.0,
+        };
+        let optional = |file: &Option<camino::Utf8PathBuf>| file.as_deref().map(read).transpose();
+        let credentials = Self {
+            admin_key,
+            first_start,
+            worker_key,
+            webhook: optional(&forge.webhook_secret_file)?,
+            webhook_previous: optional(&forge.webhook_secret_previous_file)?,
+            read_token: optional(&forge.read_token_file)?,
+            write_token: optional(&forge.write_token_file)?,
+            app_key: optional(&forge.app_key_file)?,
+            model_keys: config.gateway.models.iter().filter_map(|m| m.api_key_file.as_deref()).map(read).collect::<Result<_>>()?,
+        };
+        credentials.check()?;
+        Ok(credentials)
+    }
+
+    fn check(&self) -> Result<()> {
+        let same = |a: &Option<SecretString>, b: &Option<SecretString>| match (a, b) {
+            (Some(a), Some(b)) => a.expose_secret() == b.expose_secret(),
+            _ => false,
+        };
+        if same(&self.read_token, &self.write_token) {
+            bail!("forge.read_token_file and forge.write_token_file hold the same token; workers need one of their own that can only read");
+        }
+        if self.webhook.as_ref().is_some_and(|secret| secret.expose_secret().len() < MIN_WEBHOOK_SECRET) {
+            bail!("the webhook secret is shorter than {MIN_WEBHOOK_SECRET} characters; anybody who guesses it can order work");
+        }
+        Ok(())
+    }
+
+    /// How the forge is asked.
+    pub fn forge_auth(&self, config: &Config) -> GitHubAuth {
+        match (config.forge.app_id, &self.app_key) {
+            (Some(app_id), Some(key)) => GitHubAuth::App { app_id, private_key: key.clone() },
+            _ if self.read_token.is_some() || self.write_token.is_some() => {
+                GitHubAuth::Tokens { read: self.read_token.clone(), write: self.write_token.clone() }
+            }
+            _ => GitHubAuth::Anonymous,
+        }
+    }
+
+    /// Whether anything can be written to the forge.
+    pub fn can_write(&self, config: &Config) -> bool {
+        self.write_token.is_some() || (config.forge.app_id.is_some() && self.app_key.is_some())
+    }
+
+    /// All of them, to be searched for in whatever leaves.
+    pub fn known(&self) -> KnownSecrets {
+        let named = [
+            ("admin key", Some(&self.admin_key)),
+            ("worker key", Some(&self.worker_key)),
+            ("webhook secret", self.webhook.as_ref()),
+            ("previous webhook secret", self.webhook_previous.as_ref()),
+            ("read token", self.read_token.as_ref()),
+            ("write token", self.write_token.as_ref()),
+            ("app key", self.app_key.as_ref()),
+        ];
+        let named = named.into_iter().filter_map(|(name, secret)| Some((name, secret?.expose_secret())));
+        KnownSecrets::new(named.chain(self.model_keys.iter().map(|key| ("model key", key.expose_secret()))))
+    }
+}
+
+/// Shorter ones can be guessed offline from one signed delivery.
+const MIN_WEBHOOK_SECRET: usize = 16;
+
+fn read(path: &Utf8Path) -> Result<SecretString> {
+    secrets::read(path).context("while reading the secrets that the configuration names")
+}
+
+/// 256 bits from two ids' random parts and their times; the random parts alone hold 148 bits.
+fn random(ids: &dyn IdSource) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(ids.uuid().as_bytes());
+    bytes[16..].copy_from_slice(ids.uuid().as_bytes());
+    bytes
+}

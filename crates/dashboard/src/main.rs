@@ -1,0 +1,70 @@
+//! `fettle-dashboard`: the ledger's process. Workers reach it over the worker API alone.
+
+use anyhow::{Context as _, Result};
+use camino::Utf8PathBuf;
+use clap::Parser;
+use fettle_api::ProbeTiming;
+use fettle_dashboard::{Credentials, Start, start};
+use fettle_domain::lease::Timing;
+use fettle_git::{Git, GitOptions};
+use fettle_runtime::config::Config;
+use fettle_runtime::data::DataDir;
+use fettle_runtime::environment::Environment;
+use fettle_runtime::{install_tls, shutdown, system, telemetry};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+/// Webhooks, API, ledger and publisher of Fettle.
+#[derive(Parser)]
+#[command(version)]
+struct Flags {
+    #[arg(long)]
+    config: Option<Utf8PathBuf>,
+    /// Where ledger, mirrors and keys are kept.
+    #[arg(long)]
+    data_dir: Option<Utf8PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    install_tls();
+    let flags = Flags::parse();
+    let environment = Environment::of_process();
+    fettle_runtime::arm_crash_point(&environment);
+    let config = Config::load(flags.config.as_deref(), &environment)?;
+    telemetry::init(&config.telemetry.log, config.telemetry.format).map_err(anyhow::Error::msg)?;
+    let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
+    let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
+    let listen = |address: String, key: &'static str| async move {
+        TcpListener::bind(&address).await.with_context(|| format!("could not listen on {address} ({key})"))
+    };
+    let listener = listen(config.server.listen.clone(), "server.listen").await?;
+    let internal = listen(config.server.internal_listen.clone(), "server.internal_listen").await?;
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    shutdown::on_signals(stop.clone())?;
+    let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
+    let test_timing = environment.find("FETTLE_TEST_TIMING").is_some();
+    let running = start(Start {
+        config: &config,
+        data: &data,
+        credentials: &credentials,
+        git,
+        timing: if test_timing { Timing::for_tests() } else { Timing::default() },
+        probing: ProbeTiming::default(),
+        listener,
+        internal: Some(internal),
+        tasks: tasks.clone(),
+        shutdown: stop.clone(),
+    })
+    .await?;
+    fs_err::write(data.address(), running.address.to_string())?;
+    info!("fettle-dashboard listens on http://{}", running.address);
+    stop.cancelled().await;
+    running.draining();
+    tasks.close();
+    tasks.wait().await;
+    running.close().await;
+    Ok(())
+}
