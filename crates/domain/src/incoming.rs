@@ -34,10 +34,16 @@ pub struct IncomingIssue {
 pub enum IssueChange {
     Opened,
     /// The delivery does not carry the event's id: resolve it with the forge.
-    Labeled { label: String },
-    Commented { comment: IncomingComment },
+    Labeled {
+        label: String,
+    },
+    Commented {
+        comment: IncomingComment,
+    },
     /// `issues.edited`, `issue_comment.deleted` and the like, as the forge names them.
-    Other { name: String },
+    Other {
+        name: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
