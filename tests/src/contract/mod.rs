@@ -1,5 +1,6 @@
 //! Contract suites: one macro carries all cases of a port, so that every implementation takes the whole of it.
 
+#[expect(clippy::unwrap_used, reason = "cases are tests that more than one crate runs")]
 pub mod ledger;
 
 pub use crate::ledger_contract as ledger;
