@@ -32,17 +32,17 @@ impl Stopwatch for Elapsed {
 
 impl OnDisk {
     async fn create() -> Self {
-        Self::open(tempfile::tempdir().unwrap(), Arc::default(), 1).await
+        Self::open(tempfile::tempdir().expect("a temporary folder can be made"), Arc::default(), 1).await
     }
 
     async fn open(data: tempfile::TempDir, time: Arc<ManualTime>, openings: u64) -> Self {
-        let ledger = SqliteLedger::open(path(&data), options(&time, openings)).await.unwrap();
+        let ledger = SqliteLedger::open(path(&data), options(&time, openings)).await.expect("the ledger opens");
         Self { ledger, time, data, openings }
     }
 }
 
 fn path(data: &tempfile::TempDir) -> Utf8PathBuf {
-    Utf8PathBuf::from_path_buf(data.path().to_owned()).unwrap()
+    Utf8PathBuf::from_path_buf(data.path().to_owned()).expect("temporary paths are UTF-8")
 }
 
 fn options(time: &Arc<ManualTime>, openings: u64) -> Options {
