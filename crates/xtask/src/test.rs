@@ -54,6 +54,9 @@ pub(crate) fn run(workspace: &Workspace, quick: bool, filter: Option<&str>) -> a
             println!("\nclippy, codegen, tests and what follows did not run: they need the build");
         }
     }
+    if quick {
+        println!("\nleft out by --quick: needs, build of all targets, clippy, codegen, demo, crash-matrix");
+    }
     println!("\n{}", report.table());
     println!("tests: {} passed, {} failed", tests.passed, tests.failed);
     println!("{}", skipped_line(&tests.skipped));
