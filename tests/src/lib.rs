@@ -5,3 +5,4 @@ pub mod downloads;
 pub mod forge;
 pub mod model;
 pub mod skip;
+pub mod world;

@@ -1,0 +1,384 @@
+//! The real programs in a box: a forge, a scripted model and Fettle in a temporary home, on free ports of loopback.
+//!
+//! When a box is dropped it stops what it started and, unless the test has failed already, looks for what must never be:
+//! a workspace that stayed, an error in a log, a ledger that contradicts itself, a secret outside of its place.
+
+mod api;
+mod canary;
+mod process;
+mod programs;
+pub mod repository;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
+use fettle_app::ports::ledger::Ledger as _;
+use fettle_domain::repo::RepoName;
+use fettle_runtime::system::{RandomIds, SystemClock};
+use fettle_store_sqlite::{Options, SqliteLedger};
+use serde_json::Value;
+
+pub use api::Api;
+pub use canary::Canaries;
+pub use process::Process;
+pub use programs::program;
+
+use crate::forge::{AppKey, AppOptions, ForgeEmulator, ForgeOptions, PatAccess, Role};
+use crate::model::{ModelServer, Script};
+
+/// The longest that anything in a box may take; what takes this long hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Who may ask for work in the box's repository.
+pub const MAINTAINER: &str = "ann";
+/// The label that asks.
+pub const LABEL: &str = "ai-help";
+/// The account of the tokens.
+const MACHINE_USER: &str = "fettle-machine";
+/// The Runs' work is more than a folder of a few files; anything else is said at once.
+const READY: Duration = Duration::from_secs(20);
+
+/// Which programs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `fettle up`.
+    One,
+    /// `fettle-dashboard` and `fettle-worker`.
+    Two,
+}
+
+/// What Fettle shows to the forge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// One personal access token that reads and one that writes.
+    Tokens,
+    App,
+}
+
+/// How a box is made.
+pub struct Setup<'a> {
+    pub layout: Layout,
+    pub auth: Auth,
+    pub script: Script,
+    pub repository: &'a [(&'a str, &'a str)],
+}
+
+impl Setup<'_> {
+    /// One process, tokens, the small repository.
+    pub fn with(script: Script) -> Self {
+        Self { layout: Layout::One, auth: Auth::Tokens, script, repository: repository::CLAMP }
+    }
+}
+
+pub struct TestBox {
+    pub forge: ForgeEmulator,
+    pub model: ModelServer,
+    pub api: Api,
+    pub repo: RepoName,
+    pub webhook_secret: String,
+    /// The one that serves the API first.
+    processes: Vec<Process>,
+    data: Utf8PathBuf,
+    data_folders: Vec<Utf8PathBuf>,
+    canaries: Canaries,
+    expected_errors: Vec<String>,
+    _home: tempfile::TempDir,
+}
+
+impl TestBox {
+    /// Everything is up and ready for a webhook.
+    pub async fn start(setup: Setup<'_>) -> anyhow::Result<Self> {
+        let home = tempfile::Builder::new().prefix("fettle-box-").tempdir()?;
+        let root = Utf8PathBuf::try_from(home.path().to_owned())?;
+        let mut canaries = Canaries::default();
+        canaries.add(canary::VARIABLE, "canary-of-the-environment-4be1");
+        canaries.plant(&root.join(".netrc"), "canary-of-the-home-77c0")?;
+
+        let (app_key, app) = match setup.auth {
+            Auth::Tokens => (None, None),
+            Auth::App => {
+                let (private, public) = AppKey::generate()?;
+                (Some(private), Some(AppOptions::new(public)))
+            }
+        };
+        let app_id = app.as_ref().map(|app| app.id);
+        let forge = ForgeEmulator::start(ForgeOptions { app, folder: None }).await?;
+        let repo = forge.create_repository("octo/clamp", setup.repository).await?;
+        forge.set_role(&repo, MAINTAINER, Some(Role::Write));
+        let model_key = "canary-of-the-model-1f02";
+        let model = ModelServer::start(setup.script.requiring_key(model_key));
+        let webhook_secret = "canary-of-the-webhook-90aa".to_owned();
+
+        let keys = root.join("keys");
+        fs_err::create_dir_all(&keys)?;
+        let mut plant = |name: &str, secret: &str| canaries.plant(&keys.join(name), secret);
+        let forge_keys = match app_key {
+            Some(private) => {
+                let id = app_id.unwrap_or_default();
+                format!("app_id = {id}\napp_key_file = '{}'", plant("app.pem", &private)?)
+            }
+            None => {
+                let read = plant("read", &forge.add_token(MACHINE_USER, PatAccess::Read))?;
+                let write = plant("write", &forge.add_token(MACHINE_USER, PatAccess::Write))?;
+                format!("read_token_file = '{read}'\nwrite_token_file = '{write}'")
+            }
+        };
+        let config = root.join("fettle.toml");
+        let text = format!(
+            "[server]\nlisten = '127.0.0.1:0'\ninternal_listen = '127.0.0.1:0'\n\
+             [forge]\napi_url = '{}'\nhosts = ['{}']\nwebhook_secret_file = '{}'\n{forge_keys}\n\
+             [auth]\nworker_key_file = '{}'\n\
+             [[gateway.models]]\nname = 'scripted'\nbase_url = '{}'\napi_key_file = '{}'\n",
+            forge.url(),
+            forge.address(),
+            plant("webhook", &webhook_secret)?,
+            plant("worker", "canary-of-the-worker-key-53d8")?,
+            model.base_url(),
+            plant("model", model_key)?,
+        );
+        fs_err::write(&config, text)?;
+
+        let data = root.join("data");
+        let environment =
+            [("FETTLE_TEST_TIMING", "1".to_owned()), (canary::VARIABLE, "canary-of-the-environment-4be1".to_owned())];
+        let launch = Launch { home: &root, config: Some(&config), data: &data };
+        let (processes, data_folders) = match setup.layout {
+            Layout::One => (vec![launch.start("fettle", &["up"], &environment)?], vec![data.clone()]),
+            Layout::Two => {
+                let dashboard = launch.start("fettle-dashboard", &[], &environment)?;
+                let internal = dashboard.logged("workers may come", READY, address_for_workers).await?;
+                let worker_data = root.join("worker-data");
+                let launch = Launch { data: &worker_data, ..launch };
+                let url = ("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}"));
+                let worker = launch.start("fettle-worker", &[], &[environment.as_slice(), &[url]].concat())?;
+                (vec![dashboard, worker], vec![data.clone(), worker_data])
+            }
+        };
+        let api = ready(&processes[0], &data).await?;
+        canaries.add("admin.key", fs_err::read_to_string(data.join("admin.key"))?.trim());
+        let expected_errors = Vec::new();
+        let _home = home;
+        Ok(Self {
+            forge,
+            model,
+            api,
+            repo,
+            webhook_secret,
+            processes,
+            data,
+            data_folders,
+            canaries,
+            expected_errors,
+            _home,
+        })
+    }
+
+    /// A new issue about the bug, by somebody without rights.
+    pub fn issue(&self) -> u64 {
+        self.forge.create_issue(&self.repo, "a-user", repository::TITLE, repository::BODY)
+    }
+
+    /// Sets the label as the maintainer and tells Fettle.
+    pub async fn label(&self, issue: u64) -> anyhow::Result<()> {
+        self.forge.label(&self.repo, issue, LABEL, MAINTAINER);
+        let payload = self.forge.issue_labeled(&self.repo, issue, LABEL, MAINTAINER);
+        self.deliver("issues", &payload).await
+    }
+
+    /// Comments and tells Fettle.
+    pub async fn comment(&self, issue: u64, author: &str, text: &str) -> anyhow::Result<()> {
+        let comment = self.forge.comment(&self.repo, issue, author, text);
+        let payload = self.forge.comment_created(&self.repo, issue, comment);
+        self.deliver("issue_comment", &payload).await
+    }
+
+    /// A signed delivery; errors when it is not accepted.
+    pub async fn deliver(&self, event: &str, payload: &Value) -> anyhow::Result<()> {
+        let answer = self.forge.deliver(&self.api.webhooks(), event, payload, &self.webhook_secret).await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        ensure!(status == 202, "the delivery was answered with {status}: {text}");
+        Ok(())
+    }
+
+    /// An issue, its label, and the Task after its end.
+    pub async fn solve(&self, issue: u64) -> anyhow::Result<Value> {
+        self.label(issue).await?;
+        let task = self.api.task_opened(0, PATIENCE).await?;
+        self.api.task_ended(&task, PATIENCE).await
+    }
+
+    /// Waits until so many deliveries were found to ask for nothing; gives what was said of them.
+    pub async fn closed_deliveries(&self, count: usize) -> anyhow::Result<Vec<String>> {
+        let seen = std::cell::RefCell::new(Vec::new());
+        self.processes[0]
+            .logged("deliveries were closed", PATIENCE, |line| {
+                if let Some((_, why)) = message(line)?.split_once(" asks for nothing: ") {
+                    seen.borrow_mut().push(why.to_owned());
+                }
+                (seen.borrow().len() >= count).then_some(())
+            })
+            .await
+            .with_context(|| format!("while waiting for {count} closed deliveries"))?;
+        Ok(seen.into_inner())
+    }
+
+    /// Bodies of the comments that Fettle wrote on an issue.
+    pub fn answers_on(&self, issue: u64) -> Vec<String> {
+        let issue = self.forge.issue(&self.repo, issue).expect("the issue exists");
+        let ours = |author: &str| author == MACHINE_USER || author.ends_with("[bot]");
+        issue.comments.into_iter().filter(|comment| ours(&comment.author)).map(|comment| comment.body).collect()
+    }
+
+    /// Folders of Runs that exist now.
+    pub fn workspaces(&self) -> Vec<Utf8PathBuf> {
+        let children = |folder: &Utf8Path| -> Vec<Utf8PathBuf> {
+            let entries = folder.read_dir_utf8().into_iter().flatten();
+            entries.flatten().map(|entry| entry.into_path()).collect()
+        };
+        let processes = self.data_folders.iter().flat_map(|data| children(&data.join("cache/runs")));
+        processes.flat_map(|process| children(&process.join("runs"))).collect()
+    }
+
+    /// An `ERROR` line with this text is part of the test.
+    pub fn expect_error(&mut self, text: &str) {
+        self.expected_errors.push(text.to_owned());
+    }
+
+    /// The logs of all programs.
+    pub fn log(&self) -> Vec<String> {
+        self.processes.iter().flat_map(Process::log).collect()
+    }
+
+    pub fn process(&self, nth: usize) -> &Process {
+        &self.processes[nth]
+    }
+
+    fn tails(&self) -> String {
+        self.processes.iter().map(Process::tail).collect::<Vec<_>>().join("\n")
+    }
+
+    fn check(&mut self) -> anyhow::Result<()> {
+        // The worker first: it lets go of its lease while somebody listens.
+        for process in self.processes.iter_mut().rev() {
+            let status = process.stop()?;
+            ensure!(status.success(), "a program ended with {status}:\n{}", process.tail());
+        }
+        let left = self.workspaces();
+        ensure!(left.is_empty(), "workspaces stayed: {left:?}");
+        for line in self.log() {
+            let expected = self.expected_errors.iter().any(|text| line.contains(text.as_str()));
+            ensure!(expected || !line.contains("\"level\":\"ERROR\""), "an error was logged: {line}");
+            ensure!(!line.contains("panicked at"), "a program panicked: {line}");
+        }
+        self.audit()?;
+        self.look_for_secrets()
+    }
+
+    fn audit(&self) -> anyhow::Result<()> {
+        let ledger = self.data.join("ledger");
+        // A runtime of its own: the test's may be gone, or be the one that drops the box.
+        let audited = std::thread::spawn(move || -> anyhow::Result<Vec<String>> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let options = Options::new(Arc::new(SystemClock), Arc::new(RandomIds));
+                let ledger = SqliteLedger::open(ledger, options).await?;
+                let breaches = ledger.audit().await?;
+                ledger.close().await?;
+                Ok(breaches)
+            })
+        });
+        let breaches = audited.join().map_err(|_| anyhow::anyhow!("the audit panicked"))??;
+        ensure!(breaches.is_empty(), "the ledger contradicts itself: {breaches:#?}");
+        Ok(())
+    }
+
+    fn look_for_secrets(&self) -> anyhow::Result<()> {
+        let look = |place: &str, text: &str| self.canaries.absent_from(place, text);
+        self.log().iter().try_for_each(|line| look("a log", line))?;
+        self.api.answers().iter().try_for_each(|answer| look("the API", answer))?;
+        for request in self.forge.requests() {
+            let body = request.body.map(|body| body.to_string()).unwrap_or_default();
+            let place = format!("{} {}", request.method, request.path);
+            look(&place, &format!("{}?{}\n{body}", request.path, request.query))?;
+        }
+        for request in self.model.requests() {
+            look("what the model reads", &request.body.to_string())?;
+        }
+        let objects = Command::new("git")
+            .args(["cat-file", "--batch-all-objects", "--batch"])
+            .current_dir(self.forge.bare(&self.repo))
+            .output()
+            .context("while reading the objects on the forge")?;
+        ensure!(objects.status.success(), "git cat-file failed");
+        look("the objects on the forge", &String::from_utf8_lossy(&objects.stdout))
+    }
+}
+
+impl Drop for TestBox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let told = self.model.requests().last().map(|last| last.conversation().last_text().to_owned());
+            let text = format!("the logs:\n{}\nthe model was told last: {}\n", self.tails(), told.unwrap_or_default());
+            // Nobody is left to tell if this fails.
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        } else if let Err(error) = self.check() {
+            panic!("{error:#}\nthe logs:\n{}", self.tails());
+        }
+    }
+}
+
+/// How a program of ours is started: nothing of the developer's home and environment but the toolchains.
+pub struct Launch<'a> {
+    pub home: &'a Utf8Path,
+    pub config: Option<&'a Utf8Path>,
+    pub data: &'a Utf8Path,
+}
+
+impl Launch<'_> {
+    pub fn start(&self, name: &str, arguments: &[&str], more: &[(&str, String)]) -> anyhow::Result<Process> {
+        let mut command = Command::new(program(name)?);
+        command.args(arguments).arg("--data-dir").arg(self.data);
+        if let Some(config) = self.config {
+            command.arg("--config").arg(config);
+        }
+        command.env_clear().current_dir(self.home);
+        command.env("HOME", self.home).envs(toolchains()).envs(more.iter().map(|(name, value)| (*name, value)));
+        Process::start(name, &mut command)
+    }
+}
+
+/// What finds the toolchains without the developer's home.
+#[expect(clippy::disallowed_methods, reason = "the programs under test get an environment of their own")]
+pub fn toolchains() -> BTreeMap<&'static str, String> {
+    let given = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let mut found = BTreeMap::new();
+    if let Some(path) = given("PATH") {
+        found.insert("PATH", path);
+    }
+    if let Some(rustup) = given("RUSTUP_HOME").or_else(|| Some(format!("{}/.rustup", given("HOME")?))) {
+        found.insert("RUSTUP_HOME", rustup);
+    }
+    found
+}
+
+/// Waits until a dashboard serves; its API.
+pub async fn ready(process: &Process, data: &Utf8Path) -> anyhow::Result<Api> {
+    let serves = |line: &str| message(line)?.contains(" listens on http://").then_some(());
+    process.logged("it serves", READY, serves).await?;
+    let api = Api::of(data)?;
+    let (status, text) = api.raw("/readyz").await?;
+    ensure!(status == 200, "not ready after saying so: {text}");
+    Ok(api)
+}
+
+fn address_for_workers(line: &str) -> Option<String> {
+    Some(message(line)?.split_once("the worker API listens on ")?.1.trim().to_owned())
+}
+
+/// The sentence of a line of the log, which is JSON.
+pub fn message(line: &str) -> Option<String> {
+    serde_json::from_str::<Value>(line).ok()?["message"].as_str().map(str::to_owned)
+}
