@@ -92,7 +92,9 @@ impl Intake {
                         if !due || shutdown.is_cancelled() {
                             continue;
                         }
-                        if let Some(wait) = self.process(&delivery, waiting.get(&delivery.id).map(|(_, wait)| *wait)).await {
+                        if let Some(wait) =
+                            self.process(&delivery, waiting.get(&delivery.id).map(|(_, wait)| *wait)).await
+                        {
                             waiting.insert(delivery.id, (Instant::now() + wait, wait));
                         } else {
                             waiting.remove(&delivery.id);
@@ -157,7 +159,9 @@ impl Intake {
         match trigger_of(&incoming, &IntakeRules { own_login, ..self.rules.clone() }) {
             Trigger::None(why) => closed(why),
             Trigger::Label => self.labeled(delivery, &incoming).await,
-            Trigger::Command { command, comment_id, at } => self.commanded(delivery, &incoming, command, comment_id, at).await,
+            Trigger::Command { command, comment_id, at } => {
+                self.commanded(delivery, &incoming, command, comment_id, at).await
+            }
         }
     }
 
@@ -208,7 +212,13 @@ impl Intake {
         }
     }
 
-    async fn open(&self, delivery: &Delivery, incoming: &IncomingIssue, repo: Repo, wish: Wish) -> Result<Verdict, Later> {
+    async fn open(
+        &self,
+        delivery: &Delivery,
+        incoming: &IncomingIssue,
+        repo: Repo,
+        wish: Wish,
+    ) -> Result<Verdict, Later> {
         if let Some(why) = self.not_permitted(&repo, &wish.actor).await? {
             return closed(why);
         }
@@ -281,7 +291,8 @@ impl Intake {
 
     /// By people who may write, made before the trigger and not edited since.
     async fn comments_before(&self, repo: &Repo, issue: u64, at: Timestamp) -> Result<Vec<CommentSnapshot>, Later> {
-        let early = |comment: &IssueComment| comment.created_at < at && comment.updated_at <= at && !comment.author_is_bot;
+        let early =
+            |comment: &IssueComment| comment.created_at < at && comment.updated_at <= at && !comment.author_is_bot;
         let all = self.forge.comments(repo, issue).await?;
         let mut kept = Vec::new();
         for comment in all.into_iter().filter(early) {

@@ -46,7 +46,12 @@ struct Standing {
 impl HeldLease {
     /// Begins to renew `lease`, of which `time_left` was left when it was received. `leases` is used from another thread
     /// and runtime, so an HTTP client here must not be shared with other callers.
-    pub fn start(lease: LeaseRef, time_left: Duration, timing: Timing, leases: Arc<dyn Leases>) -> std::io::Result<Self> {
+    pub fn start(
+        lease: LeaseRef,
+        time_left: Duration,
+        timing: Timing,
+        leases: Arc<dyn Leases>,
+    ) -> std::io::Result<Self> {
         let now = Instant::now();
         let shared = Arc::new(Shared {
             lease,

@@ -27,7 +27,9 @@ use crate::ports::clock::IdSource;
 use crate::ports::forge::{Forge, ForgeError};
 use crate::ports::git::{GitError, PushError, RefPush, Repositories};
 use crate::ports::journal::Stop;
-use crate::ports::ledger::{Fenced, Granted, Holder, Ledger, LedgerError, MAX_LEASE_WAIT, Order, Publication, Then, Wake, Want};
+use crate::ports::ledger::{
+    Fenced, Granted, Holder, Ledger, LedgerError, MAX_LEASE_WAIT, Order, Publication, Then, Wake, Want,
+};
 
 /// Between two tries to reach a ledger that does not answer.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
@@ -134,7 +136,7 @@ impl Publisher {
                             if let Order::Publish { task } = job.order {
                                 let span = info_span!("publish", task.id = %task, job.id = %job.lease.job, lease.fence = job.lease.fence.get());
                                 match HeldLease::start(job.lease, job.time_left, self.timing, self.heartbeats()) {
-                                    Ok(held) => self.execute(&held, shutdown).instrument(span).await,
+                                    Ok(held) => self.execute(&held, job.attempts, shutdown).instrument(span).await,
                                     Err(e) => error!(job.id = %job.lease.job, "could not start a heartbeat: {e}"),
                                 }
                             }
@@ -156,7 +158,7 @@ impl Publisher {
         self.ledger.clone()
     }
 
-    async fn execute(&self, held: &HeldLease, shutdown: &CancellationToken) {
+    async fn execute(&self, held: &HeldLease, attempts: u16, shutdown: &CancellationToken) {
         let lease = held.lease();
         let work = held.work_token();
         let end = tokio::select! {
@@ -183,7 +185,7 @@ impl Publisher {
             Err(Halt::Again(why)) => {
                 warn!("could not publish {}, trying again: {why}", lease.job);
                 let (_, jitter) = self.ids.uuid().as_u64_pair();
-                let wait = back_off(0, (jitter & 0xffff) as u16);
+                let wait = back_off(attempts, (jitter & 0xffff) as u16);
                 self.ledger.fail(&lease, &why, Then::RetryAfter(wait)).await
             }
         };

@@ -20,7 +20,8 @@ use crate::leasing::HeldLease;
 use crate::ports::clock::IdSource;
 use crate::ports::journal::{Journal, Stop};
 use crate::ports::ledger::{
-    Fenced, Granted, Holder, Leased, Leases, LedgerError, MAX_LEASE_WAIT, Order, RUN_ORDER_VERSION, RunOrder, Then, Wake, Want,
+    Fenced, Granted, Holder, Leased, Leases, LedgerError, MAX_LEASE_WAIT, Order, RUN_ORDER_VERSION, RunOrder, Then,
+    Wake, Want,
 };
 
 /// Between two tries to reach a ledger that does not answer.
@@ -137,13 +138,18 @@ impl Worker {
         async {
             info!("leased {} for {}", leased.lease.job, order.task);
             let end = self.run(order, &held, shutdown).await;
-            self.hand_over(&held, end, shutdown).await;
+            self.hand_over(&held, leased.attempts, end, shutdown).await;
         }
         .instrument(span)
         .await;
     }
 
-    async fn run(&self, order: &RunOrder, held: &Arc<HeldLease>, shutdown: &CancellationToken) -> Result<RunResult, RunEnd> {
+    async fn run(
+        &self,
+        order: &RunOrder,
+        held: &Arc<HeldLease>,
+        shutdown: &CancellationToken,
+    ) -> Result<RunResult, RunEnd> {
         let lease = held.lease();
         let recorded = persist(held, || self.leases.steps(&lease)).await?;
         let read_token = persist(held, || self.leases.read_token(&lease)).await?;
@@ -164,7 +170,13 @@ impl Worker {
         }
     }
 
-    async fn hand_over(&self, held: &HeldLease, end: Result<RunResult, RunEnd>, shutdown: &CancellationToken) {
+    async fn hand_over(
+        &self,
+        held: &HeldLease,
+        attempts: u16,
+        end: Result<RunResult, RunEnd>,
+        shutdown: &CancellationToken,
+    ) {
         let lease = held.lease();
         let said = match &end {
             Ok(result) => {
@@ -177,7 +189,7 @@ impl Worker {
             Err(RunEnd::Retry(why)) => {
                 warn!("{} failed and will be tried again: {why}", lease.job);
                 let (_, jitter) = self.ids.uuid().as_u64_pair();
-                let wait = back_off(0, jitter as u16);
+                let wait = back_off(attempts, (jitter & 0xffff) as u16);
                 persist(held, || self.leases.fail(&lease, why, Then::RetryAfter(wait))).await
             }
             Err(RunEnd::Never(why)) => {
@@ -191,7 +203,7 @@ impl Worker {
             Err(RunEnd::Stopped(Stop::Lost)) => Err(Stop::Lost),
             Err(RunEnd::Stopped(Stop::Refused(why))) => {
                 error!("{} cannot go on: {why}", lease.job);
-                let retry = Then::RetryAfter(back_off(0, u16::MAX));
+                let retry = Then::RetryAfter(back_off(attempts, u16::MAX));
                 self.leases.fail(&lease, why, retry).await.map_err(|_| Stop::Lost)
             }
             Err(RunEnd::Stopped(why @ (Stop::Cancelled(_) | Stop::Shutdown))) => {

@@ -111,7 +111,10 @@ impl Submitting {
                     return Err(invalid("/text/title", "the title is empty".into()));
                 }
                 if title.len() + body.len() > MAX_TEXT_BYTES {
-                    return Err(invalid("/text", format!("title and body together are larger than {} KiB", MAX_TEXT_BYTES / 1024)));
+                    return Err(invalid(
+                        "/text",
+                        format!("title and body together are larger than {} KiB", MAX_TEXT_BYTES / 1024),
+                    ));
                 }
                 Ok(IssueSnapshot {
                     number: None,
@@ -164,7 +167,9 @@ fn invalid(pointer: &str, detail: String) -> SubmitError {
 
 fn by_reaction(error: ForgeError, what: &str) -> SubmitError {
     match error {
-        ForgeError::NotFound(_) | ForgeError::Denied(_) | ForgeError::Refused(_) => SubmitError::NotFound(what.to_owned()),
+        ForgeError::NotFound(_) | ForgeError::Denied(_) | ForgeError::Refused(_) => {
+            SubmitError::NotFound(what.to_owned())
+        }
         ForgeError::RateLimited { wait } => SubmitError::Unavailable { what: "the forge".into(), retry_after: wait },
         ForgeError::NoAnswer(_) | ForgeError::Unavailable(_) => {
             SubmitError::Unavailable { what: "the forge".into(), retry_after: RETRY_AFTER }
@@ -188,7 +193,14 @@ mod tests {
         ] {
             assert_eq!(parse_repository(text, &hosts).map(|n| n.to_string()), Ok("o/r".into()), "{text}");
         }
-        for text in ["https://evil.example/o/r", "https://github.com.evil.example/o/r", "o", "o/r/x", "https://github.com/o", "../r"] {
+        for text in [
+            "https://evil.example/o/r",
+            "https://github.com.evil.example/o/r",
+            "o",
+            "o/r/x",
+            "https://github.com/o",
+            "../r",
+        ] {
             assert!(parse_repository(text, &hosts).is_err(), "{text}");
         }
     }

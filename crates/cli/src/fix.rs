@@ -162,7 +162,8 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         test_command: flags.test.clone(),
     };
     let journal = Arc::new(MemoryJournal::new(cancel.clone()));
-    let context = RunContext { journal: journal.clone(), recorded: Vec::new(), read_token: None, cancel: cancel.clone() };
+    let context =
+        RunContext { journal: journal.clone(), recorded: Vec::new(), read_token: None, cancel: cancel.clone() };
     let solved = solve(&agent, flags, &brief, &context).await;
     progress.done();
     if flags.keep {
@@ -176,7 +177,8 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         Err(end) => return Err(anyhow!(end)),
     };
     let known = known_secrets(flags, &config)?;
-    let leave = Leave { repositories: &*repositories, flags, config: &config, source: &source, brief: &brief, known: &known };
+    let leave =
+        Leave { repositories: &*repositories, flags, config: &config, source: &source, brief: &brief, known: &known };
     let report = leave.report(result, &ids).await?;
     print(&report, flags.json)?;
     Ok(match report.outcome {
@@ -205,7 +207,11 @@ fn read_issue(flags: &Flags) -> Result<IssueSnapshot> {
     let mut text = String::new();
     let limit = MAX_ISSUE_BYTES + 1;
     if flags.issue == "-" {
-        std::io::stdin().lock().take(limit).read_to_string(&mut text).context("while reading the issue from standard input")?;
+        std::io::stdin()
+            .lock()
+            .take(limit)
+            .read_to_string(&mut text)
+            .context("while reading the issue from standard input")?;
     } else {
         let file = fs_err::File::open(&flags.issue).context("could not read the issue")?;
         file.take(limit).read_to_string(&mut text).context("the issue is not text")?;
@@ -244,32 +250,47 @@ fn models(flags: &Flags, config: &Config) -> Result<Vec<Arc<dyn Model>>> {
     }
     let known: Vec<&str> = config.gateway.models.iter().map(|model| model.name.as_str()).collect();
     match &flags.model {
-        _ if known.is_empty() => bail!("no model: give --model-url URL, or add a [[gateway.models]] entry to the configuration"),
-        Some(name) if !known.contains(&name.as_str()) => bail!("no model is called `{name}`; known: {}", known.join(", ")),
+        _ if known.is_empty() => {
+            bail!("no model: give --model-url URL, or add a [[gateway.models]] entry to the configuration")
+        }
+        Some(name) if !known.contains(&name.as_str()) => {
+            bail!("no model is called `{name}`; known: {}", known.join(", "))
+        }
         _ => fettle_worker::models(config),
     }
 }
 
 fn known_secrets(flags: &Flags, config: &Config) -> Result<KnownSecrets> {
     let files = config.gateway.models.iter().filter_map(|m| m.api_key_file.as_ref()).chain(&flags.model_key_file);
-    let keys = files.chain(&config.forge.read_token_file).map(|file| secrets::read(file)).collect::<Result<Vec<_>, _>>()?;
+    let keys =
+        files.chain(&config.forge.read_token_file).map(|file| secrets::read(file)).collect::<Result<Vec<_>, _>>()?;
     Ok(KnownSecrets::new(keys.iter().map(|key| ("key file", key.expose_secret()))))
 }
 
 fn source(repo: &str, config: &Config) -> Result<Source> {
     if repo.starts_with("https://") || repo.starts_with("http://") {
         let token = config.forge.read_token_file.as_deref().map(secrets::read).transpose()?;
-        return Ok(Source { key: format!("url-{}", &BlobId::of(repo.as_bytes()).to_string()[..32]), url: repo.to_owned(), token });
+        return Ok(Source {
+            key: format!("url-{}", &BlobId::of(repo.as_bytes()).to_string()[..32]),
+            url: repo.to_owned(),
+            token,
+        });
     }
     let path = Utf8Path::new(repo);
     let path = path.canonicalize_utf8().with_context(|| format!("there is no repository at {path}"))?;
-    Ok(Source { key: format!("local-{}", &BlobId::of(path.as_str().as_bytes()).to_string()[..32]), url: path.into_string(), token: None })
+    Ok(Source {
+        key: format!("local-{}", &BlobId::of(path.as_str().as_bytes()).to_string()[..32]),
+        url: path.into_string(),
+        token: None,
+    })
 }
 
 /// A branch that somebody named must be free; it is never overwritten.
 async fn check_branch(repositories: &dyn Repositories, source: &Source, branch: &str) -> Result<()> {
     match repositories.resolve(source, &BaseRef::Named(format!("refs/heads/{branch}"))).await {
-        Ok(found) => bail!("the branch {branch} exists already, at {}; name another with --branch", found.commit.short()),
+        Ok(found) => {
+            bail!("the branch {branch} exists already, at {}; name another with --branch", found.commit.short())
+        }
         Err(GitError::NotFound { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -321,7 +342,9 @@ impl Leave<'_> {
         let reasons = match (&result.outcome, verdict) {
             (RunOutcome::DraftPr { reasons }, _) if !reasons.is_empty() => reasons.clone(),
             (_, Verdict::Draft(reasons) | Verdict::NeedsHuman(reasons)) => reasons,
-            (_, Verdict::Publish | Verdict::Reject(_)) => vec!["a new test fails before the change and passes after it".into()],
+            (_, Verdict::Publish | Verdict::Reject(_)) => {
+                vec!["a new test fails before the change and passes after it".into()]
+            }
         };
         Ok(Report {
             outcome: if proven { "proven" } else { "unproven" },
@@ -363,7 +386,9 @@ impl Leave<'_> {
             };
             match self.repositories.publish_local(&self.source.key, path, &branch, None, commit).await? {
                 Pushed::Moved | Pushed::AlreadyThere => return Ok((branch, commit)),
-                Pushed::Conflict { .. } if self.flags.branch.is_some() => bail!("the branch {branch} came into being meanwhile"),
+                Pushed::Conflict { .. } if self.flags.branch.is_some() => {
+                    bail!("the branch {branch} came into being meanwhile")
+                }
                 Pushed::Conflict { .. } => {}
             }
         }
@@ -418,14 +443,26 @@ fn tell_proof(out: &mut impl std::io::Write, proof: &Proof) -> std::io::Result<(
     for test in &proof.new_tests {
         let count = |outcomes: &[Outcome], wanted| outcomes.iter().filter(|o| **o == wanted).count();
         let (failed, passed) = (count(&test.base, Outcome::Failed), count(&test.head, Outcome::Passed));
-        writeln!(out, "  new test {}: failed {failed}/{} before, passed {passed}/{} after", test.id, test.base.len(), test.head.len())?;
+        writeln!(
+            out,
+            "  new test {}: failed {failed}/{} before, passed {passed}/{} after",
+            test.id,
+            test.base.len(),
+            test.head.len()
+        )?;
     }
     if let Some(suite) = &proof.suite {
         let (before, after) = (suite.base, suite.head);
-        writeln!(out, "  suite: {} ok, {} failed before; {} ok, {} failed after", before.passed, before.failed, after.passed, after.failed)?;
+        writeln!(
+            out,
+            "  suite: {} ok, {} failed before; {} ok, {} failed after",
+            before.passed, before.failed, after.passed, after.failed
+        )?;
     }
     for check in &proof.checks {
-        let word = |exit: Option<i32>| exit.map_or("not ended".to_owned(), |code| if code == 0 { "ok".into() } else { format!("exit {code}") });
+        let word = |exit: Option<i32>| {
+            exit.map_or("not ended".to_owned(), |code| if code == 0 { "ok".into() } else { format!("exit {code}") })
+        };
         writeln!(out, "  {}: {} before, {} after", check.name, word(check.base_exit), word(check.head_exit))?;
     }
     Ok(())

@@ -65,8 +65,14 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
             info!("sandbox level {}", report.level.name());
             report.notes.iter().for_each(|note| warn!("sandbox: {note}"));
             let (ids, ledger, slots) = (running.ids.clone(), running.ledger.clone(), config.agent.workers);
-            let parts =
-                WorkerParts { leases: ledger.clone(), heartbeat_leases: ledger, ids, timing, slots, stay: Stay::UntilShutdown };
+            let parts = WorkerParts {
+                leases: ledger.clone(),
+                heartbeat_leases: ledger,
+                ids,
+                timing,
+                slots,
+                stay: Stay::UntilShutdown,
+            };
             let working = stop.clone();
             tasks.spawn(async move { fettle_worker::work(agent, parts, &working).await });
         }
@@ -89,18 +95,27 @@ fn tell(config: &Config, data: &DataDir, credentials: &Credentials, address: std
         info!("first start: the admin key is in {}; the CLI on this machine finds it by itself", data.admin_key());
     }
     match config.gateway.models.first() {
-        Some(first) => info!("models: {} configured, `{}` is used unless a Task names another", config.gateway.models.len(), first.name),
+        Some(first) => info!(
+            "models: {} configured, `{}` is used unless a Task names another",
+            config.gateway.models.len(),
+            first.name
+        ),
         None => warn!("missing: no model. Add a [[gateway.models]] entry with name and base_url to the configuration"),
     }
     if credentials.webhook.is_some() {
-        info!("webhooks are accepted at http://{address}/webhooks/github; label `{}` asks for work", config.forge.label);
+        info!(
+            "webhooks are accepted at http://{address}/webhooks/github; label `{}` asks for work",
+            config.forge.label
+        );
     } else {
         warn!("missing: no webhook secret, so webhooks are refused. Set forge.webhook_secret_file");
     }
     if credentials.can_write(config) {
         info!("the forge is {}", config.forge.api_url);
     } else {
-        warn!("missing: no write access to the forge. Set forge.app_id and forge.app_key_file, or forge.write_token_file");
+        warn!(
+            "missing: no write access to the forge. Set forge.app_id and forge.app_key_file, or forge.write_token_file"
+        );
     }
     info!("next: `fettle doctor` checks this machine; `fettle fix --repo . --issue FILE` works without any forge");
 }

@@ -42,7 +42,13 @@ impl Credentials {
             read_token: optional(&forge.read_token_file)?,
             write_token: optional(&forge.write_token_file)?,
             app_key: optional(&forge.app_key_file)?,
-            model_keys: config.gateway.models.iter().filter_map(|m| m.api_key_file.as_deref()).map(read).collect::<Result<_>>()?,
+            model_keys: config
+                .gateway
+                .models
+                .iter()
+                .filter_map(|m| m.api_key_file.as_deref())
+                .map(read)
+                .collect::<Result<_>>()?,
         };
         credentials.check()?;
         Ok(credentials)
@@ -54,10 +60,14 @@ impl Credentials {
             _ => false,
         };
         if same(&self.read_token, &self.write_token) {
-            bail!("forge.read_token_file and forge.write_token_file hold the same token; workers need one of their own that can only read");
+            bail!(
+                "forge.read_token_file and forge.write_token_file hold the same token; workers need one of their own that can only read"
+            );
         }
         if self.webhook.as_ref().is_some_and(|secret| secret.expose_secret().len() < MIN_WEBHOOK_SECRET) {
-            bail!("the webhook secret is shorter than {MIN_WEBHOOK_SECRET} characters; anybody who guesses it can order work");
+            bail!(
+                "the webhook secret is shorter than {MIN_WEBHOOK_SECRET} characters; anybody who guesses it can order work"
+            );
         }
         Ok(())
     }

@@ -80,11 +80,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let clock: Arc<dyn Clock> = Arc::new(system::SystemClock);
     let ids: Arc<dyn IdSource> = Arc::new(system::RandomIds);
     let api_url: Url = config.forge.api_url.parse().context("forge.api_url is not a URL")?;
-    let options = GitHubOptions {
-        base_url: Some(api_url),
-        auth: credentials.forge_auth(config),
-        timeouts: Timeouts::default(),
-    };
+    let options =
+        GitHubOptions { base_url: Some(api_url), auth: credentials.forge_auth(config), timeouts: Timeouts::default() };
     let forge = Arc::new(GitHub::new(options)?);
     let options = Options {
         timing,
@@ -116,7 +113,10 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         repositories: Arc::new(git.clone()),
         push: Arc::new(git),
         ids: ids.clone(),
-        holder: Holder { worker: WorkerId::from_uuid(ids.uuid()), name: format!("publisher on {}", system::process_name()) },
+        holder: Holder {
+            worker: WorkerId::from_uuid(ids.uuid()),
+            name: format!("publisher on {}", system::process_name()),
+        },
         timing,
         options: PublishOptions {
             paths: config.forge.paths.clone(),
@@ -139,7 +139,10 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         ids: ids.clone(),
         admin_key: credentials.admin_key.clone(),
         worker_key: credentials.worker_key.clone(),
-        webhook: credentials.webhook.clone().map(|current| WebhookSecrets { current, previous: credentials.webhook_previous.clone() }),
+        webhook: credentials
+            .webhook
+            .clone()
+            .map(|current| WebhookSecrets { current, previous: credentials.webhook_previous.clone() }),
         health: health.clone(),
         metrics: metrics.clone(),
         registry,
@@ -158,7 +161,12 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     tasks.spawn(async move { watched.watch(&*probed, &metrics, &stop).await });
     if let Some(internal) = internal {
         info!("the worker API listens on {}", internal.local_addr().context("while listening for workers")?);
-        tasks.spawn(fettle_api::serve(internal, fettle_api::worker_router(api.clone()), shutdown.clone(), tasks.clone()));
+        tasks.spawn(fettle_api::serve(
+            internal,
+            fettle_api::worker_router(api.clone()),
+            shutdown.clone(),
+            tasks.clone(),
+        ));
     }
     tasks.spawn(fettle_api::serve(listener, fettle_api::router(api), shutdown, tasks.clone()));
     health.serving();
@@ -183,4 +191,3 @@ impl ReadTokens for Minter {
         self.0.read_token(repo).await.map_err(|error: ForgeError| LedgerError::Unavailable(telemetry::chain(&error)))
     }
 }
-

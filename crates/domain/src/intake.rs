@@ -25,7 +25,11 @@ pub struct IntakeRules {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trigger {
     Label,
-    Command { command: Command, comment_id: u64, at: Timestamp },
+    Command {
+        command: Command,
+        comment_id: u64,
+        at: Timestamp,
+    },
     /// Nothing; the reason is kept with the delivery.
     None(&'static str),
 }
@@ -159,7 +163,10 @@ mod tests {
         let labeled = |label: &str| IssueChange::Labeled { label: label.into() };
         assert_eq!(trigger_of(&incoming(labeled("ai-help"), &["ai-help"], ann()), &rules()), Trigger::Label);
         assert_eq!(trigger_of(&incoming(IssueChange::Opened, &["ai-help"], ann()), &rules()), Trigger::Label);
-        assert!(matches!(trigger_of(&incoming(labeled("bug"), &["ai-help", "bug"], ann()), &rules()), Trigger::None(_)));
+        assert!(matches!(
+            trigger_of(&incoming(labeled("bug"), &["ai-help", "bug"], ann()), &rules()),
+            Trigger::None(_)
+        ));
         assert!(matches!(trigger_of(&incoming(IssueChange::Opened, &[], ann()), &rules()), Trigger::None(_)));
     }
 

@@ -247,7 +247,8 @@ impl Config {
     pub fn load(path: Option<&Utf8Path>, environment: &Environment) -> Result<Self, ConfigError> {
         let (name, text) = match path {
             Some(path) => {
-                let text = fs_err::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+                let text = fs_err::read_to_string(path)
+                    .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
                 (path.to_string(), text)
             }
             None => ("the built-in configuration".to_owned(), String::new()),
@@ -257,11 +258,16 @@ impl Config {
 
     /// Like [`Config::load`], from text.
     pub fn parse(name: &str, text: &str, environment: &Environment) -> Result<Self, ConfigError> {
-        let refused = |e: toml::de::Error| ConfigError::Refused { path: name.to_owned(), what: e.to_string().trim_end().to_owned() };
+        let refused = |e: toml::de::Error| ConfigError::Refused {
+            path: name.to_owned(),
+            what: e.to_string().trim_end().to_owned(),
+        };
         // Read as it stands first: errors then name the line in the user's own file.
         let plain: Self = toml::from_str(text).map_err(refused)?;
-        let overrides: Vec<(&str, &str)> =
-            environment.iter().filter(|(key, _)| key.strip_prefix(PREFIX).is_some_and(|rest| rest.contains("__"))).collect();
+        let overrides: Vec<(&str, &str)> = environment
+            .iter()
+            .filter(|(key, _)| key.strip_prefix(PREFIX).is_some_and(|rest| rest.contains("__")))
+            .collect();
         let config = if overrides.is_empty() { plain } else { with_overrides(text, &overrides)? };
         config.check()?;
         Ok(config)
@@ -269,7 +275,9 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         let invalid = |what: String| Err(ConfigError::Invalid(what));
-        for (key, address) in [("server.listen", &self.server.listen), ("server.internal_listen", &self.server.internal_listen)] {
+        for (key, address) in
+            [("server.listen", &self.server.listen), ("server.internal_listen", &self.server.internal_listen)]
+        {
             if address.parse::<std::net::SocketAddr>().is_err() {
                 return invalid(format!("{key}: `{address}` is not an address and port such as 127.0.0.1:8080"));
             }
@@ -295,7 +303,10 @@ impl Config {
         }
         for model in &self.gateway.models {
             if !(model.base_url.starts_with("http://") || model.base_url.starts_with("https://")) {
-                return invalid(format!("gateway.models `{}`: base_url `{}` is not an http or https URL", model.name, model.base_url));
+                return invalid(format!(
+                    "gateway.models `{}`: base_url `{}` is not an http or https URL",
+                    model.name, model.base_url
+                ));
             }
         }
         Ok(())

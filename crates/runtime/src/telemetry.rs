@@ -30,7 +30,7 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), String> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
     // A second initialisation in one process (tests) keeps the first.
     let _ = if json {
-        tracing::subscriber::set_global_default(builder.json().flatten_event(true).with_current_span(true).finish())
+        tracing::subscriber::set_global_default(builder.json().flatten_event(true).with_span_list(false).finish())
     } else {
         tracing::subscriber::set_global_default(builder.with_ansi(std::io::stderr().is_terminal()).finish())
     };

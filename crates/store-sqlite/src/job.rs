@@ -290,7 +290,8 @@ async fn grant(tx: &mut Tx<'_>, row: &JobRow, time_left: Duration) -> L<Leased> 
         JobKind::Run => Order::Run(Box::new(run::order(tx, row).await?)),
         JobKind::Publish => Order::Publish { task: row.task },
     };
-    Ok(Leased { lease: LeaseRef { job: row.job.id, fence: row.job.fence }, time_left, order })
+    let lease = LeaseRef { job: row.job.id, fence: row.job.fence };
+    Ok(Leased { lease, time_left, attempts: row.job.counters.attempts, order })
 }
 
 /// So that a ledger restarted under a clock set back does not go back with it.

@@ -99,7 +99,15 @@ fn prepare_options(config: &Config, environment: &Environment, data: &DataDir) -
     let home = environment.home();
     let own = home.iter().flat_map(|home| REGISTRY_FILES.iter().map(move |file| home.join(file)));
     let files = own.chain(SYSTEM_REGISTRY_FILES.iter().map(Utf8PathBuf::from));
-    let named = ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CARGO_HTTP_CAINFO", "PIP_CERT", "PIP_FIND_LINKS"];
+    let named = [
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "NODE_EXTRA_CA_CERTS",
+        "CARGO_HTTP_CAINFO",
+        "PIP_CERT",
+        "PIP_FIND_LINKS",
+    ];
     let files = files.chain(named.iter().filter_map(|name| environment.find(name)).map(Utf8PathBuf::from));
     let mut install_mounts: Vec<Mount> = files
         .filter(|path| path.is_absolute() && path.exists())
@@ -138,7 +146,8 @@ pub fn model(config: &ModelConfig) -> Result<Arc<dyn Model>> {
     let wire_name = config.model.clone().unwrap_or_else(|| config.name.clone());
     let mut options = OpenAiOptions::new(info, config.base_url.clone(), wire_name);
     options.api_key = config.api_key_file.as_deref().map(secrets::read).transpose()?;
-    let model = OpenAiCompatible::new(options).with_context(|| format!("while setting up the model `{}`", config.name))?;
+    let model =
+        OpenAiCompatible::new(options).with_context(|| format!("while setting up the model `{}`", config.name))?;
     Ok(Arc::new(model))
 }
 

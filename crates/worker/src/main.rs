@@ -41,8 +41,10 @@ async fn main() -> Result<()> {
     telemetry::init(&config.telemetry.log, config.telemetry.format).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     let key_file = config.auth.worker_key_file.clone().unwrap_or_else(|| data.worker_key());
-    let key = secrets::read(&key_file).context("the worker needs the dashboard's service key (auth.worker_key_file)")?;
-    let client = || WorkerClient::new(&config.agent.dashboard_url, &key).context("while setting up agent.dashboard_url");
+    let key =
+        secrets::read(&key_file).context("the worker needs the dashboard's service key (auth.worker_key_file)")?;
+    let client =
+        || WorkerClient::new(&config.agent.dashboard_url, &key).context("while setting up agent.dashboard_url");
     let (leases, heartbeat_leases) = (Arc::new(client()?), Arc::new(client()?));
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.worker_mirrors()) })?;
     let models = models(&config)?;

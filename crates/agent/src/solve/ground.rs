@@ -5,6 +5,7 @@ use fettle_app::crash::{self, Point};
 use fettle_app::ports::git::{BaseCommit, BaseRef, CheckoutKind, GitError};
 use fettle_app::running::RunEnd;
 use fettle_domain::budget::Spent;
+use fettle_domain::object::TreeId;
 use fettle_domain::path::RepoPath;
 use fettle_domain::run::RunOutcome;
 use fettle_domain::step::StepKind;
@@ -20,6 +21,10 @@ use crate::verify::{BaseReport, VerifyContext, VerifyError, base_green, declined
 
 /// Files in which a repository says how it wants to be worked on, first found wins.
 const GUIDES: [&str; 2] = ["AGENTS.md", "CLAUDE.md"];
+
+/// Files from which dependencies are installed.
+const DEPENDENCY_FILES: [&[u8]; 6] =
+    [b"Cargo.lock", b"Cargo.toml", b"package-lock.json", b"package.json", b"requirements.txt", b"pyproject.toml"];
 
 pub(super) struct Ground {
     pub(super) base: BaseCommit,
@@ -101,7 +106,7 @@ impl Story<'_> {
         commands: &Commands,
         folder: &RunFolder,
     ) -> Result<Result<Prepared, String>, Ended> {
-        let checkout = folder.join("prepare");
+        let checkout = folder.join(&format!("prepare-{}", base.tree.short()));
         crash::before(Point::WorkerCheckout);
         self.agent
             .repositories
@@ -128,6 +133,33 @@ impl Story<'_> {
             ) => Ok(Err(super::chain(&error))),
             Err(error @ (PrepareError::Cache(_) | PrepareError::Sandbox(_))) => {
                 Err(RunEnd::Retry(super::chain(&error)).into())
+            }
+        }
+    }
+
+    /// The environment of a change that touches what dependencies are made from; `None`: the base's will do. The
+    /// repository's own `setup` command is not run on a change, and package managers run no install scripts.
+    pub(super) async fn prepare_head(
+        &self,
+        ground: &Ground,
+        folder: &RunFolder,
+        tree: TreeId,
+    ) -> Result<Option<Prepared>, Ended> {
+        let repositories = &self.agent.repositories;
+        let patch = repositories.diff(self.key(), ground.base.commit, tree).await.map_err(git_end)?;
+        if !patch.changes.iter().any(|change| DEPENDENCY_FILES.contains(&change.path.file_name())) {
+            return Ok(None);
+        }
+        self.agent.watch.note("the change touches dependencies; preparing them again");
+        let head = BaseCommit { tree, ..ground.base.clone() };
+        let files = BaseFiles::load(&**repositories, self.key(), tree).await.map_err(git_end)?;
+        let commands = Commands { setup: None, ..ground.commands.clone() };
+        match self.prepare(&head, &files, &commands, folder).await? {
+            Ok(prepared) => Ok(Some(prepared)),
+            Err(why) => {
+                // Verified in the base's environment, where a missing dependency shows as a failure.
+                self.agent.watch.note(&format!("the changed dependencies could not be prepared: {why}"));
+                Ok(None)
             }
         }
     }

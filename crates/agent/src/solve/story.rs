@@ -1,7 +1,9 @@
 //! The phases in order. Read this to know what a Run does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use camino::Utf8Path;
 use fettle_app::crash::{self, Point};
 use fettle_app::ports::git::CheckoutKind;
 use fettle_app::ports::journal::Stop;
@@ -236,6 +238,7 @@ impl Story<'_> {
         let started = Instant::now();
         let scratch = folder.join("verify");
         let note = |text: &str| self.agent.watch.note(text);
+        let head_prepared = self.prepare_head(ground, folder, tree).await?;
         let verify = self.verify_context(&ground.commands, &ground.prepared, &scratch, &note);
         let request = ProveRequest {
             run: self.brief.run,
@@ -243,9 +246,10 @@ impl Story<'_> {
             base_report: &ground.report,
             head_tree: tree,
             repro_tree,
-            head_prepared: None,
+            head_prepared: head_prepared.as_ref(),
         };
         let proof = prove(verify, request).await.map_err(|e| self.verify_end(e))?;
+        self.keep_logs(&proof, &scratch.join("logs")).await?;
         let title = match proof.level {
             Level::Proven => "proven".to_owned(),
             Level::Weak => format!("weak: {}", reasons(&proof).join("; ")),
@@ -263,6 +267,18 @@ impl Story<'_> {
         };
         talk.steps.record(fresh).await?;
         Ok(Verified { tree, proof })
+    }
+
+    /// The logs that the Proof names, so that they outlive the Run's folder.
+    async fn keep_logs(&self, proof: &Proof, folder: &Utf8Path) -> Result<(), Ended> {
+        let logs: BTreeSet<_> = proof.commands.iter().filter_map(|command| command.log).collect();
+        for log in logs {
+            // Logs of base commands that an earlier Run made are not here; they were kept then.
+            if let Ok(content) = fs_err::tokio::read(folder.join(log.to_string())).await {
+                self.context.journal.put_blob(content.into()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// A limit or loop rule ended the conversation. What was changed is still verified; what was learned is written down.
@@ -416,6 +432,7 @@ impl Story<'_> {
             base: ground.base.commit,
             base_tree: ground.base.tree,
             workspace: folder.join("workspace"),
+            by_products: ground.commands.by_products.clone(),
             limits: self.brief.limits,
             fence_mark,
             cancel: self.context.cancel.clone(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use camino::Utf8PathBuf;
 use fettle_app::crash::{self, Point};
-use fettle_app::ports::git::{GitError, Repositories};
+use fettle_app::ports::git::{GitError, Repositories, TreeEdit};
 use fettle_app::ports::journal::Stop;
 use fettle_app::ports::model::{Message, Model, ModelError, ModelRequest, RawTurn};
 use fettle_app::ports::sandbox::Access;
@@ -101,6 +101,8 @@ pub(crate) struct TalkParts {
     pub(crate) base: CommitId,
     pub(crate) base_tree: TreeId,
     pub(crate) workspace: Utf8PathBuf,
+    /// Never a part of a patch.
+    pub(crate) by_products: Vec<RepoPath>,
     pub(crate) limits: Limits,
     pub(crate) fence_mark: String,
     pub(crate) cancel: CancellationToken,
@@ -319,34 +321,34 @@ impl Talk {
         Ok(body.turn)
     }
 
-    /// Messages from permitted persons join before the next call.
+    /// Messages from permitted persons join before the next call, each as a step of its own: the ledger counts these to
+    /// know which ones a new holder still has to be given.
     async fn let_people_in(&mut self) -> Result<(), Ended> {
-        let nothing = digest(&());
-        let messages: Vec<String> = if self.steps.next_recorded() == Some(StepKind::MessageIn) {
-            self.replay(StepKind::MessageIn, nothing).await?.unwrap_or_default()
-        } else if self.steps.replaying() {
+        while self.steps.next_recorded() == Some(StepKind::MessageIn) {
+            let message: Option<String> = self.replay(StepKind::MessageIn, digest(&())).await?;
+            self.hear(&message.unwrap_or_default());
+        }
+        if self.steps.replaying() {
             return Ok(());
-        } else {
-            let messages = self.steps.journal().take_messages();
-            if messages.is_empty() {
-                return Ok(());
-            }
+        }
+        for message in self.steps.journal().take_messages() {
             let fresh = Fresh {
                 kind: StepKind::MessageIn,
-                title: format!("{} messages joined", messages.len()),
-                input: nothing,
-                value: &messages,
+                title: "a message joined".into(),
+                input: digest(&()),
+                value: &message,
                 spent: Spent::default(),
                 workspace: None,
                 took: Duration::ZERO,
             };
             self.steps.record(fresh).await?;
-            messages
-        };
-        for message in messages {
-            self.say(&format!("A person with write access adds to the Task:\n{message}"));
+            self.hear(&message);
         }
         Ok(())
+    }
+
+    fn hear(&mut self, message: &str) {
+        self.say(&format!("A person with write access adds to the Task:\n{message}"));
     }
 
     /// The model's answer, with bounded patience for one that is busy or away.
@@ -462,7 +464,7 @@ impl Talk {
         let mut workspace = None;
         let mut tree = self.tree;
         if changes {
-            match self.parts.repositories.snapshot(&self.parts.key, self.parts.base_tree, &self.parts.workspace).await {
+            match self.snapshot().await {
                 Ok(now) if now != self.tree => {
                     workspace = Some(self.keep(now).await?);
                     tree = now;
@@ -492,6 +494,17 @@ impl Talk {
             })
             .await?;
         Ok(body)
+    }
+
+    /// The workspace as a tree, without what the base's commands write by themselves (a lock file that the base lacks).
+    async fn snapshot(&self) -> Result<TreeId, GitError> {
+        let TalkParts { repositories, key, base_tree, workspace, by_products, .. } = &self.parts;
+        let tree = repositories.snapshot(key, *base_tree, workspace).await?;
+        if by_products.is_empty() {
+            return Ok(tree);
+        }
+        let gone = by_products.iter().map(|path| TreeEdit { path: path.clone(), put: None }).collect();
+        repositories.edit_tree(key, tree, gone).await
     }
 
     /// Stores `tree` as changes to the base, so that any worker can rebuild the workspace.

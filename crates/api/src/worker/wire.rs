@@ -42,6 +42,8 @@ pub(crate) struct LeasedBody {
     #[serde(flatten)]
     pub(crate) lease: LeaseBody,
     pub(crate) time_left_ms: u64,
+    #[serde(default)]
+    pub(crate) attempts: u16,
     pub(crate) order: OrderBody,
 }
 
@@ -189,14 +191,20 @@ impl TryFrom<Leased> for LeasedBody {
             Order::Run(run) => OrderBody::V1 { run },
             Order::Publish { .. } => return Err(NotARun(leased.lease)),
         };
-        Ok(Self { lease: leased.lease.into(), time_left_ms: millis(leased.time_left), order })
+        Ok(Self {
+            lease: leased.lease.into(),
+            time_left_ms: millis(leased.time_left),
+            attempts: leased.attempts,
+            order,
+        })
     }
 }
 
 impl From<LeasedBody> for Leased {
     fn from(body: LeasedBody) -> Self {
         let OrderBody::V1 { run } = body.order;
-        Self { lease: body.lease.into(), time_left: Duration::from_millis(body.time_left_ms), order: Order::Run(run) }
+        let time_left = Duration::from_millis(body.time_left_ms);
+        Self { lease: body.lease.into(), time_left, attempts: body.attempts, order: Order::Run(run) }
     }
 }
 

@@ -163,7 +163,8 @@ impl Leases for FakeLedger {
                 spent: task.run.spent,
                 last_failure: None,
             }));
-            leases.push(Leased { lease: LeaseRef { job: job.id, fence: job.fence }, time_left: LEASE, order });
+            let lease = LeaseRef { job: job.id, fence: job.fence };
+            leases.push(Leased { lease, time_left: LEASE, attempts: job.counters.attempts, order });
             inner.jobs.insert(job.id, job);
         }
         if leases.is_empty() {

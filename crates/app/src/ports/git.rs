@@ -175,7 +175,9 @@ pub enum Pushed {
     Moved,
     AlreadyThere,
     /// The branch is elsewhere (`None`: it does not exist); nothing changed.
-    Conflict { found: Option<CommitId> },
+    Conflict {
+        found: Option<CommitId>,
+    },
 }
 
 /// Push target: the mirror that has the commit, the remote, and the only token that may write.

@@ -88,6 +88,8 @@ pub struct Leased {
     pub lease: LeaseRef,
     /// From now; clocks of worker and ledger are never compared.
     pub time_left: Duration,
+    /// Failures so far; the next back-off grows with them.
+    pub attempts: u16,
     pub order: Order,
 }
 
@@ -234,11 +236,18 @@ pub struct TaskPlan {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Opened {
-    New { task: TaskId, generation: u32 },
+    New {
+        task: TaskId,
+        generation: u32,
+    },
     /// The issue has an active Task; the trigger became a message to it.
-    Joined { task: TaskId },
+    Joined {
+        task: TaskId,
+    },
     /// The same intent was seen before.
-    Duplicate { task: TaskId },
+    Duplicate {
+        task: TaskId,
+    },
 }
 
 /// What the shown Task consists of.

@@ -27,11 +27,21 @@ pub struct ModelRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "snake_case")]
 pub enum Message {
-    System { text: String },
-    User { text: String },
+    System {
+        text: String,
+    },
+    User {
+        text: String,
+    },
     /// Only calls that were valid are ever sent back as calls.
-    Assistant { text: String, calls: Vec<SentCall> },
-    Tool { call_id: String, text: String },
+    Assistant {
+        text: String,
+        calls: Vec<SentCall>,
+    },
+    Tool {
+        call_id: String,
+        text: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -24,7 +24,12 @@ const BRANCH_TRIES: u32 = 20;
 const PUSH_ROUNDS: u32 = 3;
 
 impl Publisher {
-    pub(super) async fn push_branch(&self, held: &HeldLease, publication: &Publication, effect: &Effect) -> Result<Receipt, Halt> {
+    pub(super) async fn push_branch(
+        &self,
+        held: &HeldLease,
+        publication: &Publication,
+        effect: &Effect,
+    ) -> Result<Receipt, Halt> {
         let (Some(repo), Some(change)) = (&publication.task.repo, change(publication)) else {
             return self.withhold(held, effect, "there is no patch to push".into()).await;
         };
@@ -59,19 +64,32 @@ impl Publisher {
             if let Some(found) = expected
                 && !self.is_ours(publication, &target.source, found).await?
             {
-                let reason = format!("{branch} holds commit {} by somebody else, which is never overwritten", found.short());
+                let reason =
+                    format!("{branch} holds commit {} by somebody else, which is never overwritten", found.short());
                 return self.withhold(held, effect, reason).await;
             }
-            self.intend(held, effect, Intent::Push { branch: branch.clone(), expected, commit }, Some(Point::PushIntend)).await?;
+            self.intend(
+                held,
+                effect,
+                Intent::Push { branch: branch.clone(), expected, commit },
+                Some(Point::PushIntend),
+            )
+            .await?;
             crash::before(Point::PushSend);
             let pushed = self.push.push(&target, expected, commit).await;
             crash::after(Point::PushSend);
             match pushed {
-                Ok(Pushed::Moved | Pushed::AlreadyThere) => return self.settle_push(held, effect, branch, commit).await,
+                Ok(Pushed::Moved | Pushed::AlreadyThere) => {
+                    return self.settle_push(held, effect, branch, commit).await;
+                }
                 Ok(Pushed::Conflict { found }) => warn!("{branch} moved to {found:?} meanwhile; reading it again"),
-                Err(PushError::NoAnswer(cause)) => warn!("the push to {branch} was not answered, reading it back: {cause}"),
+                Err(PushError::NoAnswer(cause)) => {
+                    warn!("the push to {branch} was not answered, reading it back: {cause}")
+                }
                 Err(PushError::Refused(why)) => {
-                    return self.withhold(held, effect, format!("the forge refused the push: {}", texts::short(&why))).await;
+                    return self
+                        .withhold(held, effect, format!("the forge refused the push: {}", texts::short(&why)))
+                        .await;
                 }
                 Err(error @ (PushError::Unavailable(_) | PushError::Denied)) => return Err(error.into()),
             }
@@ -79,7 +97,13 @@ impl Publisher {
         Err(Halt::Again(format!("{branch} kept moving")))
     }
 
-    async fn settle_push(&self, held: &HeldLease, effect: &Effect, branch: BranchName, commit: CommitId) -> Result<Receipt, Halt> {
+    async fn settle_push(
+        &self,
+        held: &HeldLease,
+        effect: &Effect,
+        branch: BranchName,
+        commit: CommitId,
+    ) -> Result<Receipt, Halt> {
         crash::before(Point::PushSettle);
         let receipt = self.settle(held, effect, Receipt::Pushed { branch, commit }).await;
         crash::after(Point::PushSettle);
@@ -87,7 +111,12 @@ impl Publisher {
     }
 
     /// The Task's own branch name, or the next one that nobody else holds.
-    async fn free_branch(&self, publication: &Publication, source: &Source, commit: CommitId) -> Result<BranchName, Halt> {
+    async fn free_branch(
+        &self,
+        publication: &Publication,
+        source: &Source,
+        commit: CommitId,
+    ) -> Result<BranchName, Halt> {
         let task = &publication.task;
         let mut branch = publication.branch.clone();
         for generation in task.generation + 1..=task.generation + BRANCH_TRIES {
@@ -151,17 +180,26 @@ impl Publisher {
         let texts = texts::pull_request(publication, change).with_verdict(&verdict);
         let base = publication.task.base_branch(repo);
         let draft = verdict != Verdict::Publish;
-        let spec = PullSpec { title: texts.title, body: texts.body, head: branch.as_str().to_owned(), base: base.clone(), draft };
-        self.intend(held, effect, Intent::PullRequest { head: branch.clone(), base, draft }, Some(Point::PullIntend)).await?;
+        let spec = PullSpec {
+            title: texts.title,
+            body: texts.body,
+            head: branch.as_str().to_owned(),
+            base: base.clone(),
+            draft,
+        };
+        self.intend(held, effect, Intent::PullRequest { head: branch.clone(), base, draft }, Some(Point::PullIntend))
+            .await?;
         crash::before(Point::PullSend);
         let opened = self.forge.open_pull(repo, &spec).await;
         crash::after(Point::PullSend);
         match opened {
             Ok(PullOpened::Created(pull)) => self.settle_pull(held, effect, pull).await,
-            Ok(PullOpened::Exists) | Err(ForgeError::NoAnswer(_)) => match self.pull_of_patiently(repo, branch).await? {
-                Some(pull) => self.settle_pull(held, effect, pull).await,
-                None => Err(Halt::Again("the forge did not answer and shows no pull request yet".into())),
-            },
+            Ok(PullOpened::Exists) | Err(ForgeError::NoAnswer(_)) => {
+                match self.pull_of_patiently(repo, branch).await? {
+                    Some(pull) => self.settle_pull(held, effect, pull).await,
+                    None => Err(Halt::Again("the forge did not answer and shows no pull request yet".into())),
+                }
+            }
             Err(ForgeError::Refused(why)) => {
                 self.withhold(held, effect, format!("the forge refused the pull request: {}", texts::short(&why))).await
             }
@@ -214,7 +252,8 @@ impl Publisher {
             }
             return self.settle_comment(held, effect, comment.id).await;
         }
-        self.intend(held, effect, Intent::Comment { issue, marker: marker.clone() }, Some(Point::CommentIntend)).await?;
+        self.intend(held, effect, Intent::Comment { issue, marker: marker.clone() }, Some(Point::CommentIntend))
+            .await?;
         crash::before(Point::CommentSend);
         let posted = self.put_comment(held, repo, issue, None, &body).await;
         crash::after(Point::CommentSend);
@@ -235,7 +274,14 @@ impl Publisher {
     }
 
     /// The comment's id; `None` when the answer was lost.
-    async fn put_comment(&self, held: &HeldLease, repo: &Repo, issue: u64, id: Option<u64>, body: &str) -> Result<Option<u64>, Halt> {
+    async fn put_comment(
+        &self,
+        held: &HeldLease,
+        repo: &Repo,
+        issue: u64,
+        id: Option<u64>,
+        body: &str,
+    ) -> Result<Option<u64>, Halt> {
         held.ready(FORGE_WRITE).await?;
         match self.forge.put_comment(repo, issue, id, body).await {
             Ok(id) => Ok(Some(id)),
@@ -284,7 +330,8 @@ impl Publisher {
         };
         let label = OutcomeLabel::of(story);
         let add = vec![label.name().to_owned()];
-        let remove: Vec<String> = OutcomeLabel::ALL.iter().filter(|l| **l != label).map(|l| l.name().to_owned()).collect();
+        let remove: Vec<String> =
+            OutcomeLabel::ALL.iter().filter(|l| **l != label).map(|l| l.name().to_owned()).collect();
         let intent = Intent::Labels { issue, add: add.clone(), remove: remove.clone() };
         self.intend(held, effect, intent, None).await?;
         let current = match self.forge.issue(repo, issue).await {
@@ -303,7 +350,13 @@ impl Publisher {
     }
 
     /// Durable before the request, and only while the lease lasts longer than the request may take.
-    async fn intend(&self, held: &HeldLease, effect: &Effect, intent: Intent, point: Option<Point>) -> Result<(), Halt> {
+    async fn intend(
+        &self,
+        held: &HeldLease,
+        effect: &Effect,
+        intent: Intent,
+        point: Option<Point>,
+    ) -> Result<(), Halt> {
         if let Some(point) = point {
             crash::before(point);
         }

@@ -27,7 +27,12 @@ pub(super) struct Prepared {
 
 impl Publisher {
     /// Rebuilds tree and commit and judges them. Fetches the base when the mirror lacks it; writes nothing to the forge.
-    pub(super) async fn prepare(&self, publication: &Publication, repo: &Repo, change: &ProvenChange) -> Result<Prepared, Halt> {
+    pub(super) async fn prepare(
+        &self,
+        publication: &Publication,
+        repo: &Repo,
+        change: &ProvenChange,
+    ) -> Result<Prepared, Halt> {
         let source = self.source(repo).await?;
         self.repositories.resolve(&source, &BaseRef::Commit(change.proof.base)).await?;
         let bundle = self.ledger.blob(change.bundle).await?;
@@ -98,13 +103,19 @@ pub async fn judge(
 }
 
 /// The added lines of each changed text file, and the target of each new symlink.
-async fn added(repositories: &dyn Repositories, key: &str, patch: &Patch) -> Result<Vec<(RepoPath, FileMode, Vec<u8>)>, GitError> {
+async fn added(
+    repositories: &dyn Repositories,
+    key: &str,
+    patch: &Patch,
+) -> Result<Vec<(RepoPath, FileMode, Vec<u8>)>, GitError> {
     let mut added = Vec::new();
     for change in &patch.changes {
         let Some(after) = change.after else { continue };
         let Some((mode, head)) = repositories.read_file(key, patch.head_tree, &change.path).await? else { continue };
         let before = match change.before {
-            Some(_) if after.mode != FileMode::Symlink => repositories.read_file(key, patch.base_tree, &change.path).await?,
+            Some(_) if after.mode != FileMode::Symlink => {
+                repositories.read_file(key, patch.base_tree, &change.path).await?
+            }
             _ => None,
         };
         let content = match before {

@@ -102,7 +102,13 @@ fn body(publication: &Publication, change: &ProvenChange) -> String {
         let touched: Vec<String> = proof
             .touched_tests
             .iter()
-            .map(|t| format!("{} (its version on base: {})", inline_code(&t.path.lossy()), outcome_word(t.base_version_on_head)))
+            .map(|t| {
+                format!(
+                    "{} (its version on base: {})",
+                    inline_code(&t.path.lossy()),
+                    outcome_word(t.base_version_on_head)
+                )
+            })
             .collect();
         let _ = write!(text, "\nExisting tests touched: {}\n", touched.join(", "));
     }
@@ -158,7 +164,9 @@ fn suite_row(suite: &SuiteDelta) -> String {
 }
 
 fn checks_rows(proof: &Proof) -> String {
-    let exit = |code: Option<i32>| code.map_or("not ended".to_owned(), |c| if c == 0 { "ok".to_owned() } else { format!("exit {c}") });
+    let exit = |code: Option<i32>| {
+        code.map_or("not ended".to_owned(), |c| if c == 0 { "ok".to_owned() } else { format!("exit {c}") })
+    };
     proof.checks.iter().map(|c| format!("| {} | {} | {} |\n", c.name, exit(c.base_exit), exit(c.head_exit))).collect()
 }
 

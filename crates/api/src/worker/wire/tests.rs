@@ -104,7 +104,7 @@ fn an_order_keeps_its_form() {
         last_failure: None,
     };
     let order = OrderBody::V1 { run: Box::new(run) };
-    insta::assert_json_snapshot!(LeasedBody { lease: lease(), time_left_ms: 29_000, order });
+    insta::assert_json_snapshot!(LeasedBody { lease: lease(), time_left_ms: 29_000, attempts: 2, order });
 }
 
 #[test]
