@@ -1,7 +1,9 @@
 //! Support for the tests and the demo: emulators that speak the real protocols on loopback.
 
 pub mod contract;
+pub mod demo;
 pub mod downloads;
+pub mod fixtures;
 pub mod forge;
 pub mod model;
 pub mod skip;

@@ -48,6 +48,12 @@ impl Api {
         self.answer(self.client.get(format!("{}{path}", self.base))).await
     }
 
+    /// The status and the text of an address outside of this API, asked without a key.
+    pub async fn public(&self, url: &str) -> anyhow::Result<(u16, String)> {
+        let response = self.client.get(url).timeout(ANSWER_LIMIT).send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let (status, text) = self.raw(path).await?;
         ensure!(status == 200, "{path} answered {status}: {text}");

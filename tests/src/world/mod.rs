@@ -10,6 +10,7 @@ mod programs;
 pub mod repository;
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,7 +145,7 @@ impl TestBox {
         let data = root.join("data");
         let environment =
             [("FETTLE_TEST_TIMING", "1".to_owned()), (canary::VARIABLE, "canary-of-the-environment-4be1".to_owned())];
-        let launch = Launch { home: &root, config: Some(&config), data: &data };
+        let launch = Launch { home: &root, config: Some(&config), data: &data, own_group: false };
         let (processes, data_folders) = match setup.layout {
             Layout::One => (vec![launch.start("fettle", &["up"], &environment)?], vec![data.clone()]),
             Layout::Two => {
@@ -335,6 +336,8 @@ pub struct Launch<'a> {
     pub home: &'a Utf8Path,
     pub config: Option<&'a Utf8Path>,
     pub data: &'a Utf8Path,
+    /// A process group of its own: the terminal's Ctrl-C does not reach it.
+    pub own_group: bool,
 }
 
 impl Launch<'_> {
@@ -346,6 +349,9 @@ impl Launch<'_> {
         }
         command.env_clear().current_dir(self.home);
         command.env("HOME", self.home).envs(toolchains()).envs(more.iter().map(|(name, value)| (*name, value)));
+        if self.own_group {
+            command.process_group(0);
+        }
         Process::start(name, &mut command)
     }
 }
