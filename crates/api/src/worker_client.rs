@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use fettle_app::ports::chain;
 use fettle_app::ports::ledger::{
     Beat, BeatAnswer, Fenced, Granted, Holder, L, Leased, Leases, LedgerError, MAX_BLOB_BYTES, Then, Wake, Want,
 };
@@ -175,16 +176,6 @@ impl Failed {
 /// The URL is left out of the text: it is in the configuration, and reqwest repeats it in every message.
 fn unanswered(error: reqwest::Error) -> Failed {
     Failed::of(LedgerError::Unavailable(chain(&error.without_url())))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn failed(status: StatusCode, wait: Option<Duration>, body: &[u8]) -> Failed {

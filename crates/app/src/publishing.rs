@@ -23,6 +23,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::crash::{self, Point};
 use crate::leasing::HeldLease;
+use crate::ports::chain;
 use crate::ports::clock::IdSource;
 use crate::ports::forge::{Forge, ForgeError};
 use crate::ports::git::{GitError, PushError, RefPush, Repositories};
@@ -101,18 +102,6 @@ impl From<PushError> for Halt {
     fn from(error: PushError) -> Self {
         Self::Again(chain(&error))
     }
-}
-
-/// The error with its causes, for a reason that is stored and shown.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text.chars().take(500).collect()
 }
 
 impl Publisher {
@@ -198,15 +187,18 @@ impl Publisher {
 
     /// Brings about every wanted effect that is not settled, in order.
     async fn publish(&self, held: &HeldLease) -> Result<(), Halt> {
-        let publication = self.ledger.publication(&held.lease()).await?;
+        let mut publication = self.ledger.publication(&held.lease()).await?;
         crash::after(Point::PublishLeased);
         if publication.task.mode == Mode::Probe {
             return Ok(());
         }
         let mut story = Story::of(&publication);
-        for effect in &publication.task.effects {
-            if matches!(effect.state, EffectState::Settled { .. }) {
-                continue;
+        let unsettled = |effect: &&Effect| !matches!(effect.state, EffectState::Settled { .. });
+        let effects = publication.task.effects.clone();
+        for effect in effects.iter().filter(unsettled) {
+            // Texts name the branch that was really pushed, which is another one when its name was taken.
+            if let Some((branch, _)) = &story.pushed {
+                publication.branch = branch.clone();
             }
             let receipt = match effect.kind {
                 EffectKind::Push => self.push_branch(held, &publication, effect).await?,

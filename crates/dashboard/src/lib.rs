@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets};
 use fettle_app::intake::{Intake, ReadWebhook};
+use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::forge::{ForgeError, ForgeReader as _};
 use fettle_app::ports::ledger::{Holder, Ledger, LedgerError, ReadTokens};
@@ -24,7 +25,7 @@ use fettle_git::Git;
 use fettle_github::{GitHub, GitHubOptions, Timeouts, Url};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
-use fettle_runtime::{system, telemetry};
+use fettle_runtime::system;
 use fettle_store_sqlite::{Options, SqliteLedger};
 use prometheus::Registry;
 use secrecy::SecretString;
@@ -178,7 +179,7 @@ struct Webhooks;
 
 impl ReadWebhook for Webhooks {
     fn read(&self, event: &str, body: &[u8]) -> Result<Incoming, String> {
-        fettle_github::webhook::normalise(event, body).map_err(|error| telemetry::chain(&error))
+        fettle_github::webhook::normalise(event, body).map_err(|error| chain(&error))
     }
 }
 
@@ -188,6 +189,6 @@ struct Minter(Arc<GitHub>);
 #[async_trait]
 impl ReadTokens for Minter {
     async fn read_token(&self, repo: &Repo) -> Result<Option<SecretString>, LedgerError> {
-        self.0.read_token(repo).await.map_err(|error: ForgeError| LedgerError::Unavailable(telemetry::chain(&error)))
+        self.0.read_token(repo).await.map_err(|error: ForgeError| LedgerError::Unavailable(chain(&error)))
     }
 }

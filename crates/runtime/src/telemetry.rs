@@ -37,14 +37,5 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), String> {
     Ok(())
 }
 
-/// An error with its causes on one line: `while reading x: y: z`.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
-}
+/// An error with its causes on one line.
+pub use fettle_app::ports::chain;

@@ -2,6 +2,7 @@
 //! base's own build and tests say.
 
 use fettle_app::crash::{self, Point};
+use fettle_app::ports::chain;
 use fettle_app::ports::git::{BaseCommit, BaseRef, CheckoutKind, GitError};
 use fettle_app::running::RunEnd;
 use fettle_domain::budget::Spent;
@@ -53,7 +54,7 @@ impl Story<'_> {
         let files = BaseFiles::load(&*self.agent.repositories, self.key(), base.tree).await.map_err(git_end)?;
         let commands = match discover(&files, self.brief.test_command.as_deref()) {
             Ok(commands) => commands,
-            Err(error) => return Ok(none(super::chain(&error))),
+            Err(error) => return Ok(none(chain(&error))),
         };
         let prepared = match self.prepare(&base, &files, &commands, folder).await? {
             Ok(prepared) => prepared,
@@ -87,7 +88,7 @@ impl Story<'_> {
         crash::before(Point::WorkerResolve);
         let base = match self.agent.repositories.resolve(&self.brief.source, &self.brief.base).await {
             Ok(base) => base,
-            Err(error @ (GitError::NotFound { .. } | GitError::Invalid(_))) => return Ok(Err(super::chain(&error))),
+            Err(error @ (GitError::NotFound { .. } | GitError::Invalid(_))) => return Ok(Err(chain(&error))),
             Err(error) => return Err(git_end(error).into()),
         };
         crash::after(Point::WorkerResolve);
@@ -130,9 +131,9 @@ impl Story<'_> {
                 | PrepareError::NetworkNotAllowed { .. }
                 | PrepareError::InstallFailed { .. }
                 | PrepareError::TooSlow { .. }),
-            ) => Ok(Err(super::chain(&error))),
+            ) => Ok(Err(chain(&error))),
             Err(error @ (PrepareError::Cache(_) | PrepareError::Sandbox(_))) => {
-                Err(RunEnd::Retry(super::chain(&error)).into())
+                Err(RunEnd::Retry(chain(&error)).into())
             }
         }
     }
@@ -228,7 +229,7 @@ impl Story<'_> {
                 tracing::debug!("verification ended by cancellation: {error}");
                 self.stopped()
             }
-            error => RunEnd::Retry(super::chain(&error)).into(),
+            error => RunEnd::Retry(chain(&error)).into(),
         }
     }
 

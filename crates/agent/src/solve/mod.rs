@@ -154,15 +154,3 @@ impl Agent {
         Err(RunEnd::Retry("the record of this Run does not fit what is done now".into()))
     }
 }
-
-/// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text.chars().take(1_000).collect()
-}

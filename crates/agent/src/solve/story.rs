@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use camino::Utf8Path;
 use fettle_app::crash::{self, Point};
+use fettle_app::ports::chain;
 use fettle_app::ports::git::CheckoutKind;
 use fettle_app::ports::journal::Stop;
 use fettle_app::ports::model::Model;
@@ -389,11 +390,8 @@ impl Story<'_> {
         let workspace = folder.join("workspace");
         let build = folder.join("build");
         let sandbox = &self.agent.sandbox;
-        let bench = ground
-            .prepared
-            .bench_for(&**sandbox, &workspace, &build)
-            .await
-            .map_err(|e| RunEnd::Retry(super::chain(&e)))?;
+        let bench =
+            ground.prepared.bench_for(&**sandbox, &workspace, &build).await.map_err(|e| RunEnd::Retry(chain(&e)))?;
         let paths = self.agent.options.paths.clone();
         let options = ToolBoxOptions {
             workspace,
@@ -410,7 +408,7 @@ impl Story<'_> {
             }),
             working_context_tokens: working_context(self.model.info().context_tokens),
         };
-        Ok(ToolBox::new(options).map_err(|e| RunEnd::Retry(super::chain(&e)))?)
+        Ok(ToolBox::new(options).map_err(|e| RunEnd::Retry(chain(&e)))?)
     }
 
     fn talk(&self, ground: &Ground, steps: Steps, tools: ToolBox, folder: &RunFolder) -> Talk {

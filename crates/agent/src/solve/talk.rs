@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use camino::Utf8PathBuf;
 use fettle_app::crash::{self, Point};
+use fettle_app::ports::chain;
 use fettle_app::ports::git::{GitError, Repositories, TreeEdit};
 use fettle_app::ports::journal::Stop;
 use fettle_app::ports::model::{Message, Model, ModelError, ModelRequest, RawTurn};
@@ -74,7 +75,7 @@ impl From<Limit> for Ended {
 
 /// A git failure in the middle of a Run; another try may succeed.
 pub(crate) fn git_end(error: GitError) -> RunEnd {
-    RunEnd::Retry(super::chain(&error))
+    RunEnd::Retry(chain(&error))
 }
 
 /// How one phase is held.
@@ -371,7 +372,7 @@ impl Talk {
                     "the model is busy".to_owned()
                 }
                 Err(error @ ModelError::Unavailable(_)) => {
-                    let why = super::chain(&error);
+                    let why = chain(&error);
                     if tries >= MODEL_TRIES {
                         return Err(RunEnd::Retry(why).into());
                     }
@@ -458,7 +459,7 @@ impl Talk {
         if self.parts.cancel.is_cancelled() {
             return Err(self.stopped());
         }
-        let executed = executed.map_err(|e| RunEnd::Retry(super::chain(&e)))?;
+        let executed = executed.map_err(|e| RunEnd::Retry(chain(&e)))?;
         let mut result = executed.result;
         let changes = phase.access == Access::ReadWrite && !matches!(call, Call::View { .. } | Call::Search { .. });
         let mut workspace = None;

@@ -8,5 +8,20 @@ pub mod ledger;
 pub mod model;
 pub mod sandbox;
 
+/// Characters of a reason that is stored and shown; the rest is in the log.
+const MAX_REASON_CHARS: usize = 1_000;
+
+/// An error with its causes on one line, for a log or a reason: `while reading x: y: z`.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text.chars().take(MAX_REASON_CHARS).collect()
+}
+
 /// The cause of an error, from whichever library it came.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
