@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use camino::Utf8PathBuf;
+use fettle_app::ports::chain;
 use fettle_domain::outgoing::visible;
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
-use fettle_runtime::{secrets, telemetry};
+use fettle_runtime::secrets;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::Common;
+use crate::{Common, GLOBAL};
 
 /// A dashboard accepts at once; more means that nobody is there.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -28,12 +29,12 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Which dashboard is asked, and as whom.
 #[derive(clap::Args)]
-pub(crate) struct Flags {
+pub(crate) struct Dashboard {
     /// The dashboard's address, such as http://127.0.0.1:8080; default: the one that runs on this data folder.
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL", help_heading = GLOBAL)]
     url: Option<String>,
     /// The file with the admin key; default: admin.key in the data folder.
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     key_file: Option<Utf8PathBuf>,
 }
 
@@ -53,6 +54,10 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    pub(crate) fn unanswered(text: impl Into<String>) -> Self {
+        Self { status: None, text: text.into() }
+    }
+
     /// The same call may come through later: nobody answered, or the server has a trouble of its own.
     pub(crate) fn may_pass(&self) -> bool {
         self.status.is_none_or(|status| status.is_server_error())
@@ -68,7 +73,7 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Client {
-    pub(crate) fn new(common: &Common, flags: &Flags, environment: &Environment) -> Result<Self> {
+    pub(crate) fn new(common: &Common, flags: &Dashboard, environment: &Environment) -> Result<Self> {
         let config = Config::load(common.config.as_deref(), environment)?;
         let base = address(common, flags, &config, environment)?;
         let key_file = match &flags.key_file {
@@ -76,14 +81,18 @@ impl Client {
             None => DataDir::open(common.data_dir.as_deref(), &config, environment)?.admin_key(),
         };
         if !key_file.exists() {
-            bail!("there is no admin key at {key_file}: `fettle up` makes it at its first start; name another file with --key-file");
+            bail!(
+                "there is no admin key at {key_file}: `fettle up` makes it at its first start; name another file with --key-file"
+            );
         }
         let key = secrets::read(&key_file)?;
         let mut authorization = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))
             .map_err(|_| anyhow!("{key_file} holds characters that no key has; is it the right file?"))?;
         authorization.set_sensitive(true);
         if base.scheme() == "http" && !is_loopback(&base) {
-            crate::progress::note(&format!("warning: {base} is not encrypted, so the admin key can be read on the way"));
+            crate::progress::note(&format!(
+                "warning: {base} is not encrypted, so the admin key can be read on the way"
+            ));
         }
         Ok(Self { http: http(&base)?, base, key_file, authorization })
     }
@@ -94,7 +103,12 @@ impl Client {
     }
 
     /// Status and body: the status tells a new thing from one that was there.
-    pub(crate) async fn post(&self, path: &[&str], body: Option<&Value>, idempotency_key: Option<&str>) -> Result<(StatusCode, Value)> {
+    pub(crate) async fn post(
+        &self,
+        path: &[&str],
+        body: Option<&Value>,
+        idempotency_key: Option<&str>,
+    ) -> Result<(StatusCode, Value)> {
         let mut request = self.request(Method::POST, path, &[]).timeout(ANSWER_LIMIT);
         if let Some(body) = body {
             request = request.json(body);
@@ -113,7 +127,7 @@ impl Client {
         }
         match tokio::time::timeout(ANSWER_LIMIT, self.send(request)).await {
             Ok(response) => response,
-            Err(_) => Err(Failure { status: None, text: format!("{} does not answer", self.base) }),
+            Err(_) => Err(Failure::unanswered(format!("{} does not answer", shown(&self.base)))),
         }
     }
 
@@ -126,7 +140,10 @@ impl Client {
         let status = response.status();
         let body = read(response).await.map_err(|error| self.unanswered(&error))?;
         let value = serde_json::from_slice(&body);
-        let not_ours = |_| Failure { status: Some(status), text: format!("{} answered, but not as a Fettle dashboard does", self.base) };
+        let not_ours = |_| Failure {
+            status: Some(status),
+            text: format!("{} answered, but not as a Fettle dashboard does", shown(&self.base)),
+        };
         Ok((status, value.map_err(not_ours)?))
     }
 
@@ -141,7 +158,8 @@ impl Client {
             format!(
                 "{} does not accept the admin key in {}. The key lies in the data folder of the dashboard that listens there: \
                  name that folder with --data-dir, or the file with --key-file",
-                self.base, self.key_file
+                shown(&self.base),
+                self.key_file
             )
         } else {
             sentence(status, &body)
@@ -150,7 +168,7 @@ impl Client {
     }
 
     fn unanswered(&self, error: &anyhow::Error) -> Failure {
-        Failure { status: None, text: unanswered(&self.base, error) }
+        Failure::unanswered(unanswered(&self.base, error))
     }
 }
 
@@ -165,9 +183,11 @@ pub(crate) fn http(base: &Url) -> Result<reqwest::Client> {
 }
 
 /// Where the dashboard listens: as given, as the running one has written down, or as configured.
-pub(crate) fn address(common: &Common, flags: &Flags, config: &Config, environment: &Environment) -> Result<Url> {
+pub(crate) fn address(common: &Common, flags: &Dashboard, config: &Config, environment: &Environment) -> Result<Url> {
     if let Some(url) = &flags.url {
-        return base_url(url).ok_or_else(|| anyhow!("--url: `{}` is not an http or https URL without user name and password", visible(url)));
+        return base_url(url).ok_or_else(|| {
+            anyhow!("--url: `{}` is not an http or https URL without user name and password", visible(url))
+        });
     }
     let written = DataDir::open(common.data_dir.as_deref(), config, environment)
         .ok()
@@ -213,6 +233,11 @@ fn is_loopback(url: &Url) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
+/// As people write it.
+pub(crate) fn shown(base: &Url) -> &str {
+    base.as_str().trim_end_matches('/')
+}
+
 /// The whole body, up to [`MAX_ANSWER_BYTES`].
 pub(crate) async fn read(mut response: Response) -> Result<Vec<u8>> {
     let mut body = Vec::new();
@@ -227,13 +252,14 @@ pub(crate) async fn read(mut response: Response) -> Result<Vec<u8>> {
 
 /// Why nobody answered at `base`, and what to do.
 pub(crate) fn unanswered(base: &Url, error: &anyhow::Error) -> String {
+    let base = shown(base);
     let of = |found: fn(&reqwest::Error) -> bool| error.downcast_ref::<reqwest::Error>().is_some_and(found);
     if of(reqwest::Error::is_timeout) {
         format!("{base} does not answer in time; look at the dashboard's log, and at `fettle doctor`")
     } else if refused(error) {
         format!("nothing listens on {base}: start it with `fettle up`, or name the dashboard with --url")
     } else {
-        format!("could not reach {base}: {}", telemetry::chain(error.as_ref()))
+        format!("could not reach {base}: {}", chain(error.as_ref()))
     }
 }
 
@@ -289,8 +315,12 @@ mod tests {
         });
         let text = sentence(StatusCode::UNPROCESSABLE_ENTITY, body.to_string().as_bytes());
         assert_eq!(text, "The request was refused\n  /model: there is no model `x`\n  request request_7");
-        let body = serde_json::json!({ "title": "Not found", "detail": "task \u{1b}[31m does not exist.", "request_id": "r" });
-        assert_eq!(sentence(StatusCode::NOT_FOUND, body.to_string().as_bytes()), "Not found: task [31m does not exist.\n  request r");
+        let body =
+            serde_json::json!({ "title": "Not found", "detail": "task \u{1b}[31m does not exist.", "request_id": "r" });
+        assert_eq!(
+            sentence(StatusCode::NOT_FOUND, body.to_string().as_bytes()),
+            "Not found: task [31m does not exist.\n  request r"
+        );
         assert!(sentence(StatusCode::BAD_GATEWAY, b"<html>").contains("502 Bad Gateway"));
     }
 

@@ -132,6 +132,12 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
     };
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.worker_mirrors()) })?;
     let repositories: Arc<dyn Repositories> = Arc::new(git);
+    let base = flags.base.clone().map_or(BaseRef::Default, BaseRef::Named);
+    match repositories.resolve(&source, &base).await {
+        Ok(_) => {}
+        Err(error @ (GitError::NotFound { .. } | GitError::Invalid(_) | GitError::Denied { .. })) => return Ok(misuse(&error.into())),
+        Err(error) => return Err(error.into()),
+    }
     if let Some(branch) = &flags.branch
         && let Err(error) = check_branch(&*repositories, &source, branch).await
     {
@@ -155,7 +161,7 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
     let brief = Brief {
         run,
         source: source.clone(),
-        base: flags.base.clone().map_or(BaseRef::Default, BaseRef::Named),
+        base,
         issue,
         mode,
         limits: Limits::for_mode(mode),

@@ -43,7 +43,12 @@ pub(crate) enum News<'a> {
 /// Gives `watch` every event of the Task once, in order.
 ///
 /// Errors: the dashboard refuses, or is away for longer than [`PATIENCE`]; or `watch` fails.
-pub(crate) async fn follow(client: &Client, task: &str, until: Until, mut watch: impl AsyncFnMut(News<'_>) -> Result<()>) -> Result<()> {
+pub(crate) async fn follow(
+    client: &Client,
+    task: &str,
+    until: Until,
+    mut watch: impl AsyncFnMut(News<'_>) -> Result<()>,
+) -> Result<()> {
     let path = ["api", "v1", "tasks", task, "events"];
     let mut place = Place { last: None, retry: RETRY };
     let mut heard = Instant::now();
@@ -186,7 +191,9 @@ mod tests {
 
     #[test]
     fn messages_are_found_wherever_the_bytes_are_cut() {
-        let text = "retry: 10\n: hello\n\nid: 1\ndata: {\"a\":\"ü\"}\n\n: still here\n\nevent: end\r\ndata: {}\r\n\r\nid: 3\n".as_bytes();
+        let text =
+            "retry: 10\n: hello\n\nid: 1\ndata: {\"a\":\"ü\"}\n\n: still here\n\nevent: end\r\ndata: {}\r\n\r\nid: 3\n"
+                .as_bytes();
         let whole = Messages::default().push(text);
         assert_eq!(
             whole,

@@ -1,9 +1,17 @@
 //! `fettle`: everything in one process, and the commands of people.
 
+mod check_config;
+mod client;
+mod doctor;
 mod fix;
+mod follow;
 mod journal;
+mod log;
 mod progress;
+mod submit;
+mod tasks;
 mod up;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -11,6 +19,13 @@ use camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
 use fettle_runtime::environment::Environment;
 use fettle_runtime::install_tls;
+
+/// The heading of what every command takes in its help.
+const GLOBAL: &str = "Which Fettle";
+const FIX_STATUS: &str = "Exit status: 0 when the fix is proven, 3 when there is a fix without proof, 4 when there is none, \
+2 for wrong usage, 1 when something failed.";
+const SUBMIT_STATUS: &str = "Exit status with --wait: 0 when a pull request with proof was made (or the probe passed), 3 when it \
+is a draft, 4 when there is no patch, 2 for wrong usage, 1 when something failed.";
 
 /// Turns issues into pull requests that carry their own proof.
 #[derive(Parser)]
@@ -24,11 +39,11 @@ struct Flags {
 
 #[derive(clap::Args)]
 struct Common {
-    /// The configuration file.
-    #[arg(long, global = true)]
+    /// The configuration file; without one, the built-in configuration.
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     config: Option<Utf8PathBuf>,
-    /// Where state is kept; default: the user's state folder.
-    #[arg(long, global = true)]
+    /// Where state is kept; default: store.data_dir, else fettle in the user's state folder.
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = GLOBAL)]
     data_dir: Option<Utf8PathBuf>,
 }
 
@@ -37,7 +52,21 @@ enum Command {
     /// Run everything in one process: webhooks, API, ledger, publisher and workers.
     Up,
     /// Fix one issue in a local repository, without any forge.
+    #[command(after_help = FIX_STATUS)]
     Fix(fix::Flags),
+    /// Ask the running Fettle to work on an issue.
+    #[command(after_help = SUBMIT_STATUS)]
+    Submit(submit::Flags),
+    /// List the Tasks of the running Fettle, newest first.
+    Tasks(tasks::ListFlags),
+    /// Look at one Task, follow it, cancel it or try it again.
+    Task(tasks::TaskFlags),
+    /// Check whether this machine can do the work, and say what to do where it cannot.
+    #[command(after_help = "Exit status: 0 when no check fails, 1 when one does.")]
+    Doctor(doctor::Flags),
+    /// Check a configuration file without starting anything.
+    #[command(after_help = "Exit status: 0 when the file is accepted, 1 when it is refused.")]
+    CheckConfig(check_config::Flags),
 }
 
 #[tokio::main]
@@ -49,9 +78,28 @@ async fn main() -> ExitCode {
     let ended = match &flags.command {
         Command::Up => up::run(&flags.common, &environment).await.map(|()| ExitCode::SUCCESS),
         Command::Fix(fix) => fix::run(&flags.common, fix, &environment).await,
+        Command::Submit(submit) => submit::run(&flags.common, submit, &environment).await,
+        Command::Tasks(list) => tasks::list(&flags.common, list, &environment).await,
+        Command::Task(task) => tasks::one(&flags.common, task, &environment).await,
+        Command::Doctor(doctor) => doctor::run(&flags.common, doctor, &environment).await,
+        Command::CheckConfig(check) => check_config::run(check, &environment),
     };
     ended.unwrap_or_else(|error| {
-        progress::complain(&error);
+        if !progress::is_closed_pipe(&error) {
+            progress::complain(&error);
+        }
         ExitCode::FAILURE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_of_all_commands_fit_together() {
+        Flags::command().debug_assert();
+    }
 }

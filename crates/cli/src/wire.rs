@@ -122,20 +122,60 @@ pub(crate) struct Event {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum What {
-    TaskCreated { title: String, mode: String, trigger: String },
-    TaskJoined { by: String, message: String },
-    RunLeased { worker: String },
-    Step { kind: String, phase: String, title: String, calls: u32, generated_tokens: u64 },
-    RunFailed { why: String, again: bool },
-    RunLapsed { again: bool },
-    RunEnded { outcome: String, level: Option<String> },
-    EffectIntended { effect: String, detail: String },
-    EffectSettled { effect: String, detail: String, url: Option<String> },
-    PublishFailed { why: String, again: bool },
-    CancelRequested { by: String },
+    TaskCreated {
+        title: String,
+        mode: String,
+        trigger: String,
+    },
+    TaskJoined {
+        by: String,
+        message: String,
+    },
+    RunLeased {
+        worker: String,
+    },
+    Step {
+        kind: String,
+        phase: String,
+        title: String,
+        calls: u32,
+        generated_tokens: u64,
+    },
+    RunFailed {
+        why: String,
+        again: bool,
+    },
+    RunLapsed {
+        again: bool,
+    },
+    RunEnded {
+        outcome: String,
+        level: Option<String>,
+    },
+    EffectIntended {
+        effect: String,
+        detail: String,
+    },
+    EffectSettled {
+        effect: String,
+        detail: String,
+        url: Option<String>,
+    },
+    PublishFailed {
+        why: String,
+        again: bool,
+    },
+    CancelRequested {
+        by: String,
+    },
     TaskCancelled,
-    TaskDone { outcome: String, pull_request: Option<u64> },
-    Redriven { by: String },
+    TaskDone {
+        outcome: String,
+        pull_request: Option<u64>,
+    },
+    Redriven {
+        by: String,
+    },
     #[serde(other)]
     Unknown,
 }

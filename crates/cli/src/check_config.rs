@@ -1,0 +1,149 @@
+//! `fettle check-config`: says whether a configuration file would be accepted. What NixOS, Helm and the installer run.
+
+use std::io::{Read as _, Write as _};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use camino::{Utf8Path, Utf8PathBuf};
+use fettle_app::ports::chain;
+use fettle_runtime::config::{Config, ConfigError};
+use fettle_runtime::environment::Environment;
+use fettle_runtime::secrets;
+use serde_json::json;
+
+use crate::progress::note;
+
+/// A configuration is read by people; a larger file is a wrong path.
+const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
+
+#[derive(clap::Args)]
+pub(crate) struct Flags {
+    /// The configuration file, or `-` for standard input.
+    #[arg(value_name = "FILE")]
+    file: Utf8PathBuf,
+    /// Apply the FETTLE_<SECTION>__<KEY> variables of this shell as well.
+    #[arg(long)]
+    with_environment: bool,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(flags: &Flags, environment: &Environment) -> Result<ExitCode> {
+    let none = Environment::default();
+    let environment = if flags.with_environment { environment } else { &none };
+    let name = if flags.file == "-" { "standard input" } else { flags.file.as_str() };
+    let checked = load(flags, environment)?;
+    let mut out = std::io::stdout().lock();
+    match checked {
+        Ok(config) => {
+            let (summary, warnings) = (summary(&config), missing_secrets(&config));
+            if flags.json {
+                writeln!(out, "{}", json!({ "ok": true, "file": name, "summary": summary, "warnings": warnings }))?;
+            } else {
+                warnings.iter().for_each(|warning| note(&format!("warning: {warning}")));
+                writeln!(out, "ok: {name}: {summary}")?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            let error = chain(&error);
+            if flags.json {
+                writeln!(out, "{}", json!({ "ok": false, "file": name, "error": error }))?;
+            } else {
+                note(&format!("error: {error}"));
+            }
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn load(flags: &Flags, environment: &Environment) -> Result<Result<Config, ConfigError>> {
+    if flags.file != "-" {
+        return Ok(Config::load(Some(&flags.file), environment));
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .lock()
+        .take(MAX_CONFIG_BYTES)
+        .read_to_string(&mut text)
+        .context("could not read standard input")?;
+    Ok(Config::parse("standard input", &text, environment))
+}
+
+/// One line on what is configured.
+pub(crate) fn summary(config: &Config) -> String {
+    let forge = &config.forge;
+    let access = match (forge.app_id, &forge.write_token_file, &forge.read_token_file) {
+        (Some(id), ..) => format!("as GitHub App {id}"),
+        (None, Some(_), _) => "with tokens".to_owned(),
+        (None, None, Some(_)) => "with a read token only".to_owned(),
+        (None, None, None) => "without credentials".to_owned(),
+    };
+    let webhooks = if forge.webhook_secret_file.is_some() { "webhooks on" } else { "webhooks off" };
+    let names: Vec<&str> = config.gateway.models.iter().map(|model| model.name.as_str()).collect();
+    let models = if names.is_empty() { "no models".to_owned() } else { format!("models {}", names.join(", ")) };
+    let plural = if config.agent.workers == 1 { "Run" } else { "Runs" };
+    format!(
+        "listens on {}; {} {access}, {webhooks}, label `{}`; {models}; {} {plural} at a time, sandbox {} or stronger",
+        config.server.listen,
+        forge.api_url,
+        forge.label,
+        config.agent.workers,
+        config.agent.sandbox.min_level.name(),
+    )
+}
+
+/// Every secret that the configuration names: its key and file.
+pub(crate) fn secret_files(config: &Config) -> Vec<(String, &Utf8Path)> {
+    let forge = &config.forge;
+    let named = [
+        ("forge.app_key_file", &forge.app_key_file),
+        ("forge.read_token_file", &forge.read_token_file),
+        ("forge.write_token_file", &forge.write_token_file),
+        ("forge.webhook_secret_file", &forge.webhook_secret_file),
+        ("forge.webhook_secret_previous_file", &forge.webhook_secret_previous_file),
+        ("auth.worker_key_file", &config.auth.worker_key_file),
+    ];
+    let named = named.into_iter().filter_map(|(key, file)| Some((key.to_owned(), file.as_deref()?)));
+    let models = config.gateway.models.iter().filter_map(|model| {
+        Some((format!("gateway.models `{}`: api_key_file", model.name), model.api_key_file.as_deref()?))
+    });
+    named.chain(models).collect()
+}
+
+/// Secret files that cannot be read here. No error: they may come only where the configuration is used.
+fn missing_secrets(config: &Config) -> Vec<String> {
+    let tried = secret_files(config).into_iter().map(|(key, file)| (key, secrets::read(file)));
+    tried.filter_map(|(key, read)| Some(format!("{key}: {}", chain(&read.err()?)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_names_what_is_there_and_a_missing_secret_is_a_warning() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = folder.path().join("token");
+        fs_err::write(&there, "not-a-real-token\n").unwrap();
+        let text = format!(
+            "[forge]\nwrite_token_file = {:?}\nread_token_file = \"/nowhere/read\"\n\
+             [[gateway.models]]\nname = \"coder\"\nbase_url = \"http://127.0.0.1:1/v1\"\napi_key_file = \"/nowhere/key\"\n",
+            there.display()
+        );
+        let config = Config::parse("fettle.toml", &text, &Environment::default()).unwrap();
+        let summary = summary(&config);
+        assert!(
+            summary.contains("with tokens, webhooks off") && summary.contains("models coder; 1 Run at a time"),
+            "{summary}"
+        );
+        let warnings = missing_secrets(&config);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(
+            warnings[0].starts_with("forge.read_token_file: could not read the secret file /nowhere/read"),
+            "{warnings:?}"
+        );
+        assert!(warnings[1].starts_with("gateway.models `coder`: api_key_file: "), "{warnings:?}");
+    }
+}

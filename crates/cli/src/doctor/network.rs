@@ -1,0 +1,210 @@
+//! What is asked of others: the models' servers and the dashboard.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use fettle_runtime::config::{Config, ModelConfig};
+use fettle_runtime::environment::Environment;
+use fettle_runtime::secrets;
+use reqwest::{StatusCode, Url};
+use secrecy::ExposeSecret as _;
+use serde::Deserialize;
+use tokio::task::JoinSet;
+
+use super::{Check, Flags};
+use crate::Common;
+use crate::client::{self, Client};
+
+/// A server that is up lists its models, and a dashboard its health, at once.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// Names told when the wanted one is not among them.
+const NAMES_TOLD: usize = 5;
+
+/// One check for each configured model, all asked at once, told in the configuration's order.
+pub(super) async fn models(config: &Config) -> Vec<Check> {
+    if config.gateway.models.is_empty() {
+        let remedy = "add a [[gateway.models]] entry with name and base_url; `fettle fix` takes --model-url instead";
+        return vec![Check::warn("models", "no model is configured, so Tasks wait", remedy)];
+    }
+    let mut asked = JoinSet::new();
+    for (place, model) in config.gateway.models.iter().cloned().enumerate() {
+        asked.spawn(async move { (place, check(&model).await) });
+    }
+    let mut checks = asked.join_all().await;
+    checks.sort_by_key(|(place, _)| *place);
+    checks.into_iter().map(|(_, check)| check).collect()
+}
+
+async fn check(model: &ModelConfig) -> Check {
+    let id = format!("model.{}", model.name);
+    match listed(model).await {
+        Ok(Listed::Names(names)) => {
+            let wanted = model.model.as_ref().unwrap_or(&model.name);
+            if names.is_empty() || names.contains(wanted) {
+                return Check::ok(id, format!("{} answers", model.base_url));
+            }
+            let told = names[..names.len().min(NAMES_TOLD)].join(", ");
+            let sentence = format!("{} answers, but does not list `{wanted}`; it lists {told}", model.base_url);
+            Check::warn(id, sentence, "name one of these with `model` in its [[gateway.models]] entry")
+        }
+        Ok(Listed::Refused(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))) => {
+            let remedy = "set api_key_file in its [[gateway.models]] entry to a file with a valid key";
+            Check::warn(id, format!("{} answers {status}", model.base_url), remedy)
+        }
+        // Not every server lists its models.
+        Ok(Listed::Refused(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)) => {
+            Check::ok(id, format!("{} answers, without a list of models", model.base_url))
+        }
+        Ok(Listed::Refused(status)) => {
+            Check::warn(id, format!("{} answers {status}", model.base_url), "look at the log of this server")
+        }
+        Err(error) => {
+            let remedy = "start the model's server, or correct base_url in its [[gateway.models]] entry";
+            Check::warn(id, format!("{error:#}"), remedy)
+        }
+    }
+}
+
+enum Listed {
+    Names(Vec<String>),
+    Refused(StatusCode),
+}
+
+#[derive(Deserialize)]
+struct List {
+    data: Vec<Named>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    id: String,
+}
+
+async fn listed(model: &ModelConfig) -> Result<Listed> {
+    let base = client::base_url(&model.base_url).with_context(|| format!("{} is not a URL", model.base_url))?;
+    let mut request = client::http(&base)?.get(client::join(&base, &["models"], &[])).timeout(ANSWER_LIMIT);
+    if let Some(file) = &model.api_key_file {
+        request = request.bearer_auth(secrets::read(file)?.expose_secret());
+    }
+    let response = request.send().await.with_context(|| format!("{base} does not answer"))?;
+    if !response.status().is_success() {
+        return Ok(Listed::Refused(response.status()));
+    }
+    let body = client::read(response).await?;
+    let list: Option<List> = serde_json::from_slice(&body).ok();
+    Ok(Listed::Names(list.map_or_else(Vec::new, |list| list.data.into_iter().map(|named| named.id).collect())))
+}
+
+/// Whether a dashboard runs, is ready and knows us.
+pub(super) async fn dashboard(common: &Common, flags: &Flags, config: &Config, environment: &Environment) -> Check {
+    const ID: &str = "dashboard";
+    let base = match client::address(common, &flags.client, config, environment) {
+        Ok(base) => base,
+        Err(error) => return Check::warn(ID, format!("{error:#}"), "give --url"),
+    };
+    let shown = client::shown(&base);
+    let health = match ready(&base).await {
+        Ok(health) => health,
+        Err(error) => {
+            return Check::warn(ID, client::unanswered(&base, &error), "without it, `fettle fix` works alone");
+        }
+    };
+    let failing: Vec<String> = health.checks.iter().filter(|check| !check.ok).map(Part::told).collect();
+    if !failing.is_empty() {
+        let sentence = format!("{shown} is not ready: {}", failing.join("; "));
+        return Check::fail(ID, sentence, "look at the dashboard's log");
+    }
+    let client = match Client::new(common, &flags.client, environment) {
+        Ok(client) => client,
+        Err(error) => return Check::warn(ID, format!("{shown} is ready, but {error:#}"), "give --key-file"),
+    };
+    if let Err(error) = client.get(&["api", "v1", "tasks"], &[("limit", "1")]).await {
+        return Check::fail(ID, format!("{error:#}"), "give --data-dir or --key-file of the dashboard that runs there");
+    }
+    let own = env!("CARGO_PKG_VERSION");
+    if health.version != own {
+        let sentence = format!("{shown} is ready, in version {}; this is {own}", health.version);
+        return Check::warn(ID, sentence, "use the same version of both");
+    }
+    Check::ok(ID, format!("{shown} is ready"))
+}
+
+#[derive(Deserialize)]
+struct Health {
+    version: String,
+    checks: Vec<Part>,
+}
+
+#[derive(Deserialize)]
+struct Part {
+    name: String,
+    ok: bool,
+    detail: Option<String>,
+}
+
+impl Part {
+    fn told(&self) -> String {
+        format!("{}: {}", self.name, self.detail.as_deref().unwrap_or("failing"))
+    }
+}
+
+/// Health needs no key, and tells what fails with a status of its own.
+async fn ready(base: &Url) -> Result<Health> {
+    let response = client::http(base)?.get(client::join(base, &["readyz"], &[])).timeout(ANSWER_LIMIT).send().await?;
+    let body = client::read(response).await?;
+    serde_json::from_slice(&body).context("what answers there is no Fettle dashboard")
+}
+
+#[cfg(test)]
+mod tests {
+    use fettle_runtime::config::ModelKind;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::super::Status;
+    use super::*;
+
+    /// The check of a model whose server gives `answer` to its one request; `None`: there is no server.
+    async fn checked(answer: Option<&str>) -> Check {
+        fettle_runtime::install_tls();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let model = ModelConfig {
+            name: "coder".into(),
+            kind: ModelKind::OpenaiCompatible,
+            base_url: format!("http://{}/v1", listener.local_addr().unwrap()),
+            model: None,
+            api_key_file: None,
+            context: 65_536,
+        };
+        let Some(answer) = answer else {
+            drop(listener);
+            return check(&model).await;
+        };
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            assert!(head.starts_with(b"GET /v1/models HTTP/1.1\r\n"));
+            stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
+        };
+        tokio::join!(server, check(&model)).1
+    }
+
+    #[tokio::test]
+    async fn a_model_is_well_when_its_server_answers_and_knows_it() {
+        let list = |names: &str| format!("200 OK\r\nconnection: close\r\n\r\n{{\"data\":[{names}]}}");
+        for (answer, status, words) in [
+            (Some(list(r#"{"id":"coder"},{"id":"other"}"#)), Status::Ok, "answers"),
+            (Some(list(r#"{"id":"other"}"#)), Status::Warn, "does not list `coder`; it lists other"),
+            (Some("401 Unauthorized\r\nconnection: close\r\n\r\n".to_owned()), Status::Warn, "401"),
+            (Some("404 Not Found\r\nconnection: close\r\n\r\n".to_owned()), Status::Ok, "without a list"),
+            (None, Status::Warn, "does not answer"),
+        ] {
+            let check = checked(answer.as_deref()).await;
+            assert!(check.status == status && check.sentence.contains(words), "{check:?}");
+            assert_eq!((check.id.as_str(), check.remedy.is_some()), ("model.coder", status == Status::Warn));
+        }
+    }
+}
