@@ -14,7 +14,7 @@ use crate::tasks::understand;
 use crate::wire::{Event, Task, What};
 
 /// How often a silent Task is asked why it waits.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Prints the Task's events until `until`. With `json`, one event of the API per line and nothing else.
 pub(crate) async fn print(client: &Client, task: &str, until: Until, json: bool) -> Result<()> {

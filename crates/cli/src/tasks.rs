@@ -241,8 +241,10 @@ fn show(out: &mut impl Write, task: &Task, now: Timestamp) -> std::io::Result<()
     line("mode", format!("{}{model}", summary.mode))?;
     let created = summary.created_at;
     line("asked", format!("by {} ({}), {} ago, {created}", summary.actor, summary.trigger, age(now, created)))?;
-    let crashes = if run.crashes == 0 { String::new() } else { format!(", {} workers lost", run.crashes) };
-    line("run", format!("{}: {}, {} attempts{crashes}, {} steps", run.id, run.job_state, run.attempts, run.steps))?;
+    let setbacks = [(run.attempts, "failed tries"), (run.crashes, "lost workers")];
+    let setbacks: String =
+        setbacks.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}")).collect();
+    line("run", format!("{}: {}, {} steps{setbacks}", run.id, run.job_state, run.steps))?;
     let spent = &run.spent;
     line(
         "spent",
@@ -386,6 +388,7 @@ mod tests {
             "  state     done (draft pr)",
             "  mode      quickfix, model coder",
             "  asked     by admin (api), 30s ago, 2026-11-20T10:00:00Z",
+            "  run       run_1: done, 12 steps, 1 failed tries",
             "  publish   pull request withheld the issue was closed",
             "  reason    no new test",
             "  proof     weak",

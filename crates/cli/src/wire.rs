@@ -47,6 +47,7 @@ pub(crate) struct Task {
 pub(crate) struct Run {
     pub(crate) id: String,
     pub(crate) job_state: String,
+    /// Those that failed.
     pub(crate) attempts: u16,
     pub(crate) crashes: u16,
     pub(crate) steps: u32,
