@@ -220,7 +220,7 @@ async fn layer(
             if !output.denied_hosts.is_empty() {
                 // The usual cause, and the one an operator can put right.
                 let hosts = output.denied_hosts.join(", ");
-                said = format!("{said}\nrefused by `[agent.sandbox] prepare_hosts`: {hosts}");
+                said = format!("refused by `[agent.sandbox] prepare_hosts`: {hosts}\n{said}");
             }
             Err(PrepareError::InstallFailed { what: install.what.clone(), output: said })
         }

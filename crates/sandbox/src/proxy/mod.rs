@@ -45,7 +45,7 @@ impl Proxy {
         Self { _acceptor: acceptor, denied }
     }
 
-    /// Who was asked for and refused, each once, in order.
+    /// What was asked for and refused, each once, in order: what the list of hosts lacks.
     pub(crate) fn denied(&self) -> Vec<String> {
         self.denied.lock().expect("nobody panics while holding the list of denied hosts").clone()
     }
@@ -146,7 +146,7 @@ impl Desk {
     async fn connect(&self, request: &Request) -> Result<TcpStream, Unreachable> {
         let verdict = self.allowed.judge(&request.host, request.port);
         if verdict == Verdict::Refused {
-            return Err(self.deny(request));
+            return Err(self.deny(request.host.clone()));
         }
         let found = match timeout(CONNECT_TIME, lookup_host((request.host.as_str(), request.port))).await {
             Ok(found) => found.map_err(Unreachable::Failed)?,
@@ -154,7 +154,8 @@ impl Desk {
         };
         let found: Vec<SocketAddr> = found.collect();
         if verdict == Verdict::PublicOnly && !found.iter().all(|address| policy::is_public(address.ip())) {
-            return Err(self.deny(request));
+            // Only with its port may a name lead elsewhere: that is what the list lacks.
+            return Err(self.deny(format!("{}:{}", request.host, request.port)));
         }
         match timeout(CONNECT_TIME, TcpStream::connect(found.as_slice())).await {
             Ok(connected) => connected.map_err(Unreachable::Failed),
@@ -162,10 +163,10 @@ impl Desk {
         }
     }
 
-    fn deny(&self, request: &Request) -> Unreachable {
+    fn deny(&self, lacking: String) -> Unreachable {
         let mut denied = self.denied.lock().expect("nobody panics while holding the list of denied hosts");
-        if denied.len() < DENIED_KEPT && !denied.contains(&request.host) {
-            denied.push(request.host.clone());
+        if denied.len() < DENIED_KEPT && !denied.contains(&lacking) {
+            denied.push(lacking);
         }
         Unreachable::Denied
     }

@@ -140,7 +140,7 @@ async fn an_allow_list_opens_its_hosts_and_reports_the_others() {
     assert_eq!(text.matches("403 Forbidden").count(), 4, "{text}");
     assert!(!text.contains("a shut door") && !text.contains("DIRECT"), "{text}");
     assert!(text.trim_end().ends_with("http://127.0.0.1:3128 http://127.0.0.1:3128"), "{text}");
-    assert_eq!(output.denied_hosts, ["127.0.0.1", "evil.example", "localhost"]);
+    assert_eq!(output.denied_hosts, ["127.0.0.1", "evil.example", "localhost:443"]);
 }
 
 #[tokio::test]
