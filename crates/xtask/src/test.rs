@@ -112,13 +112,17 @@ fn demo(workspace: &Workspace) -> anyhow::Result<()> {
     judge_demo(last)
 }
 
+/// The demo did the main job when its last line tells of one ready pull request with a proof and one comment.
 fn judge_demo(line: &str) -> anyhow::Result<()> {
     let result: serde_json::Value = serde_json::from_str(line).context("the demo's last line is not JSON")?;
-    match result.get("ok") {
-        Some(serde_json::Value::Bool(true)) => Ok(()),
-        Some(_) => bail!("the demo did not reach its end"),
-        None => bail!("the demo's last line does not say whether it is `ok`"),
-    }
+    let holds = |pointer: &str, wanted: serde_json::Value| match result.pointer(pointer) {
+        Some(found) if *found == wanted => Ok(()),
+        found => bail!("the demo's last line has {found:?} at {pointer}, wanted {wanted}"),
+    };
+    holds("/pull_request/draft", false.into())?;
+    holds("/proof/proven", true.into())?;
+    holds("/comments", 1.into())?;
+    holds("/task/state", "done".into())
 }
 
 fn crash_sample(workspace: &Workspace) -> anyhow::Result<()> {
@@ -192,9 +196,15 @@ mod tests {
 
     #[test]
     fn a_demo_passes_only_when_it_says_so() {
-        assert!(judge_demo(r#"{"ok":true,"pull_request":1}"#).is_ok());
-        assert!(judge_demo(r#"{"ok":false}"#).is_err());
-        assert!(judge_demo(r#"{"pull_request":1}"#).is_err());
+        let line = |draft: bool, comments: u8| {
+            let pull = format!(r#"{{"number":2,"draft":{draft}}}"#);
+            format!(
+                r#"{{"pull_request":{pull},"proof":{{"proven":true}},"comments":{comments},"task":{{"state":"done"}}}}"#
+            )
+        };
+        assert!(judge_demo(&line(false, 1)).is_ok());
+        assert!(judge_demo(&line(true, 1)).is_err());
+        assert!(judge_demo(&line(false, 2)).is_err());
         assert!(judge_demo("done").is_err());
     }
 

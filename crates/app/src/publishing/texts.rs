@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use fettle_domain::id::TaskId;
 use fettle_domain::outgoing::{self, inline_code, paragraph};
-use fettle_domain::proof::{Granularity, Level, NewTest, Outcome, Proof, SuiteDelta};
+use fettle_domain::proof::{Executed, Granularity, Level, NewTest, Outcome, Proof, SuiteDelta};
 use fettle_domain::proposal::Verdict;
 use fettle_domain::run::{ProvenChange, RunOutcome};
 
@@ -26,6 +26,8 @@ const TRAILER: &str = "Fettle-Task: ";
 /// Prose of a model in a pull request.
 const SUMMARY_LINES: usize = 10;
 const SUMMARY_CHARS: usize = 2_000;
+/// How verification calls the run of the whole suite on the change.
+const SUITE_ON_HEAD: &str = "tests on head";
 /// Names listed before "and n more".
 const LISTED: usize = 8;
 
@@ -171,7 +173,9 @@ fn checks_rows(proof: &Proof) -> String {
 }
 
 fn check_yourself(publication: &Publication, proof: &Proof) -> String {
-    let command = proof.commands.iter().rev().find(|c| c.tree == proof.head_tree && c.exit == Some(0));
+    let head = |command: &&Executed| command.tree == proof.head_tree && command.exit == Some(0);
+    let whole = proof.commands.iter().filter(head).find(|command| command.purpose == SUITE_ON_HEAD);
+    let command = whole.or_else(|| proof.commands.iter().rev().find(head));
     let fetch = format!("git fetch origin {0} && git checkout {0}", publication.branch);
     match command {
         Some(test) => format!("Check it yourself: {} then {}\n", inline_code(&fetch), inline_code(&test.command)),
@@ -181,13 +185,17 @@ fn check_yourself(publication: &Publication, proof: &Proof) -> String {
 
 fn cost_line(publication: &Publication) -> String {
     let spent = publication.task.run.spent;
+    let wall = match spent.wall_s {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds.div_ceil(60)),
+    };
     let model = publication.task.run.result.as_ref().map_or("", |r| r.model.as_str());
     format!(
-        "Cost: {} model calls · {} tokens read, {} written · {} min · model {} · task `{}`\n\n<sub>Code under test can forge its own report; exit codes and counts here were taken outside of it, in a fresh checkout.</sub>",
+        "Cost: {} model calls · {} tokens read, {} written · {} · model {} · task `{}`\n\n<sub>Code under test can forge its own report; exit codes and counts here were taken outside of it, in a fresh checkout.</sub>",
         spent.calls,
         spent.prompt_tokens,
         spent.generated_tokens,
-        spent.wall_s.div_ceil(60),
+        wall,
         inline_code(model),
         publication.task.id,
     )
