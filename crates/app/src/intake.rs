@@ -116,7 +116,12 @@ impl Intake {
     /// How long the delivery has to wait, when it has no verdict yet.
     async fn process(&self, delivery: &Delivery, waited: Option<Duration>) -> Option<Duration> {
         let longer = waited.map_or(FIRST_WAIT, |wait| (wait * 2).min(LONGEST_WAIT));
-        match self.decide(delivery).await {
+        let decided = match self.decide(delivery).await {
+            // Asking again would never end: a repository or issue that we may not see is as good as none.
+            Err(Later::Forge(error @ ForgeError::NotFound(_))) => closed(error.to_string()),
+            other => other,
+        };
+        match decided {
             Ok(Verdict::Opened(opened)) => {
                 let (task, how) = match opened {
                     Opened::New { task, .. } => (task, "opened"),

@@ -109,7 +109,6 @@ impl Publisher {
     pub async fn work(&self, shutdown: &CancellationToken) {
         let mut request = RequestId::from_uuid(self.ids.uuid());
         while !shutdown.is_cancelled() {
-            crash::before(Point::PublishWake);
             let want = Want { kind: JobKind::Publish, versions: vec![1] };
             let granted = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -119,7 +118,6 @@ impl Publisher {
                 Ok(granted) => {
                     request = RequestId::from_uuid(self.ids.uuid());
                     if let Granted::Leased(jobs) = granted {
-                        crash::after(Point::PublishWake);
                         for job in jobs {
                             crash::before(Point::PublishLeased);
                             if let Order::Publish { task } = job.order {
@@ -174,7 +172,7 @@ impl Publisher {
             Err(Halt::Again(why)) => {
                 warn!("could not publish {}, trying again: {why}", lease.job);
                 let (_, jitter) = self.ids.uuid().as_u64_pair();
-                let wait = back_off(attempts, (jitter & 0xffff) as u16);
+                let wait = back_off(self.timing.back_off, attempts, (jitter & 0xffff) as u16);
                 self.ledger.fail(&lease, &why, Then::RetryAfter(wait)).await
             }
         };

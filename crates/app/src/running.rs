@@ -189,7 +189,7 @@ impl Worker {
             Err(RunEnd::Retry(why)) => {
                 warn!("{} failed and will be tried again: {why}", lease.job);
                 let (_, jitter) = self.ids.uuid().as_u64_pair();
-                let wait = back_off(attempts, (jitter & 0xffff) as u16);
+                let wait = back_off(self.timing.back_off, attempts, (jitter & 0xffff) as u16);
                 persist(held, || self.leases.fail(&lease, why, Then::RetryAfter(wait))).await
             }
             Err(RunEnd::Never(why)) => {
@@ -203,7 +203,7 @@ impl Worker {
             Err(RunEnd::Stopped(Stop::Lost)) => Err(Stop::Lost),
             Err(RunEnd::Stopped(Stop::Refused(why))) => {
                 error!("{} cannot go on: {why}", lease.job);
-                let retry = Then::RetryAfter(back_off(attempts, u16::MAX));
+                let retry = Then::RetryAfter(back_off(self.timing.back_off, attempts, u16::MAX));
                 self.leases.fail(&lease, why, retry).await.map_err(|_| Stop::Lost)
             }
             Err(RunEnd::Stopped(why @ (Stop::Cancelled(_) | Stop::Shutdown))) => {

@@ -53,6 +53,8 @@ pub struct Timing {
     pub margin: Duration,
     /// Fenced for this long without an answer, a holder kills its work.
     pub give_up: Duration,
+    /// The longest wait after a first failure; see [`crate::retry::back_off`].
+    pub back_off: Duration,
 }
 
 impl Default for Timing {
@@ -63,6 +65,7 @@ impl Default for Timing {
             heartbeat_timeout: Duration::from_secs(3),
             margin: Duration::from_secs(10),
             give_up: Duration::from_secs(300),
+            back_off: crate::retry::BACK_OFF_BASE,
         }
     }
 }
@@ -76,6 +79,7 @@ impl Timing {
             heartbeat_timeout: Duration::from_millis(300),
             margin: Duration::from_millis(300),
             give_up: Duration::from_secs(5),
+            back_off: Duration::from_millis(300),
         }
     }
 
