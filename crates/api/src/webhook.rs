@@ -11,6 +11,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use fettle_app::crash::{self, Point};
 use fettle_app::ports::ledger::{Accepted, Delivery};
 use fettle_domain::id::DeliveryId;
 use hmac::{Hmac, Mac};
@@ -106,11 +107,14 @@ pub(crate) async fn receive_github(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    let (verdict, answer) = match receive(&api, exchange, &headers, body).await {
+    let received = receive(&api, exchange, &headers, body).await;
+    crash::before(Point::IntakeAnswer);
+    let (verdict, answer) = match received {
         Ok((verdict, status, body)) => (verdict, (status, Json(body)).into_response()),
         Err((verdict, problem)) => (verdict, problem.into_response()),
     };
     api.metrics.delivery(verdict);
+    crash::after(Point::IntakeAnswer);
     answer
 }
 
@@ -161,7 +165,10 @@ async fn receive(
         correlation: exchange.correlation,
         received_at: api.clock.now(),
     };
-    match timeout(STORE_LIMIT, api.ledger.accept(stored)).await {
+    crash::before(Point::IntakeStore);
+    let accepted = timeout(STORE_LIMIT, api.ledger.accept(stored)).await;
+    crash::after(Point::IntakeStore);
+    match accepted {
         Ok(Ok(Accepted::New)) => Ok((Verdict::New, StatusCode::ACCEPTED, said(DeliveryVerdict::New))),
         Ok(Ok(Accepted::Duplicate)) => Ok((Verdict::Duplicate, StatusCode::ACCEPTED, said(DeliveryVerdict::Duplicate))),
         Ok(Err(error)) => Err((Verdict::Unavailable, error.into())),

@@ -39,11 +39,12 @@ points! {
     IntakeAnswer = "C1" "intake.answer",
     /// Answered, Task not opened.
     IntakeOpen = "C2" "intake.open",
-    /// Committed, transport not rung.
+    /// A run job's row is committed, the in-process transport not rung: the writer's watch that wakes whoever waits to
+    /// lease.
     HintRing = "C3" "hint.ring",
-    /// Rung, not marked.
+    /// Rung, and whoever wrote the job is not told so. In one process no row is marked: the answer is the mark.
     HintMark = "C4" "hint.mark",
-    /// Work noticed, not leased.
+    /// About to ask for a lease.
     WorkerLease = "C5" "worker.lease",
     /// Leased, the answer not used.
     WorkerLeased = "C6" "worker.leased",
@@ -55,6 +56,7 @@ points! {
     WorkerVerifyRecord = "C12" "worker.verify.record",
     WorkerBundle = "C13" "worker.bundle",
     WorkerComplete = "C14" "worker.complete",
+    /// A publish job's row is committed, the publisher not woken.
     PublishWake = "C15" "publish.wake",
     PublishLeased = "C16" "publish.leased",
     PushIntend = "C17" "publish.push.intend",
@@ -70,12 +72,23 @@ points! {
 }
 
 #[cfg(feature = "crash-points")]
-static ARMED: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+struct Armed {
+    /// `worker.model.call:before`.
+    name: String,
+    /// Arrivals left until the one that kills.
+    left: std::sync::atomic::AtomicU32,
+}
 
-/// Arms this process: `worker.model.call:before` or `:after`. Only the first call counts.
 #[cfg(feature = "crash-points")]
-pub fn arm(name: String) {
-    let _ = ARMED.set(name);
+static ARMED: std::sync::OnceLock<Armed> = std::sync::OnceLock::new();
+
+/// Arms this process: `worker.model.call:before` or `:after`, or `…:before:3` for the third time. Only the first call
+/// counts.
+#[cfg(feature = "crash-points")]
+pub fn arm(text: &str) {
+    let counted = text.rsplit_once(':').and_then(|(name, nth)| Some((name, nth.parse::<u32>().ok()?)));
+    let (name, nth) = counted.unwrap_or((text, 1));
+    let _ = ARMED.set(Armed { name: name.to_owned(), left: nth.into() });
 }
 
 /// Just before the action.
@@ -90,8 +103,11 @@ pub fn after(point: Point) {
 
 #[cfg(feature = "crash-points")]
 fn reach(point: Point, side: &str) {
-    let armed = ARMED.get().and_then(|name| name.split_once(':'));
-    if armed.is_some_and(|(name, wanted)| name == point.name() && wanted == side) {
+    use std::sync::atomic::Ordering::SeqCst;
+    let Some(armed) = ARMED.get().filter(|armed| armed.name.split_once(':') == Some((point.name(), side))) else {
+        return;
+    };
+    if armed.left.fetch_sub(1, SeqCst) == 1 {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         loop {
             std::thread::park();

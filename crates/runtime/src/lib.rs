@@ -20,7 +20,7 @@ pub fn install_tls() {
 pub fn arm_crash_point(environment: &environment::Environment) {
     #[cfg(feature = "crash-points")]
     if let Some(name) = environment.find("FETTLE_CRASH_POINT") {
-        fettle_app::crash::arm(name.to_owned());
+        fettle_app::crash::arm(name);
     }
     #[cfg(not(feature = "crash-points"))]
     let _ = environment;

@@ -82,7 +82,9 @@ pub(crate) async fn accept_all(tx: &mut Tx<'_>, newest: i64, asked: &mut [&mut A
         ask.out = if all_new || new.contains(&seq) { Accepted::New } else { Accepted::Duplicate };
         last = seq;
     }
-    tx.wakes |= stored > 0;
+    if stored > 0 {
+        tx.wakes.delivery();
+    }
     Ok(last)
 }
 

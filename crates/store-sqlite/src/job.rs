@@ -123,7 +123,9 @@ pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId) -> L<()> {
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
-    tx.wakes |= runnable_at.is_some();
+    if runnable_at.is_some() {
+        tx.wakes.job(job.kind);
+    }
     Ok(())
 }
 
@@ -172,7 +174,9 @@ pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
-    tx.wakes |= matches!(job.state, JobState::Queued);
+    if matches!(job.state, JobState::Queued) {
+        tx.wakes.job(job.kind);
+    }
     Ok(())
 }
 

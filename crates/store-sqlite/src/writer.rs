@@ -8,8 +8,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fettle_app::crash::{self, Point};
 use fettle_app::ports::clock::IdSource;
 use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
+use fettle_domain::job::JobKind;
 use fettle_domain::lease::Timing;
 use jiff::Timestamp;
 use sqlx::{Connection, SqliteConnection};
@@ -52,12 +54,43 @@ pub(crate) struct Tx<'c> {
     pub(crate) timing: Timing,
     pub(crate) ids: &'c dyn IdSource,
     pub(crate) time: &'c LedgerTime,
-    /// Something became runnable.
-    pub(crate) wakes: bool,
+    pub(crate) wakes: Wakes,
     /// The last event appended, or 0.
     pub(crate) newest_event: u64,
     /// The wall clock was stepped ahead by this much and live leases were moved with it.
     pub(crate) stepped: Option<Duration>,
+}
+
+/// What became runnable, so that whoever waits is woken after the commit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wakes {
+    delivery: bool,
+    run: bool,
+    publish: bool,
+}
+
+impl Wakes {
+    pub(crate) fn delivery(&mut self) {
+        self.delivery = true;
+    }
+
+    pub(crate) fn job(&mut self, kind: JobKind) {
+        match kind {
+            JobKind::Run => self.run = true,
+            JobKind::Publish => self.publish = true,
+        }
+    }
+
+    fn ring(self, work: &watch::Sender<u64>) {
+        let Self { delivery, run, publish } = self;
+        let points = [(run, Point::HintRing), (publish, Point::PublishWake)];
+        let reached = || points.into_iter().filter_map(|(wakes, point)| wakes.then_some(point));
+        if delivery || run || publish {
+            reached().for_each(crash::before);
+            work.send_modify(|count| *count += 1);
+            reached().for_each(crash::after);
+        }
+    }
 }
 
 /// The handle that callers hold.
@@ -198,6 +231,17 @@ impl Command {
     }
 }
 
+/// Tells those who asked that their changes are durable, after whoever waits for them was woken.
+fn answer(group: Vec<Command>, woken: Wakes) {
+    if woken.run {
+        crash::before(Point::HintMark);
+    }
+    group.into_iter().for_each(|command| command.answer(None));
+    if woken.run {
+        crash::after(Point::HintMark);
+    }
+}
+
 struct WriterTask {
     parts: WriterParts,
     queue: mpsc::Receiver<Command>,
@@ -252,7 +296,7 @@ impl WriterTask {
     async fn settle(&mut self, mut group: Vec<Command>) {
         self.log_bytes += group.iter().map(Command::log_bytes).sum::<usize>();
         match self.attempt(&mut group).await {
-            Ok(()) => group.into_iter().for_each(|command| command.answer(None)),
+            Ok(woken) => answer(group, woken),
             Err(error) if group.len() == 1 || error::concerns_the_file(&error) => {
                 self.refuse(group, error);
             }
@@ -261,7 +305,7 @@ impl WriterTask {
                 while let Some(command) = left.pop_front() {
                     let mut alone = vec![command];
                     match self.attempt(&mut alone).await {
-                        Ok(()) => alone.into_iter().for_each(|command| command.answer(None)),
+                        Ok(woken) => answer(alone, woken),
                         Err(error) if matches!(error, LedgerError::Corrupt(_)) => {
                             alone.extend(left.drain(..));
                             self.refuse(alone, error);
@@ -282,7 +326,7 @@ impl WriterTask {
         }
     }
 
-    async fn attempt(&mut self, group: &mut [Command]) -> L<()> {
+    async fn attempt(&mut self, group: &mut [Command]) -> L<Wakes> {
         let parts = &mut self.parts;
         let mut transaction = parts.conn.begin_with("BEGIN IMMEDIATE").await.or_ledger()?;
         let mut tx = Tx {
@@ -291,7 +335,7 @@ impl WriterTask {
             timing: parts.timing,
             ids: parts.ids.as_ref(),
             time: &parts.time,
-            wakes: false,
+            wakes: Wakes::default(),
             newest_event: 0,
             stepped: None,
         };
@@ -316,10 +360,8 @@ impl WriterTask {
         if newest_event > 0 {
             parts.newest_event.send_replace(newest_event);
         }
-        if wakes {
-            parts.work.send_modify(|count| *count += 1);
-        }
-        Ok(())
+        wakes.ring(&parts.work);
+        Ok(wakes)
     }
 
     /// Moves the log into the database. A reader in the way only postpones it: the next one takes all.
