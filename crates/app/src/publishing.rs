@@ -36,6 +36,9 @@ use crate::ports::ledger::{
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 /// The longest forge request; a write begins only while the lease lasts longer than this.
 const FORGE_WRITE: Duration = Duration::from_secs(10);
+/// A write that is under way when the work must stop may take this long to be answered: a forge request's time and a
+/// little, below the 20 s in which a process lets go of everything.
+const WIND_DOWN: Duration = Duration::from_secs(15);
 /// A read-back that finds nothing is repeated once after this: forges read from replicas that lag.
 const READ_BACK_PAUSE: Duration = Duration::from_secs(2);
 
@@ -148,11 +151,21 @@ impl Publisher {
     async fn execute(&self, held: &HeldLease, attempts: u16, shutdown: &CancellationToken) {
         let lease = held.lease();
         let work = held.work_token();
-        let end = tokio::select! {
-            end = self.publish(held) => end,
-            () = work.cancelled() => Err(Halt::Stopped(held.ended().unwrap_or(Stop::Lost))),
-            () = shutdown.cancelled() => Err(Halt::Stopped(Stop::Shutdown)),
+        let publishing = self.publish(held);
+        tokio::pin!(publishing);
+        let mut end = tokio::select! {
+            end = &mut publishing => Some(end),
+            () = work.cancelled() => None,
+            () = shutdown.cancelled() => {
+                held.end(Stop::Shutdown);
+                None
+            }
         };
+        if end.is_none() && !matches!(held.ended(), None | Some(Stop::Lost)) {
+            // It begins nothing more, but what it has sent goes on without it: its answer belongs in the ledger.
+            end = tokio::time::timeout(WIND_DOWN, &mut publishing).await.ok();
+        }
+        let end = end.unwrap_or_else(|| Err(Halt::Stopped(held.ended().unwrap_or(Stop::Lost))));
         let said = match end {
             Ok(()) => {
                 crash::before(Point::PublishComplete);
@@ -194,6 +207,7 @@ impl Publisher {
         let unsettled = |effect: &&Effect| !matches!(effect.state, EffectState::Settled { .. });
         let effects = publication.task.effects.clone();
         for effect in effects.iter().filter(unsettled) {
+            held.ready(Duration::ZERO).await?;
             // Texts name the branch that was really pushed, which is another one when its name was taken.
             if let Some((branch, _)) = &story.pushed {
                 publication.branch = branch.clone();
