@@ -29,6 +29,8 @@ const FALLBACK_POLL: Duration = Duration::from_secs(5);
 /// A delivery whose forge did not answer waits this long, doubling up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// A label that a delivery tells of may be missing for this long in the list of events, which lags behind.
+const EVENT_LAG: SignedDuration = SignedDuration::from_secs(120);
 /// Comments a model may see at most: the newest before the trigger.
 const MAX_COMMENTS: usize = 30;
 /// Tasks an installation may open in a day by webhooks, unless configured.
@@ -55,6 +57,8 @@ pub struct Intake {
 enum Later {
     Forge(ForgeError),
     Ledger(LedgerError),
+    /// The forge does not list yet what the delivery tells.
+    Lags,
 }
 
 impl From<ForgeError> for Later {
@@ -146,6 +150,7 @@ impl Intake {
                 warn!(error = &error as &dyn std::error::Error, "{} waits for the forge", delivery.key);
                 Some(longer)
             }
+            Err(Later::Lags) => Some(FIRST_WAIT),
             Err(Later::Ledger(error)) => {
                 error!("could not open a Task for {}: {error}", delivery.key);
                 Some(longer)
@@ -174,6 +179,11 @@ impl Intake {
         let number = incoming.issue.number;
         let repo = self.known_repo(incoming).await?;
         let Some(event) = self.forge.labeled(&repo, number, &self.rules.label).await? else {
+            let now = self.forge.issue(&repo, number).await?;
+            let young = self.clock.now().duration_since(delivery.received_at) < EVENT_LAG;
+            if young && now.labels.contains(&self.rules.label) {
+                return Err(Later::Lags);
+            }
             return closed("the label was never set or is gone");
         };
         let wish = Wish {

@@ -90,8 +90,9 @@ impl Story<'_> {
             return Ok(self.result(outcome, Some(ground.base.commit), None, talk.steps.spent()));
         }
         let repro = self.reproduce(ground, talk, folder).await?;
-        let summary = self.fix(ground, talk, &repro).await?;
-        if talk.tree == ground.base.tree {
+        let summary = self.fix(talk, &repro).await?;
+        // A test alone, that fails, helps nobody.
+        if !talk.has_fix() {
             let notes = talk.distil().await?;
             let outcome = RunOutcome::Unsolved { notes };
             return Ok(self.result(outcome, Some(ground.base.commit), None, talk.steps.spent()));
@@ -138,6 +139,7 @@ impl Story<'_> {
         }
         let start = reproduced.as_ref().and_then(|seen| seen.tree).unwrap_or(ground.base.tree);
         self.put_workspace(ground, talk, folder, start).await?;
+        talk.fix_starts_from = Some(start);
         Ok(reproduced)
     }
 
@@ -164,18 +166,17 @@ impl Story<'_> {
     }
 
     /// Phase 3: until there is a change and the model says that it is done. Gives its summary, if it came to one.
-    async fn fix(&self, ground: &Ground, talk: &mut Talk, repro: &Option<Reproduced>) -> Result<Option<String>, Ended> {
+    async fn fix(&self, talk: &mut Talk, repro: &Option<Reproduced>) -> Result<Option<String>, Ended> {
         talk.steps.enter("fix");
         let shown = repro
             .as_ref()
             .map(|seen| format!("The new test fails on the unchanged code, as it should:\n{}", seen.text));
         talk.say(&context::fix(&self.brief.limits, shown.as_deref()));
-        let before = repro.as_ref().and_then(|seen| seen.tree).unwrap_or(ground.base.tree);
         let mut calls = self.brief.limits.fix_calls;
         loop {
             match talk.converse(FIX, &mut calls).await? {
                 Said::Exhausted => return Ok(None),
-                Said::Finished { summary } if talk.tree != before => return Ok(Some(summary)),
+                Said::Finished { summary } if talk.has_fix() => return Ok(Some(summary)),
                 Said::Finished { .. } => {
                     talk.say("error[no_change]: the code is as it was before this phase, so nothing can be fixed yet. Make the change, then finish.");
                 }
@@ -211,7 +212,7 @@ impl Story<'_> {
                 }
                 Err(other) => return Err(other),
             }
-            if talk.tree == best.tree || talk.tree == ground.base.tree {
+            if talk.tree == best.tree || !talk.has_fix() {
                 continue;
             }
             let repaired = self.verify(ground, talk, folder, repro).await?;
@@ -291,7 +292,7 @@ impl Story<'_> {
         folder: &RunFolder,
     ) -> Result<RunResult, Ended> {
         talk.steps.watch().note(&format!("stopped: {limit}"));
-        if talk.tree != ground.base.tree {
+        if talk.has_fix() {
             let best = self.verify(ground, talk, folder, &None).await?;
             return self.hand_over(ground, talk, best, None, std::slice::from_ref(&limit)).await;
         }

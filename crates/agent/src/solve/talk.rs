@@ -115,6 +115,8 @@ pub(crate) struct Talk {
     pub(crate) tools: ToolBox,
     /// The workspace's tree after the last step.
     pub(crate) tree: TreeId,
+    /// The base with the new test, if there is one; nothing before the fix begins.
+    pub(crate) fix_starts_from: Option<TreeId>,
     dialect: Dialect,
     messages: Vec<Message>,
     /// Messages already journaled with an earlier model call.
@@ -157,6 +159,7 @@ impl Talk {
             steps,
             tools,
             tree,
+            fix_starts_from: None,
             dialect: Dialect::Native,
             messages: vec![Message::System { text: system }, Message::User { text: task }],
             journaled: 0,
@@ -178,6 +181,11 @@ impl Talk {
             }
             _ => self.messages.push(Message::User { text: text.to_owned() }),
         }
+    }
+
+    /// The workspace holds something other than the base, with or without the new test.
+    pub(crate) fn has_fix(&self) -> bool {
+        self.tree != self.parts.base_tree && self.fix_starts_from.is_some_and(|start| start != self.tree)
     }
 
     /// Talks until the model finishes the phase or its `calls` are used up, which are counted down.
