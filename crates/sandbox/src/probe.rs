@@ -59,7 +59,8 @@ impl ProcessSandbox {
         let delegation = Delegation::find().map_err(|note| notes.push(note)).ok();
         let report =
             SandboxReport { level: max_level, cgroup: delegation.is_some(), landlock_abi: sys::landlock_abi(), notes };
-        let mut sandbox = Self { helper, scratch, report, delegation, proc: true, started: AtomicU64::new(0) };
+        let mut sandbox =
+            Self { helper, scratch, report, delegation, proc: true, cap: true, started: AtomicU64::new(0) };
 
         let found = match max_level {
             SandboxLevel::Full => sandbox.try_full().await? || sandbox.try_landlock().await?,
@@ -83,22 +84,32 @@ impl ProcessSandbox {
 
     async fn try_full(&mut self) -> Result<bool, SandboxError> {
         self.report.level = SandboxLevel::Full;
-        let mut refused = self.trial().await?;
-        if refused.as_ref().is_some_and(|refusal| refusal.fault == Fault::Proc) {
+        let mut tried = self.trial().await?;
+        if tried.as_ref().is_some_and(|refusal| refusal.fault == Fault::Proc) {
             self.proc = false;
+            self.cap = false;
             self.note(
                 "commands see no /proc, because the container around masks its own: start it with an unmasked /proc",
             );
-            refused = self.trial().await?;
+            tried = self.trial().await?;
         }
-        let Some(refusal) = refused else {
-            if self.report.landlock_abi == 0 {
-                self.note("landlock is missing as a second wall: use a kernel with CONFIG_SECURITY_LANDLOCK and name it in lsm=");
-            }
-            return Ok(true);
-        };
-        self.note(format!("level full is refused ({refusal}): {}", namespace_advice(&refusal)));
-        Ok(false)
+        if tried.as_ref().is_some_and(|refusal| refusal.fault == Fault::Cap) {
+            self.cap = false;
+            tried = self.trial().await?;
+        }
+        if let Some(refusal) = tried {
+            self.note(format!("level full is refused ({refusal}): {}", namespace_advice(&refusal)));
+            return Ok(false);
+        }
+        if self.report.landlock_abi == 0 {
+            self.note(
+                "landlock is missing as a second wall: use a kernel with CONFIG_SECURITY_LANDLOCK and name it in lsm=",
+            );
+        }
+        if !self.cap {
+            self.note_uncapped("run the worker as an ordinary user, or on Linux 6.14 or newer with an unmasked /proc");
+        }
+        Ok(true)
     }
 
     async fn try_landlock(&mut self) -> Result<bool, SandboxError> {
@@ -117,7 +128,19 @@ impl ProcessSandbox {
         if abi < SIGNAL_LANDLOCK {
             self.note("commands may send signals to other processes of the worker's user: use Linux 6.12 or newer");
         }
+        self.note_uncapped("run the worker as an ordinary user");
         Ok(true)
+    }
+
+    /// A superuser's processes are beyond the rlimit that holds those of everybody else.
+    fn note_uncapped(&mut self, advice: &str) {
+        let (user, _) = sys::effective_ids();
+        if user == 0 && !self.report.cgroup {
+            self.note(format!(
+                "the kernel does not limit how many processes a superuser's command has, so they are only counted, and a fork bomb \
+                 can starve the host before it is ended: {advice}"
+            ));
+        }
     }
 
     fn note(&mut self, note: impl Into<String>) {

@@ -40,6 +40,8 @@ pub struct ProcessSandbox {
     pub(crate) delegation: Option<Delegation>,
     /// Whether commands at level `full` see a `/proc` of their own.
     pub(crate) proc: bool,
+    /// Whether the kernel caps the process numbers of a command at level `full`.
+    pub(crate) cap: bool,
     /// Names the cgroups.
     pub(crate) started: AtomicU64,
 }
@@ -81,7 +83,7 @@ impl Sandbox for ProcessSandbox {
             Failure::Other(error) => error,
             Failure::Refused(refusal) => match refusal.fault {
                 Fault::Request => SandboxError::Invalid(refusal.to_string()),
-                Fault::Walls | Fault::Proc => SandboxError::Unavailable(format!(
+                Fault::Walls | Fault::Proc | Fault::Cap => SandboxError::Unavailable(format!(
                     "the sandbox could not be entered at level {}: {refusal}",
                     self.report.level.name()
                 )),
@@ -213,6 +215,7 @@ impl ProcessSandbox {
             files: etc::files(names),
             network,
             proc: self.proc,
+            cap: self.cap,
             landlock_abi: self.report.landlock_abi,
             temporary_bytes: command.limits.temporary_bytes,
             open_files: command.limits.open_files,

@@ -25,6 +25,8 @@ pub(crate) struct Spec {
     pub(crate) network: SpecNetwork,
     /// Whether a fresh `/proc` is mounted; container runtimes that mask parts of theirs refuse it.
     pub(crate) proc: bool,
+    /// Whether the process numbers are capped, which needs the former and a kernel that can.
+    pub(crate) cap: bool,
     pub(crate) landlock_abi: u32,
     pub(crate) temporary_bytes: u64,
     pub(crate) open_files: u32,
@@ -84,6 +86,8 @@ pub(crate) enum Fault {
     Walls,
     /// Mounting the fresh `/proc` was refused; the rest may work without it.
     Proc,
+    /// Capping the process numbers was refused; other limits may do.
+    Cap,
     /// The request cannot be carried out, e.g. a mount point that is a symlink.
     Request,
 }

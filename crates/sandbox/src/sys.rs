@@ -259,18 +259,29 @@ pub(crate) enum Limit {
     Processes,
 }
 
+/// For good. A lower limit that holds already stays.
 pub(crate) fn set_limit(limit: Limit, value: u64) -> io::Result<()> {
+    change_limit(limit, |hard| (value.min(hard), value.min(hard)))
+}
+
+/// Until it is set again.
+pub(crate) fn set_soft_limit(limit: Limit, value: u64) -> io::Result<()> {
+    change_limit(limit, |hard| (value.min(hard), hard))
+}
+
+/// `new` makes the soft and the hard limit of the present hard one.
+fn change_limit(limit: Limit, new: impl FnOnce(u64) -> (u64, u64)) -> io::Result<()> {
     let resource = match limit {
         Limit::CoreFile => libc::RLIMIT_CORE,
         Limit::OpenFiles => libc::RLIMIT_NOFILE,
         Limit::Processes => libc::RLIMIT_NPROC,
     };
     let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure outlives both calls.
+    // SAFETY: the structures outlive both calls.
     unsafe {
         check(libc::getrlimit(resource, &raw mut now))?;
-        let value = value.min(now.rlim_max);
-        let new = libc::rlimit { rlim_cur: value, rlim_max: value };
+        let (rlim_cur, rlim_max) = new(now.rlim_max);
+        let new = libc::rlimit { rlim_cur, rlim_max };
         check(libc::setrlimit(resource, &raw const new)).map(drop)
     }
 }

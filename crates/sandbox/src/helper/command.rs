@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fettle_app::ports::sandbox::SandboxLevel;
 
-use super::{Step, landlock, seccomp};
+use super::{Step, forks, landlock, seccomp};
 use crate::spec::{Refusal, Report, Spec};
 use crate::sys::{self, Limit};
 
@@ -62,12 +62,14 @@ fn confine(spec: &Spec) -> Result<(), Refusal> {
     sys::set_limit(Limit::CoreFile, 0).walls("limit core files")?;
     sys::set_limit(Limit::OpenFiles, u64::from(spec.open_files)).walls("limit open files")?;
     sys::be_nice().walls("lower the priority")?;
-    if spec.level == SandboxLevel::Full {
-        // Counted per user namespace; the kernel exempts a superuser, for whom the clerk counts.
-        sys::set_limit(Limit::Processes, u64::from(spec.processes) + HELPER_PROCESSES).walls("limit processes")?;
-    }
     sys::no_new_privileges().walls("refuse new privileges")?;
     sys::drop_capabilities().walls("drop capabilities")?;
+    // Without capabilities, because some of them exempt from this limit.
+    match spec.level {
+        SandboxLevel::Full => sys::set_limit(Limit::Processes, u64::from(spec.processes) + HELPER_PROCESSES),
+        SandboxLevel::Landlock => forks::allow_more(spec.processes),
+    }
+    .walls("limit processes")?;
     sys::die_with_parent().walls("die with the parent")?;
     landlock::restrict(spec)?;
     seccomp::install(spec)

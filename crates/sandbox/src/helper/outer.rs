@@ -89,7 +89,7 @@ fn start_clerk(spec: &Spec, control: &UnixStream) -> io::Result<i32> {
     match sys::fork()? {
         Fork::Child => {
             command::close(control);
-            forks::clerk(me, u64::from(spec.processes) + own_processes(spec.level))
+            forks::clerk(me, u64::from(spec.processes) + u64::from(forks::SLACK) + own_processes(spec.level))
         }
         Fork::Parent(clerk) => Ok(clerk),
     }

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use camino::Utf8Path;
 
-use super::Step;
+use super::{Step, forks};
 use crate::spec::{Bind, Fault, HOME, Refusal, Spec, TEMPORARY};
 use crate::sys::{self, Recursive};
 
@@ -156,6 +156,9 @@ fn processes(spec: &Spec) -> Result<(), Refusal> {
     fs_err::create_dir(target).walls("make /proc")?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     sys::mount("proc", target, "proc", flags, "").fault(Fault::Proc, "mount /proc")?;
+    if spec.cap {
+        forks::cap(spec.processes).fault(Fault::Cap, "cap the process numbers")?;
+    }
     sys::restrict_mount(target, libc::MOUNT_ATTR_RDONLY, Recursive::Yes).walls("close /proc")
 }
 

@@ -45,7 +45,7 @@ impl Proxy {
         Self { _acceptor: acceptor, denied }
     }
 
-    /// What was asked for and refused, each once, in order: what the list of hosts lacks.
+    /// What was asked for and refused, each once, in order: the host, and for one that is listed the reason.
     pub(crate) fn denied(&self) -> Vec<String> {
         self.denied.lock().expect("nobody panics while holding the list of denied hosts").clone()
     }
@@ -86,8 +86,8 @@ async fn serve(mut client: TcpStream, desk: &Desk) -> io::Result<()> {
     };
     let mut server = match desk.connect(&request).await {
         Ok(server) => server,
-        Err(Unreachable::Denied) => {
-            let why = format!("{} on port {} is not on the list of allowed hosts", request.host, request.port);
+        Err(Unreachable::Denied(what)) => {
+            let why = format!("refused by the list of allowed hosts: {what}");
             return answer(&mut client, "403 Forbidden", &why).await;
         }
         Err(Unreachable::Failed(e)) => {
@@ -137,25 +137,35 @@ async fn answer(client: &mut TcpStream, status: &str, why: &str) -> io::Result<(
 }
 
 enum Unreachable {
-    Denied,
+    /// As in [`Proxy::denied`].
+    Denied(String),
     Failed(io::Error),
 }
 
 impl Desk {
     /// Connects to the very address that was judged, so a name cannot mean something else a moment later.
     async fn connect(&self, request: &Request) -> Result<TcpStream, Unreachable> {
-        let verdict = self.allowed.judge(&request.host, request.port);
-        if verdict == Verdict::Refused {
-            return Err(self.deny(request.host.clone()));
+        let Request { host, port, .. } = request;
+        let verdict = self.allowed.judge(host, *port);
+        match verdict {
+            Verdict::Refused => return Err(self.deny(host.clone())),
+            Verdict::OtherPort => {
+                let entry = policy::entry(host, *port);
+                return Err(self.deny(format!("{host} (listed without port {port}; list it as {entry} to allow that)")));
+            }
+            Verdict::PublicOnly | Verdict::Anywhere => {}
         }
-        let found = match timeout(CONNECT_TIME, lookup_host((request.host.as_str(), request.port))).await {
+        let found = match timeout(CONNECT_TIME, lookup_host((host.as_str(), *port))).await {
             Ok(found) => found.map_err(Unreachable::Failed)?,
             Err(late) => return Err(Unreachable::Failed(late.into())),
         };
         let found: Vec<SocketAddr> = found.collect();
-        if verdict == Verdict::PublicOnly && !found.iter().all(|address| policy::is_public(address.ip())) {
-            // Only with its port may a name lead elsewhere: that is what the list lacks.
-            return Err(self.deny(format!("{}:{}", request.host, request.port)));
+        let inner = found.iter().find_map(|found| Some((policy::inner_kind(found.ip())?, found.ip())));
+        if let (Verdict::PublicOnly, Some((kind, address))) = (verdict, inner) {
+            // Only with its port may a name lead elsewhere.
+            let entry = policy::entry(host, *port);
+            return Err(self
+                .deny(format!("{host} (resolves to the {kind} address {address}; list it as {entry} to allow that)")));
         }
         match timeout(CONNECT_TIME, TcpStream::connect(found.as_slice())).await {
             Ok(connected) => connected.map_err(Unreachable::Failed),
@@ -163,11 +173,11 @@ impl Desk {
         }
     }
 
-    fn deny(&self, lacking: String) -> Unreachable {
+    fn deny(&self, what: String) -> Unreachable {
         let mut denied = self.denied.lock().expect("nobody panics while holding the list of denied hosts");
-        if denied.len() < DENIED_KEPT && !denied.contains(&lacking) {
-            denied.push(lacking);
+        if denied.len() < DENIED_KEPT && !denied.contains(&what) {
+            denied.push(what.clone());
         }
-        Unreachable::Denied
+        Unreachable::Denied(what)
     }
 }

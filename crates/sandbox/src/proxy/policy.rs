@@ -12,7 +12,10 @@ pub(super) struct AllowList {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
+    /// Not on the list at all.
     Refused,
+    /// On the list, but not for this port.
+    OtherPort,
     /// Allowed if the name leads to the public internet.
     PublicOnly,
     /// The operator named host and port, so it may be anywhere.
@@ -37,7 +40,7 @@ impl AllowList {
         if host.parse::<IpAddr>().is_err() && PORTS.contains(&port) && listed(None) {
             return Verdict::PublicOnly;
         }
-        Verdict::Refused
+        if self.hosts.iter().any(|(name, _)| *name == host) { Verdict::OtherPort } else { Verdict::Refused }
     }
 }
 
@@ -54,8 +57,30 @@ fn normal(host: &str) -> String {
     host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase()
 }
 
+/// How the list names a host together with a port; the inverse of [`split_port`].
+pub(super) fn entry(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// The word for an address that does not belong to the public internet.
+pub(super) fn inner_kind(address: IpAddr) -> Option<&'static str> {
+    let private = match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_private(),
+        IpAddr::V6(v6) => v6.is_unique_local(),
+    };
+    if is_public(address) {
+        None
+    } else if private {
+        Some("private")
+    } else if address.to_canonical().is_loopback() {
+        Some("loopback")
+    } else {
+        Some("reserved")
+    }
+}
+
 /// Whether an address belongs to the public internet, after the special-purpose registries of IANA.
-pub(super) fn is_public(address: IpAddr) -> bool {
+fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
@@ -97,7 +122,7 @@ mod tests {
         let list = list(&["Static.Crates.io"]);
         assert_eq!(list.judge("static.crates.io", 443), Verdict::PublicOnly);
         assert_eq!(list.judge("STATIC.crates.io.", 80), Verdict::PublicOnly);
-        assert_eq!(list.judge("static.crates.io", 22), Verdict::Refused);
+        assert_eq!(list.judge("static.crates.io", 22), Verdict::OtherPort);
         assert_eq!(list.judge("crates.io", 443), Verdict::Refused);
         assert_eq!(list.judge("evil-static.crates.io", 443), Verdict::Refused);
     }
@@ -105,9 +130,10 @@ mod tests {
     #[test]
     fn an_address_needs_its_port_on_the_list() {
         let list = list(&["10.0.0.1", "127.0.0.1:8080", "[::1]:8081"]);
-        assert_eq!(list.judge("10.0.0.1", 443), Verdict::Refused);
+        assert_eq!(list.judge("10.0.0.1", 443), Verdict::OtherPort);
         assert_eq!(list.judge("127.0.0.1", 8080), Verdict::Anywhere);
-        assert_eq!(list.judge("127.0.0.1", 80), Verdict::Refused);
+        assert_eq!(list.judge("127.0.0.1", 80), Verdict::OtherPort);
+        assert_eq!(list.judge("10.0.0.2", 443), Verdict::Refused);
         assert_eq!(list.judge("::1", 8081), Verdict::Anywhere);
     }
 
@@ -138,6 +164,29 @@ mod tests {
         }
         for address in ["1.1.1.1", "151.101.1.1", "2606:4700::1111", "2a04:4e42::1", "::ffff:1.1.1.1"] {
             assert!(is_public(address.parse().expect("a literal")), "{address}");
+        }
+    }
+
+    #[test]
+    fn an_inner_address_is_called_what_it_is() {
+        let kinds = [
+            ("10.0.0.5", Some("private")),
+            ("::ffff:192.168.0.1", Some("private")),
+            ("fd00::1", Some("private")),
+            ("127.0.0.1", Some("loopback")),
+            ("::1", Some("loopback")),
+            ("169.254.169.254", Some("reserved")),
+            ("1.1.1.1", None),
+        ];
+        for (address, kind) in kinds {
+            assert_eq!(inner_kind(address.parse().expect("a literal")), kind, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_entry_is_read_as_it_is_written() {
+        for (host, port) in [("registry.example", 443), ("10.0.0.5", 80), ("::1", 8081)] {
+            assert_eq!(list(&[&entry(host, port)]).judge(host, port), Verdict::Anywhere);
         }
     }
 }

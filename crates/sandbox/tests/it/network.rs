@@ -6,22 +6,10 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::Duration;
 
-use camino::Utf8Path;
 use fettle_app::ports::sandbox::{Network, Sandbox, SandboxError, SandboxLevel};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{world, worlds};
-
-const PYTHON: &str = "/usr/bin/python3";
-
-/// Whether the host has the interpreter in a place that a sandbox sees; says so if not.
-fn has_python() -> bool {
-    let found = Utf8Path::new(PYTHON).exists();
-    if !found {
-        println!("SKIPPED: {PYTHON} is missing");
-    }
-    found
-}
+use crate::world::{PYTHON, has_python, world, worlds};
 
 #[tokio::test]
 async fn no_listener_of_the_host_can_be_reached() {
@@ -140,7 +128,15 @@ async fn an_allow_list_opens_its_hosts_and_reports_the_others() {
     assert_eq!(text.matches("403 Forbidden").count(), 4, "{text}");
     assert!(!text.contains("a shut door") && !text.contains("DIRECT"), "{text}");
     assert!(text.trim_end().ends_with("http://127.0.0.1:3128 http://127.0.0.1:3128"), "{text}");
-    assert_eq!(output.denied_hosts, ["127.0.0.1", "evil.example", "localhost:443"]);
+    let [other_port, unlisted, inner] = &output.denied_hosts[..] else { panic!("{:?}", output.denied_hosts) };
+    assert_eq!(
+        *other_port,
+        format!("127.0.0.1 (listed without port {shut_port}; list it as 127.0.0.1:{shut_port} to allow that)")
+    );
+    assert_eq!(unlisted, "evil.example");
+    assert!(inner.starts_with("localhost (resolves to the loopback address "), "{inner}");
+    assert!(inner.ends_with("; list it as localhost:443 to allow that)"), "{inner}");
+    assert!(text.contains(&format!("refused by the list of allowed hosts: {inner}\n")), "{text}");
 }
 
 #[tokio::test]

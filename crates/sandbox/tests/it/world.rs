@@ -59,6 +59,17 @@ pub(crate) async fn world(level: SandboxLevel) -> Option<World> {
     }
 }
 
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
+
+/// Whether the host has the interpreter in a place that a sandbox sees; says so if not.
+pub(crate) fn has_python() -> bool {
+    let found = Utf8Path::new(PYTHON).exists();
+    if !found {
+        println!("SKIPPED: {PYTHON} is missing");
+    }
+    found
+}
+
 impl World {
     pub(crate) fn shell(&self, script: &str) -> SandboxCommand {
         self.command(&["sh", "-c", script, &self.marker])
