@@ -1,5 +1,6 @@
 //! Support for the tests and the demo: emulators that speak the real protocols on loopback.
 
+pub mod bench;
 pub mod contract;
 pub mod demo;
 pub mod downloads;
