@@ -164,9 +164,7 @@ impl Intake {
             Ok(Incoming::Ping | Incoming::Other { .. }) => return closed("an event that asks for nothing"),
             Err(why) => return closed(format!("unreadable: {why}")),
         };
-        // Without credentials there is no login of ours, and nothing that we could have written.
-        let own_login = self.forge.own_login().await.ok().or_else(|| self.rules.own_login.clone());
-        match trigger_of(&incoming, &IntakeRules { own_login, ..self.rules.clone() }) {
+        match trigger_of(&incoming, &self.rules) {
             Trigger::None(why) => closed(why),
             Trigger::Label => self.labeled(delivery, &incoming).await,
             Trigger::Command { command, comment_id, at } => {

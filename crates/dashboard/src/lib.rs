@@ -103,7 +103,6 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         rules: IntakeRules {
             label: config.forge.label.clone(),
             label_mode: config.forge.label_mode,
-            own_login: None,
             allowed_bots: config.forge.allowed_bots.clone(),
         },
         daily_tasks: config.forge.daily_tasks,

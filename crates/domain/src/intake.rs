@@ -15,8 +15,6 @@ pub struct IntakeRules {
     pub label: String,
     /// The mode of a Task that a label asked for.
     pub label_mode: Mode,
-    /// Our own login on the forge, when we have one.
-    pub own_login: Option<String>,
     /// Bots that may trigger, by numeric id.
     pub allowed_bots: Vec<u64>,
 }
@@ -57,8 +55,8 @@ impl Command {
 
 /// What `incoming` asks for.
 pub fn trigger_of(incoming: &IncomingIssue, rules: &IntakeRules) -> Trigger {
-    if let Some(why) = own_or_foreign_bot(&incoming.sender, rules) {
-        return Trigger::None(why);
+    if is_unwelcome_bot(&incoming.sender, rules) {
+        return Trigger::None(BOT);
     }
     if incoming.issue.is_pull_request {
         return Trigger::None("it is a pull request, not an issue");
@@ -69,8 +67,8 @@ pub fn trigger_of(incoming: &IncomingIssue, rules: &IntakeRules) -> Trigger {
         IssueChange::Labeled { label } if *label == rules.label => Trigger::Label,
         IssueChange::Labeled { .. } => Trigger::None("another label"),
         IssueChange::Commented { comment } => {
-            if let Some(why) = own_or_foreign_bot(&comment.author, rules) {
-                return Trigger::None(why);
+            if is_unwelcome_bot(&comment.author, rules) {
+                return Trigger::None(BOT);
             }
             if comment.body.contains(OWN_MARKER) {
                 return Trigger::None("our own comment");
@@ -84,14 +82,12 @@ pub fn trigger_of(incoming: &IncomingIssue, rules: &IntakeRules) -> Trigger {
     }
 }
 
-fn own_or_foreign_bot(user: &IncomingUser, rules: &IntakeRules) -> Option<&'static str> {
-    if rules.own_login.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(&user.login)) {
-        Some("our own action")
-    } else if user.is_bot && !rules.allowed_bots.contains(&user.id) {
-        Some("a bot that is not on the allow-list")
-    } else {
-        None
-    }
+const BOT: &str = "a bot that is not on the allow-list";
+
+/// Our own App is a bot like any other. With a personal access token we write as a person, whose labels and commands are
+/// that person's own; what we wrote ourselves is known by [`OWN_MARKER`] alone.
+fn is_unwelcome_bot(user: &IncomingUser, rules: &IntakeRules) -> bool {
+    user.is_bot && !rules.allowed_bots.contains(&user.id)
 }
 
 /// Unique per wish: opened and labeled, redelivery and polling meet in one key.
@@ -109,7 +105,6 @@ mod tests {
         IntakeRules {
             label: "ai-help".into(),
             label_mode: Mode::Quickfix,
-            own_login: Some("fettle[bot]".into()),
             allowed_bots: vec![77],
         }
     }
