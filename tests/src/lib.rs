@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod contract;
+pub mod crash;
 pub mod demo;
 pub mod downloads;
 pub mod fixtures;

@@ -34,6 +34,11 @@ impl Api {
         &self.base
     }
 
+    /// `127.0.0.1:<port>`.
+    pub fn address(&self) -> &str {
+        self.base.trim_start_matches("http://")
+    }
+
     /// Where the forge sends its deliveries.
     pub fn webhooks(&self) -> String {
         format!("{}/webhooks/github", self.base)
@@ -52,6 +57,11 @@ impl Api {
     pub async fn public(&self, url: &str) -> anyhow::Result<(u16, String)> {
         let response = self.client.get(url).timeout(ANSWER_LIMIT).send().await?;
         Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// The status and the text of a request with a body.
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<(u16, String)> {
+        self.answer(self.client.post(format!("{}{path}", self.base)).json(body)).await
     }
 
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {

@@ -5,6 +5,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 /// The name of a planted variable; no prefix that programs of ours read.
 pub(super) const VARIABLE: &str = "PLANTED_SECRET";
+pub(super) const OF_ENVIRONMENT: &str = "canary-of-the-environment-4be1";
 
 /// What must not show up anywhere but in its own place.
 #[derive(Default)]

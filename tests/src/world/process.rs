@@ -97,6 +97,38 @@ impl Process {
         found.with_context(|| format!("the log of {}:\n{}", self.name, self.tail()))
     }
 
+    /// Waits for its end. Fails with the log after `limit`.
+    pub async fn ended(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let mut changed = self.shared.changed.subscribe();
+        let ending = async {
+            while !*self.shared.ended.lock().expect("no holder panics") {
+                changed.changed().await.context("the log's threads are gone")?;
+            }
+            anyhow::Ok(())
+        };
+        match tokio::time::timeout(limit, ending).await {
+            Ok(ended) => ended?,
+            Err(_) => bail!("{} still runs after {limit:?}; its log:\n{}", self.name, self.tail()),
+        }
+        let status = self.child.wait().context("while waiting for a child")?;
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+        Ok(status)
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Stops it in its tracks, as a suspended machine does.
+    pub fn suspend(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
     /// Asks the program to stop and waits for its end; blocks.
     ///
     /// Errors when it had to be killed.

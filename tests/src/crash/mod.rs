@@ -1,0 +1,126 @@
+//! The crash matrix: each named point of the code is a case in which the real program kills itself there, just before or
+//! just after the action; then it is started again, the Task runs to its end, and nothing may be lost, published twice or
+//! paid twice.
+
+mod case;
+mod evidence;
+mod plan;
+mod scenario;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use fettle_runtime::system::SystemClock;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::world::{Setup, program, repository};
+
+pub use plan::{Case, Counted, Crash, Programs, Scenario, Side, Story, every_case, full_plan, named_cases, sample};
+
+/// What a Task does when nothing dies.
+#[derive(Debug, Clone, Copy)]
+pub struct Calm {
+    pub model_calls: usize,
+    pub steps: Counted,
+}
+
+/// What came of one case.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub case: String,
+    /// What the restarted program found of the Task; one for each death.
+    pub recovered: Vec<String>,
+    /// From the (last) death until the Task went on, by the ledger's events. None when it had ended already.
+    pub again_ms: Option<u64>,
+    /// Model calls beyond those of a Task in which nothing dies.
+    pub paid_twice: usize,
+    /// What the forge was made to do.
+    pub effects: String,
+    pub took_ms: u64,
+    /// Empty when everything held.
+    pub breaches: Vec<String>,
+}
+
+impl Row {
+    pub fn held(&self) -> bool {
+        self.breaches.is_empty()
+    }
+}
+
+/// Errors when the programs under test cannot be killed at their points, with what to build.
+pub fn armable() -> anyhow::Result<()> {
+    for name in ["fettle", "fettle-dashboard", "fettle-worker"] {
+        let file = program(name)?;
+        let content = fs_err::read(&file)?;
+        let variable = plan::VARIABLE.as_bytes();
+        let armable = content.windows(variable.len()).any(|window| window == variable);
+        ensure!(
+            armable,
+            "{file} was built without the feature `crash-points`; build it with `cargo build --workspace`"
+        );
+    }
+    Ok(())
+}
+
+/// One Task without a crash: what the others are measured by.
+pub async fn calm() -> anyhow::Result<Calm> {
+    let (ended, model_calls) = case::undisturbed().await.context("without any crash")?;
+    Ok(Calm { model_calls, steps: Counted::of(&ended) })
+}
+
+/// Runs one case and judges what is left.
+pub async fn run(case: &Case, calm: &Calm) -> Row {
+    let began = tokio::time::Instant::now();
+    let lived = match &case.story {
+        Story::Crashes(crashes) => case::crashes(case.programs, crashes, calm).await,
+        Story::Scenario(scenario) => scenario::run(*scenario, calm).await,
+    };
+    let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match lived {
+        Ok(lived) => Row {
+            case: case.to_string(),
+            recovered: lived.recovered,
+            again_ms: lived.again_ms,
+            paid_twice: lived.paid_twice,
+            effects: lived.effects,
+            took_ms,
+            breaches: lived.breaches,
+        },
+        Err(error) => Row {
+            case: case.to_string(),
+            recovered: Vec::new(),
+            again_ms: None,
+            paid_twice: 0,
+            effects: String::new(),
+            took_ms,
+            breaches: vec![format!("{error:#}")],
+        },
+    }
+}
+
+/// What a case left behind.
+#[derive(Default)]
+struct Lived {
+    recovered: Vec<String>,
+    again_ms: Option<u64>,
+    paid_twice: usize,
+    effects: String,
+    breaches: Vec<String>,
+}
+
+fn setup(layout: crate::world::Layout, armed: Option<&str>) -> Setup<'_> {
+    Setup { layout, armed, ..Setup::with(repository::solving().script()) }
+}
+
+fn now() -> jiff::Timestamp {
+    use fettle_app::ports::clock::Clock as _;
+    SystemClock.now()
+}
+
+/// The longest that a Task may take to end after its programs are back.
+const TASK_LIMIT: Duration = Duration::from_secs(40);
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}

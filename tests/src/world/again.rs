@@ -1,0 +1,129 @@
+//! Programs of a box that die in the middle and come back as who they were: same data, same addresses.
+
+use std::os::unix::process::ExitStatusExt as _;
+
+use anyhow::{Context as _, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::process::Signal;
+
+use super::{Launch, PATIENCE, Process, TestBox, canary, ready};
+
+/// Who serves the API: `fettle up` or the dashboard.
+pub const SERVER: usize = 0;
+/// The first worker, where it is a program of its own.
+pub const WORKER: usize = 1;
+
+/// A program with what starts it again.
+pub(super) struct Program {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    environment: Vec<(&'static str, String)>,
+    pub(super) data: Utf8PathBuf,
+    pub(super) process: Process,
+    /// What its killed processes logged.
+    earlier: Vec<String>,
+}
+
+impl Program {
+    pub(super) fn start(
+        name: &'static str,
+        arguments: &'static [&'static str],
+        root: &Utf8Path,
+        nth: usize,
+        environment: Vec<(&'static str, String)>,
+        armed: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let data = root.join(format!("data-{nth}"));
+        let process = launch(name, arguments, root, &data, &environment, armed)?;
+        Ok(Self { name, arguments, environment, data, process, earlier: Vec::new() })
+    }
+
+    pub(super) fn log(&self) -> Vec<String> {
+        [self.earlier.as_slice(), &self.process.log()].concat()
+    }
+}
+
+fn launch(
+    name: &str,
+    arguments: &[&str],
+    root: &Utf8Path,
+    data: &Utf8Path,
+    environment: &[(&'static str, String)],
+    armed: Option<&str>,
+) -> anyhow::Result<Process> {
+    let config = root.join("fettle.toml");
+    let mut more = vec![("FETTLE_TEST_TIMING", "1".to_owned()), (canary::VARIABLE, canary::OF_ENVIRONMENT.to_owned())];
+    more.extend_from_slice(environment);
+    more.extend(armed.map(|point| ("FETTLE_CRASH_POINT", point.to_owned())));
+    Launch { home: root, config: Some(&config), data, own_group: false }.start(name, arguments, &more)
+}
+
+impl TestBox {
+    /// Starts a worker beside a dashboard of its own.
+    pub fn start_worker(&mut self, armed: Option<&str>) -> anyhow::Result<()> {
+        let internal = self.internal.as_ref().context("only a dashboard of its own takes workers")?;
+        let url = ("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}"));
+        let nth = self.programs.len();
+        self.programs.push(Program::start("fettle-worker", &[], &self.root, nth, vec![url], armed)?);
+        Ok(())
+    }
+
+    /// Waits until a program has died by SIGKILL.
+    pub async fn killed(&mut self, nth: usize) -> anyhow::Result<()> {
+        let status = self.programs[nth].process.ended(PATIENCE).await?;
+        let name = self.programs[nth].name;
+        ensure!(status.signal() == Some(Signal::KILL.as_raw()), "{name} ended with {status} instead of being killed");
+        Ok(())
+    }
+
+    /// Waits until a program has ended well.
+    pub async fn ended(&mut self, nth: usize) -> anyhow::Result<()> {
+        let status = self.programs[nth].process.ended(PATIENCE).await?;
+        ensure!(status.success(), "{} ended with {status}", self.programs[nth].name);
+        Ok(())
+    }
+
+    /// Kills a program as a power cut would.
+    pub fn kill(&mut self, nth: usize) {
+        self.programs[nth].process.kill();
+    }
+
+    /// Starts a dead program again; who serves the API is ready when this returns.
+    pub async fn restart(&mut self, nth: usize, armed: Option<&str>) -> anyhow::Result<()> {
+        if nth == SERVER {
+            // Whoever knows it goes on asking at the same place.
+            let mut listen = vec![("FETTLE_SERVER__LISTEN", self.api.address().to_owned())];
+            listen.extend(self.internal.clone().map(|address| ("FETTLE_SERVER__INTERNAL_LISTEN", address)));
+            self.programs[nth].environment = listen;
+        }
+        let Program { name, arguments, environment, data, process, earlier } = &mut self.programs[nth];
+        earlier.append(&mut process.log());
+        *process = launch(name, arguments, &self.root, data, environment, armed)?;
+        if nth == SERVER {
+            ready(process, data).await?;
+        }
+        Ok(())
+    }
+
+    /// Processes that work in this box and are none of its programs.
+    pub fn strays(&self) -> Vec<String> {
+        let own: Vec<String> = self.programs.iter().map(|program| program.process.id().to_string()).collect();
+        let entries = Utf8Path::new("/proc").read_dir_utf8().into_iter().flatten().flatten();
+        let processes = entries.filter(|entry| entry.file_name().bytes().all(|byte| byte.is_ascii_digit()));
+        let here = |process: &Utf8Path| {
+            let folder = process.join("cwd").read_link_utf8().is_ok_and(|folder| folder.starts_with(&self.root));
+            // In a namespace of its own the folder has another name, and its mounts tell.
+            let mounts = fs_err::read_to_string(process.join("mountinfo"));
+            folder || mounts.is_ok_and(|mounts| mounts.contains(self.root.as_str()))
+        };
+        let strays = processes.filter(|entry| !own.iter().any(|id| id == entry.file_name()) && here(entry.path()));
+        let named = |id: &str| fs_err::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+        strays.map(|entry| format!("{} {}", entry.file_name(), named(entry.file_name()).trim())).collect()
+    }
+
+    /// Stops everything and checks what a drop checks; blocks.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        self.checked = true;
+        self.check().with_context(|| format!("the logs:\n{}", self.tails()))
+    }
+}
