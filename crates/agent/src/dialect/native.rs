@@ -38,11 +38,15 @@ fn one(call: &RawCall) -> Found {
             Problem::bad_call(format!("{}: the arguments hold two different objects.", short(&name)))
                 .with_retry(Retry::WithoutStreaming),
         ),
-        Err(Fault::Invalid(got)) => Found::Bad(Problem::bad_call(format!(
-            "{}: arguments: expected a JSON object, got {got}. {}",
-            short(&name),
-            spec::find(&name).map(|(tool, _)| tool.parameter_list()).unwrap_or_default()
-        ))),
+        // Servers that send fragments twice leave no JSON either.
+        Err(Fault::Invalid(got)) => Found::Bad(
+            Problem::bad_call(format!(
+                "{}: arguments: expected a JSON object, got {got}. {}",
+                short(&name),
+                spec::find(&name).map(|(tool, _)| tool.parameter_list()).unwrap_or_default()
+            ))
+            .with_retry(Retry::WithoutStreaming),
+        ),
     }
 }
 

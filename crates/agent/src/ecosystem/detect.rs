@@ -60,6 +60,8 @@ fn npm(files: &BaseFiles, commands: &mut Commands) {
     };
     commands.ecosystems.push(Ecosystem::Npm);
     let script = |name: &str| package["scripts"][name].as_str().map(str::trim);
+    let used = ["pretest", "test", "posttest", "build", "lint", "typecheck"];
+    commands.scripts.extend(used.into_iter().filter_map(script).map(str::to_owned));
     for (name, key) in [(Check::BUILD, "build"), ("lint", "lint"), ("typecheck", "typecheck")] {
         if script(key).is_some() {
             check(commands, name, &format!("npm run --silent {key}"));

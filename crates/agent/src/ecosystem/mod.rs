@@ -29,6 +29,8 @@ pub struct Commands {
     /// What lies at the root, for preparation; independent of who chose the test command.
     pub ecosystems: Vec<Ecosystem>,
     pub paths: PathRules,
+    /// What the commands run by another name, such as `scripts.test` of `package.json`.
+    pub scripts: Vec<String>,
     /// Files at the root that the commands write and the base lacks; never a part of a patch.
     pub by_products: Vec<RepoPath>,
     /// What was seen and not used, one sentence each.
@@ -152,6 +154,26 @@ impl Suite {
 }
 
 impl Commands {
+    /// Whether a command that judges the code names the file `path`: `sh tools/test`, `./tools/test`.
+    pub(crate) fn name_file(&self, path: &str) -> bool {
+        let suites = self.suites.iter().flat_map(|suite| match &suite.target {
+            TargetForm::Template(template) => vec![suite.command.as_str(), template.as_str()],
+            TargetForm::None
+            | TargetForm::Cargo
+            | TargetForm::Pytest
+            | TargetForm::Node { .. }
+            | TargetForm::Script => {
+                vec![suite.command.as_str()]
+            }
+        });
+        let commands = suites
+            .chain(self.checks.iter().map(|check| check.command.as_str()))
+            .chain(self.scripts.iter().map(String::as_str));
+        let is_end =
+            |c: char| c.is_whitespace() || matches!(c, '\'' | '"' | ';' | '&' | '|' | '(' | ')' | '<' | '>' | '=');
+        commands.flat_map(|command| command.split(is_end)).any(|word| word.strip_prefix("./").unwrap_or(word) == path)
+    }
+
     /// A digest over everything that is run, for caches of results.
     pub fn digest(&self) -> fettle_domain::object::BlobId {
         fettle_domain::object::BlobId::of(format!("{:?}{:?}{:?}", self.setup, self.checks, self.suites).as_bytes())

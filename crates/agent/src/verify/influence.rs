@@ -33,6 +33,109 @@ const LOCKFILES: &[&str] = &[
     "yarn.lock",
 ];
 
+/// Modules that `python3 -m pytest` loads while it starts. A new file of such a name at the root, or where `PYTHONPATH` leads,
+/// is loaded in their place and can say of the tests whatever it likes.
+const PYTEST_MODULES: &[&str] = &[
+    "_pytest",
+    "argparse",
+    "ast",
+    "atexit",
+    "bdb",
+    "bisect",
+    "builtins",
+    "calendar",
+    "code",
+    "codeop",
+    "collections",
+    "contextlib",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "difflib",
+    "dis",
+    "doctest",
+    "enum",
+    "errno",
+    "faulthandler",
+    "fnmatch",
+    "functools",
+    "gc",
+    "getpass",
+    "gettext",
+    "glob",
+    "hashlib",
+    "heapq",
+    "html",
+    "importlib",
+    "iniconfig",
+    "inspect",
+    "io",
+    "itertools",
+    "json",
+    "keyword",
+    "linecache",
+    "locale",
+    "logging",
+    "math",
+    "numbers",
+    "opcode",
+    "operator",
+    "os",
+    "packaging",
+    "pathlib",
+    "pdb",
+    "platform",
+    "pluggy",
+    "pprint",
+    "py",
+    "pygments",
+    "pyexpat",
+    "pytest",
+    "queue",
+    "random",
+    "re",
+    "readline",
+    "reprlib",
+    "runpy",
+    "select",
+    "selectors",
+    "shlex",
+    "shutil",
+    "signal",
+    "site",
+    "socket",
+    "socketserver",
+    "sre_compile",
+    "sre_parse",
+    "stat",
+    "string",
+    "struct",
+    "subprocess",
+    "sys",
+    "sysconfig",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "time",
+    "timeit",
+    "token",
+    "tokenize",
+    "tomllib",
+    "traceback",
+    "types",
+    "typing",
+    "unittest",
+    "urllib",
+    "uuid",
+    "warnings",
+    "weakref",
+    "xml",
+    "zipfile",
+    "zipimport",
+    "zlib",
+];
+
 /// Keys of `package.json` that decide what `npm test` does.
 const NPM_RUNNER_KEYS: &[&str] = &["scripts", "jest", "vitest", "mocha", "ava", "tap", "type", "babel", "imports"];
 const NPM_DEPENDENCY_KEYS: &[&str] =
@@ -46,6 +149,9 @@ const CARGO_DEPENDENCY_KEYS: &[&str] =
 pub(super) fn is_runner_configuration(path: &str, before: Option<&str>, after: Option<&str>) -> bool {
     let file = file_of(path);
     if RUNNER_FILES.contains(&file) || path.starts_with(".cargo/") || path.contains("/.cargo/") {
+        return true;
+    }
+    if before.is_none() && after.is_some() && takes_the_place_of_a_pytest_module(path) {
         return true;
     }
     if ["jest.config.", "vitest.config.", "vite.config.", "babel.config.", "jest.setup.", "vitest.setup."]
@@ -81,6 +187,16 @@ pub(super) fn is_runner_configuration(path: &str, before: Option<&str>, after: O
         "setup.cfg" => section(before, "[tool:pytest]") != section(after, "[tool:pytest]"),
         _ => false,
     }
+}
+
+fn takes_the_place_of_a_pytest_module(path: &str) -> bool {
+    let path = path.strip_prefix("src/").unwrap_or(path);
+    let (module, below) = path.split_once('/').map_or((path, None), |(module, below)| (module, Some(below)));
+    let name = match below {
+        None => module.strip_suffix(".py").or_else(|| module.strip_suffix(".so")),
+        Some(below) => below.ends_with(".py").then_some(module),
+    };
+    name.is_some_and(|name| PYTEST_MODULES.contains(&name.split('.').next().unwrap_or(name)))
 }
 
 /// The change touches what the code is built and run with.
@@ -183,6 +299,11 @@ mod tests {
             assert!(is_runner_configuration(path, None, Some("")), "{path}");
         }
         assert!(!is_runner_configuration("src/lib.rs", None, Some("")));
+        for path in ["pytest.py", "src/re.py", "xml/__init__.py", "json/decoder.py"] {
+            assert!(is_runner_configuration(path, None, Some("")), "{path}");
+        }
+        assert!(!is_runner_configuration("types.py", Some(""), Some("x = 1")));
+        assert!(!is_runner_configuration("app/types.py", None, Some("")));
     }
 
     #[test]
