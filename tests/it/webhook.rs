@@ -142,8 +142,8 @@ async fn whoever_may_not_ask_gets_nothing_and_the_delivery_is_closed() {
             "a comment without a command in its first line",
             "a-user has permission Triage, write is needed",
             "a-user has permission Triage, write is needed",
+            "fettle-machine has permission Read, write is needed",
             "nothing to stop",
-            "our own action",
             "our own comment",
         ]
     );

@@ -1,7 +1,7 @@
 //! The forge's state and what a test or a demo does to it from outside of HTTP, as people do on the forge's pages.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -43,6 +43,8 @@ pub struct Forge {
     pub(super) inner: Mutex<Inner>,
     /// Bumped after each request and each change.
     changes: watch::Sender<u64>,
+    /// Sends webhooks; made once, because making it reads the system's certificates.
+    pub(super) deliveries: OnceLock<reqwest::Result<reqwest::Client>>,
 }
 
 pub(super) struct Inner {
@@ -73,7 +75,14 @@ impl Forge {
         if let Some(app) = &app {
             inner.user(&format!("{}[bot]", app.slug));
         }
-        Ok(Self { url, folder, app, inner: Mutex::new(inner), changes: watch::Sender::new(0) })
+        Ok(Self {
+            url,
+            folder,
+            app,
+            inner: Mutex::new(inner),
+            changes: watch::Sender::new(0),
+            deliveries: OnceLock::new(),
+        })
     }
 
     /// Base URL of the REST API and of clone URLs. Below `/api/v3` the API answers too, as on GitHub Enterprise Server.

@@ -99,7 +99,8 @@ impl Forge {
         id: &str,
     ) -> anyhow::Result<reqwest::Response> {
         let body = serde_json::to_vec(payload)?;
-        let client = reqwest::Client::builder().timeout(DELIVERY_TIMEOUT).no_proxy().build()?;
+        let client = self.deliveries.get_or_init(|| reqwest::Client::builder().no_proxy().build());
+        let client = client.as_ref().map_err(|error| anyhow::anyhow!("no client for deliveries: {error}"))?;
         client
             .post(url)
             .header("content-type", "application/json")
@@ -107,6 +108,7 @@ impl Forge {
             .header("x-github-event", event)
             .header("x-github-delivery", id)
             .header("x-hub-signature-256", sign(secret, &body))
+            .timeout(DELIVERY_TIMEOUT)
             .body(body)
             .send()
             .await
