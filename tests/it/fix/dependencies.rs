@@ -34,7 +34,12 @@ fn refused_hosts(ended: &Ended) -> Vec<String> {
     let told =
         ended.json()["reason"].as_str().unwrap_or_default().split_once("refused by `[agent.sandbox] prepare_hosts`: ");
     let list = told.map(|(_, list)| list.lines().next().unwrap_or_default()).unwrap_or_default();
-    list.split(", ").filter(|host| !host.is_empty()).map(str::to_owned).collect()
+    // A host that is listed, but leads to a private address, comes with the entry that it needs.
+    let entry = |host: &str| match host.split_once("list it as ") {
+        Some((_, entry)) => entry.split(' ').next().unwrap_or_default().to_owned(),
+        None => host.to_owned(),
+    };
+    list.split(", ").filter(|host| !host.is_empty()).map(entry).collect()
 }
 
 /// Whether a package manager reaches its registry; tells a person when not.

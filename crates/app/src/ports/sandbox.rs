@@ -127,7 +127,8 @@ pub struct SandboxOutput {
     pub bytes_total: u64,
     pub truncated: bool,
     pub took: Duration,
-    /// Host names that the proxy of [`Network::AllowList`] refused, each once, in order; for the Proof.
+    /// Hosts that the proxy of [`Network::AllowList`] refused, each once, in order; for the Proof. One that is listed comes with the
+    /// reason and the entry that would allow it, all without a comma.
     pub denied_hosts: Vec<String>,
 }
 

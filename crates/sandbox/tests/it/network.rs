@@ -1,6 +1,6 @@
 //! No network, a list of hosts, or the host's own.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -84,10 +84,13 @@ fn serve(listener: TcpListener, text: &'static str) {
         for client in listener.incoming() {
             let mut client = client.unwrap();
             client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            let mut head = [0; 1024];
-            let _ = client.read(&mut head);
-            let _ =
-                write!(client, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
+            // The whole head, whose lines may come one by one: closing before the rest would take the answer back.
+            let head = BufReader::new(&client).lines();
+            head.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).for_each(drop);
+            let length = text.len();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}");
+            // Who asked may have gone.
+            let _ = client.write_all(answer.as_bytes());
         }
     });
 }

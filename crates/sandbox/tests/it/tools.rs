@@ -7,7 +7,13 @@ use crate::world::worlds;
 
 #[tokio::test]
 async fn cargo_builds_and_runs_a_program() {
-    let sysroot = tokio::process::Command::new("rustc").args(["--print", "sysroot"]).output().await.unwrap();
+    let sysroot = match tokio::process::Command::new("rustc").args(["--print", "sysroot"]).output().await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            println!("SKIPPED: this user has no rustc");
+            return;
+        }
+        sysroot => sysroot.unwrap(),
+    };
     let sysroot = Utf8PathBuf::from(String::from_utf8(sysroot.stdout).unwrap().trim());
     assert!(sysroot.join("bin/cargo").exists(), "the toolchain that runs this test has its cargo in {sysroot}");
     for world in worlds().await {
