@@ -1,5 +1,8 @@
 //! `fettle-dashboard`: the ledger's process. Workers reach it over the worker API alone.
 
+use std::io::Write as _;
+use std::process::ExitCode;
+
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::Parser;
@@ -28,7 +31,18 @@ struct Flags {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What and why for a person; a backtrace would only hide it.
+            let _ = writeln!(std::io::stderr().lock(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
     install_tls();
     let flags = Flags::parse();
     let environment = Environment::of_process();

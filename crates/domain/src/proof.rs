@@ -36,7 +36,7 @@ pub enum Level {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     pub architecture: String,
-    /// `full`, `uncapped` or `landlock`.
+    /// `full` or `landlock`.
     pub sandbox_level: String,
     /// `rustc 1.95.0 (…)`, one line a tool.
     pub toolchain: Vec<String>,

@@ -34,13 +34,11 @@ pub struct Server {
     pub listen: String,
     /// Address of the worker API; only `fettle-dashboard` opens it, `fettle up` needs none.
     pub internal_listen: String,
-    /// How people reach this dashboard, for links.
-    pub public_url: Option<String>,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into(), public_url: None }
+        Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into() }
     }
 }
 

@@ -1,5 +1,7 @@
 //! `fettle-worker`: leases Runs over the worker API and works on them.
 
+use std::io::Write as _;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -32,7 +34,18 @@ struct Flags {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What and why for a person; a backtrace would only hide it.
+            let _ = writeln!(std::io::stderr().lock(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
     install_tls();
     let flags = Flags::parse();
     let environment = Environment::of_process();

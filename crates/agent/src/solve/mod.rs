@@ -38,6 +38,8 @@ use talk::Ended;
 
 /// Below this window a Run is refused: the prompt alone would fill it.
 pub const MIN_CONTEXT_TOKENS: u64 = 32_768;
+/// A Task that needs a model which is not configured looks again after this.
+const NO_MODEL_WAIT: Duration = Duration::from_secs(60);
 /// A record that fits nowhere is left behind this often before the Run is given up.
 const MAX_DIVERGENCES: usize = 3;
 
@@ -117,11 +119,13 @@ impl Agent {
             Some(name) => self.models.iter().find(|model| model.info().name == name),
             None => self.models.first(),
         };
-        found.cloned().ok_or_else(|| {
-            RunEnd::Never(match name {
+        // An operator can add one at any time, so the Task waits and loses nothing.
+        found.cloned().ok_or_else(|| RunEnd::Defer {
+            wait: NO_MODEL_WAIT,
+            why: match name {
                 Some(name) => format!("no model is called `{name}` on this worker; see [[gateway.models]]"),
                 None => "no model is configured; add one under [[gateway.models]]".to_owned(),
-            })
+            },
         })
     }
 
