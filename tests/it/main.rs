@@ -3,5 +3,7 @@
 mod crash;
 mod fix;
 mod github;
+mod hostile_issues;
+mod hostile_models;
 mod ledger;
 mod webhook;

@@ -473,12 +473,17 @@ impl Talk {
         let mut workspace = None;
         let mut tree = self.tree;
         if changes {
-            match self.snapshot().await {
-                Ok(now) if now != self.tree => {
-                    workspace = Some(self.keep(now).await?);
+            let seen = match self.snapshot().await {
+                Ok(now) if now == self.tree => Ok(None),
+                Ok(now) => self.bundle(now).await.map(|bundle| Some((now, bundle))),
+                Err(error) => Err(error),
+            };
+            match seen {
+                Ok(None) => {}
+                Ok(Some((now, bundle))) => {
+                    workspace = Some(self.store(now, bundle).await?);
                     tree = now;
                 }
-                Ok(_) => {}
                 Err(GitError::Invalid(why)) => {
                     result.ok = false;
                     result.text.push_str(&format!(
@@ -518,7 +523,15 @@ impl Talk {
 
     /// Stores `tree` as changes to the base, so that any worker can rebuild the workspace.
     pub(crate) async fn keep(&self, tree: TreeId) -> Result<WorkspaceState, Ended> {
-        let bundle = self.parts.repositories.bundle(&self.parts.key, self.parts.base, tree).await.map_err(git_end)?;
+        let bundle = self.bundle(tree).await.map_err(git_end)?;
+        self.store(tree, bundle).await
+    }
+
+    async fn bundle(&self, tree: TreeId) -> Result<Bytes, GitError> {
+        self.parts.repositories.bundle(&self.parts.key, self.parts.base, tree).await
+    }
+
+    async fn store(&self, tree: TreeId, bundle: Bytes) -> Result<WorkspaceState, Ended> {
         let bundle = self.steps.journal().put_blob(bundle).await?;
         Ok(WorkspaceState { tree, bundle })
     }

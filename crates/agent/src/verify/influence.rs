@@ -35,106 +35,15 @@ const LOCKFILES: &[&str] = &[
 
 /// Modules that `python3 -m pytest` loads while it starts. A new file of such a name at the root, or where `PYTHONPATH` leads,
 /// is loaded in their place and can say of the tests whatever it likes.
-const PYTEST_MODULES: &[&str] = &[
-    "_pytest",
-    "argparse",
-    "ast",
-    "atexit",
-    "bdb",
-    "bisect",
-    "builtins",
-    "calendar",
-    "code",
-    "codeop",
-    "collections",
-    "contextlib",
-    "copy",
-    "csv",
-    "dataclasses",
-    "datetime",
-    "difflib",
-    "dis",
-    "doctest",
-    "enum",
-    "errno",
-    "faulthandler",
-    "fnmatch",
-    "functools",
-    "gc",
-    "getpass",
-    "gettext",
-    "glob",
-    "hashlib",
-    "heapq",
-    "html",
-    "importlib",
-    "iniconfig",
-    "inspect",
-    "io",
-    "itertools",
-    "json",
-    "keyword",
-    "linecache",
-    "locale",
-    "logging",
-    "math",
-    "numbers",
-    "opcode",
-    "operator",
-    "os",
-    "packaging",
-    "pathlib",
-    "pdb",
-    "platform",
-    "pluggy",
-    "pprint",
-    "py",
-    "pygments",
-    "pyexpat",
-    "pytest",
-    "queue",
-    "random",
-    "re",
-    "readline",
-    "reprlib",
-    "runpy",
-    "select",
-    "selectors",
-    "shlex",
-    "shutil",
-    "signal",
-    "site",
-    "socket",
-    "socketserver",
-    "sre_compile",
-    "sre_parse",
-    "stat",
-    "string",
-    "struct",
-    "subprocess",
-    "sys",
-    "sysconfig",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "time",
-    "timeit",
-    "token",
-    "tokenize",
-    "tomllib",
-    "traceback",
-    "types",
-    "typing",
-    "unittest",
-    "urllib",
-    "uuid",
-    "warnings",
-    "weakref",
-    "xml",
-    "zipfile",
-    "zipimport",
-    "zlib",
-];
+const PYTEST_MODULES: &str = "\
+    _pytest argparse ast atexit bdb bisect builtins calendar code codeop collections contextlib copy csv \
+    dataclasses datetime difflib dis doctest enum errno faulthandler fnmatch functools gc getpass gettext \
+    glob hashlib heapq html importlib iniconfig inspect io itertools json keyword linecache locale logging \
+    math numbers opcode operator os packaging pathlib pdb platform pluggy pprint py pygments pyexpat pytest \
+    queue random re readline reprlib runpy select selectors shlex shutil signal site socket socketserver \
+    sre_compile sre_parse stat string struct subprocess sys sysconfig tempfile textwrap threading time \
+    timeit token tokenize tomllib traceback types typing unittest urllib uuid warnings weakref xml zipfile \
+    zipimport zlib";
 
 /// Keys of `package.json` that decide what `npm test` does.
 const NPM_RUNNER_KEYS: &[&str] = &["scripts", "jest", "vitest", "mocha", "ava", "tap", "type", "babel", "imports"];
@@ -196,7 +105,8 @@ fn takes_the_place_of_a_pytest_module(path: &str) -> bool {
         None => module.strip_suffix(".py").or_else(|| module.strip_suffix(".so")),
         Some(below) => below.ends_with(".py").then_some(module),
     };
-    name.is_some_and(|name| PYTEST_MODULES.contains(&name.split('.').next().unwrap_or(name)))
+    let name = name.map(|name| name.split('.').next().unwrap_or(name));
+    PYTEST_MODULES.split(' ').any(|module| Some(module) == name)
 }
 
 /// The change touches what the code is built and run with.

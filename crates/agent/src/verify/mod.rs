@@ -207,7 +207,8 @@ async fn split_patch(context: &VerifyContext<'_>, patch: &Patch) -> Result<Split
     let tests = TestPaths::new(&context.commands.paths.tests);
     let mut split = split::split(&changes, &tests);
     // A script that a command runs decides what that command says. One among the tests takes part in their comparison.
-    let named = |change: &&FileChange| !tests.contains(&change.path) && context.commands.name_file(&change.path.lossy());
+    let named =
+        |change: &&FileChange| !tests.contains(&change.path) && context.commands.name_file(&change.path.lossy());
     split.configuration.extend(changes.iter().filter(named).map(|change| change.path.lossy()));
     split.configuration.sort();
     split.configuration.dedup();
