@@ -135,7 +135,9 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
     let base = flags.base.clone().map_or(BaseRef::Default, BaseRef::Named);
     match repositories.resolve(&source, &base).await {
         Ok(_) => {}
-        Err(error @ (GitError::NotFound { .. } | GitError::Invalid(_) | GitError::Denied { .. })) => return Ok(misuse(&error.into())),
+        Err(error @ (GitError::NotFound { .. } | GitError::Invalid(_) | GitError::Denied { .. })) => {
+            return Ok(misuse(&error.into()));
+        }
         Err(error) => return Err(error.into()),
     }
     if let Some(branch) = &flags.branch

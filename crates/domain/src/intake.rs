@@ -102,11 +102,7 @@ mod tests {
     use crate::repo::Repo;
 
     fn rules() -> IntakeRules {
-        IntakeRules {
-            label: "ai-help".into(),
-            label_mode: Mode::Quickfix,
-            allowed_bots: vec![77],
-        }
+        IntakeRules { label: "ai-help".into(), label_mode: Mode::Quickfix, allowed_bots: vec![77] }
     }
 
     fn user(login: &str, is_bot: bool, id: u64) -> IncomingUser {

@@ -12,13 +12,18 @@ pub const MAX_TITLE_CHARS: usize = 120;
 pub const MAX_BODY_CHARS: usize = 60_000;
 
 static HTML_COMMENT: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?s)<!--.*?(?:-->|$)"));
-static HTML_TAG: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?s)</?[A-Za-z][^>]*>"));
-static IMAGE: LazyLock<Regex> = LazyLock::new(|| pattern(r"!\[([^\]]*)\]"));
+static HTML_OPENING: LazyLock<Regex> = LazyLock::new(|| pattern(r"<([A-Za-z/!?])"));
+static ENTITY: LazyLock<Regex> = LazyLock::new(|| pattern(r"&(#[0-9xX]|commat;|num;)"));
 static MENTION: LazyLock<Regex> = LazyLock::new(|| pattern(r"@([A-Za-z0-9])"));
 static CLOSING: LazyLock<Regex> = LazyLock::new(|| {
-    pattern(r"(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)\b(:?\s+)((?:[\w.-]+/[\w.-]+)?#|https?://\S+/issues/)(\d+)")
+    pattern(
+        r"(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)\b(:?\s+)((?:[\w.-]+/[\w.-]+)?#|GH-|https?://\S+/issues/)(\d+)",
+    )
 });
-static REFERENCE: LazyLock<Regex> = LazyLock::new(|| pattern(r"(^|[^\w&`])((?:[\w.-]+/[\w.-]+)?#)(\d+)"));
+static REFERENCE: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?i)(^|[^\w&`])((?:[\w.-]+/[\w.-]+)?#|GH-)(\d+)"));
+/// In a commit's message these keep continuous integration from looking at it.
+static SKIP_CI: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"(?i)\[(skip ci|ci skip|no ci|skip actions|actions skip)\]|\*\*\*(NO_CI)\*\*\*"));
 static COMMAND: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"(?m)^(\s*)/(fix|refine|stop|plan|retry|revert|explain)\b"));
 
@@ -46,6 +51,9 @@ pub fn paragraph(text: &str, max_lines: usize, max_chars: usize) -> String {
     } else if defused.trim().lines().count() > max_lines {
         kept.push_str("\n…");
     }
+    if let Some(fence) = open_fence(&kept) {
+        kept = format!("{kept}\n{fence}");
+    }
     kept
 }
 
@@ -64,15 +72,35 @@ pub fn inline_code(text: &str) -> String {
     format!("`{short}`")
 }
 
+/// Only the first step takes something away; the others put a character in between, so that none makes what another defused.
 fn prose(text: &str) -> String {
     let text = HTML_COMMENT.replace_all(text, "");
-    let text = HTML_TAG.replace_all(&text, "");
-    let text = IMAGE.replace_all(&text, "[$1]");
+    let text = HTML_OPENING.replace_all(&text, "<\u{2060}$1");
+    let text = text.replace("![", "!\u{2060}[");
+    let text = ENTITY.replace_all(&text, "&\u{2060}$1");
     let text = CLOSING.replace_all(&text, "$1$2$3\u{2060}$4");
     let text = REFERENCE.replace_all(&text, "$1$2\u{2060}$3");
     let text = MENTION.replace_all(&text, "@\u{2060}$1");
     let text = COMMAND.replace_all(&text, "$1\u{2060}/$2");
+    let text = SKIP_CI.replace_all(&text, "[\u{2060}$1$2]");
     text.replace("ai-help", "ai\u{2060}-help")
+}
+
+/// The fence that ends a code block which `text` leaves open: what follows would become a part of it.
+fn open_fence(text: &str) -> Option<String> {
+    let mut open: Option<(char, usize)> = None;
+    for line in text.lines() {
+        let line = line.trim_start();
+        let Some(sign) = line.chars().next().filter(|c| matches!(c, '`' | '~')) else { continue };
+        let length = line.chars().take_while(|c| *c == sign).count();
+        let rest = &line[length..];
+        open = match open {
+            None if length >= 3 && !(sign == '`' && rest.contains('`')) => Some((sign, length)),
+            Some((begun, least)) if begun == sign && length >= least && rest.trim().is_empty() => None,
+            unchanged => unchanged,
+        };
+    }
+    open.map(|(sign, length)| sign.to_string().repeat(length))
 }
 
 /// Without control, bidirectional and zero-width characters, except line ends and tabs.
@@ -104,6 +132,31 @@ mod tests {
         }
         assert!(!out.lines().any(|line| line.starts_with('/')), "{out}");
         assert!(out.contains("Thanks"));
+    }
+
+    #[test]
+    fn what_is_taken_away_leaves_nothing_behind_that_works() {
+        let text = "<<b>img src=https://evil.example/q> <!<b>-- fettle:task_1:result --> <<!-- -->details> !![x](https://evil.example/p.png)\n\
+                    &#64;octocat &commat;octocat fixes &#35;9, fixes GH-12, see gh-13";
+        let out = paragraph(text, 50, 5000);
+        for bad in ["<img", "<!--", "<b>", "<details", "![", "&#64;", "&commat;", "&#35;", "GH-12", "gh-13"] {
+            assert!(!out.contains(bad), "{bad} in {out}");
+        }
+    }
+
+    #[test]
+    fn a_message_does_not_switch_continuous_integration_off() {
+        for text in ["Half [skip ci]", "[CI skip] x", "[no ci]", "[skip actions]", "[actions skip]", "***NO_CI***"] {
+            let out = title(text).to_lowercase();
+            assert!(!out.contains(&text.to_lowercase()) && !out.contains("***no_ci***"), "{out}");
+        }
+    }
+
+    #[test]
+    fn a_block_of_code_that_prose_leaves_open_is_ended() {
+        assert_eq!(paragraph("a\n````\nb\n```", 9, 99), "a\n````\nb\n```\n````");
+        assert_eq!(paragraph("~~~\nb", 9, 99), "~~~\nb\n~~~");
+        assert_eq!(paragraph("```rust\nb\n```\n```c`", 9, 99), "```rust\nb\n```\n```c`");
     }
 
     #[test]

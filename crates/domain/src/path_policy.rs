@@ -157,28 +157,49 @@ fn is_ignorable(c: char) -> bool {
 }
 
 /// `*` matches within a component, `**` over components, `?` one character. A glob without `/` matches any component.
+///
+/// A repository may bring its own globs, so the work is bounded by the product of both lengths.
 pub fn glob_matches(glob: &str, path: &str) -> bool {
-    fn matches(glob: &[char], text: &[char]) -> bool {
-        match glob {
-            [] => text.is_empty(),
-            ['*', '*', '/', rest @ ..] => {
-                matches(rest, text) || (0..text.len()).any(|at| text[at] == '/' && matches(rest, &text[at + 1..]))
-            }
-            ['*', '*', rest @ ..] => (0..=text.len()).any(|at| matches(rest, &text[at..])),
-            ['*', rest @ ..] => {
-                let end = text.iter().position(|c| *c == '/').unwrap_or(text.len());
-                (0..=end).any(|at| matches(rest, &text[at..]))
-            }
-            ['?', rest @ ..] => matches!(text, [c, tail @ ..] if *c != '/' && matches(rest, tail)),
-            [c, rest @ ..] => matches!(text, [d, tail @ ..] if c == d && matches(rest, tail)),
-        }
-    }
     let glob: Vec<char> = glob.trim_start_matches('/').chars().collect();
     if glob.contains(&'/') {
         matches(&glob, &path.chars().collect::<Vec<_>>())
     } else {
         path.split('/').any(|part| matches(&glob, &part.chars().collect::<Vec<_>>()))
     }
+}
+
+/// For each end of the glob, from its last sign to the whole: which ends of the text it matches.
+fn matches(glob: &[char], text: &[char]) -> bool {
+    let mut rest: Vec<bool> = (0..=text.len()).map(|at| at == text.len()).collect();
+    let mut glob = glob;
+    while let Some(last) = glob.last() {
+        let here = |at: usize| text.get(at).copied();
+        let mut whole = vec![false; text.len() + 1];
+        let (taken, mut later) = match glob {
+            [.., '*', '*', '/'] => (3, false),
+            [.., '*', '*'] => (2, false),
+            _ => (1, false),
+        };
+        for at in (0..=text.len()).rev() {
+            let goes_on = at < text.len() && here(at) != Some('/');
+            whole[at] = match (taken, last) {
+                (3, _) => {
+                    later |= here(at) == Some('/') && rest[at + 1];
+                    rest[at] || later
+                }
+                (2, _) => {
+                    later |= rest[at];
+                    later
+                }
+                (_, '*') => rest[at] || (goes_on && whole[at + 1]),
+                (_, '?') => goes_on && rest[at + 1],
+                (_, sign) => here(at) == Some(*sign) && rest[at + 1],
+            };
+        }
+        rest = whole;
+        glob = &glob[..glob.len() - taken];
+    }
+    rest[0]
 }
 
 #[cfg(test)]
@@ -260,5 +281,28 @@ mod tests {
         assert!(matches!(judge("lib/credentials.rs"), PathVerdict::Forbidden { .. }));
         assert!(matches!(judge("infra/prod/main.tf"), PathVerdict::Forbidden { .. }));
         assert!(matches!(judge("certs/a.pem"), PathVerdict::Forbidden { .. }));
+    }
+
+    #[test]
+    fn a_glob_matches_in_bounded_time() {
+        for (glob, path, fits) in [
+            ("infra/**", "infra/a/b", true),
+            ("**/b", "b", true),
+            ("**/b", "a/c/b", true),
+            ("**/b", "ab", false),
+            ("a/*/c", "a/b/c", true),
+            ("a/*/c", "a/b/b/c", false),
+            ("a/?", "a/b", true),
+            ("a/?", "a//", false),
+            ("*.pem", "x/a.pem", true),
+            ("*.pem", "x.pem/a", true),
+            ("/top/*", "top/a", true),
+            ("a***b", "a1b", true),
+            ("***/x", "a/x", true),
+        ] {
+            assert_eq!(glob_matches(glob, path), fits, "{glob} {path}");
+        }
+        assert!(!glob_matches(&"*a".repeat(30), &"a".repeat(29)));
+        assert!(!glob_matches(&format!("{}b", "**/a*".repeat(20)), &"a/".repeat(1_000)));
     }
 }

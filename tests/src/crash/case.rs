@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use super::evidence::{self, Limits};
 use super::plan::{Crash, Programs};
-use super::{Calm, Lived, TASK_LIMIT, now, setup, text};
+use super::{Calm, Lived, TASK_LIMIT, now, start, text};
 use crate::world::{LABEL, Layout, MAINTAINER, PATIENCE, SERVER, TestBox, WORKER};
 
 /// The events of a Task that nothing hits, and its model calls.
 pub(super) async fn undisturbed() -> anyhow::Result<(Vec<Value>, usize)> {
-    let fettle = TestBox::start(setup(Layout::Two, None)).await?;
+    let fettle = start(Layout::Two, None).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let (task, events) = ended(&fettle).await?;
@@ -38,7 +38,7 @@ pub(super) async fn crashes(programs: Programs, crashes: &[Crash], calm: &Calm) 
         Programs::Apart => Layout::Dashboard,
         Programs::Together => Layout::One,
     };
-    let mut fettle = TestBox::start(setup(layout, armings[SERVER].next().as_deref())).await?;
+    let mut fettle = start(layout, armings[SERVER].next().as_deref()).await?;
     // A worker that will die starts when there is work: it would reach its first point without any.
     let mut worker_is_to_come = programs == Programs::Apart;
     if worker_is_to_come && armings[WORKER].len() == 0 {
@@ -61,7 +61,7 @@ pub(super) async fn crashes(programs: Programs, crashes: &[Crash], calm: &Calm) 
         }
         fettle.killed(victim).await.with_context(|| format!("{crash} was not reached"))?;
         died = now();
-        fettle.restart(victim, armings[victim].next().as_deref()).await?;
+        fettle.restart(victim, armings[victim].next().as_deref()).await.context("while starting it again")?;
         lived.recovered.push(found(&fettle).await?);
         if crash.hits_delivery() {
             // May be hit as well; then the next one is sent after the next death.
@@ -75,7 +75,7 @@ pub(super) async fn crashes(programs: Programs, crashes: &[Crash], calm: &Calm) 
         answered?;
     }
 
-    let (task, events) = ended(&fettle).await?;
+    let (task, events) = ended(&fettle).await.with_context(|| format!("the logs:\n{}", fettle.tails()))?;
     lived.again_ms = went_on(&events, died);
     lived.paid_twice = fettle.model.request_count().saturating_sub(calm.model_calls);
     lived.effects = evidence::effects(&fettle, issue);

@@ -266,11 +266,12 @@ pub fn sample(cases: Vec<Case>, steps: &Counted, count: usize, seed: u64) -> any
     }
     let mut cases: Vec<Case> = chosen.into_iter().map(|index| cases[index].clone()).collect();
     for case in &mut cases {
-        if let Story::Crashes(crashes) = &mut case.story {
-            for crash in crashes {
-                let passings = usize::try_from(steps.at(crash.point))?;
-                crash.nth = 1 + u32::try_from(dice.below(passings).unwrap_or(0))?;
-            }
+        // How often a recovery comes to a point depends on where the first try died.
+        if let Story::Crashes(crashes) = &mut case.story
+            && let [crash] = crashes.as_mut_slice()
+        {
+            let passings = usize::try_from(steps.at(crash.point))?;
+            crash.nth = 1 + u32::try_from(dice.below(passings).unwrap_or(0))?;
         }
     }
     Ok(cases)

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::evidence::{self, Limits};
 use super::plan::Scenario;
-use super::{Calm, Lived, case, setup, text};
+use super::{Calm, Lived, case, start, text};
 use crate::world::{Layout, PATIENCE, SERVER, TestBox, WORKER};
 
 /// Steps after which there is something to lose.
@@ -61,7 +61,7 @@ async fn dashboard_killed(calm: &Calm) -> anyhow::Result<Lived> {
 
 /// Whoever comes second has no effect: the Task is either cancelled or done, and nothing is published twice or half.
 async fn cancelled(after: &str) -> anyhow::Result<Lived> {
-    let fettle = TestBox::start(setup(Layout::Two, None)).await?;
+    let fettle = start(Layout::Two, None).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let task = fettle.api.task_opened(0, PATIENCE).await?;
@@ -91,7 +91,7 @@ async fn cancelled(after: &str) -> anyhow::Result<Lived> {
 
 /// A box, an issue and the id of its Task, when its Run has come some way.
 async fn amid_the_work() -> anyhow::Result<(TestBox, u64, String)> {
-    let fettle = TestBox::start(setup(Layout::Two, None)).await?;
+    let fettle = start(Layout::Two, None).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let task = fettle.api.task_opened(0, PATIENCE).await?;

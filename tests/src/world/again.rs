@@ -121,6 +121,13 @@ impl TestBox {
         strays.map(|entry| format!("{} {}", entry.file_name(), named(entry.file_name()).trim())).collect()
     }
 
+    /// Its owner asks for the checks by [`TestBox::finish`]; when it is only dropped, everything is killed and no test fails.
+    #[must_use]
+    pub fn checked_by_its_owner(mut self) -> Self {
+        self.checked = true;
+        self
+    }
+
     /// Stops everything and checks what a drop checks; blocks.
     pub fn finish(mut self) -> anyhow::Result<()> {
         self.checked = true;

@@ -271,7 +271,8 @@ impl TestBox {
         &self.programs[nth].process
     }
 
-    fn tails(&self) -> String {
+    /// The last lines of all logs.
+    pub fn tails(&self) -> String {
         self.programs.iter().map(|program| program.process.tail()).collect::<Vec<_>>().join("\n")
     }
 

@@ -13,6 +13,8 @@ use fettle_app::ports::sandbox::Access;
 use fettle_app::running::{RunContext, RunEnd};
 use fettle_domain::budget::Spent;
 use fettle_domain::object::TreeId;
+use fettle_domain::patch::Patch;
+use fettle_domain::path_policy::glob_matches;
 use fettle_domain::proof::{Level, Proof, ReasonCode};
 use fettle_domain::run::{ProvenChange, RunOutcome, RunResult};
 use fettle_domain::step::{StepKind, StepRecord};
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::compaction::working_context;
-use super::folder::RunFolder;
+use super::folder::{self, RunFolder};
 use super::ground::{Footing, Ground, describe};
 use super::steps::{Fresh, Steps, digest};
 use super::talk::{Ended, Phase, Said, Talk, TalkParts, git_end};
@@ -315,6 +317,10 @@ impl Story<'_> {
     ) -> Result<RunResult, Ended> {
         let repositories = &self.agent.repositories;
         let patch = repositories.diff(self.key(), ground.base.commit, best.tree).await.map_err(git_end)?;
+        if let Some(notes) = forbidden_by_repository(&patch, &ground.commands.paths.forbidden) {
+            let base = Some(ground.base.commit);
+            return Ok(self.result(RunOutcome::Unsolved { notes }, base, None, talk.steps.spent()));
+        }
         crash::before(Point::WorkerBundle);
         let bundle = talk.keep(best.tree).await?.bundle;
         crash::after(Point::WorkerBundle);
@@ -373,7 +379,7 @@ impl Story<'_> {
         let (workspace, beside) = (folder.join("workspace"), folder.join("workspace.new"));
         let io = |error: std::io::Error| Ended::from(RunEnd::Retry(error.to_string()));
         if workspace.exists() {
-            fs_err::tokio::remove_dir_all(&workspace).await.map_err(io)?;
+            folder::remove(workspace.clone()).await.map_err(io)?;
         }
         let repositories = &self.agent.repositories;
         let private = CheckoutKind::WithPrivateRepository;
@@ -381,7 +387,7 @@ impl Story<'_> {
         if tree != ground.base.tree {
             repositories.checkout(self.key(), tree, &beside, CheckoutKind::Plain).await.map_err(git_end)?;
             fs_err::tokio::rename(workspace.join(".git"), beside.join(".git")).await.map_err(io)?;
-            fs_err::tokio::remove_dir_all(&workspace).await.map_err(io)?;
+            folder::remove(workspace.clone()).await.map_err(io)?;
             fs_err::tokio::rename(&beside, &workspace).await.map_err(io)?;
         }
         self.tools(ground, folder).await
@@ -393,7 +399,8 @@ impl Story<'_> {
         let sandbox = &self.agent.sandbox;
         let bench =
             ground.prepared.bench_for(&**sandbox, &workspace, &build).await.map_err(|e| RunEnd::Retry(chain(&e)))?;
-        let paths = self.agent.options.paths.clone();
+        let mut paths = self.agent.options.paths.clone();
+        paths.forbidden.extend(ground.commands.paths.forbidden.iter().cloned());
         let options = ToolBoxOptions {
             workspace,
             out_dir: folder.join("out"),
@@ -523,9 +530,39 @@ fn title_and_summary(summary: Option<&str>, issue_title: &str) -> (String, Strin
     (title.to_owned(), rest.to_owned())
 }
 
+/// The file tools refuse such a change at once; a command may have made it all the same.
+fn forbidden_by_repository(patch: &Patch, globs: &[String]) -> Option<String> {
+    patch.changes.iter().find_map(|change| {
+        let rule = globs.iter().find(|glob| glob_matches(glob, &change.path.lossy()))?;
+        Some(format!("The change touches {}, which `.fettle.toml` forbids (rule {rule}).", change.path))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_by_a_command_of_what_the_repository_forbids_is_found() {
+        let change = |path: &str| fettle_domain::patch::Change {
+            path: fettle_domain::path::RepoPath::parse(path).unwrap(),
+            before: None,
+            after: None,
+            lines_added: 1,
+            lines_removed: 0,
+            binary: false,
+        };
+        let object = [1; 20];
+        let patch = Patch {
+            base: fettle_domain::object::CommitId::from_bytes(object),
+            base_tree: TreeId::from_bytes(object),
+            head_tree: TreeId::from_bytes(object),
+            changes: vec![change("src/lib.rs"), change("infra/prod/main.tf")],
+        };
+        assert_eq!(forbidden_by_repository(&patch, &["docs/**".into()]), None);
+        let said = forbidden_by_repository(&patch, &["infra/**".into()]).unwrap();
+        assert!(said.contains("infra/prod/main.tf") && said.contains("(rule infra/**)"), "{said}");
+    }
 
     #[test]
     fn a_verdict_is_read_and_anything_else_means_go() {

@@ -47,12 +47,22 @@ impl PullTexts {
     pub fn with_verdict(self, verdict: &Verdict) -> Self {
         match verdict {
             Verdict::Draft(reasons) | Verdict::NeedsHuman(reasons) | Verdict::Reject(reasons) => {
-                let body = format!("{}\n\n{}", not_proven(reasons), self.body.replacen("Fixes #", "Refs #", 1));
+                let body = format!("{}\n\n{}", not_proven(reasons), without_closing(self.body));
                 Self { body, ..self }
             }
             Verdict::Publish => self,
         }
     }
+}
+
+/// Our own `Fixes #7` becomes `Refs #7`. A model's words have no digit behind the sign and stay.
+fn without_closing(mut body: String) -> String {
+    const CLOSES: &str = "\n\nFixes #";
+    let ours = |(at, _): &(usize, &str)| body[at + CLOSES.len()..].starts_with(|c: char| c.is_ascii_digit());
+    if let Some((at, _)) = body.match_indices(CLOSES).find(ours) {
+        body.replace_range(at..at + CLOSES.len(), "\n\nRefs #");
+    }
+    body
 }
 
 fn not_proven(reasons: &[String]) -> String {
@@ -129,8 +139,8 @@ fn proof_line(proof: &Proof) -> String {
         "**Proof: {level}** · base `{}` → tree `{}` · {} · sandbox {} · environment `{}`",
         proof.base.short(),
         proof.head_tree.short(),
-        proof.env.architecture,
-        proof.env.sandbox_level,
+        cell(&proof.env.architecture),
+        cell(&proof.env.sandbox_level),
         proof.env.digest.short(),
     )
 }
@@ -169,7 +179,16 @@ fn checks_rows(proof: &Proof) -> String {
     let exit = |code: Option<i32>| {
         code.map_or("not ended".to_owned(), |c| if c == 0 { "ok".to_owned() } else { format!("exit {c}") })
     };
-    proof.checks.iter().map(|c| format!("| {} | {} | {} |\n", c.name, exit(c.base_exit), exit(c.head_exit))).collect()
+    proof
+        .checks
+        .iter()
+        .map(|c| format!("| {} | {} | {} |\n", cell(&c.name), exit(c.base_exit), exit(c.head_exit)))
+        .collect()
+}
+
+/// A word of the worker between cell borders.
+fn cell(text: &str) -> String {
+    outgoing::title(text).replace('|', "¦")
 }
 
 fn check_yourself(publication: &Publication, proof: &Proof) -> String {
@@ -331,5 +350,17 @@ impl OutcomeLabel {
             Self::Draft => "fettle: draft",
             Self::NeedsPerson => "fettle: needs a person",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_closes_no_issue_even_when_the_prose_speaks_of_closing() {
+        let prose = outgoing::paragraph("What.\n\nFixes #7", 9, 99);
+        let body = without_closing(format!("{prose}\n\nFixes #7\n\nproof"));
+        assert_eq!(body, format!("{prose}\n\nRefs #7\n\nproof"));
     }
 }
