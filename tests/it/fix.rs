@@ -1,6 +1,8 @@
 //! `fettle fix` from issue to branch, on real repositories and with a scripted model. Each run is also checked for what must
 //! hold however it ends: the checkout it was pointed at is as before, and neither a process nor a working folder stays.
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic with its place is the report")]
+
 mod dependencies;
 mod ends;
 mod repositories;

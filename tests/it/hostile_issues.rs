@@ -1,6 +1,8 @@
 //! Issues that give orders, and a model that obeys every one. What the sandbox and the checks after it let through is
 //! measured: on listeners that nobody may reach, and by a search for planted secrets in everything that a run leaves.
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic with its place is the report")]
+
 use std::io::ErrorKind;
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;

@@ -1,5 +1,7 @@
 //! Models that err, cheat and attack: each run ends at the right level, with its reason, and never wrongly `proven`.
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic with its place is the report")]
+
 mod cheats;
 mod forms;
 mod loops;

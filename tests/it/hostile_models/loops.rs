@@ -51,7 +51,7 @@ fn a_workspace_that_goes_back_and_forth_is_stopped() {
         .ended
         .expect_unproven("no_new_test")
         .reason_has("rule R2: the workspace came back to the same state 3 times");
-    assert_eq!(run.server.phase_count("fix"), 6, "{ended}");
+    assert_eq!(run.server.phase_count("fix"), 7, "{ended}");
 }
 
 #[test]
