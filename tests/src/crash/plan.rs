@@ -328,7 +328,12 @@ mod tests {
         let both = named_cases(every_case(&STEPS), &["C9".to_owned(), "C28".to_owned()]).unwrap();
         assert_eq!(
             both.iter().map(Case::to_string).collect::<Vec<_>>(),
-            ["C9 worker.model.call before #4", "C9 worker.model.call after #4", "C28 worker suspended past its lease"]
+            [
+                "C9 worker.model.call before #4",
+                "C9 worker.model.call after #4",
+                "C9 worker.model.call after, then C11 worker.tool.record before",
+                "C28 worker suspended past its lease",
+            ]
         );
         assert!(named_cases(every_case(&STEPS), &["C99".to_owned()]).is_err());
     }
