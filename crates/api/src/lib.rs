@@ -45,8 +45,10 @@ pub fn router(api: ApiState) -> Router {
         .route_layer(middleware::from_fn(edge::time_limit))
         .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_admin));
     let (webhooks, _) = webhook_routes().split_for_parts();
-    let webhooks =
-        webhooks.layer(DefaultBodyLimit::max(webhook::MAX_BYTES)).route_layer(middleware::from_fn(edge::time_limit));
+    let webhooks = webhooks
+        .layer(DefaultBodyLimit::max(webhook::MAX_BYTES))
+        .route_layer(middleware::from_fn_with_state(api.clone(), webhook::few_large_bodies))
+        .route_layer(middleware::from_fn(edge::time_limit));
     let document = openapi_json();
     let pages = Router::new()
         .route("/", get(index::get_index))

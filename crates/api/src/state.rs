@@ -20,6 +20,8 @@ use crate::webhook::Verifier;
 pub(crate) const MAX_EVENT_STREAMS: usize = 256;
 /// Blobs in flight at once: up to 64 MiB of memory each.
 pub(crate) const MAX_BLOBS_IN_FLIGHT: usize = 4;
+/// Large webhook bodies in memory at once: each is read whole, up to 25 MiB, before its signature can be checked.
+pub(crate) const MAX_LARGE_WEBHOOKS: usize = 4;
 
 /// What the API needs from the composition root.
 pub struct Parts {
@@ -68,6 +70,7 @@ pub struct Inner {
     pub(crate) shutdown: CancellationToken,
     pub(crate) event_streams: Arc<Semaphore>,
     pub(crate) blobs_in_flight: Semaphore,
+    pub(crate) large_webhooks: Semaphore,
 }
 
 impl ApiState {
@@ -87,6 +90,7 @@ impl ApiState {
             shutdown: parts.shutdown,
             event_streams: Arc::new(Semaphore::new(MAX_EVENT_STREAMS)),
             blobs_in_flight: Semaphore::new(MAX_BLOBS_IN_FLIGHT),
+            large_webhooks: Semaphore::new(MAX_LARGE_WEBHOOKS),
         }))
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Extension, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::extract::{Extension, Request, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use fettle_app::crash::{self, Point};
@@ -31,6 +32,8 @@ use crate::state::{ApiState, WebhookSecrets};
 
 /// GitHub sends no more.
 pub(crate) const MAX_BYTES: usize = 25 * 1024 * 1024;
+/// What an issue's event normally stays below; with all connections in use this is 256 MiB.
+const ORDINARY_BYTES: u64 = 64 * 1024;
 /// Events that can start or steer a Task. Others are counted and not stored: an App may be subscribed to many.
 const STORED_EVENTS: [&str; 2] = ["issues", "issue_comment"];
 /// GitHub gives up after 10 s; it must hear a refusal before.
@@ -85,6 +88,17 @@ enum DeliveryVerdict {
     Pong,
     /// An event without meaning here; not stored.
     Ignored,
+}
+
+/// Lets only a few large bodies be read at a time, since nobody has shown a signature yet. Ordinary ones pass at once.
+pub(crate) async fn few_large_bodies(State(api): State<ApiState>, request: Request, next: Next) -> Response {
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let _permit = match length {
+        Some(..=ORDINARY_BYTES) => None,
+        // A body that does not say its length counts as large.
+        Some(_) | None => Some(api.large_webhooks.acquire().await.expect("the semaphore is never closed")),
+    };
+    next.run(request).await
 }
 
 /// Takes a delivery of a GitHub webhook or App. Stored durably before 202; a repeated delivery changes nothing.

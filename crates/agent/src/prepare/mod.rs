@@ -80,6 +80,9 @@ pub enum PrepareError {
 /// What is prepared, and with what.
 #[derive(Clone, Copy)]
 pub struct PrepareRequest<'a> {
+    /// The mirror's key. Install commands see the whole checkout and not only the files that name dependencies, so what
+    /// one repository has prepared is never worn by another.
+    pub scope: &'a str,
     pub files: &'a BaseFiles,
     pub commands: &'a Commands,
     /// A fresh plain checkout of the base; install commands write into it, so it is of no further use.
@@ -106,7 +109,7 @@ pub async fn prepare(
     progress: &(dyn Fn(&str) + Send + Sync),
     cancel: &CancellationToken,
 ) -> Result<Prepared, PrepareError> {
-    let PrepareRequest { files, commands, sandbox, options, .. } = request;
+    let PrepareRequest { scope, files, commands, sandbox, options, .. } = request;
     let toolchains = Toolchains::find(&options.path, &commands.ecosystems, files).await?;
     let mut prepared = Prepared {
         bench: Workbench { env: base_env(&toolchains), mounts: toolchains.mounts(), limits: options.limits },
@@ -119,6 +122,7 @@ pub async fn prepare(
     let mut keys = Vec::new();
     for install in &plan.installs {
         let key = install.key(&toolchains.versions(), options.cargo_config.as_deref());
+        let key = BlobId::of(format!("{scope}\n{key}").as_bytes());
         let folder = layer(&request, &prepared.bench, install, &key, progress, cancel).await?;
         prepared.wear(install, folder);
         keys.push(key);

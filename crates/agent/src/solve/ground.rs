@@ -116,6 +116,7 @@ impl Story<'_> {
             .map_err(git_end)?;
         crash::after(Point::WorkerCheckout);
         let request = PrepareRequest {
+            scope: self.key(),
             files,
             commands,
             checkout: &checkout,

@@ -120,6 +120,7 @@ impl World {
             limits: SandboxLimits::default(),
         };
         let request = PrepareRequest {
+            scope: "fixture",
             files: &files,
             commands: &commands,
             checkout: &checkout,
