@@ -6,6 +6,7 @@ pub mod dialect;
 pub mod ecosystem;
 pub mod edit;
 pub mod prepare;
+mod removal;
 pub mod solve;
 pub mod tools;
 pub mod verify;

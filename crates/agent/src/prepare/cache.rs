@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::PrepareError;
+use crate::removal::remove;
 
 /// Longer than one installation may take.
 const LOCK_WAIT: Duration = Duration::from_secs(35 * 60);
@@ -57,7 +58,7 @@ pub(super) async fn claim(cache: &Utf8Path, name: &str, cancel: &CancellationTok
         return Ok(Claim::Ready(folder));
     }
     remove_if_there(fs_err::tokio::remove_file(&mark).await)?;
-    remove_if_there(fs_err::tokio::remove_dir_all(&folder).await)?;
+    remove(folder.clone()).await.map_err(PrepareError::Cache)?;
     fs_err::tokio::create_dir(&folder).await.map_err(PrepareError::Cache)?;
     Ok(Claim::Mine(Claimed { folder, mark, _lock: lock }))
 }

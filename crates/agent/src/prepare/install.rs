@@ -9,6 +9,8 @@ use crate::ecosystem::{BaseFiles, Commands, Ecosystem, quote};
 pub(super) const FOLDER_VARIABLE: &str = "FETTLE_PREPARED";
 /// What a setup command leaves in the checkout and tests need.
 pub(super) const SETUP_FOLDERS: [&str; 2] = ["node_modules", ".venv"];
+/// A host that the proxy refuses stays refused, and five tries, as pip has them, cost eight seconds before that is told.
+const PIP_RETRIES: u32 = 2;
 /// Hosts that one repository's lockfiles may name; more is no dependency list any more.
 const HOSTS_MAX: usize = 16;
 
@@ -187,7 +189,7 @@ fn python(files: &BaseFiles, toolchains: &Toolchains, plan: &mut Plan) {
     }
     let script = format!(
         "set -e\n{} -m venv \"${FOLDER_VARIABLE}/venv\"\n\"${FOLDER_VARIABLE}/venv/bin/python\" -m pip install --quiet \
-         --disable-pip-version-check --no-compile {}",
+         --disable-pip-version-check --retries {PIP_RETRIES} {}",
         quote(tool.executable.as_str()),
         arguments.join(" ")
     );

@@ -22,12 +22,13 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::compaction::working_context;
-use super::folder::{self, RunFolder};
+use super::folder::RunFolder;
 use super::ground::{Footing, Ground, describe};
 use super::steps::{Fresh, Steps, digest};
 use super::talk::{Ended, Phase, Said, Talk, TalkParts, git_end};
 use super::{Agent, Brief, context};
 use crate::dialect::{Dialect, instructions};
+use crate::removal;
 use crate::tools::{ToolBox, ToolBoxOptions, specs};
 use crate::verify::{ProveRequest, WorkspaceTests, prove, reproduces};
 
@@ -379,7 +380,7 @@ impl Story<'_> {
         let (workspace, beside) = (folder.join("workspace"), folder.join("workspace.new"));
         let io = |error: std::io::Error| Ended::from(RunEnd::Retry(error.to_string()));
         if workspace.exists() {
-            folder::remove(workspace.clone()).await.map_err(io)?;
+            removal::remove(workspace.clone()).await.map_err(io)?;
         }
         let repositories = &self.agent.repositories;
         let private = CheckoutKind::WithPrivateRepository;
@@ -387,7 +388,7 @@ impl Story<'_> {
         if tree != ground.base.tree {
             repositories.checkout(self.key(), tree, &beside, CheckoutKind::Plain).await.map_err(git_end)?;
             fs_err::tokio::rename(workspace.join(".git"), beside.join(".git")).await.map_err(io)?;
-            folder::remove(workspace.clone()).await.map_err(io)?;
+            removal::remove(workspace.clone()).await.map_err(io)?;
             fs_err::tokio::rename(&beside, &workspace).await.map_err(io)?;
         }
         self.tools(ground, folder).await

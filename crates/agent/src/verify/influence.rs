@@ -2,23 +2,50 @@
 
 /// Files that are nothing but configuration of builds and test runners.
 const RUNNER_FILES: &[&str] = &[
+    ".clippy.toml",
     ".fettle.toml",
-    ".mocharc.js",
-    ".mocharc.json",
-    ".mocharc.yml",
+    ".mypy.ini",
+    ".npmrc",
+    ".pytest.ini",
+    ".pytest.toml",
+    ".ruff.toml",
+    ".rustfmt.toml",
+    ".yarnrc.yml",
     "GNUmakefile",
     "Makefile",
     "build.rs",
+    "clippy.toml",
     "conftest.py",
     "makefile",
+    "mypy.ini",
     "noxfile.py",
     "nextest.toml",
     "pytest.ini",
+    "pytest.toml",
+    "ruff.toml",
     "rust-toolchain",
     "rust-toolchain.toml",
+    "rustfmt.toml",
     "sitecustomize.py",
     "tox.ini",
     "usercustomize.py",
+];
+
+/// The same in families: `jest.config.mjs`, `.mocharc.cjs`, `tsconfig.test.json`.
+const RUNNER_FILE_STARTS: &[&str] = &[
+    ".babelrc",
+    ".eslintrc",
+    ".mocharc",
+    ".swcrc",
+    "babel.config.",
+    "eslint.config.",
+    "jest.config.",
+    "jest.setup.",
+    "tsconfig.",
+    "vite.config.",
+    "vitest.config.",
+    "vitest.setup.",
+    "vitest.workspace.",
 ];
 
 const LOCKFILES: &[&str] = &[
@@ -63,10 +90,7 @@ pub(super) fn is_runner_configuration(path: &str, before: Option<&str>, after: O
     if before.is_none() && after.is_some() && takes_the_place_of_a_pytest_module(path) {
         return true;
     }
-    if ["jest.config.", "vitest.config.", "vite.config.", "babel.config.", "jest.setup.", "vitest.setup."]
-        .iter()
-        .any(|start| file.starts_with(start))
-    {
+    if RUNNER_FILE_STARTS.iter().any(|start| file.starts_with(start)) {
         return true;
     }
     match file {
@@ -89,7 +113,9 @@ pub(super) fn is_runner_configuration(path: &str, before: Option<&str>, after: O
         "pyproject.toml" => {
             let tools = |text: Option<&str>| {
                 let tool = toml(text).and_then(|table| table.get("tool").cloned());
-                tool.map(|tool| ["pytest", "coverage", "tox", "hatch"].map(|key| tool.get(key).cloned()))
+                tool.map(|tool| {
+                    ["pytest", "coverage", "tox", "hatch", "mypy", "ruff"].map(|key| tool.get(key).cloned())
+                })
             };
             tools(before).unwrap_or_default() != tools(after).unwrap_or_default()
         }
@@ -203,9 +229,16 @@ mod tests {
         let python = |a: &str, b: &str| is_runner_configuration("pyproject.toml", Some(a), Some(b));
         assert!(python("", "[tool.pytest.ini_options]\naddopts = \"-k nothing\"\n"));
         assert!(!python("", "[tool.black]\n"));
-        for path in
-            ["conftest.py", "tests/conftest.py", "pytest.ini", "jest.config.js", ".cargo/config.toml", "Makefile"]
-        {
+        for path in [
+            "conftest.py",
+            "tests/conftest.py",
+            ".pytest.ini",
+            "a/jest.config.mjs",
+            ".mocharc.cjs",
+            ".npmrc",
+            ".cargo/config.toml",
+            "Makefile",
+        ] {
             assert!(is_runner_configuration(path, None, Some("")), "{path}");
         }
         assert!(!is_runner_configuration("src/lib.rs", None, Some("")));

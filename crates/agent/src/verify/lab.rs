@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ecosystem::report::{self, Case, Report};
 use crate::ecosystem::{CheckCommand, Commands, ReportForm, Selection, Suite};
 use crate::prepare::{PYTEST_OPTIONS, PrepareError, Prepared};
+use crate::removal::remove;
 use crate::workbench::Workbench;
 
 /// A suite beyond this is cut off and the Proof is at most `Weak`.
@@ -111,7 +112,7 @@ impl<'a> Lab<'a> {
     /// a checkout that is younger than every earlier build is rebuilt where it differs.
     pub(super) async fn checkout(&self, tree: TreeId, prepared: &Prepared) -> Result<Checkout, VerifyError> {
         let folder = self.context.scratch.join("tree");
-        self.clear(&folder).await?;
+        remove(folder.clone()).await.map_err(VerifyError::Scratch)?;
         fs_err::tokio::create_dir_all(self.reports()).await.map_err(VerifyError::Scratch)?;
         self.context.repositories.checkout(self.context.key, tree, &folder, CheckoutKind::Plain).await?;
         let build_dir = self.context.scratch.join("build");
@@ -135,7 +136,7 @@ impl<'a> Lab<'a> {
     ) -> Result<SuiteRun, VerifyError> {
         let shown = suite.command_for(selection).unwrap_or_else(|| suite.command.clone());
         let file = self.reports().join("report");
-        self.clear_file(&file).await?;
+        remove(file.clone()).await.map_err(VerifyError::Scratch)?;
         let mut bench = at.bench.clone();
         let command = with_report(suite, &shown, &file, &mut bench);
         let output = self.run(at, bench, purpose, &shown, &command, suite.source).await?;
@@ -193,21 +194,6 @@ impl<'a> Lab<'a> {
 
     fn reports(&self) -> Utf8PathBuf {
         self.context.scratch.join("reports")
-    }
-
-    async fn clear(&self, folder: &Utf8Path) -> Result<(), VerifyError> {
-        match fs_err::tokio::remove_dir_all(folder).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(VerifyError::Scratch(error)),
-            _ => Ok(()),
-        }
-    }
-
-    async fn clear_file(&self, file: &Utf8Path) -> Result<(), VerifyError> {
-        match fs_err::tokio::symlink_metadata(file).await {
-            Ok(there) if there.is_dir() => self.clear(file).await,
-            Ok(_) => fs_err::tokio::remove_file(file).await.map_err(VerifyError::Scratch),
-            Err(_) => Ok(()),
-        }
     }
 }
 

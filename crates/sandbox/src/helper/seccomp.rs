@@ -35,6 +35,7 @@ const DENIED: &[i64] = &[
     libc::SYS_fsmount,
     libc::SYS_fspick,
     libc::SYS_mount_setattr,
+    OPEN_TREE_ATTR,
     libc::SYS_setns,
     libc::SYS_open_by_handle_at,
     libc::SYS_fanotify_init,
@@ -56,6 +57,9 @@ const DENIED: &[i64] = &[
 
 /// Shared with the whole host when there is no namespace for them.
 const DENIED_WITHOUT_NAMESPACES: &[i64] = &[libc::SYS_shmget, libc::SYS_msgget, libc::SYS_semget, libc::SYS_mq_open];
+
+/// Since Linux 6.15 and not in libc yet; such new calls have one number on all architectures.
+const OPEN_TREE_ATTR: i64 = 467;
 
 /// `TIOCSTI` and `TIOCLINUX`, whose type in libc differs between C libraries; their values do not.
 const TYPE_INTO: u64 = 0x5412;
