@@ -8,6 +8,7 @@ mod ends;
 mod repositories;
 
 use fettle_tests::fixtures::{Ended, Fix, Project, Repo, finish, replace};
+use fettle_tests::forge::{ForgeEmulator, ForgeOptions};
 use fettle_tests::model::ModelServer;
 use serde_json::{Value, json};
 
@@ -128,6 +129,21 @@ fn a_named_branch_is_made_and_never_overwritten() {
     let ended = fix().run().expect(2);
     assert!(ended.stderr.contains("the branch mine/fix exists already") && ended.stdout.is_empty(), "{ended}");
     assert_eq!((server.request_count(), repo.git(&["rev-parse", "mine/fix"])), (calls, before));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_gets_its_branch_in_a_copy_and_nothing_is_pushed() {
+    let project = Project::SHELL;
+    let repo = project.repo();
+    let forge = ForgeEmulator::start(ForgeOptions { app: None, folder: None }).await.unwrap();
+    let url = forge.clone_url(&forge.import_repository("octo/clamp", repo.root()).await.unwrap());
+    let server = ModelServer::start(project.solving().script());
+    let fix = Fix::new(&repo, project.issue).model(&server).with(&["--issue-id", "7"]).on(url);
+    let ended = tokio::task::block_in_place(|| fix.start().wait()).expect_proven();
+    let (copy, branch) = (ended.text("repository"), ended.text("branch"));
+    repo.git(&["fetch", "--quiet", copy, branch]);
+    assert_eq!(repo.git(&["rev-parse", "FETCH_HEAD"]), ended.text("commit"));
+    assert_eq!((branch, forge.ref_updates().len()), ("ai-agent/quickfix-issue-7", 0));
 }
 
 #[test]

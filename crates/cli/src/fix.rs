@@ -11,7 +11,7 @@ use fettle_app::ports::clock::{Clock as _, IdSource as _};
 use fettle_app::ports::git::{BaseRef, CommitSpec, GitError, Pushed, Repositories, Source};
 use fettle_app::ports::model::Model;
 use fettle_app::publishing::proposal::{Outgoing, judge};
-use fettle_app::publishing::texts::Identity;
+use fettle_app::publishing::texts::{Identity, trailer};
 use fettle_app::running::{RunContext, RunEnd};
 use fettle_domain::branch::BranchName;
 use fettle_domain::budget::{Limits, Spent};
@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Common;
 use crate::journal::MemoryJournal;
-use crate::progress::Progress;
+use crate::progress::{Progress, one_line};
 
 /// An issue larger than this is no issue.
 const MAX_ISSUE_BYTES: u64 = 1024 * 1024;
@@ -97,6 +97,8 @@ pub(crate) struct Flags {
 struct Report {
     outcome: &'static str,
     reason: String,
+    /// Where the branch lies: the user's repository, or the copy of one that a URL named.
+    repository: Option<Utf8PathBuf>,
     branch: Option<String>,
     commit: Option<CommitId>,
     files: Vec<String>,
@@ -185,8 +187,15 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         Err(end) => return Err(anyhow!(end)),
     };
     let known = known_secrets(flags, &config)?;
-    let leave =
-        Leave { repositories: &*repositories, flags, config: &config, source: &source, brief: &brief, known: &known };
+    let leave = Leave {
+        repositories: &*repositories,
+        flags,
+        config: &config,
+        data: &data,
+        source: &source,
+        brief: &brief,
+        known: &known,
+    };
     let report = leave.report(result, &ids).await?;
     print(&report, flags.json)?;
     Ok(match report.outcome {
@@ -275,8 +284,12 @@ fn known_secrets(flags: &Flags, config: &Config) -> Result<KnownSecrets> {
     Ok(KnownSecrets::new(keys.iter().map(|key| ("key file", key.expose_secret()))))
 }
 
+fn is_url(repo: &str) -> bool {
+    repo.starts_with("https://") || repo.starts_with("http://")
+}
+
 fn source(repo: &str, config: &Config) -> Result<Source> {
-    if repo.starts_with("https://") || repo.starts_with("http://") {
+    if is_url(repo) {
         let token = config.forge.read_token_file.as_deref().map(secrets::read).transpose()?;
         return Ok(Source {
             key: format!("url-{}", &BlobId::of(repo.as_bytes()).to_string()[..32]),
@@ -309,6 +322,7 @@ struct Leave<'a> {
     repositories: &'a dyn Repositories,
     flags: &'a Flags,
     config: &'a Config,
+    data: &'a DataDir,
     source: &'a Source,
     brief: &'a Brief,
     known: &'a KnownSecrets,
@@ -320,6 +334,7 @@ impl Leave<'_> {
         let nothing = |reason: String, proof: Option<Proof>| Report {
             outcome: "no_patch",
             reason,
+            repository: None,
             branch: None,
             commit: None,
             files: Vec::new(),
@@ -333,7 +348,7 @@ impl Leave<'_> {
         };
         let task = TaskId::from_uuid(ids.uuid());
         let named = BranchName::of(self.brief.mode, self.flags.issue_id, task, 1);
-        let message = self.message(&change);
+        let message = self.message(&change, task);
         let outgoing = Outgoing {
             key: &self.source.key,
             patch: &change.patch,
@@ -345,7 +360,8 @@ impl Leave<'_> {
         if let Verdict::Reject(reasons) = &verdict {
             return Ok(nothing(format!("the change was rejected: {}", reasons.join("; ")), Some(change.proof)));
         }
-        let (branch, commit) = self.leave(&change, message, task).await?;
+        let commit = self.commit(&change, message).await?;
+        let branch = self.leave(commit, task).await?;
         let proven = change.proof.level == Level::Proven && verdict == Verdict::Publish;
         let reasons = match (&result.outcome, verdict) {
             (RunOutcome::DraftPr { reasons }, _) if !reasons.is_empty() => reasons.clone(),
@@ -357,6 +373,7 @@ impl Leave<'_> {
         Ok(Report {
             outcome: if proven { "proven" } else { "unproven" },
             reason: reasons.join("; "),
+            repository: Some(self.destination()),
             branch: Some(branch),
             commit: Some(commit),
             files: change.patch.changes.iter().map(|c| c.path.lossy()).collect(),
@@ -366,13 +383,13 @@ impl Leave<'_> {
         })
     }
 
-    fn message(&self, change: &ProvenChange) -> String {
+    fn message(&self, change: &ProvenChange, task: TaskId) -> String {
         let refs = self.flags.issue_id.map_or_else(String::new, |id| format!("\nRefs #{id}\n"));
-        format!("{}\n\n{}\n{refs}", outgoing::title(&change.title), outgoing::paragraph(&change.summary, 20, 4_000))
+        let (title, summary) = (outgoing::title(&change.title), outgoing::paragraph(&change.summary, 20, 4_000));
+        format!("{title}\n\n{summary}\n{refs}\n{}\n", trailer(task))
     }
 
-    /// Commits and makes the branch: the one that was named, or the first free one of this issue.
-    async fn leave(&self, change: &ProvenChange, message: String, task: TaskId) -> Result<(String, CommitId)> {
+    async fn commit(&self, change: &ProvenChange, message: String) -> Result<CommitId, GitError> {
         let spec = CommitSpec {
             parent: change.proof.base,
             tree: change.proof.head_tree,
@@ -381,19 +398,28 @@ impl Leave<'_> {
             author_email: Identity::EMAIL.into(),
             at: system::SystemClock.now(),
         };
-        let commit = self.repositories.commit(&self.source.key, &spec).await?;
-        let path = Utf8Path::new(&self.source.url);
-        if !path.is_absolute() {
-            // A remote without a forge: the commit stays in the mirror, and nothing is pushed.
-            return Ok((format!("(not pushed) {}", self.source.url), commit));
+        self.repositories.commit(&self.source.key, &spec).await
+    }
+
+    /// Nothing is ever pushed: what a URL names gets its branch in our own copy.
+    fn destination(&self) -> Utf8PathBuf {
+        if is_url(&self.source.url) {
+            self.data.worker_mirrors().join(format!("{}.git", self.source.key))
+        } else {
+            Utf8PathBuf::from(&self.source.url)
         }
+    }
+
+    /// Makes the branch: the one that was named, or the first free one of this issue.
+    async fn leave(&self, commit: CommitId, task: TaskId) -> Result<String> {
+        let path = self.destination();
         for generation in 1..=BRANCH_TRIES {
             let branch = match &self.flags.branch {
                 Some(branch) => branch.clone(),
                 None => BranchName::of(self.brief.mode, self.flags.issue_id, task, generation).as_str().to_owned(),
             };
-            match self.repositories.publish_local(&self.source.key, path, &branch, None, commit).await? {
-                Pushed::Moved | Pushed::AlreadyThere => return Ok((branch, commit)),
+            match self.repositories.publish_local(&self.source.key, &path, &branch, None, commit).await? {
+                Pushed::Moved | Pushed::AlreadyThere => return Ok(branch),
                 Pushed::Conflict { .. } if self.flags.branch.is_some() => {
                     bail!("the branch {branch} came into being meanwhile")
                 }
@@ -422,27 +448,39 @@ fn print(report: &Report, json: bool) -> Result<()> {
         writeln!(out, "{}", serde_json::to_string(report)?)?;
         return Ok(());
     }
-    match (&report.branch, &report.commit) {
-        (Some(branch), Some(commit)) => {
+    // Names, reasons and summaries are foreign text, and none of it may move the terminal's cursor.
+    let mut text = Vec::new();
+    tell(&mut text, report)?;
+    write!(out, "{}", outgoing::visible(&String::from_utf8_lossy(&text)))?;
+    Ok(())
+}
+
+fn tell(out: &mut impl std::io::Write, report: &Report) -> std::io::Result<()> {
+    match (&report.repository, &report.branch, &report.commit) {
+        (Some(repository), Some(branch), Some(commit)) => {
             writeln!(out, "{}: branch {branch}, commit {}", report.outcome.to_uppercase(), commit.short())?;
             writeln!(out, "  {}", report.reason)?;
             if !report.summary.is_empty() {
-                writeln!(out, "\n{}", outgoing::visible(&report.summary))?;
+                writeln!(out, "\n{}", report.summary)?;
             }
             writeln!(out, "\nfiles:")?;
             for file in &report.files {
-                writeln!(out, "  {file}")?;
+                writeln!(out, "  {}", one_line(file))?;
             }
             if let Some(proof) = &report.proof.proof {
-                tell_proof(&mut out, proof)?;
+                tell_proof(out, proof)?;
             }
-            writeln!(out, "\nlook at it: git show {branch}")?;
+            let inside = Utf8Path::new(".").canonicalize_utf8().is_ok_and(|here| here.starts_with(repository));
+            let at = if inside { String::new() } else { format!(" -C {repository}") };
+            writeln!(out, "\nlook at it: git{at} show {branch}")?;
+            if repository.extension() == Some("git") {
+                writeln!(out, "take it:    git fetch {repository} {branch}")?;
+            }
         }
-        _ => writeln!(out, "NO PATCH: {}", outgoing::visible(&report.reason))?,
+        _ => writeln!(out, "NO PATCH: {}", report.reason)?,
     }
     let Spent { calls, generated_tokens, prompt_tokens, wall_s } = report.usage;
-    writeln!(out, "usage: {calls} model calls, {prompt_tokens} tokens read, {generated_tokens} written, {wall_s} s")?;
-    Ok(())
+    writeln!(out, "usage: {calls} model calls, {prompt_tokens} tokens read, {generated_tokens} written, {wall_s} s")
 }
 
 fn tell_proof(out: &mut impl std::io::Write, proof: &Proof) -> std::io::Result<()> {
@@ -454,7 +492,7 @@ fn tell_proof(out: &mut impl std::io::Write, proof: &Proof) -> std::io::Result<(
         writeln!(
             out,
             "  new test {}: failed {failed}/{} before, passed {passed}/{} after",
-            test.id,
+            one_line(&test.id),
             test.base.len(),
             test.head.len()
         )?;

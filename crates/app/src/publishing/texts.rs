@@ -240,16 +240,21 @@ fn outcome_word(outcome: Outcome) -> &'static str {
 /// Subject, what and why, and the trailer that ties the commit to its Task.
 pub fn commit_message(publication: &Publication, change: &ProvenChange) -> String {
     format!(
-        "{}\n\n{}\n\n{TRAILER}{}\n",
+        "{}\n\n{}\n\n{}\n",
         title(publication, change),
         paragraph(&change.summary, SUMMARY_LINES, SUMMARY_CHARS),
-        publication.task.id
+        trailer(publication.task.id)
     )
+}
+
+/// The last line of a commit message. It also makes commits of different Tasks differ that have everything else in common.
+pub fn trailer(task: TaskId) -> String {
+    format!("{TRAILER}{task}")
 }
 
 /// Whether the message's last paragraph names `task`.
 pub fn carries_trailer(message: &str, task: TaskId) -> bool {
-    let wanted = format!("{TRAILER}{task}");
+    let wanted = trailer(task);
     message.trim_end().lines().rev().take_while(|line| !line.trim().is_empty()).any(|line| line.trim() == wanted)
 }
 
