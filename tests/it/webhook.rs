@@ -161,7 +161,7 @@ async fn a_comment_chooses_the_mode_and_a_second_wish_joins() {
     let (phases, go) = holding(repository::solving(), "triage", triage);
     let fettle = TestBox::start(Setup::with(phases.script())).await.unwrap();
     let issue = fettle.issue();
-    fettle.comment(issue, MAINTAINER, "/fix refine\n\nThanks!").await.unwrap();
+    fettle.comment(issue, MAINTAINER, "/fix refine\n\nPlease keep it POSIX.").await.unwrap();
     let task = fettle.api.task_opened(0, PATIENCE).await.unwrap();
     fettle.label(issue).await.unwrap();
     let joined = |event: &Value| match event["what"]["type"] == "task_joined" {
@@ -172,6 +172,9 @@ async fn a_comment_chooses_the_mode_and_a_second_wish_joins() {
     go.send(()).unwrap();
     let ended = fettle.api.task_ended(&task, PATIENCE).await.unwrap();
     assert_eq!((ended["mode"].as_str(), ended["trigger"].as_str()), (Some("refine"), Some("comment")));
+    let asked =
+        fettle.model.requests().iter().any(|request| request.conversation().messages[1].text.contains("keep it POSIX"));
+    assert!(asked, "the model never saw what stands below the command");
     assert_eq!(fettle.api.tasks().await.unwrap().len(), 1);
     assert_solved_once(&fettle, issue, &ended).await;
     let head = fettle.forge.pulls(&fettle.repo)[0].pull.clone().unwrap().head;
@@ -224,6 +227,22 @@ async fn assert_withheld(change: impl FnOnce(&TestBox, u64), why: &str) {
 async fn an_issue_closed_meanwhile_gets_no_push() {
     let close = |fettle: &TestBox, issue| fettle.forge.set_open(&fettle.repo, issue, false, "a-user");
     assert_withheld(close, "the issue was closed meanwhile").await;
+}
+
+#[tokio::test]
+async fn an_issue_closed_before_a_worker_came_costs_no_model_call() {
+    let setup = Setup { layout: Layout::Dashboard, ..Setup::with(repository::solving().script()) };
+    let mut fettle = TestBox::start(setup).await.unwrap();
+    let issue = fettle.issue();
+    fettle.label(issue).await.unwrap();
+    let task = fettle.api.task_opened(0, PATIENCE).await.unwrap();
+    fettle.forge.set_open(&fettle.repo, issue, false, "a-user");
+    fettle.start_worker(None).unwrap();
+    let ended = fettle.api.task_ended(&task, PATIENCE).await.unwrap();
+    assert_eq!((ended["outcome"].as_str(), fettle.model.request_count()), (Some("declined"), 0), "{ended:#}");
+    assert_nothing_pushed(&fettle);
+    let comments = fettle.answers_on(issue);
+    assert!(comments.len() == 1 && comments[0].contains("the issue was closed meanwhile"), "{comments:#?}");
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::chain;
 use fettle_app::ports::ledger::{
-    Beat, BeatAnswer, Fenced, Granted, Holder, L, Leased, Leases, LedgerError, MAX_BLOB_BYTES, Then, Wake, Want,
+    Admission, Beat, BeatAnswer, Fenced, Granted, Holder, L, Leased, Leases, LedgerError, MAX_BLOB_BYTES, Then, Wake,
+    Want,
 };
 use fettle_domain::id::RequestId;
 use fettle_domain::job::JobKind;
@@ -27,8 +28,8 @@ use tokio::time::sleep;
 
 use crate::problem::ProblemBody;
 use crate::worker::wire::{
-    BeatBody, BlobBody, CompleteRequest, DeferRequest, FailRequest, FencedBody, LeaseBody, LeaseRequest, LeasesBody,
-    RecordRequest, RenewBody, RenewRequest, ResultBody, StepBody, StepsBody, TokenBody,
+    AdmissionBody, BeatBody, BlobBody, CompleteRequest, DeferRequest, FailRequest, FencedBody, LeaseBody, LeaseRequest,
+    LeasesBody, RecordRequest, RenewBody, RenewRequest, ResultBody, StepBody, StepsBody,
 };
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -47,6 +48,8 @@ struct Patience {
 /// A heartbeat that is not answered in 3 s is missed; the next one is 5 s after it.
 const RENEW: Patience = Patience { limit: Duration::from_secs(3), tries: 1 };
 const WRITE: Patience = Patience { limit: Duration::from_secs(10), tries: 3 };
+/// The dashboard asks the forge two questions of 10 s each.
+const ADMIT: Patience = Patience { limit: Duration::from_secs(30), tries: 2 };
 const READ_JOURNAL: Patience = Patience { limit: Duration::from_secs(60), tries: 2 };
 const BLOB: Patience = Patience { limit: Duration::from_secs(120), tries: 2 };
 /// What an answer to `lease` may take beyond the wait that was asked for.
@@ -294,9 +297,8 @@ impl Leases for WorkerClient {
         Ok(content)
     }
 
-    async fn read_token(&self, lease: &LeaseRef) -> L<Option<SecretString>> {
-        let body = LeaseBody::from(*lease);
-        let answer: TokenBody = self.post("token", &WRITE, &body).await?;
-        Ok(answer.token.map(SecretString::from))
+    async fn admit(&self, lease: &LeaseRef) -> L<Admission> {
+        let answer: AdmissionBody = self.post("admit", &ADMIT, &LeaseBody::from(*lease)).await?;
+        Ok(answer.into())
     }
 }

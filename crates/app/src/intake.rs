@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fettle_domain::id::{DeliveryId, JobId, RunId, TaskId};
-use fettle_domain::incoming::{Incoming, IncomingIssue};
-use fettle_domain::intake::{Command, IntakeRules, Trigger, intent_key, trigger_of};
+use fettle_domain::incoming::{Incoming, IncomingIssue, IssueChange};
+use fettle_domain::intake::{BOT_TURNS, Command, IntakeRules, Trigger, bots_talk_alone, intent_key, trigger_of};
 use fettle_domain::issue::{CommentSnapshot, IssueSnapshot};
 use fettle_domain::repo::Repo;
 use fettle_domain::task::Mode;
@@ -19,8 +19,8 @@ use tracing::{error, info, warn};
 
 use crate::crash::{self, Point};
 use crate::ports::clock::{Clock, IdSource};
-use crate::ports::forge::{Forge, ForgeError, IssueComment};
-use crate::ports::ledger::{Delivery, Ledger, LedgerError, Opened, TaskFilter, TaskPlan};
+use crate::ports::forge::{Forge, ForgeError, IssueComment, LabeledEvent};
+use crate::ports::ledger::{Delivery, Ledger, LedgerError, Opened, TaskPlan};
 
 /// Deliveries read at a time.
 const BATCH: u16 = 50;
@@ -34,7 +34,7 @@ const EVENT_LAG: SignedDuration = SignedDuration::from_secs(120);
 /// Comments a model may see at most: the newest before the trigger.
 const MAX_COMMENTS: usize = 30;
 /// Tasks an installation may open in a day by webhooks, unless configured.
-pub const DAILY_TASKS: usize = 100;
+pub const DAILY_TASKS: u64 = 100;
 
 /// Reads a delivery's body. Implemented by `github`.
 pub trait ReadWebhook: Send + Sync {
@@ -50,7 +50,7 @@ pub struct Intake {
     pub ids: Arc<dyn IdSource>,
     pub rules: IntakeRules,
     /// Tasks an installation (or, without one, this appliance) may open in 24 h by webhooks.
-    pub daily_tasks: usize,
+    pub daily_tasks: u64,
 }
 
 /// Why a delivery has no verdict yet.
@@ -167,8 +167,18 @@ impl Intake {
         match trigger_of(&incoming, &self.rules) {
             Trigger::None(why) => closed(why),
             Trigger::Label => self.labeled(delivery, &incoming).await,
-            Trigger::Command { command, comment_id, at } => {
-                self.commanded(delivery, &incoming, command, comment_id, at).await
+            Trigger::Command { command: Command::Stop, .. } => self.stop(&incoming).await,
+            Trigger::Command { command: Command::Fix(mode), comment_id, at, said } => {
+                let repo = self.known_repo(&incoming).await?;
+                let wish = Wish {
+                    intent: intent_key(repo.forge_id, incoming.issue.number, "comment", comment_id),
+                    mode,
+                    actor: incoming.sender.login.clone(),
+                    trigger: "comment",
+                    at,
+                    said,
+                };
+                self.open(delivery, &incoming, repo, wish).await
             }
         }
     }
@@ -176,13 +186,21 @@ impl Intake {
     async fn labeled(&self, delivery: &Delivery, incoming: &IncomingIssue) -> Result<Verdict, Later> {
         let number = incoming.issue.number;
         let repo = self.known_repo(incoming).await?;
-        let Some(event) = self.forge.labeled(&repo, number, &self.rules.label).await? else {
-            let now = self.forge.issue(&repo, number).await?;
-            let young = self.clock.now().duration_since(delivery.received_at) < EVENT_LAG;
-            if young && now.labels.contains(&self.rules.label) {
-                return Err(Later::Lags);
+        let found = self.forge.labeled(&repo, number, &self.rules.label).await?;
+        // An older event by somebody else, who may have more rights, is not the one that this delivery tells of.
+        let event = match found {
+            Some(event) if told_by_sender(incoming, &event) => event,
+            other => {
+                let now = self.forge.issue(&repo, number).await?;
+                let young = self.clock.now().duration_since(delivery.received_at) < EVENT_LAG;
+                if young && now.labels.contains(&self.rules.label) {
+                    return Err(Later::Lags);
+                }
+                return closed(match other {
+                    Some(event) => format!("the label is {}'s by now", event.actor),
+                    None => "the label was never set or is gone".to_owned(),
+                });
             }
-            return closed("the label was never set or is gone");
         };
         let wish = Wish {
             intent: intent_key(repo.forge_id, number, "label", event.id),
@@ -190,38 +208,23 @@ impl Intake {
             actor: event.actor,
             trigger: "label",
             at: event.at,
+            said: None,
         };
         self.open(delivery, incoming, repo, wish).await
     }
 
-    async fn commanded(
-        &self,
-        delivery: &Delivery,
-        incoming: &IncomingIssue,
-        command: Command,
-        comment_id: u64,
-        at: Timestamp,
-    ) -> Result<Verdict, Later> {
-        let number = incoming.issue.number;
+    async fn stop(&self, incoming: &IncomingIssue) -> Result<Verdict, Later> {
         let repo = self.known_repo(incoming).await?;
-        let actor = incoming.sender.login.clone();
-        match command {
-            Command::Fix(mode) => {
-                let intent = intent_key(repo.forge_id, number, "comment", comment_id);
-                self.open(delivery, incoming, repo, Wish { intent, mode, actor, trigger: "comment", at }).await
+        let actor = &incoming.sender.login;
+        if let Some(why) = self.not_permitted(&repo, actor).await? {
+            return closed(why);
+        }
+        match self.ledger.active_task(repo.forge_id, incoming.issue.number).await? {
+            Some(task) => {
+                self.ledger.cancel(task, actor).await?;
+                closed(format!("cancelled {task}"))
             }
-            Command::Stop => {
-                if let Some(why) = self.not_permitted(&repo, &actor).await? {
-                    return closed(why);
-                }
-                match self.ledger.active_task(repo.forge_id, number).await? {
-                    Some(task) => {
-                        self.ledger.cancel(task, &actor).await?;
-                        closed(format!("cancelled {task}"))
-                    }
-                    None => closed("nothing to stop"),
-                }
-            }
+            None => closed("nothing to stop"),
         }
     }
 
@@ -245,7 +248,13 @@ impl Intake {
         if self.opened_today(&repo).await? >= self.daily_tasks {
             return closed(format!("the daily limit of {} Tasks is reached", self.daily_tasks));
         }
-        let comments = self.comments_before(&repo, incoming.issue.number, wish.at).await?;
+        let earlier = self.ledger.actors(repo.forge_id, incoming.issue.number, BOT_TURNS).await?;
+        if bots_talk_alone(&wish.actor, &earlier) {
+            return closed(format!("bots have asked for {BOT_TURNS} Tasks in a row on this issue; now a person must"));
+        }
+        let mut comments = self.comments_before(&repo, incoming.issue.number, wish.at).await?;
+        let own_words = wish.said.iter().map(|said| CommentSnapshot { author: wish.actor.clone(), body: said.clone() });
+        comments.extend(own_words);
         let plan = TaskPlan {
             id: TaskId::from_uuid(self.ids.uuid()),
             run: RunId::from_uuid(self.ids.uuid()),
@@ -264,6 +273,7 @@ impl Intake {
                 comments,
                 taken_at: wish.at,
             },
+            said: wish.said,
             model: None,
             base: None,
             actor: wish.actor,
@@ -291,15 +301,9 @@ impl Intake {
         }
     }
 
-    async fn opened_today(&self, repo: &Repo) -> Result<usize, Later> {
+    async fn opened_today(&self, repo: &Repo) -> Result<u64, Later> {
         let since = self.clock.now().saturating_sub(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MIN);
-        let page = u16::try_from(self.daily_tasks.saturating_add(1)).unwrap_or(u16::MAX);
-        let recent = self.ledger.tasks(TaskFilter::default(), None, page).await?;
-        Ok(recent
-            .iter()
-            .filter(|task| task.created_at >= since && matches!(task.trigger.as_str(), "label" | "comment"))
-            .filter(|task| task.repo.as_ref().is_some_and(|r| r.installation == repo.installation))
-            .count())
+        Ok(self.ledger.opened_since(repo.installation, since).await?)
     }
 
     /// By people who may write, made before the trigger and not edited since.
@@ -318,6 +322,14 @@ impl Intake {
     }
 }
 
+/// A new issue has no older events that could be taken for this one.
+fn told_by_sender(incoming: &IncomingIssue, event: &LabeledEvent) -> bool {
+    match incoming.change {
+        IssueChange::Labeled { .. } => event.actor.eq_ignore_ascii_case(&incoming.sender.login),
+        IssueChange::Opened | IssueChange::Commented { .. } | IssueChange::Other { .. } => true,
+    }
+}
+
 /// What the forge confirmed of a trigger.
 struct Wish {
     intent: String,
@@ -325,6 +337,8 @@ struct Wish {
     actor: String,
     trigger: &'static str,
     at: Timestamp,
+    /// The person's own words beside the command.
+    said: Option<String>,
 }
 
 fn closed(why: impl Into<String>) -> Result<Verdict, Later> {

@@ -2,6 +2,7 @@
 //!
 //! No use case knows SQL, HTTP, git or a system call.
 
+pub mod admission;
 pub mod crash;
 pub mod intake;
 pub mod leasing;

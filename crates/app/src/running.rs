@@ -9,7 +9,7 @@ use fettle_domain::id::RequestId;
 use fettle_domain::lease::Timing;
 use fettle_domain::object::BlobId;
 use fettle_domain::retry::back_off;
-use fettle_domain::run::RunResult;
+use fettle_domain::run::{RunOutcome, RunResult};
 use fettle_domain::step::{StepKind, StepRecord};
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +20,8 @@ use crate::leasing::HeldLease;
 use crate::ports::clock::IdSource;
 use crate::ports::journal::{Journal, Stop};
 use crate::ports::ledger::{
-    Fenced, Granted, Holder, Leased, Leases, LedgerError, MAX_LEASE_WAIT, Order, RUN_ORDER_VERSION, RunOrder, Then,
-    Wake, Want,
+    Admission, Fenced, Granted, Holder, Leased, Leases, LedgerError, MAX_LEASE_WAIT, Order, RUN_ORDER_VERSION,
+    RunOrder, Then, Wake, Want,
 };
 
 /// Between two tries to reach a ledger that does not answer.
@@ -152,7 +152,12 @@ impl Worker {
     ) -> Result<RunResult, RunEnd> {
         let lease = held.lease();
         let recorded = persist(held, || self.leases.steps(&lease)).await?;
-        let read_token = persist(held, || self.leases.read_token(&lease)).await?;
+        let read_token = match persist(held, || self.leases.admit(&lease)).await? {
+            Admission::Go { read_token } => read_token,
+            Admission::Withdrawn { reason } => return Ok(withdrawn(order, reason)),
+            Admission::Later { wait, why } => return Err(RunEnd::Defer { wait, why }),
+            Admission::Refused { why } => return Err(RunEnd::Retry(why)),
+        };
         let journal = Arc::new(LedgerJournal { leases: self.leases.clone(), held: held.clone() });
         let context = RunContext { journal, recorded, read_token, cancel: held.work_token() };
         let working = self.runner.run(order, context);
@@ -220,6 +225,17 @@ impl Worker {
             Ok(Fenced::Applied | Fenced::AlreadyApplied) => {}
             Ok(Fenced::Stale) | Err(_) => warn!("{} is no longer ours; nothing was written", lease.job),
         }
+    }
+}
+
+/// The result of a Run that nobody waits for any more; nothing was spent on it by this lease.
+fn withdrawn(order: &RunOrder, reason: String) -> RunResult {
+    RunResult {
+        outcome: RunOutcome::Declined { reason },
+        base: None,
+        change: None,
+        spent: order.spent,
+        model: order.model.clone().unwrap_or_default(),
     }
 }
 

@@ -58,6 +58,7 @@ impl SubmitTask for Submitting {
             mode: request.mode,
             repo,
             issue,
+            said: None,
             model: request.model,
             base: request.base,
             actor: request.actor,

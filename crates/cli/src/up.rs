@@ -11,11 +11,10 @@ use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
+use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::{shutdown, system, telemetry};
 use fettle_worker::{AgentParts, WorkerParts, timing};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::Common;
@@ -29,8 +28,8 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("could not listen on {listen}; choose another address with server.listen"))?;
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    shutdown::on_signals(stop.clone())?;
+    let supervisor = Supervisor::default();
+    shutdown::on_signals(supervisor.shutdown().clone())?;
     // One process, one cache: publisher and worker share the mirrors.
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
     let timing = timing(environment);
@@ -43,8 +42,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         probing: ProbeTiming::default(),
         listener,
         internal: None,
-        tasks: tasks.clone(),
-        shutdown: stop.clone(),
+        supervisor: &supervisor,
     })
     .await?;
     fs_err::write(data.address(), running.address.to_string())?;
@@ -73,19 +71,18 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
                 slots,
                 stay: Stay::UntilShutdown,
             };
-            let working = stop.clone();
-            tasks.spawn(async move { fettle_worker::work(agent, parts, &working).await });
+            let stop = supervisor.shutdown().clone();
+            supervisor.spawn("the worker", async move { fettle_worker::work(agent, parts, &stop).await });
         }
         // Intake and publishing go on: Tasks wait for a worker that can work safely.
         Err(error) => error!("no Runs are worked on here: {error:#}"),
     }
-    stop.cancelled().await;
+    supervisor.shutdown().cancelled().await;
     running.draining();
-    tasks.close();
-    tasks.wait().await;
+    let ended = supervisor.ended().await;
     running.close().await;
     info!("fettle has stopped");
-    Ok(())
+    Ok(ended?)
 }
 
 /// What listens, what is configured, what is missing and what to do next.

@@ -13,14 +13,13 @@ use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
+use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::system::RandomIds;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// Every command here answers within a second; a machine under load may need more.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -28,8 +27,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct World {
     home: tempfile::TempDir,
     running: Running,
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    supervisor: Supervisor,
 }
 
 impl World {
@@ -42,7 +40,7 @@ impl World {
             Config::parse("test", "[forge]\napi_url = \"http://127.0.0.1:1\"\n", &Environment::default()).unwrap();
         let data = DataDir::open(Some(&folder), &config, &Environment::default()).unwrap();
         let credentials = Credentials::load(&config, &data, &RandomIds).unwrap();
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let supervisor = Supervisor::default();
         let running = fettle_dashboard::start(Start {
             config: &config,
             data: &data,
@@ -52,13 +50,12 @@ impl World {
             probing: ProbeTiming::default(),
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
             internal: None,
-            tasks: tasks.clone(),
-            shutdown: stop.clone(),
+            supervisor: &supervisor,
         })
         .await
         .unwrap();
         fs_err::write(data.address(), running.address.to_string()).unwrap();
-        Self { home, running, tasks, stop }
+        Self { home, running, supervisor }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -76,9 +73,8 @@ impl World {
     }
 
     async fn end(self) -> tempfile::TempDir {
-        self.stop.cancel();
-        self.tasks.close();
-        timeout(LIMIT, self.tasks.wait()).await.unwrap();
+        self.supervisor.shutdown().cancel();
+        timeout(LIMIT, self.supervisor.ended()).await.unwrap().unwrap();
         self.running.close().await;
         self.home
     }

@@ -6,13 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use async_trait::async_trait;
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets};
+use fettle_app::admission::Gate;
 use fettle_app::intake::{Intake, ReadWebhook};
 use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
-use fettle_app::ports::forge::{ForgeError, ForgeReader as _};
-use fettle_app::ports::ledger::{Holder, Ledger, LedgerError, ReadTokens};
+use fettle_app::ports::ledger::{Holder, Ledger};
 use fettle_app::publishing::{PublishOptions, Publisher};
 use fettle_app::reaping::reconcile;
 use fettle_app::submitting::Submitting;
@@ -20,18 +19,15 @@ use fettle_domain::id::WorkerId;
 use fettle_domain::incoming::Incoming;
 use fettle_domain::intake::IntakeRules;
 use fettle_domain::lease::Timing;
-use fettle_domain::repo::Repo;
 use fettle_git::Git;
 use fettle_github::{GitHub, GitHubOptions, Timeouts, Url};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
+use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::system;
 use fettle_store_sqlite::{Options, SqliteLedger};
 use prometheus::Registry;
-use secrecy::SecretString;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::info;
 
 pub use credentials::Credentials;
@@ -48,9 +44,8 @@ pub struct Start<'a> {
     pub listener: TcpListener,
     /// For the worker API; absent in one process.
     pub internal: Option<TcpListener>,
-    /// Every task of the dashboard; all end after `shutdown`.
-    pub tasks: TaskTracker,
-    pub shutdown: CancellationToken,
+    /// Owns every task of the dashboard.
+    pub supervisor: &'a Supervisor,
 }
 
 /// A dashboard that serves.
@@ -77,7 +72,8 @@ impl Running {
 
 /// Builds all parts and starts their tasks. Contacts nobody: the forge is asked when there is work.
 pub async fn start(start: Start<'_>) -> Result<Running> {
-    let Start { config, data, credentials, git, timing, probing, listener, internal, tasks, shutdown } = start;
+    let Start { config, data, credentials, git, timing, probing, listener, internal, supervisor } = start;
+    let shutdown = supervisor.shutdown().clone();
     let clock: Arc<dyn Clock> = Arc::new(system::SystemClock);
     let ids: Arc<dyn IdSource> = Arc::new(system::RandomIds);
     let api_url: Url = config.forge.api_url.parse().context("forge.api_url is not a URL")?;
@@ -86,7 +82,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let forge = Arc::new(GitHub::new(options)?);
     let options = Options {
         timing,
-        read_tokens: Some(Arc::new(Minter(forge.clone()))),
+        admissions: Some(Arc::new(Gate { forge: forge.clone(), trigger_label: config.forge.label.clone() })),
         ..Options::new(clock.clone(), ids.clone())
     };
     let ledger = Arc::new(SqliteLedger::open(data.ledger(), options).await.context("while opening the ledger")?);
@@ -152,23 +148,21 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
 
     let address = listener.local_addr().context("while listening")?;
     let stop = shutdown.clone();
-    tasks.spawn(async move { intake.work(&stop).await });
+    supervisor.spawn("intake", async move { intake.work(&stop).await });
     let stop = shutdown.clone();
-    tasks.spawn(async move { publisher.work(&stop).await });
+    supervisor.spawn("the publisher", async move { publisher.work(&stop).await });
     let (reconciled, stop): (Arc<dyn Ledger>, _) = (ledger.clone(), shutdown.clone());
-    tasks.spawn(async move { reconcile(reconciled, &stop).await });
+    supervisor.spawn("the reconciler", async move { reconcile(reconciled, &stop).await });
     let (watched, probed, stop) = (health.clone(), ledger.clone(), shutdown.clone());
-    tasks.spawn(async move { watched.watch(&*probed, &metrics, &stop).await });
+    supervisor.spawn("the watch over the ledger", async move { watched.watch(&*probed, &metrics, &stop).await });
     if let Some(internal) = internal {
         info!("the worker API listens on {}", internal.local_addr().context("while listening for workers")?);
-        tasks.spawn(fettle_api::serve(
-            internal,
-            fettle_api::worker_router(api.clone()),
-            shutdown.clone(),
-            tasks.clone(),
-        ));
+        let router = fettle_api::worker_router(api.clone());
+        let serving = fettle_api::serve(internal, router, shutdown.clone(), supervisor.tasks().clone());
+        supervisor.spawn("the worker API", serving);
     }
-    tasks.spawn(fettle_api::serve(listener, fettle_api::router(api), shutdown, tasks.clone()));
+    supervisor
+        .spawn("the API", fettle_api::serve(listener, fettle_api::router(api), shutdown, supervisor.tasks().clone()));
     health.serving();
     Ok(Running { address, ledger, ids, health })
 }
@@ -179,15 +173,5 @@ struct Webhooks;
 impl ReadWebhook for Webhooks {
     fn read(&self, event: &str, body: &[u8]) -> Result<Incoming, String> {
         fettle_github::webhook::normalise(event, body).map_err(|error| chain(&error))
-    }
-}
-
-/// Mints what a worker reads a repository with.
-struct Minter(Arc<GitHub>);
-
-#[async_trait]
-impl ReadTokens for Minter {
-    async fn read_token(&self, repo: &Repo) -> Result<Option<SecretString>, LedgerError> {
-        self.0.read_token(repo).await.map_err(|error: ForgeError| LedgerError::Unavailable(chain(&error)))
     }
 }

@@ -13,10 +13,9 @@ use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
+use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::{install_tls, shutdown, system, telemetry};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::info;
 
 /// Webhooks, API, ledger and publisher of Fettle.
@@ -56,8 +55,8 @@ async fn run() -> Result<()> {
     };
     let listener = listen(config.server.listen.clone(), "server.listen").await?;
     let internal = listen(config.server.internal_listen.clone(), "server.internal_listen").await?;
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    shutdown::on_signals(stop.clone())?;
+    let supervisor = Supervisor::default();
+    shutdown::on_signals(supervisor.shutdown().clone())?;
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
     let test_timing = environment.find("FETTLE_TEST_TIMING").is_some();
     let running = start(Start {
@@ -69,16 +68,14 @@ async fn run() -> Result<()> {
         probing: ProbeTiming::default(),
         listener,
         internal: Some(internal),
-        tasks: tasks.clone(),
-        shutdown: stop.clone(),
+        supervisor: &supervisor,
     })
     .await?;
     fs_err::write(data.address(), running.address.to_string())?;
     info!("fettle-dashboard listens on http://{}", running.address);
-    stop.cancelled().await;
+    supervisor.shutdown().cancelled().await;
     running.draining();
-    tasks.close();
-    tasks.wait().await;
+    let ended = supervisor.ended().await;
     running.close().await;
-    Ok(())
+    Ok(ended?)
 }

@@ -27,6 +27,8 @@ pub enum Trigger {
         command: Command,
         comment_id: u64,
         at: Timestamp,
+        /// What stands below the command, if anything.
+        said: Option<String>,
     },
     /// Nothing; the reason is kept with the delivery.
     None(&'static str),
@@ -74,12 +76,32 @@ pub fn trigger_of(incoming: &IncomingIssue, rules: &IntakeRules) -> Trigger {
                 return Trigger::None("our own comment");
             }
             match Command::parse(&comment.body) {
-                Some(command) => Trigger::Command { command, comment_id: comment.id, at: comment.created_at },
+                Some(command) => Trigger::Command {
+                    command,
+                    comment_id: comment.id,
+                    at: comment.created_at,
+                    said: below_first_line(&comment.body),
+                },
                 None => Trigger::None("a comment without a command in its first line"),
             }
         }
         IssueChange::Other { .. } => Trigger::None("this change of an issue asks for nothing"),
     }
+}
+
+fn below_first_line(body: &str) -> Option<String> {
+    let (_, below) = body.split_once('\n')?;
+    Some(below.trim().to_owned()).filter(|below| !below.is_empty())
+}
+
+/// Tasks in a row that bots may ask for on one issue; then a person must. Two bots that answer each other would never end.
+pub const BOT_TURNS: u16 = 5;
+
+/// Whether `actor` may not open another Task on an issue: a bot, and the issue's newest Tasks were all asked for by bots.
+/// `earlier` has their actors, the newest first. A forge's bots have logins that people cannot have: `renovate[bot]`.
+pub fn bots_talk_alone(actor: &str, earlier: &[String]) -> bool {
+    let is_bot = |login: &str| login.ends_with("[bot]");
+    is_bot(actor) && earlier.iter().take_while(|login| is_bot(login)).count() >= usize::from(BOT_TURNS)
 }
 
 const BOT: &str = "a bot that is not on the allow-list";
@@ -170,6 +192,26 @@ mod tests {
         for text in ["please /fix", "> /fix", "`/fix`", "hello\n/fix", "/fix everything", "/fixme", "", "/ fix"] {
             assert_eq!(Command::parse(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_stands_below_a_command_is_said() {
+        let said = |body: &str| match trigger_of(&commented(body, user("ann", false, 1)), &rules()) {
+            Trigger::Command { said, .. } => said,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said("/fix\r\n\r\nkeep `parse`\n"), Some("keep `parse`".to_owned()));
+        assert_eq!((said("/fix"), said("/fix\n \n")), (None, None));
+    }
+
+    #[test]
+    fn bots_alone_get_five_turns_on_an_issue_and_a_person_begins_the_count_anew() {
+        let logins = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let five = logins("a[bot] b[bot] a[bot] b[bot] a[bot]");
+        assert!(bots_talk_alone("a[bot]", &five));
+        assert!(!bots_talk_alone("ann", &five));
+        assert!(!bots_talk_alone("a[bot]", &five[1..]));
+        assert!(!bots_talk_alone("a[bot]", &logins("a[bot] ann a[bot] b[bot] a[bot] b[bot]")));
     }
 
     #[test]

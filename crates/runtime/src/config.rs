@@ -77,7 +77,7 @@ pub struct Forge {
     /// Numeric ids of bots that may trigger; all others are ignored.
     pub allowed_bots: Vec<u64>,
     /// Tasks that webhooks may open in 24 hours.
-    pub daily_tasks: usize,
+    pub daily_tasks: u64,
     /// Rules beyond the built-in ones on which paths a patch may touch.
     pub paths: PathPolicy,
 }

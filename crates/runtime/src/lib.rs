@@ -6,6 +6,7 @@ pub mod data;
 pub mod environment;
 pub mod secrets;
 pub mod shutdown;
+pub mod supervisor;
 pub mod system;
 pub mod telemetry;
 pub mod units;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
-    Accepted, Beat, BeatAnswer, CancelAnswer, Delivery, Depth, Fenced, Granted, Holder, L, Leases, Ledger, LedgerError,
-    MAX_LEASE_WAIT, Opened, Publication, Retried, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Depth, Fenced, Granted, Holder, L, Leases, Ledger,
+    LedgerError, MAX_LEASE_WAIT, Opened, Publication, Retried, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then,
+    Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
@@ -15,7 +16,7 @@ use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::{StepBody, StepRecord};
-use secrecy::SecretString;
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -97,16 +98,16 @@ impl Leases for SqliteLedger {
         self.blobs.get(id).await
     }
 
-    async fn read_token(&self, lease: &LeaseRef) -> L<Option<SecretString>> {
-        let repo = {
+    async fn admit(&self, lease: &LeaseRef) -> L<Admission> {
+        let task = {
             let mut transaction = self.readers.begin().await.or_ledger()?;
             let row = job::held_for_reading(&mut transaction, lease).await?;
-            view::task(&mut transaction, row.task).await?.repo
+            view::task(&mut transaction, row.task).await?
         };
-        match (&self.read_tokens, repo) {
-            (Some(minter), Some(repo)) => minter.read_token(&repo).await,
-            _ => Ok(None),
-        }
+        Ok(match &self.admissions {
+            Some(admissions) => admissions.admit(&task).await,
+            None => Admission::Go { read_token: None },
+        })
     }
 }
 
@@ -130,6 +131,14 @@ impl Ledger for SqliteLedger {
 
     async fn active_task(&self, repo_forge_id: u64, issue: u64) -> L<Option<TaskId>> {
         view::active(&self.readers, repo_forge_id, issue).await
+    }
+
+    async fn opened_since(&self, installation: Option<u64>, since: Timestamp) -> L<u64> {
+        view::opened_since(&self.readers, installation, since).await
+    }
+
+    async fn actors(&self, repo_forge_id: u64, issue: u64, max: u16) -> L<Vec<String>> {
+        view::actors(&self.readers, repo_forge_id, issue, max).await
     }
 
     async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()> {

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use fettle_app::ports::clock::{Clock, IdSource};
-use fettle_app::ports::ledger::{L, ReadTokens};
+use fettle_app::ports::ledger::{Admissions, L};
 use fettle_domain::lease::Timing;
 use sqlx::SqlitePool;
 use tokio::sync::watch;
@@ -51,8 +51,8 @@ pub struct Options {
     pub ids: Arc<dyn IdSource>,
     /// Measures the time since opening; tests move it by hand.
     pub stopwatch: Arc<dyn Stopwatch>,
-    /// Mints read tokens for workers. Absent: none are needed or configured.
-    pub read_tokens: Option<Arc<dyn ReadTokens>>,
+    /// Says whether a leased Run may begin. Absent: every one may, and needs no token.
+    pub admissions: Option<Arc<dyn Admissions>>,
     /// How long to wait for a previous process to let go of the data directory: a restart overlaps a little.
     pub lock_wait: Duration,
 }
@@ -64,7 +64,7 @@ impl Options {
             clock,
             ids,
             stopwatch: Arc::new(RunningStopwatch::start()),
-            read_tokens: None,
+            admissions: None,
             lock_wait: Duration::from_secs(2),
         }
     }
@@ -77,7 +77,7 @@ pub struct SqliteLedger {
     readers: SqlitePool,
     blobs: Blobs,
     time: Arc<LedgerTime>,
-    read_tokens: Option<Arc<dyn ReadTokens>>,
+    admissions: Option<Arc<dyn Admissions>>,
     newest_event: watch::Receiver<u64>,
     work: watch::Receiver<u64>,
 }

@@ -21,7 +21,7 @@ use crate::{DATABASE_FILE, Options, SqliteLedger};
 /// Older ones can corrupt a database in WAL mode.
 const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
 /// The schema this binary knows; a migration that old binaries cannot live with raises `oldest_reader` to it.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 /// Pages, lists and streams; each connection costs a thread.
 const READERS: u32 = 4;
 /// A reader that is not free within this long is a sign of overload.
@@ -115,7 +115,7 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
         newest_delivery: newest.delivery.unwrap_or(0),
         lock,
     });
-    Ok(SqliteLedger { writer, readers, blobs, time, read_tokens: options.read_tokens, newest_event, work })
+    Ok(SqliteLedger { writer, readers, blobs, time, admissions: options.admissions, newest_event, work })
 }
 
 fn refuse_network_file_system(data_dir: &Utf8Path) -> Result<(), OpenError> {

@@ -162,11 +162,7 @@ async fn join(tx: &mut Tx<'_>, task: TaskId, plan: &TaskPlan) -> L<()> {
     remember(tx, &plan.intent, task).await?;
     let what = plan.trigger.clone();
     event::append(tx, task, &EventBody::TaskJoined { by: plan.actor.clone(), what }).await?;
-    let said = plan.issue.comments.last().filter(|comment| plan.trigger == "comment" && comment.author == plan.actor);
-    let text = match said {
-        Some(comment) => comment.body.clone(),
-        None => format!("asked for this again ({})", plan.trigger),
-    };
+    let text = plan.said.clone().unwrap_or_else(|| format!("asked for this again ({})", plan.trigger));
     message::post(tx, task, &plan.actor, &text).await
 }
 
@@ -188,17 +184,19 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
     };
     let repo = plan.repo.as_ref().map(|repo| number(repo.forge_id)).transpose()?;
     let issue = plan.issue.number.map(number).transpose()?;
+    let installation = plan.repo.as_ref().and_then(|repo| repo.installation).map(number).transpose()?;
     let (id, correlation, mode) = (plan.id.as_uuid(), plan.correlation.as_uuid(), plan.mode.name());
     let (state, at, subject) = (TaskState::Queued.name(), plan.at.as_microsecond(), stored::write(&subject)?);
     sqlx::query!(
-        "INSERT INTO task (id, correlation_id, mode, repo_forge_id, issue_number, generation, actor, trigger_kind, state,
-                           event_seq, created_at, updated_at, subject)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
+        "INSERT INTO task (id, correlation_id, mode, repo_forge_id, issue_number, installation, generation, actor,
+                           trigger_kind, state, event_seq, created_at, updated_at, subject)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
         id,
         correlation,
         mode,
         repo,
         issue,
+        installation,
         generation,
         plan.actor,
         plan.trigger,
@@ -421,6 +419,7 @@ impl Retry {
             mode: row.mode,
             repo: row.subject.repo,
             issue: row.subject.issue,
+            said: None,
             model: row.subject.model,
             base: row.subject.base,
             actor: self.by.clone(),

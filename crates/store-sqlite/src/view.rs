@@ -146,6 +146,33 @@ pub(crate) async fn active(readers: &SqlitePool, repo: u64, issue: u64) -> L<Opt
     Ok(id.map(TaskId::from_uuid))
 }
 
+pub(crate) async fn opened_since(readers: &SqlitePool, installation: Option<u64>, since: Timestamp) -> L<u64> {
+    let (installation, since) = (installation.map(task::number).transpose()?, since.as_microsecond());
+    let count = sqlx::query_scalar!(
+        "SELECT count(*) FROM task
+         WHERE created_at >= ? AND installation IS ? AND trigger_kind IN ('label', 'comment')",
+        since,
+        installation,
+    )
+    .fetch_one(readers)
+    .await
+    .or_ledger()?;
+    u64::try_from(count).map_err(corrupt)
+}
+
+pub(crate) async fn actors(readers: &SqlitePool, repo: u64, issue: u64, max: u16) -> L<Vec<String>> {
+    let (repo, issue) = (task::number(repo)?, task::number(issue)?);
+    sqlx::query_scalar!(
+        "SELECT actor FROM task WHERE repo_forge_id = ? AND issue_number = ? ORDER BY created_at DESC, id DESC LIMIT ?",
+        repo,
+        issue,
+        max,
+    )
+    .fetch_all(readers)
+    .await
+    .or_ledger()
+}
+
 pub(crate) async fn publication(readers: &SqlitePool, lease: &LeaseRef) -> L<Publication> {
     let mut transaction = readers.begin().await.or_ledger()?;
     let row = job::held_for_reading(&mut transaction, lease).await?;

@@ -166,8 +166,7 @@ pub struct WorkerParts {
 /// Works until `shutdown`, then lets go of what it holds.
 pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken) {
     let agent = Arc::new(agent);
-    let mut slots = tokio::task::JoinSet::new();
-    for _ in 0..parts.slots {
+    let slot = || {
         let worker = Worker {
             leases: parts.leases.clone(),
             heartbeat_leases: parts.heartbeat_leases.clone(),
@@ -177,11 +176,16 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             timing: parts.timing,
         };
         let shutdown = shutdown.clone();
-        slots.spawn(async move { worker.work(parts.stay, &shutdown).await });
-    }
+        async move { worker.work(parts.stay, &shutdown).await }
+    };
+    let mut slots: tokio::task::JoinSet<()> = (0..parts.slots).map(|_| slot()).collect();
     while let Some(ended) = slots.join_next().await {
+        // Its job's lease lapses and counts as a crash, so one that brings down every slot ends after three.
         if let Err(error) = ended {
-            tracing::error!("a worker slot ended: {error}");
+            tracing::error!("a Run brought down its slot, which begins anew: {error}");
+            if parts.stay == Stay::UntilShutdown {
+                slots.spawn(slot());
+            }
         }
     }
 }

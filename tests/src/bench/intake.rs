@@ -181,7 +181,12 @@ async fn payload() -> anyhow::Result<Value> {
     let repo = forge.create_repository("octo/bench", &[("README.md", "# bench\n")]).await?;
     let issue = forge.create_issue(&repo, "ann", "The upper bound is off by one", "");
     let mut payload = forge.issue_opened(&repo, issue);
-    let missing = BODY_BYTES.checked_sub(serde_json::to_vec(&payload)?.len()).context("the smallest body is small")?;
+    // The forty addresses that GitHub lists of a repository leave no room for the text of an issue.
+    let repository = payload["repository"].as_object_mut().context("a payload tells of its repository")?;
+    repository.retain(|name, _| !name.ends_with("_url") || matches!(name.as_str(), "clone_url" | "html_url"));
+    let missing = BODY_BYTES
+        .checked_sub(serde_json::to_vec(&payload)?.len())
+        .context("a body without text is larger than the benchmark's")?;
     payload["issue"]["body"] = json!("clamp(7, 1, 5) gives 6. ".repeat(missing).get(..missing));
     Ok(payload)
 }

@@ -21,7 +21,6 @@ use fettle_domain::id::JobId;
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::object::BlobId;
-use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
 
@@ -30,9 +29,9 @@ use crate::problem::{Code, Problem};
 use crate::state::ApiState;
 use crate::{auth, edge};
 use wire::{
-    BeatAnswerBody, BlobBody, CompleteRequest, DeferRequest, FailRequest, FencedBody, FencedWord, LeaseBody,
-    LeaseRequest, LeasedBody, LeasesBody, RecordRequest, RenewBody, RenewRequest, ResultBody, StepBody, StepsBody,
-    TokenBody,
+    AdmissionBody, BeatAnswerBody, BlobBody, CompleteRequest, DeferRequest, FailRequest, FencedBody, FencedWord,
+    LeaseBody, LeaseRequest, LeasedBody, LeasesBody, RecordRequest, RenewBody, RenewRequest, ResultBody, StepBody,
+    StepsBody,
 };
 
 /// A step's body is at most 256 KiB, a result holds a patch's listing and a proof's commands; contents are blobs.
@@ -50,7 +49,7 @@ pub(crate) fn routes(api: &ApiState) -> Router<ApiState> {
         .route("/worker/v1/fail", post(fail))
         .route("/worker/v1/defer", post(defer))
         .route("/worker/v1/release", post(release))
-        .route("/worker/v1/token", post(token))
+        .route("/worker/v1/admit", post(admit))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .route_layer(middleware::from_fn(edge::time_limit));
     let blobs = Router::new()
@@ -134,9 +133,8 @@ async fn release(State(api): State<ApiState>, Body(body): Body<LeaseBody>) -> Re
     fenced(api.ledger.release(&body.into()).await?)
 }
 
-async fn token(State(api): State<ApiState>, Body(body): Body<LeaseBody>) -> Result<Json<TokenBody>, Problem> {
-    let token = api.ledger.read_token(&body.into()).await?;
-    Ok(Json(TokenBody { token: token.map(|token| token.expose_secret().to_owned()) }))
+async fn admit(State(api): State<ApiState>, Body(body): Body<LeaseBody>) -> Result<Json<AdmissionBody>, Problem> {
+    Ok(Json(api.ledger.admit(&body.into()).await?.into()))
 }
 
 /// Stored only when the content is what its address says.

@@ -6,12 +6,13 @@
 
 use std::time::Duration;
 
-use fettle_app::ports::ledger::{Beat, BeatAnswer, Fenced, Leased, Order, RunOrder, Then, Wake};
+use fettle_app::ports::ledger::{Admission, Beat, BeatAnswer, Fenced, Leased, Order, RunOrder, Then, Wake};
 use fettle_domain::id::{JobId, RequestId, WorkerId};
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::object::BlobId;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::StepRecord;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,10 +156,47 @@ pub(crate) enum FencedWord {
     AlreadyApplied,
 }
 
-/// The one secret on this wire; only on the internal listener.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct TokenBody {
-    pub(crate) token: Option<String>,
+#[serde(tag = "admission", rename_all = "snake_case")]
+pub(crate) enum AdmissionBody {
+    Go {
+        /// The one secret on this wire; only on the internal listener.
+        read_token: Option<String>,
+    },
+    Withdrawn {
+        reason: String,
+    },
+    Later {
+        wait_ms: u64,
+        why: String,
+    },
+    Refused {
+        why: String,
+    },
+}
+
+impl From<Admission> for AdmissionBody {
+    fn from(admission: Admission) -> Self {
+        match admission {
+            Admission::Go { read_token } => {
+                Self::Go { read_token: read_token.map(|token| token.expose_secret().to_owned()) }
+            }
+            Admission::Withdrawn { reason } => Self::Withdrawn { reason },
+            Admission::Later { wait, why } => Self::Later { wait_ms: millis(wait), why },
+            Admission::Refused { why } => Self::Refused { why },
+        }
+    }
+}
+
+impl From<AdmissionBody> for Admission {
+    fn from(body: AdmissionBody) -> Self {
+        match body {
+            AdmissionBody::Go { read_token } => Self::Go { read_token: read_token.map(SecretString::from) },
+            AdmissionBody::Withdrawn { reason } => Self::Withdrawn { reason },
+            AdmissionBody::Later { wait_ms, why } => Self::Later { wait: Duration::from_millis(wait_ms), why },
+            AdmissionBody::Refused { why } => Self::Refused { why },
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]

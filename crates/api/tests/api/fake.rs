@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
-    Accepted, Beat, BeatAnswer, CancelAnswer, Delivery, Depth, Fenced, Granted, Holder, L, Leased, Leases, Ledger,
-    LedgerError, Opened, Order, Publication, Retried, RunOrder, RunView, Sweep, TaskCursor, TaskFilter, TaskPlan,
-    TaskView, Then, Wake, Want,
+    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Depth, Fenced, Granted, Holder, L, Leased, Leases,
+    Ledger, LedgerError, Opened, Order, Publication, Retried, RunOrder, RunView, Sweep, TaskCursor, TaskFilter,
+    TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::budget::Spent;
 use fettle_domain::effect::{Effect, EffectKind, EffectState, Intent, Receipt};
@@ -21,7 +21,7 @@ use fettle_domain::object::BlobId;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::StepRecord;
 use fettle_domain::task::TaskState;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -255,10 +255,13 @@ impl Leases for FakeLedger {
         self.inner.lock().unwrap().blobs.get(&id).cloned().ok_or_else(|| LedgerError::NotFound(id.to_string()))
     }
 
-    async fn read_token(&self, lease: &LeaseRef) -> L<Option<SecretString>> {
+    async fn admit(&self, lease: &LeaseRef) -> L<Admission> {
         self.well().await?;
         let live = self.inner.lock().unwrap().jobs.contains_key(&lease.job);
-        Ok(live.then(|| SecretString::from("read-only-token")))
+        Ok(match live {
+            true => Admission::Go { read_token: Some(SecretString::from("read-only-token")) },
+            false => Admission::Withdrawn { reason: "the issue was closed meanwhile".to_owned() },
+        })
     }
 }
 
@@ -403,6 +406,14 @@ impl Ledger for FakeLedger {
     }
 
     async fn active_task(&self, _repo: u64, _issue: u64) -> L<Option<TaskId>> {
+        unreachable!("intake's")
+    }
+
+    async fn opened_since(&self, _installation: Option<u64>, _since: Timestamp) -> L<u64> {
+        unreachable!("intake's")
+    }
+
+    async fn actors(&self, _repo: u64, _issue: u64, _max: u16) -> L<Vec<String>> {
         unreachable!("intake's")
     }
 

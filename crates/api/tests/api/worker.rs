@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use fettle_api::{WorkerClient, WorkerClientError};
 use fettle_app::ports::ledger::{
-    Beat, BeatAnswer, Fenced, Granted, Holder, Leased, Leases, Ledger, LedgerError, Order, Then, Wake, Want,
+    Admission, Beat, BeatAnswer, Fenced, Granted, Holder, Leased, Leases, Ledger, LedgerError, Order, Then, Wake, Want,
 };
 use fettle_domain::budget::Spent;
 use fettle_domain::id::{RequestId, WorkerId};
@@ -82,8 +82,10 @@ async fn a_run_is_leased_journaled_and_completed_over_http_as_in_process() {
     assert_eq!(client.record(&leased.lease, &step(1)).await.unwrap(), Fenced::Applied);
     assert_eq!(client.steps(&leased.lease).await.unwrap(), [step(0), step(1)]);
 
-    let token = client.read_token(&leased.lease).await.unwrap();
-    assert_eq!(token.map(|token| token.expose_secret().to_owned()), Some("read-only-token".to_owned()));
+    let Admission::Go { read_token: Some(token) } = client.admit(&leased.lease).await.unwrap() else {
+        panic!("the Run may begin, with a token")
+    };
+    assert_eq!(token.expose_secret(), "read-only-token");
 
     assert_eq!(client.complete_run(&leased.lease, &result()).await.unwrap(), Fenced::Applied);
     assert_eq!(client.complete_run(&leased.lease, &result()).await.unwrap(), Fenced::AlreadyApplied);

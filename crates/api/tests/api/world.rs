@@ -123,6 +123,7 @@ fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
             comments: Vec::new(),
             taken_at: start(),
         },
+        said: None,
         model: request.model.clone(),
         base: request.base.clone(),
         actor: request.actor.clone(),

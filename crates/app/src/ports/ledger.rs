@@ -182,16 +182,30 @@ pub trait Leases: Send + Sync {
     /// Durable when it returns. At most [`MAX_BLOB_BYTES`].
     async fn put_blob(&self, content: Bytes) -> L<BlobId>;
     async fn blob(&self, id: BlobId) -> L<Bytes>;
-    /// Read access to the Run's one repository; the dashboard mints it, the worker keeps it in memory. `None`: none needed
-    /// or none configured there.
-    async fn read_token(&self, lease: &LeaseRef) -> L<Option<SecretString>>;
+    /// Whether the leased Run may begin, asked once per lease before anything is spent.
+    async fn admit(&self, lease: &LeaseRef) -> L<Admission>;
 }
 
-/// Mints read access for workers; a ledger asks it after it has checked the lease.
+/// Whether a leased Run may begin.
+#[derive(Debug, Clone)]
+pub enum Admission {
+    Go {
+        /// Read access to the Run's one repository; the dashboard mints it, the worker keeps it in memory. `None`: none
+        /// needed or none configured there.
+        read_token: Option<SecretString>,
+    },
+    /// A person has taken the wish back since; the sentence says how.
+    Withdrawn { reason: String },
+    /// The forge could not be asked. Spends nothing.
+    Later { wait: Duration, why: String },
+    /// The forge refuses us. Somebody has to mend that; another try may find it mended.
+    Refused { why: String },
+}
+
+/// Answers for a ledger, which has checked the lease before it asks. Implemented by [`crate::admission::Gate`].
 #[async_trait]
-pub trait ReadTokens: Send + Sync {
-    /// For this one repository. `None`: none needed or none configured.
-    async fn read_token(&self, repo: &Repo) -> L<Option<SecretString>>;
+pub trait Admissions: Send + Sync {
+    async fn admit(&self, task: &TaskView) -> Admission;
 }
 
 /// A webhook or foreign message as it arrived.
@@ -225,6 +239,8 @@ pub struct TaskPlan {
     pub mode: Mode,
     pub repo: Option<Repo>,
     pub issue: IssueSnapshot,
+    /// What the person said with the trigger; a Task that is at work already gets it as a message.
+    pub said: Option<String>,
     pub model: Option<String>,
     pub base: Option<String>,
     /// The login that triggered it, or `admin`.
@@ -360,9 +376,13 @@ pub trait Ledger: Leases {
     async fn close_delivery(&self, id: DeliveryId, verdict: &str) -> L<()>;
     /// Opens, joins or recognises; closes `delivery` in the same transaction when there is one.
     async fn open_task(&self, delivery: Option<DeliveryId>, plan: &TaskPlan) -> L<Opened>;
-    /// A message to the active Task of an issue. `None`: there is none.
+    /// The Task that an issue has at work. `None`: there is none.
     async fn active_task(&self, repo_forge_id: u64, issue: u64) -> L<Option<TaskId>>;
-    /// The newest Task of an issue was created then: a label set earlier triggers nothing again.
+    /// How many Tasks webhooks have opened since then for this installation, or without one.
+    async fn opened_since(&self, installation: Option<u64>, since: Timestamp) -> L<u64>;
+    /// Who triggered an issue's Tasks, the newest first.
+    async fn actors(&self, repo_forge_id: u64, issue: u64, max: u16) -> L<Vec<String>>;
+    /// A message to a Task, handed to its Run before the next model call.
     async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()>;
 
     async fn publication(&self, lease: &LeaseRef) -> L<Publication>;

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::texts::{self, Identity, OutcomeLabel};
 use super::{FORGE_WRITE, Halt, Publisher, READ_BACK_PAUSE, Story};
+use crate::admission::withdrawn;
 use crate::crash::{self, Point};
 use crate::leasing::HeldLease;
 use crate::ports::forge::{ForgeError, IssueComment, Pull, PullOpened, PullSpec};
@@ -33,7 +34,8 @@ impl Publisher {
         let (Some(repo), Some(change)) = (&publication.task.repo, change(publication)) else {
             return self.withhold(held, effect, "there is no patch to push".into()).await;
         };
-        if let Some(reason) = self.no_longer_wanted(publication, repo).await? {
+        let label = &self.options.trigger_label;
+        if let Some(reason) = withdrawn(&*self.forge, &publication.task, repo, label).await? {
             return self.withhold(held, effect, reason).await;
         }
         let prepared = self.prepare(publication, repo, change).await?;
@@ -136,26 +138,6 @@ impl Publisher {
         Ok(described.is_some_and(|commit| {
             commit.author_email == Identity::EMAIL && texts::carries_trailer(&commit.message, publication.task.id)
         }))
-    }
-
-    /// Why a person no longer wants the change published, if so: read again right before the first write.
-    async fn no_longer_wanted(&self, publication: &Publication, repo: &Repo) -> Result<Option<String>, Halt> {
-        let Some(number) = publication.task.issue.number else { return Ok(None) };
-        let issue = match self.forge.issue(repo, number).await {
-            Ok(issue) => issue,
-            Err(ForgeError::NotFound(_)) => return Ok(Some("the issue is gone".into())),
-            Err(error) => return Err(error.into()),
-        };
-        let label_gone = publication.task.trigger == "label" && !issue.labels.contains(&self.options.trigger_label);
-        Ok(if !issue.open {
-            Some("the issue was closed meanwhile".into())
-        } else if issue.locked {
-            Some("the issue was locked meanwhile".into())
-        } else if label_gone {
-            Some(format!("the label {} was taken off meanwhile", self.options.trigger_label))
-        } else {
-            None
-        })
     }
 
     pub(super) async fn open_pull_request(

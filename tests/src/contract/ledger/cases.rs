@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
-    Accepted, Beat, BeatAnswer, CancelAnswer, Fenced, Granted, LedgerError, MAX_BLOB_BYTES, Opened, TaskCursor,
-    TaskFilter, Then, Wake,
+    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Fenced, Granted, LedgerError, MAX_BLOB_BYTES, Opened,
+    TaskCursor, TaskFilter, Then, Wake,
 };
 use fettle_domain::effect::{EffectKind, EffectState, Intent, Receipt};
 use fettle_domain::event::EventBody;
@@ -555,8 +555,7 @@ pub async fn a_message_reaches_the_holder_and_the_next_one_unless_it_was_journal
     let task = world.open(1).await;
     let mut comment = world.plan(1);
     comment.trigger = "comment".into();
-    let said = |body: &str| fettle_domain::issue::CommentSnapshot { author: "ada".into(), body: body.into() };
-    comment.issue.comments = vec![said("use tokio")];
+    comment.said = Some("use tokio".into());
     assert_eq!(world.ledger().open_task(None, &comment).await.unwrap(), Opened::Joined { task });
     world.ledger().post_message(task, "bob", "and no unsafe").await.unwrap();
 
@@ -603,11 +602,40 @@ pub async fn a_stale_lease_reads_nothing<S: Subject>(world: &mut World<S>) {
     assert!(matches!(world.ledger().publication(&stale).await, Err(LedgerError::Invalid(_))));
     world.open(2).await;
     let run = world.lease(JobKind::Run).await.lease;
-    assert!(world.leases().read_token(&run).await.unwrap().is_none(), "none is configured");
+    let admission = world.leases().admit(&run).await.unwrap();
+    assert!(matches!(admission, Admission::Go { read_token: None }), "{admission:?}");
     assert_eq!(world.leases().steps(&run).await.unwrap(), []);
     world.lapse().await;
     assert!(matches!(world.leases().steps(&run).await, Err(LedgerError::Invalid(_))));
-    assert!(matches!(world.leases().read_token(&run).await, Err(LedgerError::Invalid(_))));
+    assert!(matches!(world.leases().admit(&run).await, Err(LedgerError::Invalid(_))));
+}
+
+pub async fn tasks_are_counted_by_installation_and_known_by_who_asked<S: Subject>(world: &mut World<S>) {
+    let start = world.now();
+    let open = async |issue: u64, installation: Option<u64>, trigger: &str, actor: &str| {
+        let mut plan = world.plan(issue);
+        plan.repo.as_mut().unwrap().installation = installation;
+        (plan.trigger, plan.actor) = (trigger.into(), actor.into());
+        world.ledger().open_task(None, &plan).await.unwrap();
+        world.ledger().cancel(plan.id, "ada").await.unwrap();
+        world.advance(SECOND);
+    };
+    for (issue, installation, trigger, actor) in [
+        (1, Some(5), "label", "ada"),
+        (1, Some(5), "comment", "bob[bot]"),
+        (1, Some(5), "api", "admin"),
+        (2, Some(6), "label", "ada"),
+        (3, None, "label", "ada"),
+    ] {
+        open(issue, installation, trigger, actor).await;
+    }
+    let count = async |installation, since| world.ledger().opened_since(installation, since).await.unwrap();
+    assert_eq!((count(Some(5), start).await, count(Some(6), start).await, count(None, start).await), (2, 1, 1));
+    let later = start.checked_add(jiff::SignedDuration::from_secs(1)).unwrap();
+    assert_eq!(count(Some(5), later).await, 1, "the first one was before");
+    let repo = world.plan(1).repo.unwrap().forge_id;
+    assert_eq!(world.ledger().actors(repo, 1, 2).await.unwrap(), ["admin", "bob[bot]"]);
+    assert_eq!(world.ledger().actors(repo, 9, 2).await.unwrap(), Vec::<String>::new());
 }
 
 pub async fn depth_counts_what_is_where<S: Subject>(world: &mut World<S>) {

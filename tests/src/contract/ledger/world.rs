@@ -135,6 +135,7 @@ impl<S: Subject> World<S> {
                 comments: vec![],
                 taken_at: self.now(),
             },
+            said: None,
             model: None,
             base: None,
             actor: "ada".into(),

@@ -70,7 +70,12 @@ fn the_small_verbs_keep_their_form() {
     pinned(&defer, json!({"job": job, "fence": 7, "until": {"after_ms": 10}, "why": "w"}));
     pinned(&WakeBody::Event, json!("event"));
     pinned(&FencedBody { fenced: FencedWord::AlreadyApplied }, json!({"fenced": "already_applied"}));
-    pinned(&TokenBody { token: None }, json!({"token": null}));
+    pinned(&AdmissionBody::Go { read_token: None }, json!({"admission": "go", "read_token": null}));
+    let reason = "the issue was closed meanwhile";
+    pinned(&AdmissionBody::Withdrawn { reason: reason.into() }, json!({"admission": "withdrawn", "reason": reason}));
+    let later = AdmissionBody::Later { wait_ms: 1500, why: "away".into() };
+    pinned(&later, json!({"admission": "later", "wait_ms": 1500, "why": "away"}));
+    pinned(&AdmissionBody::Refused { why: "no".into() }, json!({"admission": "refused", "why": "no"}));
 }
 
 #[test]
