@@ -135,6 +135,16 @@ impl Repositories for Git {
         self.on_disk(move |mirrors| objects::read_file(&mirrors.open(&key)?, tree, &path)).await
     }
 
+    async fn read_files(
+        &self,
+        key: &str,
+        tree: TreeId,
+        paths: Vec<RepoPath>,
+    ) -> Result<Vec<Option<(FileMode, Bytes)>>, GitError> {
+        let key = key.to_owned();
+        self.on_disk(move |mirrors| objects::read_files(&mirrors.open(&key)?, tree, &paths)).await
+    }
+
     async fn list(&self, key: &str, tree: TreeId) -> Result<Vec<(RepoPath, FileMode, ObjectId)>, GitError> {
         let key = key.to_owned();
         self.on_disk(move |mirrors| objects::list(&mirrors.open(&key)?, tree)).await

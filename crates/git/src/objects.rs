@@ -19,6 +19,9 @@ const MAX_TREE_DEPTH: usize = 500;
 /// Far above the largest repositories known; a tree that names itself a billion times stops here.
 const MAX_TREE_FILES: usize = 3_000_000;
 
+/// From so many paths on, one walk over the whole tree is cheaper than the folders of each.
+const WALK_FROM: usize = 8;
+
 const TREE_MODE: i32 = 0o040_000;
 
 pub(crate) fn oid(bytes: &[u8; 20]) -> Oid {
@@ -214,20 +217,41 @@ pub(crate) fn read_blob(odb: &Odb<'_>, id: Oid) -> Result<Bytes, GitError> {
     Ok(Bytes::copy_from_slice(object.data()))
 }
 
-/// A submodule's content is the name of its commit, as git prints it.
 pub(crate) fn read_file(
     repo: &Repository,
     tree: TreeId,
     path: &RepoPath,
 ) -> Result<Option<(FileMode, Bytes)>, GitError> {
     let odb = store(repo)?;
-    let Some(leaf) = find(&odb, tree, path)? else { return Ok(None) };
+    find(&odb, tree, path)?.map(|leaf| read_leaf(&odb, leaf)).transpose()
+}
+
+/// As [`read_file`]. Many paths take one walk over the tree: looking for each alone reads its folders anew every time.
+pub(crate) fn read_files(
+    repo: &Repository,
+    tree: TreeId,
+    paths: &[RepoPath],
+) -> Result<Vec<Option<(FileMode, Bytes)>>, GitError> {
+    let odb = store(repo)?;
+    if paths.len() < WALK_FROM {
+        return paths
+            .iter()
+            .map(|path| find(&odb, tree, path)?.map(|leaf| read_leaf(&odb, leaf)).transpose())
+            .collect();
+    }
+    let listing = list_all(&odb, tree)?;
+    let leaf = |path: &RepoPath| listing.leaves.get(path.as_bytes()).copied();
+    paths.iter().map(|path| leaf(path).map(|leaf| read_leaf(&odb, leaf)).transpose()).collect()
+}
+
+/// A submodule's content is the name of its commit, as git prints it.
+fn read_leaf(odb: &Odb<'_>, leaf: Leaf) -> Result<(FileMode, Bytes), GitError> {
     let mode = leaf.file_mode()?;
     let content = match mode {
         FileMode::Submodule => Bytes::from(leaf.id.to_string()),
-        FileMode::Regular | FileMode::Executable | FileMode::Symlink => read_blob(&odb, leaf.id)?,
+        FileMode::Regular | FileMode::Executable | FileMode::Symlink => read_blob(odb, leaf.id)?,
     };
-    Ok(Some((mode, content)))
+    Ok((mode, content))
 }
 
 pub(crate) fn list(repo: &Repository, tree: TreeId) -> Result<Vec<(RepoPath, FileMode, ObjectId)>, GitError> {

@@ -13,11 +13,13 @@ pub mod split;
 mod symbols;
 mod weigh;
 
+use bytes::Bytes;
 use fettle_app::ports::git::BaseCommit;
 use fettle_app::ports::sandbox::SandboxLevel;
 use fettle_domain::id::RunId;
 use fettle_domain::object::TreeId;
 use fettle_domain::patch::{FileMode, Patch};
+use fettle_domain::path::RepoPath;
 use fettle_domain::proof::{Check, CommandSource, Executed, Proof};
 use fettle_domain::proof_level::{self, Observed};
 
@@ -171,39 +173,27 @@ async fn unchanged_since(
     context: &VerifyContext<'_>,
     request: &ProveRequest<'_>,
     repro: TreeId,
-) -> Result<Option<Vec<fettle_domain::path::RepoPath>>, VerifyError> {
+) -> Result<Option<Vec<RepoPath>>, VerifyError> {
     let then = context.repositories.diff(context.key, request.base.commit, repro).await?;
-    let mut files = Vec::new();
-    for change in then.changes {
-        let now = context.repositories.read_file(context.key, request.head_tree, &change.path).await?;
-        let was = context.repositories.read_file(context.key, repro, &change.path).await?;
-        if now != was {
-            return Ok(None);
-        }
-        files.push(change.path);
-    }
-    Ok(Some(files).filter(|files| !files.is_empty()))
+    let files: Vec<RepoPath> = then.changes.into_iter().map(|change| change.path).collect();
+    let now = context.repositories.read_files(context.key, request.head_tree, files.clone()).await?;
+    let was = context.repositories.read_files(context.key, repro, files.clone()).await?;
+    Ok(Some(files).filter(|files| now == was && !files.is_empty()))
 }
 
 /// Both versions of every changed file, taken apart.
 async fn split_patch(context: &VerifyContext<'_>, patch: &Patch) -> Result<Split, VerifyError> {
-    let mut changes = Vec::new();
-    for change in &patch.changes {
-        let is_file = |mode: FileMode| mode != FileMode::Submodule;
-        let before = match change.before {
-            Some(entry) if is_file(entry.mode) => {
-                context.repositories.read_file(context.key, patch.base_tree, &change.path).await?
-            }
-            _ => None,
-        };
-        let after = match change.after {
-            Some(entry) if is_file(entry.mode) => {
-                context.repositories.read_file(context.key, patch.head_tree, &change.path).await?
-            }
-            _ => None,
-        };
-        changes.push(FileChange { path: change.path.clone(), before, after });
-    }
+    let paths: Vec<RepoPath> = patch.changes.iter().map(|change| change.path.clone()).collect();
+    let before = context.repositories.read_files(context.key, patch.base_tree, paths.clone()).await?;
+    let after = context.repositories.read_files(context.key, patch.head_tree, paths).await?;
+    let file = |side: Option<(FileMode, Bytes)>| side.filter(|(mode, _)| *mode != FileMode::Submodule);
+    let sides = before.into_iter().map(file).zip(after.into_iter().map(file));
+    let changes: Vec<FileChange> = patch
+        .changes
+        .iter()
+        .zip(sides)
+        .map(|(change, (before, after))| FileChange { path: change.path.clone(), before, after })
+        .collect();
     let tests = TestPaths::new(&context.commands.paths.tests);
     let mut split = split::split(&changes, &tests);
     // A script that a command runs decides what that command says. One among the tests takes part in their comparison.

@@ -134,6 +134,9 @@ pub trait Repositories: Send + Sync {
 
     async fn read_file(&self, key: &str, tree: TreeId, path: &RepoPath) -> G<Option<(FileMode, Bytes)>>;
 
+    /// [`Repositories::read_file`] for many paths of one tree, in their order.
+    async fn read_files(&self, key: &str, tree: TreeId, paths: Vec<RepoPath>) -> G<Vec<Option<(FileMode, Bytes)>>>;
+
     /// Every file, symlink and submodule of a tree, in path order, with its size.
     async fn list(&self, key: &str, tree: TreeId) -> G<Vec<(RepoPath, FileMode, ObjectId)>>;
 

@@ -108,16 +108,13 @@ async fn added(
     key: &str,
     patch: &Patch,
 ) -> Result<Vec<(RepoPath, FileMode, Vec<u8>)>, GitError> {
+    let paths: Vec<RepoPath> = patch.changes.iter().map(|change| change.path.clone()).collect();
+    let heads = repositories.read_files(key, patch.head_tree, paths.clone()).await?;
+    let bases = repositories.read_files(key, patch.base_tree, paths).await?;
     let mut added = Vec::new();
-    for change in &patch.changes {
-        let Some(after) = change.after else { continue };
-        let Some((mode, head)) = repositories.read_file(key, patch.head_tree, &change.path).await? else { continue };
-        let before = match change.before {
-            Some(_) if after.mode != FileMode::Symlink => {
-                repositories.read_file(key, patch.base_tree, &change.path).await?
-            }
-            _ => None,
-        };
+    for ((change, head), base) in patch.changes.iter().zip(heads).zip(bases) {
+        let Some((mode, head)) = head.filter(|_| change.after.is_some()) else { continue };
+        let before = base.filter(|_| change.before.is_some() && mode != FileMode::Symlink);
         let content = match before {
             Some((_, base)) => lines_not_in(&head, &base),
             None => head.to_vec(),

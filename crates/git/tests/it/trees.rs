@@ -184,6 +184,17 @@ async fn a_snapshot_takes_what_git_would_track_and_leaves_what_tools_and_ignore_
     );
     let (mode, target) = world.git.read_file(KEY, tree, &RepoPath::parse("etc").unwrap()).await.unwrap().unwrap();
     assert_eq!((mode, &target[..]), (FileMode::Symlink, &b"/etc"[..]));
+
+    // Few are looked for one by one, and many by a walk; both say the same of files, folders and nothing.
+    let names = ["etc", "a/b", "a", "nowhere", "new/hidden", "new", "keep.log", "keep.log/x", "tracked.log", "etc"];
+    let paths: Vec<RepoPath> = names.iter().map(|name| RepoPath::parse(name).unwrap()).collect();
+    let mut each = Vec::new();
+    for path in &paths {
+        each.push(world.git.read_file(KEY, tree, path).await.unwrap());
+    }
+    assert_eq!(world.git.read_files(KEY, tree, paths[..3].to_vec()).await.unwrap(), each[..3]);
+    assert_eq!(world.git.read_files(KEY, tree, paths).await.unwrap(), each);
+    assert_eq!(each.iter().map(Option::is_some).collect::<Vec<_>>()[..5], [true, true, false, false, true]);
 }
 
 #[tokio::test]
