@@ -178,6 +178,10 @@ impl From<LedgerError> for Problem {
             ),
             LedgerError::Invalid(why) => return Self::new(Code::BadRequest, why.clone()),
             LedgerError::NotFound(what) => return Self::new(Code::NotFound, format!("{what} does not exist.")),
+            LedgerError::Unreadable(_) => Self::new(
+                Code::Internal,
+                "A stored value cannot be read. The operator finds it in the log by the request id.",
+            ),
             LedgerError::Corrupt(_) => {
                 Self::new(Code::LedgerDamaged, "The ledger is damaged. The operator must restore it from a backup.")
             }

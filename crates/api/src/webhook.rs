@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tracing::debug;
 use utoipa::ToSchema;
 
-use crate::edge::Exchange;
+use crate::edge::{self, Exchange};
 use crate::extract;
 use crate::metrics::Verdict;
 use crate::problem::{Code, Problem};
@@ -38,6 +38,9 @@ const ORDINARY_BYTES: u64 = 64 * 1024;
 const STORED_EVENTS: [&str; 2] = ["issues", "issue_comment"];
 /// GitHub gives up after 10 s; it must hear a refusal before.
 const STORE_LIMIT: Duration = Duration::from_secs(8);
+/// How long a large delivery waits for its turn, and how long it may then take: GitHub gives up after 10 s.
+const LARGE_WAIT: Duration = Duration::from_secs(1);
+const LARGE_LIMIT: Duration = Duration::from_secs(9);
 /// Delivery ids are GUIDs (36 characters); longer text is not GitHub's.
 const MAX_ID_CHARS: usize = 64;
 const PREFIX: &[u8] = b"sha256=";
@@ -90,15 +93,23 @@ enum DeliveryVerdict {
     Ignored,
 }
 
-/// Lets only a few large bodies be read at a time, since nobody has shown a signature yet. Ordinary ones pass at once.
+/// Lets only a few large bodies be read at a time, since nobody has shown a signature yet, and none for long. Ordinary ones
+/// pass at once. Nobody waits in line: strangers could make the line longer than GitHub's patience.
 pub(crate) async fn few_large_bodies(State(api): State<ApiState>, request: Request, next: Next) -> Response {
     let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let _permit = match length {
-        Some(..=ORDINARY_BYTES) => None,
-        // A body that does not say its length counts as large.
-        Some(_) | None => Some(api.large_webhooks.acquire().await.expect("the semaphore is never closed")),
-    };
-    next.run(request).await
+    // A body that does not say its length counts as large.
+    if length.is_some_and(|length| length <= ORDINARY_BYTES) {
+        return next.run(request).await;
+    }
+    match timeout(LARGE_WAIT, api.large_webhooks.acquire()).await {
+        Ok(permit) => {
+            let _permit = permit.expect("the semaphore is never closed");
+            edge::within(LARGE_LIMIT, next.run(request)).await
+        }
+        Err(_) => Problem::new(Code::Busy, "Too many large deliveries are being read. Redeliver it later.")
+            .retry_after(LARGE_LIMIT)
+            .into_response(),
+    }
 }
 
 /// Takes a delivery of a GitHub webhook or App. Stored durably before 202; a repeated delivery changes nothing.

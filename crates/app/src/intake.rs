@@ -2,11 +2,10 @@
 //!
 //! A delivery stays open until its verdict is stored. A forge that does not answer defers; it never allows.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fettle_domain::id::{DeliveryId, JobId, RunId, TaskId};
+use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::incoming::{Incoming, IncomingIssue, IssueChange};
 use fettle_domain::intake::{BOT_TURNS, Command, IntakeRules, Trigger, bots_talk_alone, intent_key, trigger_of};
 use fettle_domain::issue::{CommentSnapshot, IssueSnapshot};
@@ -26,9 +25,16 @@ use crate::ports::ledger::{Delivery, Ledger, LedgerError, Opened, TaskPlan};
 const BATCH: u16 = 50;
 /// Open deliveries are looked at again this often even if nothing rings.
 const FALLBACK_POLL: Duration = Duration::from_secs(5);
-/// A delivery whose forge did not answer waits this long, doubling up to [`LONGEST_WAIT`].
+/// A delivery whose forge did not answer waits this long at first, then half as long as it has waited already, up to
+/// [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// After a write that the ledger did not take.
+const LEDGER_PAUSE: Duration = Duration::from_secs(1);
+/// A forge that refuses us is asked again for so long: an operator may be granting a permission just now.
+const REFUSED_FOR: Duration = Duration::from_secs(6 * 3600);
+/// A wish that could not be decided for so long is not fulfilled out of the blue. GitHub keeps deliveries about as long.
+const AWAY_FOR: Duration = Duration::from_secs(3 * 24 * 3600);
 /// A label that a delivery tells of may be missing for this long in the list of events, which lags behind.
 const EVENT_LAG: SignedDuration = SignedDuration::from_secs(120);
 /// Comments a model may see at most: the newest before the trigger.
@@ -85,47 +91,45 @@ impl Intake {
     /// Processes deliveries until `shutdown`.
     pub async fn work(&self, shutdown: &CancellationToken) {
         let mut rung = self.ledger.work();
-        let mut waiting: BTreeMap<DeliveryId, (Instant, Duration)> = BTreeMap::new();
+        let mut due: Option<Instant> = None;
         while !shutdown.is_cancelled() {
             rung.mark_unchanged();
+            due = due.filter(|due| *due > Instant::now());
             match self.ledger.open_deliveries(BATCH).await {
                 Ok(deliveries) => {
-                    waiting.retain(|id, _| deliveries.iter().any(|d| d.id == *id));
+                    let more = deliveries.len() == usize::from(BATCH);
                     for delivery in deliveries {
-                        let due = waiting.get(&delivery.id).is_none_or(|(at, _)| *at <= Instant::now());
-                        if !due || shutdown.is_cancelled() {
-                            continue;
+                        if shutdown.is_cancelled() {
+                            break;
                         }
-                        if let Some(wait) =
-                            self.process(&delivery, waiting.get(&delivery.id).map(|(_, wait)| *wait)).await
-                        {
-                            waiting.insert(delivery.id, (Instant::now() + wait, wait));
-                        } else {
-                            waiting.remove(&delivery.id);
+                        if let Some(wait) = self.process(&delivery).await {
+                            let then = Instant::now() + wait;
+                            due = Some(due.map_or(then, |due| due.min(then)));
                         }
+                    }
+                    if more {
+                        continue;
                     }
                 }
                 Err(error) => warn!("could not read open deliveries: {error}"),
             }
-            let soonest = waiting.values().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
-            let pause = soonest.map_or(FALLBACK_POLL, |s| s.clamp(Duration::from_millis(50), FALLBACK_POLL));
+            let pause = due.map_or(FALLBACK_POLL, |due| due.saturating_duration_since(Instant::now()));
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 _ = rung.changed() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(pause.min(FALLBACK_POLL)) => {}
             }
         }
     }
 
-    /// How long the delivery has to wait, when it has no verdict yet.
-    async fn process(&self, delivery: &Delivery, waited: Option<Duration>) -> Option<Duration> {
-        let longer = waited.map_or(FIRST_WAIT, |wait| (wait * 2).min(LONGEST_WAIT));
+    /// Brings a delivery to its verdict, or postpones it: for how long.
+    async fn process(&self, delivery: &Delivery) -> Option<Duration> {
+        let age = self.clock.now().duration_since(delivery.received_at).try_into().unwrap_or(Duration::ZERO);
         let decided = match self.decide(delivery).await {
-            // Asking again would never end: a repository or issue that we may not see is as good as none.
-            Err(Later::Forge(error @ ForgeError::NotFound(_))) => closed(error.to_string()),
+            Err(Later::Forge(error)) if gives_up(&error, age) => closed(error.to_string()),
             other => other,
         };
-        match decided {
+        let wait = match decided {
             Ok(Verdict::Opened(opened)) => {
                 let (task, how) = match opened {
                     Opened::New { task, .. } => (task, "opened"),
@@ -133,29 +137,35 @@ impl Intake {
                     Opened::Duplicate { task } => (task, "already known"),
                 };
                 info!(task.id = %task, correlation.id = %delivery.correlation, "{task} {how} by {}", delivery.key);
-                None
+                return None;
             }
             Ok(Verdict::Closed(why)) => match self.ledger.close_delivery(delivery.id, &why).await {
                 Ok(()) => {
                     info!(correlation.id = %delivery.correlation, "{} asks for nothing: {why}", delivery.key);
-                    None
+                    return None;
                 }
                 Err(error) => {
                     warn!("could not close {}: {error}", delivery.key);
-                    Some(longer)
+                    wait_after(age)
                 }
             },
-            Err(Later::Forge(ForgeError::RateLimited { wait })) => Some(wait),
+            Err(Later::Forge(ForgeError::RateLimited { wait })) => wait,
             Err(Later::Forge(error)) => {
                 warn!(error = &error as &dyn std::error::Error, "{} waits for the forge", delivery.key);
-                Some(longer)
+                wait_after(age)
             }
-            Err(Later::Lags) => Some(FIRST_WAIT),
+            Err(Later::Lags) => FIRST_WAIT,
             Err(Later::Ledger(error)) => {
                 error!("could not open a Task for {}: {error}", delivery.key);
-                Some(longer)
+                wait_after(age)
             }
+        };
+        if let Err(error) = self.ledger.postpone_delivery(delivery.id, wait).await {
+            warn!("could not postpone {}: {error}", delivery.key);
+            // It will be among the next ones; a ledger that takes no writes is not asked all the time.
+            tokio::time::sleep(LEDGER_PAUSE).await;
         }
+        Some(wait)
     }
 
     async fn decide(&self, delivery: &Delivery) -> Result<Verdict, Later> {
@@ -216,7 +226,7 @@ impl Intake {
     async fn stop(&self, incoming: &IncomingIssue) -> Result<Verdict, Later> {
         let repo = self.known_repo(incoming).await?;
         let actor = &incoming.sender.login;
-        if let Some(why) = self.not_permitted(&repo, actor).await? {
+        if let Some(why) = self.may_not_ask(incoming, &repo, actor).await? {
             return closed(why);
         }
         match self.ledger.active_task(repo.forge_id, incoming.issue.number).await? {
@@ -235,7 +245,7 @@ impl Intake {
         repo: Repo,
         wish: Wish,
     ) -> Result<Verdict, Later> {
-        if let Some(why) = self.not_permitted(&repo, &wish.actor).await? {
+        if let Some(why) = self.may_not_ask(incoming, &repo, &wish.actor).await? {
             return closed(why);
         }
         let now = self.forge.issue(&repo, incoming.issue.number).await?;
@@ -292,6 +302,15 @@ impl Intake {
         Ok(Repo { installation: incoming.repo.installation.or(repo.installation), ..repo })
     }
 
+    /// Why `login` may not order work here, if so.
+    async fn may_not_ask(&self, incoming: &IncomingIssue, repo: &Repo, login: &str) -> Result<Option<String>, Later> {
+        let sender = &incoming.sender;
+        if sender.login == login && self.rules.is_allowed_bot(sender) {
+            return Ok(None);
+        }
+        self.not_permitted(repo, login).await
+    }
+
     async fn not_permitted(&self, repo: &Repo, login: &str) -> Result<Option<String>, Later> {
         match self.forge.permission(repo, login).await {
             Ok(permission) if permission.may_trigger() => Ok(None),
@@ -320,6 +339,20 @@ impl Intake {
         let surplus = kept.len().saturating_sub(MAX_COMMENTS);
         Ok(kept.split_off(surplus))
     }
+}
+
+/// Asking for ever would leave the delivery open for ever.
+fn gives_up(error: &ForgeError, age: Duration) -> bool {
+    match error {
+        // A repository or issue that we may not see is as good as none.
+        ForgeError::NotFound(_) => true,
+        ForgeError::Denied(_) | ForgeError::Refused(_) => age > REFUSED_FOR,
+        ForgeError::RateLimited { .. } | ForgeError::Unavailable(_) | ForgeError::NoAnswer(_) => age > AWAY_FOR,
+    }
+}
+
+fn wait_after(age: Duration) -> Duration {
+    (age / 2).clamp(FIRST_WAIT, LONGEST_WAIT)
 }
 
 /// A new issue has no older events that could be taken for this one.

@@ -256,7 +256,12 @@ where
                 warn!("the ledger's disk is full, trying again");
                 tokio::time::sleep(LEDGER_PAUSE * 5).await;
             }
-            Err(error @ (LedgerError::Invalid(_) | LedgerError::NotFound(_) | LedgerError::Corrupt(_))) => {
+            Err(
+                error @ (LedgerError::Invalid(_)
+                | LedgerError::NotFound(_)
+                | LedgerError::Unreadable(_)
+                | LedgerError::Corrupt(_)),
+            ) => {
                 return Err(Stop::Refused(error.to_string()));
             }
         }

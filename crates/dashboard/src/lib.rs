@@ -151,6 +151,13 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     supervisor.spawn("intake", async move { intake.work(&stop).await });
     let stop = shutdown.clone();
     supervisor.spawn("the publisher", async move { publisher.work(&stop).await });
+    let (written, stop) = (ledger.clone(), shutdown.clone());
+    supervisor.spawn("the ledger's writer", async move {
+        tokio::select! {
+            () = written.ended() => {}
+            () = stop.cancelled() => {}
+        }
+    });
     let (reconciled, stop): (Arc<dyn Ledger>, _) = (ledger.clone(), shutdown.clone());
     supervisor.spawn("the reconciler", async move { reconcile(reconciled, &stop).await });
     let (watched, probed, stop) = (health.clone(), ledger.clone(), shutdown.clone());

@@ -55,6 +55,13 @@ impl Command {
     }
 }
 
+impl IntakeRules {
+    /// An App's bot cannot be a collaborator, so no forge says that it may write: the operator's list is its permission.
+    pub fn is_allowed_bot(&self, user: &IncomingUser) -> bool {
+        user.is_bot && self.allowed_bots.contains(&user.id)
+    }
+}
+
 /// What `incoming` asks for.
 pub fn trigger_of(incoming: &IncomingIssue, rules: &IntakeRules) -> Trigger {
     if is_unwelcome_bot(&incoming.sender, rules) {
@@ -109,7 +116,7 @@ const BOT: &str = "a bot that is not on the allow-list";
 /// Our own App is a bot like any other. With a personal access token we write as a person, whose labels and commands are
 /// that person's own; what we wrote ourselves is known by [`OWN_MARKER`] alone.
 fn is_unwelcome_bot(user: &IncomingUser, rules: &IntakeRules) -> bool {
-    user.is_bot && !rules.allowed_bots.contains(&user.id)
+    user.is_bot && !rules.is_allowed_bot(user)
 }
 
 /// Unique per wish: opened and labeled, redelivery and polling meet in one key.

@@ -290,6 +290,7 @@ pub(crate) fn describe(repo: &Repository, commit: CommitId) -> Result<Option<Com
         Ok(found) => Ok(Some(CommitDescription {
             message: String::from_utf8_lossy(found.message_bytes()).into_owned(),
             author_email: String::from_utf8_lossy(found.author().email_bytes()).into_owned(),
+            committer_email: String::from_utf8_lossy(found.committer().email_bytes()).into_owned(),
             parents: found.parent_ids().map(|id| CommitId::from_bytes(bytes(id))).collect(),
         })),
         Err(error) if error.code() == git2::ErrorCode::NotFound => Ok(None),

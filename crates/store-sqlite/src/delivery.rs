@@ -1,15 +1,17 @@
 //! Raw deliveries: stored whole before they are answered, closed when a Task or a verdict came of them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
 use fettle_domain::id::{CorrelationId, DeliveryId};
+use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::SqlitePool;
 use uuid::Uuid;
 
-use crate::error::{OrLedger, corrupt};
-use crate::time::from_micros;
+use crate::error::{OrLedger, unreadable};
+use crate::time::{after, from_micros};
 use crate::writer::{AcceptAsk, Tx, Verb};
 
 /// A delivery's place in the one blob that carries a group's ids and bodies: 16 bytes id, 16 bytes correlation, body.
@@ -88,11 +90,13 @@ pub(crate) async fn accept_all(tx: &mut Tx<'_>, newest: i64, asked: &mut [&mut A
     Ok(last)
 }
 
-/// The oldest `max` deliveries that nothing has come of yet.
-pub(crate) async fn open(readers: &SqlitePool, max: u16) -> L<Vec<Delivery>> {
+/// The oldest `max` deliveries that nothing has come of yet and that do not wait.
+pub(crate) async fn open(readers: &SqlitePool, now: Timestamp, max: u16) -> L<Vec<Delivery>> {
+    let now = now.as_microsecond();
     let rows = sqlx::query!(
         r#"SELECT id AS "id: Uuid", key, event, correlation_id AS "correlation_id: Uuid", received_at, body
-           FROM delivery WHERE closed_at IS NULL ORDER BY seq LIMIT ?"#,
+           FROM delivery WHERE closed_at IS NULL AND coalesce(not_before, 0) <= ? ORDER BY seq LIMIT ?"#,
+        now,
         max,
     )
     .fetch_all(readers)
@@ -122,6 +126,24 @@ impl Verb for Close {
     }
 }
 
+pub(crate) struct Postpone {
+    pub(crate) id: DeliveryId,
+    pub(crate) wait: Duration,
+}
+
+impl Verb for Postpone {
+    type Out = ();
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+        let (id, until) = (self.id.as_uuid(), after(tx.now, self.wait).as_microsecond());
+        sqlx::query!("UPDATE delivery SET not_before = ? WHERE id = ? AND closed_at IS NULL", until, id)
+            .execute(&mut *tx.conn)
+            .await
+            .or_ledger()?;
+        Ok(())
+    }
+}
+
 /// The first verdict stays.
 pub(crate) async fn close(tx: &mut Tx<'_>, id: DeliveryId, verdict: &str) -> L<()> {
     let (uuid, now) = (id.as_uuid(), tx.now.as_microsecond());
@@ -137,7 +159,7 @@ pub(crate) async fn close(tx: &mut Tx<'_>, id: DeliveryId, verdict: &str) -> L<(
     match closed.rows_affected() {
         1 => Ok(()),
         0 => Err(LedgerError::NotFound(id.to_string())),
-        more => Err(corrupt(format!("{more} deliveries have the id {id}"))),
+        more => Err(unreadable(format!("{more} deliveries have the id {id}"))),
     }
 }
 

@@ -9,7 +9,7 @@ use fettle_domain::lease::LeaseRef;
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use crate::error::{OrLedger, corrupt};
+use crate::error::{OrLedger, unreadable};
 use crate::writer::{Tx, Verb};
 use crate::{event, job, stored, task};
 
@@ -27,7 +27,7 @@ pub(crate) async fn list(conn: &mut SqliteConnection, task: TaskId) -> L<Vec<Eff
     let mut effects = Vec::with_capacity(rows.len());
     for row in rows {
         let id = EffectId::from_uuid(row.id);
-        let missing = |what: &str| corrupt(format!("{id} has no {what}"));
+        let missing = |what: &str| unreadable(format!("{id} has no {what}"));
         let state = match row.state.as_str() {
             "wanted" => EffectState::Wanted,
             "intended" => {
@@ -36,7 +36,7 @@ pub(crate) async fn list(conn: &mut SqliteConnection, task: TaskId) -> L<Vec<Eff
             "settled" => EffectState::Settled {
                 receipt: stored::read(row.receipt.as_deref().ok_or_else(|| missing("receipt"))?)?,
             },
-            other => return Err(corrupt(format!("{id} has the unknown state `{other}`"))),
+            other => return Err(unreadable(format!("{id} has the unknown state `{other}`"))),
         };
         effects.push(Effect { id, task, kind: kind(&row.kind)?, state });
     }
@@ -48,7 +48,7 @@ fn kind(text: &str) -> L<EffectKind> {
     [EffectKind::Push, EffectKind::PullRequest, EffectKind::Comment, EffectKind::Labels]
         .into_iter()
         .find(|kind| kind.name() == text)
-        .ok_or_else(|| corrupt(format!("unknown effect kind `{text}`")))
+        .ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")))
 }
 
 pub(crate) async fn unfinished_publish_job(conn: &mut SqliteConnection, task: TaskId) -> L<Option<JobId>> {
@@ -258,7 +258,7 @@ impl Verb for CompletePublish {
         }
         let more = effects.iter().any(|effect| effect.state == EffectState::Wanted);
         let fence = self.lease.fence;
-        row.job = if more { row.job.again(fence) } else { row.job.complete(fence) }.map_err(corrupt)?;
+        row.job = if more { row.job.again(fence) } else { row.job.complete(fence) }.map_err(unreadable)?;
         job::store(tx, &row).await?;
         task::refresh(tx, row.task).await?;
         Ok(Fenced::Applied)

@@ -20,8 +20,7 @@ fn primary_code(error: &dyn DatabaseError) -> Option<i32> {
 pub(crate) fn from_sqlx(error: sqlx::Error) -> LedgerError {
     let code = match &error {
         sqlx::Error::Database(database) => primary_code(database.as_ref()),
-        // A row that cannot be read back was not written by us.
-        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Some(CORRUPT),
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => return unreadable(error),
         _ => None,
     };
     match code {
@@ -40,13 +39,14 @@ pub(crate) fn copy(error: &LedgerError) -> LedgerError {
         LedgerError::Full => LedgerError::Full,
         LedgerError::Invalid(why) => LedgerError::Invalid(why.clone()),
         LedgerError::NotFound(what) => LedgerError::NotFound(what.clone()),
+        LedgerError::Unreadable(why) => LedgerError::Unreadable(why.clone()),
         LedgerError::Corrupt(why) => LedgerError::Corrupt(why.clone()),
     }
 }
 
 /// A stored value that the code cannot have written.
-pub(crate) fn corrupt(what: impl std::fmt::Display) -> LedgerError {
-    LedgerError::Corrupt(what.to_string())
+pub(crate) fn unreadable(what: impl std::fmt::Display) -> LedgerError {
+    LedgerError::Unreadable(what.to_string())
 }
 
 /// Whether the failure is the file's, not the request's: then nothing else would succeed either.
@@ -85,7 +85,7 @@ mod tests {
         assert!(matches!(from_sqlx(twice), LedgerError::Invalid(_)));
 
         let unreadable = sqlx::query_scalar::<_, i64>("SELECT 'text'").fetch_one(&mut conn).await.unwrap_err();
-        assert!(matches!(from_sqlx(unreadable), LedgerError::Corrupt(_)));
+        assert!(matches!(from_sqlx(unreadable), LedgerError::Unreadable(_)));
         assert!(matches!(from_sqlx(sqlx::Error::PoolTimedOut), LedgerError::Unavailable(_)));
     }
 }

@@ -6,7 +6,7 @@ use fettle_domain::id::{CorrelationId, TaskId};
 use sqlx::SqlitePool;
 use uuid::Uuid;
 
-use crate::error::{OrLedger, corrupt};
+use crate::error::{OrLedger, unreadable};
 use crate::stored;
 use crate::time::from_micros;
 use crate::writer::Tx;
@@ -33,7 +33,7 @@ pub(crate) async fn append(tx: &mut Tx<'_>, task: TaskId, body: &EventBody) -> L
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
-    tx.newest_event = u64::try_from(inserted.last_insert_rowid()).map_err(corrupt)?;
+    tx.newest_event = u64::try_from(inserted.last_insert_rowid()).map_err(unreadable)?;
     Ok(())
 }
 
@@ -71,9 +71,9 @@ pub(crate) async fn list(readers: &SqlitePool, task: Option<TaskId>, after: u64,
     };
     let event = |row: Row| {
         Ok(Event {
-            seq: u64::try_from(row.seq).map_err(corrupt)?,
+            seq: u64::try_from(row.seq).map_err(unreadable)?,
             task: TaskId::from_uuid(row.task_id),
-            task_seq: u64::try_from(row.task_seq).map_err(corrupt)?,
+            task_seq: u64::try_from(row.task_seq).map_err(unreadable)?,
             at: from_micros(row.at),
             correlation: CorrelationId::from_uuid(row.correlation_id),
             body: stored::read(&row.body)?,

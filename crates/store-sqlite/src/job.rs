@@ -12,7 +12,7 @@ use fettle_domain::lease::{Fence, LeaseRef};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use crate::error::{OrLedger, corrupt};
+use crate::error::{OrLedger, unreadable};
 use crate::time::{after, from_micros, until, whole_micros};
 use crate::writer::{Tx, Verb};
 use crate::{event, message, run, task};
@@ -55,7 +55,7 @@ pub(crate) async fn find(conn: &mut SqliteConnection, id: JobId) -> L<Option<Job
     .or_ledger()?;
     let Some(row) = row else { return Ok(None) };
 
-    let bad = |what: &str| corrupt(format!("{id} has no {what}"));
+    let bad = |what: &str| unreadable(format!("{id} has no {what}"));
     let fence = |value: i64| u64::try_from(value).map(Fence::new).map_err(|_| bad("valid fence"));
     let count = |value: i64| u16::try_from(value).map_err(|_| bad("valid counters"));
     let lease = || -> L<_> {
@@ -72,14 +72,14 @@ pub(crate) async fn find(conn: &mut SqliteConnection, id: JobId) -> L<Option<Job
         "done" => JobState::Done,
         "dead" => JobState::Dead { reason: reason()? },
         "cancelled" => JobState::Cancelled,
-        other => return Err(corrupt(format!("{id} has the unknown state `{other}`"))),
+        other => return Err(unreadable(format!("{id} has the unknown state `{other}`"))),
     };
     let job = Job {
         id,
         kind: match row.kind.as_str() {
             "run" => JobKind::Run,
             "publish" => JobKind::Publish,
-            other => return Err(corrupt(format!("{id} has the unknown kind `{other}`"))),
+            other => return Err(unreadable(format!("{id} has the unknown kind `{other}`"))),
         },
         fence: fence(row.fence)?,
         state,
@@ -229,7 +229,7 @@ impl Verb for Lease {
             return Ok(repeated);
         }
         let kind = kind_name(self.want.kind);
-        let versions = serde_json::to_string(&self.want.versions).map_err(corrupt)?;
+        let versions = serde_json::to_string(&self.want.versions).map_err(unreadable)?;
         let ids = sqlx::query_scalar!(
             r#"SELECT id AS "id: Uuid" FROM job
                WHERE state = 'queued' AND kind = ? AND order_version IN (SELECT value FROM json_each(?))
@@ -246,7 +246,7 @@ impl Verb for Lease {
         let deadline = after(tx.now, tx.timing.lease);
         for id in ids {
             let mut row = get(tx.conn, JobId::from_uuid(id)).await?;
-            row.job = row.job.lease(self.who.worker, tx.now, deadline).map_err(corrupt)?;
+            row.job = row.job.lease(self.who.worker, tx.now, deadline).map_err(unreadable)?;
             row.holder = Some(self.who.name.clone());
             row.request = Some(self.request);
             row.progress = 0;
@@ -361,7 +361,7 @@ impl Verb for Fail {
             Then::RetryAfter(wait) => Retry::At(after(tx.now, wait)),
             Then::Never => Retry::Never,
         };
-        row.job = row.job.fail(self.lease.fence, &self.why, then).map_err(corrupt)?;
+        row.job = row.job.fail(self.lease.fence, &self.why, then).map_err(unreadable)?;
         row.last_failure = Some(self.why.clone());
         store(tx, &row).await?;
         let (why, again) = (self.why.clone(), !row.job.state.is_final());
@@ -393,7 +393,7 @@ impl Verb for Defer {
             Wake::After(wait) => Until::Time(after(tx.now, wait)),
             Wake::Event => Until::Event,
         };
-        row.job = row.job.defer(self.lease.fence, until, &self.why).map_err(corrupt)?;
+        row.job = row.job.defer(self.lease.fence, until, &self.why).map_err(unreadable)?;
         row.last_failure = Some(self.why.clone());
         store(tx, &row).await?;
         after_end(tx, &row).await?;
@@ -413,7 +413,7 @@ impl Verb for Release {
             Ok(row) => row,
             Err(fenced) => return Ok(fenced),
         };
-        row.job = row.job.release(self.lease.fence).map_err(corrupt)?;
+        row.job = row.job.release(self.lease.fence).map_err(unreadable)?;
         store(tx, &row).await?;
         after_end(tx, &row).await?;
         Ok(Fenced::Applied)

@@ -118,7 +118,11 @@ impl Ledger for SqliteLedger {
     }
 
     async fn open_deliveries(&self, max: u16) -> L<Vec<Delivery>> {
-        delivery::open(&self.readers, max).await
+        delivery::open(&self.readers, self.time.now(), max).await
+    }
+
+    async fn postpone_delivery(&self, id: DeliveryId, wait: Duration) -> L<()> {
+        self.write(delivery::Postpone { id, wait }).await
     }
 
     async fn close_delivery(&self, id: DeliveryId, verdict: &str) -> L<()> {

@@ -96,6 +96,12 @@ impl SqliteLedger {
         self.writer.close().await
     }
 
+    /// Waits until nothing can be written any more: after [`SqliteLedger::close`], or when the writer has ended by itself,
+    /// because the file is damaged or by a bug.
+    pub async fn ended(&self) {
+        self.writer.ended().await;
+    }
+
     async fn write<V: Verb>(&self, verb: V) -> L<V::Out> {
         self.writer.write(verb).await
     }

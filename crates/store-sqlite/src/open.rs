@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::blob::Blobs;
-use crate::error::{OrLedger, corrupt};
+use crate::error::{OrLedger, unreadable};
 use crate::time::{LedgerTime, after};
 use crate::writer::{Writer, WriterParts};
 use crate::{DATABASE_FILE, Options, SqliteLedger};
@@ -93,7 +93,7 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
     .fetch_one(&mut conn)
     .await
     .or_ledger()?;
-    let newest_event = u64::try_from(newest.event.unwrap_or(0)).map_err(corrupt)?;
+    let newest_event = u64::try_from(newest.event.unwrap_or(0)).map_err(unreadable)?;
 
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
@@ -107,6 +107,7 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
     let time = Arc::new(time);
     let writer = Writer::start(WriterParts {
         conn,
+        connect: writing,
         time: time.clone(),
         timing: options.timing,
         ids: options.ids.clone(),

@@ -13,7 +13,7 @@ use fettle_domain::step::{MAX_STEP_BODY_BYTES, StepBody, StepRecord};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
-use crate::error::{OrLedger, corrupt};
+use crate::error::{OrLedger, unreadable};
 use crate::job::{self, JobRow};
 use crate::writer::{Tx, Verb};
 use crate::{effect, event, stored, task};
@@ -37,17 +37,17 @@ async fn of_job(conn: &mut SqliteConnection, job: JobId) -> L<RunRow> {
     .ok_or_else(|| LedgerError::Invalid(format!("{job} is not a run job")))?;
     Ok(RunRow {
         id: RunId::from_uuid(row.id),
-        steps: u32::try_from(row.steps).map_err(corrupt)?,
+        steps: u32::try_from(row.steps).map_err(unreadable)?,
         spent: spent(row.calls, row.generated_tokens, row.prompt_tokens, row.wall_s)?,
     })
 }
 
 pub(crate) fn spent(calls: i64, generated_tokens: i64, prompt_tokens: i64, wall_s: i64) -> L<Spent> {
     Ok(Spent {
-        calls: u32::try_from(calls).map_err(corrupt)?,
-        generated_tokens: u64::try_from(generated_tokens).map_err(corrupt)?,
-        prompt_tokens: u64::try_from(prompt_tokens).map_err(corrupt)?,
-        wall_s: u64::try_from(wall_s).map_err(corrupt)?,
+        calls: u32::try_from(calls).map_err(unreadable)?,
+        generated_tokens: u64::try_from(generated_tokens).map_err(unreadable)?,
+        prompt_tokens: u64::try_from(prompt_tokens).map_err(unreadable)?,
+        wall_s: u64::try_from(wall_s).map_err(unreadable)?,
     })
 }
 
@@ -132,7 +132,7 @@ impl Verb for Record {
         store_spent(tx, run.id, &step.spent, i64::from(step.seq) + 1).await?;
 
         if row.job.counters.crashes_since_step > 0 {
-            row.job = row.job.step(self.lease.fence).map_err(corrupt)?;
+            row.job = row.job.step(self.lease.fence).map_err(unreadable)?;
             job::store(tx, &row).await?;
         }
         event::append(tx, row.task, &step_event(step)).await?;
@@ -216,7 +216,7 @@ impl Verb for Complete {
         };
         let run = of_job(tx.conn, self.lease.job).await?;
         let cancelled = matches!(row.job.state, JobState::Cancelling { .. });
-        row.job = row.job.complete(self.lease.fence).map_err(corrupt)?;
+        row.job = row.job.complete(self.lease.fence).map_err(unreadable)?;
         job::store(tx, &row).await?;
 
         let (id, result) = (run.id.as_uuid(), stored::write(&self.result)?);

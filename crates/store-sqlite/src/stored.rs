@@ -10,7 +10,7 @@ use fettle_domain::step::StepRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::corrupt;
+use crate::error::unreadable;
 
 /// What a Task works on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,10 +68,10 @@ payloads! {
 }
 
 pub(crate) fn write<P: Payload>(value: &P) -> L<String> {
-    serde_json::to_string(&P::Stored::from(value.clone())).map_err(|e| corrupt(format!("{}: {e}", P::NAME)))
+    serde_json::to_string(&P::Stored::from(value.clone())).map_err(|e| unreadable(format!("{}: {e}", P::NAME)))
 }
 
 pub(crate) fn read<P: Payload>(text: &str) -> L<P> {
-    let stored: P::Stored = serde_json::from_str(text).map_err(|e| corrupt(format!("{}: {e}", P::NAME)))?;
+    let stored: P::Stored = serde_json::from_str(text).map_err(|e| unreadable(format!("{}: {e}", P::NAME)))?;
     Ok(stored.into())
 }

@@ -12,7 +12,7 @@ use fettle_domain::run::RunResult;
 use fettle_domain::task::{Mode, TaskState};
 use uuid::Uuid;
 
-use crate::error::{OrLedger, corrupt};
+use crate::error::{OrLedger, unreadable};
 use crate::job::{self, JobRow};
 use crate::stored::{self, Subject};
 use crate::writer::{Tx, Verb};
@@ -56,7 +56,7 @@ pub(crate) fn state_of(text: &str) -> L<TaskState> {
     ]
     .into_iter()
     .find(|state| state.name() == text)
-    .ok_or_else(|| corrupt(format!("unknown task state `{text}`")))
+    .ok_or_else(|| unreadable(format!("unknown task state `{text}`")))
 }
 
 pub(crate) async fn get(tx: &mut Tx<'_>, id: TaskId) -> L<TaskRow> {
@@ -72,8 +72,8 @@ pub(crate) async fn get(tx: &mut Tx<'_>, id: TaskId) -> L<TaskRow> {
     .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     Ok(TaskRow {
         correlation: CorrelationId::from_uuid(row.correlation_id),
-        mode: Mode::from_str(&row.mode).map_err(corrupt)?,
-        generation: u32::try_from(row.generation).map_err(corrupt)?,
+        mode: Mode::from_str(&row.mode).map_err(unreadable)?,
+        generation: u32::try_from(row.generation).map_err(unreadable)?,
         trigger: row.trigger_kind,
         state: state_of(&row.state)?,
         note: row.note,
@@ -149,7 +149,7 @@ async fn earlier(tx: &mut Tx<'_>, repo: u64, issue: u64) -> L<u32> {
             .fetch_one(&mut *tx.conn)
             .await
             .or_ledger()?;
-    u32::try_from(count).map_err(corrupt)
+    u32::try_from(count).map_err(unreadable)
 }
 
 /// Numbers of forges and issues, as SQLite's signed integers.
@@ -372,7 +372,7 @@ pub(crate) async fn cancel_reason(tx: &mut Tx<'_>, task: TaskId) -> L<String> {
         .fetch_one(&mut *tx.conn)
         .await
         .or_ledger()?
-        .ok_or_else(|| corrupt(format!("{task} is being cancelled by nobody")))?;
+        .ok_or_else(|| unreadable(format!("{task} is being cancelled by nobody")))?;
     Ok(format!("cancelled by {by}"))
 }
 

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use sqlx::{SqliteConnection, SqlitePool};
 use uuid::Uuid;
 
-use crate::error::{OrLedger, corrupt};
+use crate::error::{OrLedger, unreadable};
 use crate::stored::{self, Subject};
 use crate::time::from_micros;
 use crate::{delivery, effect, job, run, task};
@@ -62,14 +62,14 @@ pub(crate) async fn task(conn: &mut SqliteConnection, id: TaskId) -> L<TaskView>
     Ok(TaskView {
         id: TaskId::from_uuid(row.id),
         correlation: CorrelationId::from_uuid(row.correlation_id),
-        mode: Mode::from_str(&row.mode).map_err(corrupt)?,
+        mode: Mode::from_str(&row.mode).map_err(unreadable)?,
         repo: subject.repo,
         issue: subject.issue,
         model: subject.model,
         base: subject.base,
         actor: row.actor,
         trigger: row.trigger_kind,
-        generation: u32::try_from(row.generation).map_err(corrupt)?,
+        generation: u32::try_from(row.generation).map_err(unreadable)?,
         state: task::state_of(&row.state)?,
         note: row.note,
         created_at: from_micros(row.created_at),
@@ -78,10 +78,10 @@ pub(crate) async fn task(conn: &mut SqliteConnection, id: TaskId) -> L<TaskView>
             id: RunId::from_uuid(row.run_id),
             job: JobId::from_uuid(row.job_id),
             job_state: row.job_state,
-            fence: u64::try_from(row.fence).map_err(corrupt)?,
-            attempts: u16::try_from(row.attempts).map_err(corrupt)?,
-            crashes: u16::try_from(row.crashes).map_err(corrupt)?,
-            steps: u32::try_from(row.steps).map_err(corrupt)?,
+            fence: u64::try_from(row.fence).map_err(unreadable)?,
+            attempts: u16::try_from(row.attempts).map_err(unreadable)?,
+            crashes: u16::try_from(row.crashes).map_err(unreadable)?,
+            steps: u32::try_from(row.steps).map_err(unreadable)?,
             spent: run::spent(row.calls, row.generated_tokens, row.prompt_tokens, row.wall_s)?,
             result: row.result.as_deref().map(stored::read).transpose()?,
         },
@@ -157,7 +157,7 @@ pub(crate) async fn opened_since(readers: &SqlitePool, installation: Option<u64>
     .fetch_one(readers)
     .await
     .or_ledger()?;
-    u64::try_from(count).map_err(corrupt)
+    u64::try_from(count).map_err(unreadable)
 }
 
 pub(crate) async fn actors(readers: &SqlitePool, repo: u64, issue: u64, max: u16) -> L<Vec<String>> {
@@ -198,7 +198,7 @@ pub(crate) async fn depth(readers: &SqlitePool, now: Timestamp) -> L<Depth> {
     .await
     .or_ledger()?;
     for row in states {
-        let count = u64::try_from(row.count).map_err(corrupt)?;
+        let count = u64::try_from(row.count).map_err(unreadable)?;
         match row.state.as_str() {
             "queued" => depth.runnable = count,
             "delayed" => depth.delayed = count,
@@ -214,6 +214,6 @@ pub(crate) async fn depth(readers: &SqlitePool, now: Timestamp) -> L<Depth> {
         .or_ledger()?;
     let micros = oldest.map_or(0, |oldest| now.as_microsecond() - oldest);
     depth.oldest_runnable_s = u64::try_from(micros / 1_000_000).unwrap_or(0);
-    depth.open_deliveries = u64::try_from(delivery::count_open(readers).await?).map_err(corrupt)?;
+    depth.open_deliveries = u64::try_from(delivery::count_open(readers).await?).map_err(unreadable)?;
     Ok(depth)
 }

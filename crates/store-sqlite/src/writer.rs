@@ -14,7 +14,8 @@ use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::Timing;
 use jiff::Timestamp;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection, SqliteConnection};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,10 +31,14 @@ const QUEUE: usize = 1024;
 const MAX_GROUP: usize = 512;
 /// Bytes of deliveries in one transaction: they are copied into one parameter.
 const MAX_GROUP_BYTES: usize = 16 * 1024 * 1024;
-/// Without a command for this long, the writer moves the log into the database.
+/// Without a command for this long, the log is moved into the database.
 const IDLE: Duration = Duration::from_millis(250);
-/// Beyond this much log since the last checkpoint the writer does not wait for idleness.
+/// Beyond this much log since the last checkpoint nobody waits for idleness.
 const CHECKPOINT_BYTES: usize = 64 * 1024 * 1024;
+/// What is left to move is so little that the writer may wait for it; only then can the log start over in its file.
+const LAST_BYTES: usize = 4 * 1024 * 1024;
+/// Beyond this the writer waits however much is left: a log that writes outrun would grow until the disk is full.
+const MAX_LOG_BYTES: usize = 512 * 1024 * 1024;
 /// What a verb adds to the log, roughly: about eight pages.
 const VERB_LOG_BYTES: usize = 32 * 1024;
 /// What a delivery adds to the log beside its body: its share of index pages.
@@ -105,6 +110,8 @@ pub(crate) struct Writer {
 /// What the writer task is started with.
 pub(crate) struct WriterParts {
     pub(crate) conn: SqliteConnection,
+    /// How `conn` was made, to make it anew.
+    pub(crate) connect: SqliteConnectOptions,
     pub(crate) time: Arc<LedgerTime>,
     pub(crate) timing: Timing,
     pub(crate) ids: Arc<dyn IdSource>,
@@ -121,7 +128,14 @@ impl Writer {
         let shutdown = CancellationToken::new();
         let broken = Arc::new(OnceLock::new());
         let mut task = JoinSet::new();
-        let state = WriterTask { parts, queue, shutdown: shutdown.clone(), broken: broken.clone(), log_bytes: 0 };
+        let state = WriterTask {
+            parts,
+            queue,
+            shutdown: shutdown.clone(),
+            broken: broken.clone(),
+            log: Log::default(),
+            suspect: false,
+        };
         task.spawn(state.run());
         Self { commands, shutdown, broken, task: Mutex::new(task) }
     }
@@ -151,6 +165,11 @@ impl Writer {
             Some(why) => LedgerError::Corrupt(why.clone()),
             None => LedgerError::Unavailable("it has been closed".to_owned()),
         }
+    }
+
+    /// Waits until nothing can be written any more: after a close, or when the task behind has ended by itself.
+    pub(crate) async fn ended(&self) {
+        self.commands.closed().await;
     }
 
     /// Waits until everything asked before is answered and the file is closed. A second call finds nothing to do.
@@ -242,13 +261,25 @@ fn answer(group: Vec<Command>, woken: Wakes) {
     }
 }
 
+/// What stands in the log, estimated, and who moves it into the database.
+#[derive(Default)]
+struct Log {
+    /// Written since the last checkpoint began.
+    fresh: usize,
+    /// Written since the log last started over.
+    whole: usize,
+    /// A checkpoint on a connection of its own, beside which the writer goes on.
+    mover: JoinSet<L<()>>,
+}
+
 struct WriterTask {
     parts: WriterParts,
     queue: mpsc::Receiver<Command>,
     shutdown: CancellationToken,
     broken: Arc<OnceLock<String>>,
-    /// Written since the last checkpoint, estimated.
-    log_bytes: usize,
+    log: Log,
+    /// The connection's idea of its transaction may be wrong, so it is made anew before the next one.
+    suspect: bool,
 }
 
 impl WriterTask {
@@ -260,8 +291,8 @@ impl WriterTask {
                 // The handle answers for those still in line.
                 return Ok(());
             }
-            if self.log_bytes >= CHECKPOINT_BYTES {
-                self.checkpoint().await;
+            if self.log.fresh >= CHECKPOINT_BYTES {
+                self.checkpoint_beside();
             }
         }
         self.close().await
@@ -270,10 +301,16 @@ impl WriterTask {
     /// `None` when all that was asked before the shutdown has been taken.
     async fn next_command(&mut self) -> Option<Command> {
         loop {
-            let idle = self.log_bytes > 0;
+            let idle = self.log.fresh > 0 && self.log.mover.is_empty();
             tokio::select! {
                 biased;
-                command = self.queue.recv() => return command,
+                Some(moved) = self.log.mover.join_next() => self.moved(moved).await,
+                command = self.queue.recv() => {
+                    // Whoever is about to ask does so first: all of them share the next flush. Without others this returns
+                    // at once.
+                    tokio::task::yield_now().await;
+                    return command;
+                }
                 () = self.shutdown.cancelled(), if !self.queue.is_closed() => self.queue.close(),
                 () = tokio::time::sleep(IDLE), if idle => self.checkpoint().await,
             }
@@ -294,7 +331,9 @@ impl WriterTask {
     /// Applies and answers. A group in which one fails is rolled back and goes one by one, so that each gets its own
     /// answer.
     async fn settle(&mut self, mut group: Vec<Command>) {
-        self.log_bytes += group.iter().map(Command::log_bytes).sum::<usize>();
+        let bytes = group.iter().map(Command::log_bytes).sum::<usize>();
+        self.log.fresh += bytes;
+        self.log.whole += bytes;
         match self.attempt(&mut group).await {
             Ok(woken) => answer(group, woken),
             Err(error) if group.len() == 1 || error::concerns_the_file(&error) => {
@@ -326,7 +365,19 @@ impl WriterTask {
         }
     }
 
+    /// A full disk makes SQLite roll back by itself, and then sqlx counts a transaction that is none: every later one would
+    /// be refused, also after room was made. So whatever did not end as it should gets a new connection.
     async fn attempt(&mut self, group: &mut [Command]) -> L<Wakes> {
+        if self.suspect {
+            self.parts.conn = self.parts.connect.connect().await.or_ledger()?;
+            self.suspect = false;
+        }
+        let outcome = self.transact(group).await;
+        self.suspect |= outcome.as_ref().is_err_and(error::concerns_the_file);
+        outcome
+    }
+
+    async fn transact(&mut self, group: &mut [Command]) -> L<Wakes> {
         let parts = &mut self.parts;
         let mut transaction = parts.conn.begin_with("BEGIN IMMEDIATE").await.or_ledger()?;
         let mut tx = Tx {
@@ -364,12 +415,40 @@ impl WriterTask {
         Ok(wakes)
     }
 
-    /// Moves the log into the database. A reader in the way only postpones it: the next one takes all.
+    /// Moves the log into the database while nobody asks for anything. A reader in the way only postpones it: the next one
+    /// takes all.
     async fn checkpoint(&mut self) {
-        self.log_bytes = 0;
-        // `PASSIVE` never waits for readers; once all is moved, the next write starts the log over in the same file.
-        let moved = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut self.parts.conn).await;
-        if let Err(error) = moved.or_ledger() {
+        self.log.fresh = 0;
+        self.log.whole = 0;
+        let moved = move_log(&mut self.parts.conn).await;
+        self.told(moved);
+    }
+
+    /// Begins to move the log on another connection, unless that is under way. Writes go on into the log meanwhile.
+    fn checkpoint_beside(&mut self) {
+        if self.log.mover.is_empty() {
+            self.log.fresh = 0;
+            let connect = self.parts.connect.clone();
+            self.log.mover.spawn(async move {
+                let mut conn = connect.connect().await.or_ledger()?;
+                move_log(&mut conn).await?;
+                conn.close().await.or_ledger()
+            });
+        }
+    }
+
+    /// A log that was moved while writes went on has a rest, which is moved likewise until it is small enough to wait for.
+    async fn moved(&mut self, moved: Result<L<()>, tokio::task::JoinError>) {
+        self.told(moved.unwrap_or_else(|error| Err(LedgerError::Unavailable(error.to_string()))));
+        if self.log.fresh <= LAST_BYTES || self.log.whole > MAX_LOG_BYTES {
+            self.checkpoint().await;
+        } else {
+            self.checkpoint_beside();
+        }
+    }
+
+    fn told(&self, moved: L<()>) {
+        if let Err(error) = moved {
             tracing::warn!(error = &error as &dyn std::error::Error, "could not checkpoint the ledger");
             if let LedgerError::Corrupt(why) = error {
                 self.broken.get_or_init(|| why);
@@ -378,6 +457,9 @@ impl WriterTask {
     }
 
     async fn close(mut self) -> L<()> {
+        while let Some(moved) = self.log.mover.join_next().await {
+            self.told(moved.unwrap_or_else(|error| Err(LedgerError::Unavailable(error.to_string()))));
+        }
         let now = self.parts.time.now().as_microsecond();
         sqlx::query!("UPDATE ledger SET time_at = max(time_at, ?), closed = 1", now)
             .execute(&mut self.parts.conn)
@@ -388,5 +470,107 @@ impl WriterTask {
         conn.close().await.or_ledger()?;
         drop(lock);
         Ok(())
+    }
+}
+
+/// `PASSIVE` never waits for readers; once all is moved, the next write starts the log over in the same file.
+async fn move_log(conn: &mut SqliteConnection) -> L<()> {
+    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(conn).await.or_ledger()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use fettle_app::ports::clock::IdSource;
+    use fettle_app::ports::ledger::{Accepted, Ledger as _};
+    use fettle_domain::id::{CorrelationId, DeliveryId};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{Options, SqliteLedger};
+
+    struct Now;
+
+    impl fettle_app::ports::clock::Clock for Now {
+        fn now(&self) -> Timestamp {
+            Timestamp::UNIX_EPOCH
+        }
+    }
+
+    #[derive(Default)]
+    struct Counted(std::sync::atomic::AtomicU64);
+
+    impl IdSource for Counted {
+        fn uuid(&self) -> Uuid {
+            Uuid::from_u128(u128::from(self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed)))
+        }
+    }
+
+    /// Lets the file grow by no page more, as a full disk would. It holds for this connection alone.
+    struct FillTheDisk;
+
+    impl Verb for FillTheDisk {
+        type Out = ();
+
+        async fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+            sqlx::query("PRAGMA max_page_count = 1").execute(&mut *tx.conn).await.or_ledger()?;
+            Ok(())
+        }
+    }
+
+    /// What one row holds is no reason to give up the file.
+    struct FindNonsense;
+
+    impl Verb for FindNonsense {
+        type Out = ();
+
+        async fn apply(&self, _tx: &mut Tx<'_>) -> L<()> {
+            Err(error::unreadable("a row from another world"))
+        }
+    }
+
+    async fn ledger(folder: &tempfile::TempDir) -> SqliteLedger {
+        let path = camino::Utf8Path::from_path(folder.path()).unwrap();
+        SqliteLedger::open(path, Options::new(Arc::new(Now), Arc::new(Counted::default()))).await.unwrap()
+    }
+
+    fn delivery(number: u128) -> Delivery {
+        Delivery {
+            id: DeliveryId::from_uuid(Uuid::from_u128(number)),
+            key: format!("github:{number}"),
+            event: "issues".to_owned(),
+            body: vec![b'x'; 1 << 20].into(),
+            correlation: CorrelationId::from_uuid(Uuid::from_u128(number)),
+            received_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_writes_and_takes_them_again_when_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = ledger(&folder).await;
+        assert_eq!(ledger.accept(delivery(1)).await.unwrap(), Accepted::New);
+        ledger.write(FillTheDisk).await.unwrap();
+        let (refused, other) = tokio::join!(ledger.accept(delivery(2)), ledger.accept(delivery(3)));
+        assert!(
+            matches!((&refused, &other), (Err(LedgerError::Full), Err(LedgerError::Full))),
+            "{refused:?} {other:?}"
+        );
+        assert_eq!(ledger.depth().await.unwrap().open_deliveries, 1, "reads go on");
+        for number in [2, 3] {
+            assert_eq!(ledger.accept(delivery(number)).await.unwrap(), Accepted::New);
+        }
+        ledger.close().await.unwrap();
+        assert_eq!(self::ledger(&folder).await.depth().await.unwrap().open_deliveries, 3);
+    }
+
+    #[tokio::test]
+    async fn an_unreadable_row_fails_its_own_command_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = ledger(&folder).await;
+        let (nonsense, accepted) = tokio::join!(ledger.write(FindNonsense), ledger.accept(delivery(1)));
+        assert!(matches!(nonsense, Err(LedgerError::Unreadable(_))), "{nonsense:?}");
+        assert_eq!(accepted.unwrap(), Accepted::New);
+        assert!(ledger.probe().await.is_ok());
     }
 }

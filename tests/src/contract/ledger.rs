@@ -44,6 +44,7 @@ macro_rules! ledger_contract {
                 a_message_reaches_the_holder_and_the_next_one_unless_it_was_journaled,
                 a_waiting_lease_request_is_woken_by_work,
                 a_stale_lease_reads_nothing,
+                a_postponed_delivery_makes_room_for_others_and_comes_back,
                 tasks_are_counted_by_installation_and_known_by_who_asked,
                 depth_counts_what_is_where,
                 a_job_does_what_its_model_does,

@@ -46,6 +46,25 @@ pub struct PrepareOptions {
     pub limits: SandboxLimits,
 }
 
+/// What package managers are told beside the network.
+struct InstallSettings {
+    env: BTreeMap<String, String>,
+    mounts: Vec<Mount>,
+}
+
+impl PrepareOptions {
+    /// The settings without whatever may hold a password: addresses of registries, `npmrc`, `pip.conf`.
+    fn certificates(&self) -> InstallSettings {
+        let is_certificate =
+            |name: &str| name.contains("CERT") || name.contains("CAINFO") || name.contains("CA_BUNDLE");
+        let mut env = self.install_env.clone();
+        env.retain(|name, _| is_certificate(name));
+        let mut mounts = self.install_mounts.clone();
+        mounts.retain(|mount| env.values().any(|value| value == mount.host.as_str()));
+        InstallSettings { env, mounts }
+    }
+}
+
 /// `[agent.sandbox] prepare_network`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PrepareNetwork {
@@ -84,6 +103,9 @@ pub struct PrepareRequest<'a> {
     /// one repository has prepared is never worn by another.
     pub scope: &'a str,
     pub files: &'a BaseFiles,
+    /// The base's own files, when `files` hold manifests of a change. A change is not trusted: it names no host, and its
+    /// packages are fetched without credentials.
+    pub change_of: Option<&'a BaseFiles>,
     pub commands: &'a Commands,
     /// A fresh plain checkout of the base; install commands write into it, so it is of no further use.
     pub checkout: &'a Utf8Path,
@@ -117,7 +139,12 @@ pub async fn prepare(
         notes: commands.notes.clone(),
         overlays: Vec::new(),
     };
-    let plan = install::plan(files, commands, &toolchains);
+    let mut plan = install::plan(files, commands, &toolchains);
+    if let Some(base) = request.change_of {
+        let known = install::plan(base, commands, &toolchains).installs;
+        let names = |host: &String| known.iter().any(|install| install.hosts.contains(host));
+        plan.installs.iter_mut().for_each(|install| install.hosts.retain(names));
+    }
     prepared.notes.extend(plan.notes);
     let mut keys = Vec::new();
     for install in &plan.installs {
@@ -205,11 +232,15 @@ async fn layer(
     let mut command = bench.shell(request.checkout, Access::ReadWrite, &install.script);
     command.network = network;
     command.mounts.push(read_write(&folder));
-    command.mounts.extend(options.install_mounts.iter().cloned());
     command.env.remove("CARGO_NET_OFFLINE");
     command.env.insert(install::FOLDER_VARIABLE.into(), folder.to_string());
     command.env.insert("CARGO_HOME".into(), folder.to_string());
-    command.env.extend(options.install_env.clone());
+    let settings = match request.change_of {
+        None => InstallSettings { env: options.install_env.clone(), mounts: options.install_mounts.clone() },
+        Some(_) => options.certificates(),
+    };
+    command.env.extend(settings.env);
+    command.mounts.extend(settings.mounts);
     command.limits.time = INSTALL_TIME;
     command.limits.workspace_bytes = INSTALL_BYTES_MAX;
     let output = request.sandbox.run(&command, cancel).await?;

@@ -3,10 +3,11 @@
 
 use fettle_app::crash::{self, Point};
 use fettle_app::ports::chain;
-use fettle_app::ports::git::{BaseCommit, BaseRef, CheckoutKind, GitError};
+use fettle_app::ports::git::{BaseCommit, BaseRef, CheckoutKind, GitError, TreeEdit};
 use fettle_app::running::RunEnd;
 use fettle_domain::budget::Spent;
 use fettle_domain::object::TreeId;
+use fettle_domain::patch::FileMode;
 use fettle_domain::path::RepoPath;
 use fettle_domain::run::RunOutcome;
 use fettle_domain::step::StepKind;
@@ -23,9 +24,11 @@ use crate::verify::{BaseReport, VerifyContext, VerifyError, base_green, declined
 /// Files in which a repository says how it wants to be worked on, first found wins.
 const GUIDES: [&str; 2] = ["AGENTS.md", "CLAUDE.md"];
 
-/// Files from which dependencies are installed.
-const DEPENDENCY_FILES: [&[u8]; 6] =
-    [b"Cargo.lock", b"Cargo.toml", b"package-lock.json", b"package.json", b"requirements.txt", b"pyproject.toml"];
+/// Files from which package managers fetch without running anything of the repository.
+const FETCHED_FROM: [&[u8]; 5] =
+    [b"Cargo.lock", b"Cargo.toml", b"npm-shrinkwrap.json", b"package-lock.json", b"package.json"];
+/// npm builds what it fetches by git, and so runs it.
+const GIT_SOURCES: [&str; 4] = ["git+", "git://", "git@", "github:"];
 
 pub(super) struct Ground {
     pub(super) base: BaseCommit,
@@ -56,7 +59,7 @@ impl Story<'_> {
             Ok(commands) => commands,
             Err(error) => return Ok(none(chain(&error))),
         };
-        let prepared = match self.prepare(&base, &files, &commands, folder).await? {
+        let prepared = match self.prepare(&base, &files, None, &commands, folder).await? {
             Ok(prepared) => prepared,
             Err(reason) => return Ok(none(reason)),
         };
@@ -104,6 +107,7 @@ impl Story<'_> {
         &self,
         base: &BaseCommit,
         files: &BaseFiles,
+        change_of: Option<&BaseFiles>,
         commands: &Commands,
         folder: &RunFolder,
     ) -> Result<Result<Prepared, String>, Ended> {
@@ -118,6 +122,7 @@ impl Story<'_> {
         let request = PrepareRequest {
             scope: self.key(),
             files,
+            change_of,
             commands,
             checkout: &checkout,
             sandbox: &*self.agent.sandbox,
@@ -139,8 +144,11 @@ impl Story<'_> {
         }
     }
 
-    /// The environment of a change that touches what dependencies are made from; `None`: the base's will do. The
-    /// repository's own `setup` command is not run on a change, and package managers run no install scripts.
+    /// The environment of a change that touches what dependencies are made from; `None`: the base's will do.
+    ///
+    /// Preparation has a network, and nothing of a change may run there: it could carry the repository away. So only manifests
+    /// and locks of Cargo and npm are taken from it, the rest of the tree is the base's, and what is not prepared shows as a
+    /// failure when it is missed.
     pub(super) async fn prepare_head(
         &self,
         ground: &Ground,
@@ -149,17 +157,25 @@ impl Story<'_> {
     ) -> Result<Option<Prepared>, Ended> {
         let repositories = &self.agent.repositories;
         let patch = repositories.diff(self.key(), ground.base.commit, tree).await.map_err(git_end)?;
-        if !patch.changes.iter().any(|change| DEPENDENCY_FILES.contains(&change.path.file_name())) {
+        let paths = patch.changes.into_iter().map(|change| change.path);
+        let fetched: Vec<RepoPath> = paths.filter(|path| FETCHED_FROM.contains(&path.file_name())).collect();
+        if fetched.is_empty() {
+            return Ok(None);
+        }
+        let contents = repositories.read_files(self.key(), tree, fetched.clone()).await.map_err(git_end)?;
+        if contents.iter().flatten().any(|(mode, content)| !may_be_fetched(*mode, content)) {
+            self.agent.watch.note("the changed dependencies are not prepared: npm would run what it fetches by git");
             return Ok(None);
         }
         self.agent.watch.note("the change touches dependencies; preparing them again");
-        let head = BaseCommit { tree, ..ground.base.clone() };
-        let files = BaseFiles::load(&**repositories, self.key(), tree).await.map_err(git_end)?;
+        let edits = fetched.into_iter().zip(contents).map(|(path, put)| TreeEdit { path, put }).collect();
+        let manifests = repositories.edit_tree(self.key(), ground.base.tree, edits).await.map_err(git_end)?;
+        let head = BaseCommit { tree: manifests, ..ground.base.clone() };
+        let files = BaseFiles::load(&**repositories, self.key(), manifests).await.map_err(git_end)?;
         let commands = Commands { setup: None, ..ground.commands.clone() };
-        match self.prepare(&head, &files, &commands, folder).await? {
+        match self.prepare(&head, &files, Some(&ground.files), &commands, folder).await? {
             Ok(prepared) => Ok(Some(prepared)),
             Err(why) => {
-                // Verified in the base's environment, where a missing dependency shows as a failure.
                 self.agent.watch.note(&format!("the changed dependencies could not be prepared: {why}"));
                 Ok(None)
             }
@@ -244,6 +260,11 @@ impl Story<'_> {
         }
         Ok(None)
     }
+}
+
+fn may_be_fetched(mode: FileMode, content: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(content);
+    matches!(mode, FileMode::Regular | FileMode::Executable) && !GIT_SOURCES.iter().any(|source| text.contains(source))
 }
 
 /// What the base's own tests said, in a line.

@@ -122,6 +122,7 @@ impl World {
         let request = PrepareRequest {
             scope: "fixture",
             files: &files,
+            change_of: None,
             commands: &commands,
             checkout: &checkout,
             sandbox: sandbox.as_ref(),

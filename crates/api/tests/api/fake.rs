@@ -401,6 +401,10 @@ impl Ledger for FakeLedger {
         unreachable!("intake's")
     }
 
+    async fn postpone_delivery(&self, _id: DeliveryId, _wait: Duration) -> L<()> {
+        unreachable!("intake's")
+    }
+
     async fn close_delivery(&self, _id: DeliveryId, _verdict: &str) -> L<()> {
         unreachable!("intake's")
     }

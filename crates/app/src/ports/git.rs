@@ -170,6 +170,7 @@ pub trait Repositories: Send + Sync {
 pub struct CommitDescription {
     pub message: String,
     pub author_email: String,
+    pub committer_email: String,
     pub parents: Vec<CommitId>,
 }
 

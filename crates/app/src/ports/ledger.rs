@@ -40,7 +40,10 @@ pub enum LedgerError {
     Invalid(String),
     #[error("{0} does not exist")]
     NotFound(String),
-    /// Stop, and restore from a backup.
+    /// One stored value is not what this binary writes; everything else goes on.
+    #[error("a stored value cannot be read: {0}")]
+    Unreadable(String),
+    /// The file itself: stop, and restore from a backup.
     #[error("the ledger is damaged: {0}")]
     Corrupt(String),
 }
@@ -370,8 +373,10 @@ pub struct Sweep {
 pub trait Ledger: Leases {
     /// Durable before `Ok`.
     async fn accept(&self, delivery: Delivery) -> L<Accepted>;
-    /// Deliveries not yet turned into a Task or a rejection, oldest first.
+    /// Deliveries not yet turned into a Task or a rejection, oldest first, without those that were postponed.
     async fn open_deliveries(&self, max: u16) -> L<Vec<Delivery>>;
+    /// The delivery cannot be decided now and is not among the open ones for so long.
+    async fn postpone_delivery(&self, id: DeliveryId, wait: Duration) -> L<()>;
     /// The delivery needs nothing (an unknown event, an unrelated label) or was refused; the reason is kept.
     async fn close_delivery(&self, id: DeliveryId, verdict: &str) -> L<()>;
     /// Opens, joins or recognises; closes `delivery` in the same transaction when there is one.

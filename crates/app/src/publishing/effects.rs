@@ -136,7 +136,10 @@ impl Publisher {
     async fn is_ours(&self, publication: &Publication, source: &Source, commit: CommitId) -> Result<bool, Halt> {
         let described = self.repositories.describe_commit(source, commit).await?;
         Ok(described.is_some_and(|commit| {
-            commit.author_email == Identity::EMAIL && texts::carries_trailer(&commit.message, publication.task.id)
+            // A person who amends it leaves author and trailer as they are, and becomes its committer.
+            let identity = [&commit.author_email, &commit.committer_email];
+            identity.iter().all(|email| *email == Identity::EMAIL)
+                && texts::carries_trailer(&commit.message, publication.task.id)
         }))
     }
 
@@ -159,7 +162,7 @@ impl Publisher {
             return self.settle_pull(held, effect, pull).await;
         }
         let verdict = self.prepare(publication, repo, change).await?.verdict;
-        let texts = texts::pull_request(publication, change).with_verdict(&verdict);
+        let texts = texts::pull_request(publication, change).with_verdict(&verdict, change.proof.level);
         let base = publication.task.base_branch(repo);
         let draft = verdict != Verdict::Publish;
         let spec = PullSpec {

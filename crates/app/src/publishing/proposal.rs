@@ -50,12 +50,19 @@ impl Publisher {
             at: publication.task.created_at,
         };
         let commit = self.repositories.commit(&source.key, &spec).await?;
+        let reasons: Vec<String> = change.proof.reasons.iter().map(|reason| reason.text.clone()).collect();
+        let reasons = texts::why_a_draft(&reasons, change.proof.level);
         let outgoing = Outgoing {
             key: &source.key,
             patch: &patch,
             proof: &change.proof,
             branch: &publication.branch,
-            texts: &[("title", &texts.title), ("body", &texts.body), ("commit message", &message)],
+            texts: &[
+                ("title", &texts.title),
+                ("body", &texts.body),
+                ("reasons", &reasons),
+                ("commit message", &message),
+            ],
         };
         let verdict = judge(&*self.repositories, outgoing, &self.options.paths, &self.options.secrets).await?;
         Ok(Prepared { source, commit, verdict })

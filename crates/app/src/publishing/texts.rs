@@ -8,7 +8,7 @@ use fettle_domain::id::TaskId;
 use fettle_domain::outgoing::{self, inline_code, paragraph};
 use fettle_domain::proof::{Executed, Granularity, Level, NewTest, Outcome, Proof, SuiteDelta};
 use fettle_domain::proposal::Verdict;
-use fettle_domain::run::{ProvenChange, RunOutcome};
+use fettle_domain::run::{ProvenChange, RunOutcome, RunResult};
 
 use super::Story;
 use crate::ports::ledger::Publication;
@@ -28,6 +28,8 @@ const SUMMARY_LINES: usize = 10;
 const SUMMARY_CHARS: usize = 2_000;
 /// How verification calls the run of the whole suite on the change.
 const SUITE_ON_HEAD: &str = "tests on head";
+/// Reasons of a draft that are told; a body has an end.
+const REASONS: usize = 20;
 /// Names listed before "and n more".
 const LISTED: usize = 8;
 
@@ -44,10 +46,10 @@ pub fn pull_request(publication: &Publication, change: &ProvenChange) -> PullTex
 impl PullTexts {
     /// A draft says first why it is one.
     #[must_use]
-    pub fn with_verdict(self, verdict: &Verdict) -> Self {
+    pub fn with_verdict(self, verdict: &Verdict, level: Level) -> Self {
         match verdict {
             Verdict::Draft(reasons) | Verdict::NeedsHuman(reasons) | Verdict::Reject(reasons) => {
-                let body = format!("{}\n\n{}", not_proven(reasons), without_closing(self.body));
+                let body = format!("{}\n\n{}", why_a_draft(reasons, level), without_closing(self.body));
                 Self { body, ..self }
             }
             Verdict::Publish => self,
@@ -65,10 +67,17 @@ fn without_closing(mut body: String) -> String {
     body
 }
 
-fn not_proven(reasons: &[String]) -> String {
-    let mut text = String::from("**Not proven:**\n");
-    for reason in reasons {
+/// The head of a draft's description. A change may be proven and all the same be a draft, because of its size.
+pub(super) fn why_a_draft(reasons: &[String], level: Level) -> String {
+    let mut text = match level {
+        Level::Proven => "**Proven, and a draft because:**\n".to_owned(),
+        Level::Weak | Level::Unproven => "**Not proven:**\n".to_owned(),
+    };
+    for reason in reasons.iter().take(REASONS) {
         let _ = write!(text, "\n- {}", paragraph(reason, 2, 400));
+    }
+    if reasons.len() > REASONS {
+        let _ = write!(text, "\n- and {} more", reasons.len() - REASONS);
     }
     text
 }
@@ -261,16 +270,20 @@ pub fn carries_trailer(message: &str, task: TaskId) -> bool {
 /// The one comment on the issue: what came of it, in words for the person who asked.
 pub(crate) fn comment(publication: &Publication, story: &Story, marker: &str) -> String {
     let mut text = match (&story.pull, &publication.task.run.result) {
-        (Some((number, _, false)), _) => format!(
+        (Some((number, _, false)), result) if shows_a_new_test(result.as_ref()) => format!(
             "Pull request #{number} fixes this, with a test that fails before the change and passes after it. The proof is in its description."
         ),
-        (Some((number, _, true)), result) => {
-            let reasons = match result.as_ref().map(|r| &r.outcome) {
-                Some(RunOutcome::DraftPr { reasons }) => reasons.clone(),
-                _ => Vec::new(),
-            };
-            format!("Draft pull request #{number} has a change for this, but it is not proven.{}", bullets(&reasons))
-        }
+        (Some((number, _, false)), _) => format!(
+            "Pull request #{number} is for this. It changes no code, so no new test was asked for; what was observed is in its description."
+        ),
+        (Some((number, _, true)), result) => match result.as_ref().map(|r| &r.outcome) {
+            Some(RunOutcome::DraftPr { reasons }) => {
+                format!("Draft pull request #{number} has a change for this, but it is not proven.{}", bullets(reasons))
+            }
+            _ => format!(
+                "Draft pull request #{number} has a change for this. Its description begins with why it is a draft."
+            ),
+        },
         (None, Some(result)) => no_pull_request(&result.outcome, story.withheld.as_deref()),
         (None, None) => {
             let why = publication.run_failure.as_deref().unwrap_or("the run ended without a result");
@@ -279,6 +292,10 @@ pub(crate) fn comment(publication: &Publication, story: &Story, marker: &str) ->
     };
     let _ = write!(text, "\n\n<sub>Task `{}`</sub>\n{marker}", publication.task.id);
     text
+}
+
+fn shows_a_new_test(result: Option<&RunResult>) -> bool {
+    result.and_then(|result| result.change.as_ref()).is_some_and(|change| !change.proof.new_tests.is_empty())
 }
 
 fn no_pull_request(outcome: &RunOutcome, withheld: Option<&str>) -> String {

@@ -610,6 +610,25 @@ pub async fn a_stale_lease_reads_nothing<S: Subject>(world: &mut World<S>) {
     assert!(matches!(world.leases().admit(&run).await, Err(LedgerError::Invalid(_))));
 }
 
+pub async fn a_postponed_delivery_makes_room_for_others_and_comes_back<S: Subject>(world: &mut World<S>) {
+    let (first, second) = (world.delivery("github:1"), world.delivery("github:2"));
+    for delivery in [&first, &second] {
+        world.ledger().accept(delivery.clone()).await.unwrap();
+    }
+    let open = async || {
+        let deliveries = world.ledger().open_deliveries(1).await.unwrap();
+        deliveries.into_iter().map(|delivery| delivery.key).collect::<Vec<_>>()
+    };
+    assert_eq!(open().await, ["github:1"]);
+    world.ledger().postpone_delivery(first.id, 10 * SECOND).await.unwrap();
+    assert_eq!(open().await, ["github:2"]);
+    world.ledger().close_delivery(second.id, "nothing").await.unwrap();
+    assert_eq!(open().await, Vec::<String>::new());
+    assert_eq!(world.ledger().depth().await.unwrap().open_deliveries, 1, "it is still open");
+    world.advance(11 * SECOND);
+    assert_eq!(open().await, ["github:1"]);
+}
+
 pub async fn tasks_are_counted_by_installation_and_known_by_who_asked<S: Subject>(world: &mut World<S>) {
     let start = world.now();
     let open = async |issue: u64, installation: Option<u64>, trigger: &str, actor: &str| {

@@ -1,0 +1,4 @@
+-- How many Tasks an installation has opened lately is counted; those from before this count as opened without one.
+ALTER TABLE task ADD COLUMN installation INTEGER;
+-- A delivery that could not be decided is looked at again then. So those that wait do not stand before those that came later.
+ALTER TABLE delivery ADD COLUMN not_before INTEGER;
