@@ -197,7 +197,7 @@ impl From<SubmitError> for Problem {
             SubmitError::NotPermitted(_) => Self::new(Code::Forbidden, error.to_string()),
             SubmitError::NotFound(_) => Self::new(Code::NotFound, error.to_string()),
             SubmitError::Unavailable { retry_after, .. } => {
-                Self::new(Code::Unavailable, format!("{error}. Try again later."))
+                Self::new(Code::Unavailable, format!("{error}: it does not answer, or limits us. The cause is in the log, by the request id. Try again later."))
                     .retry_after(retry_after)
                     .because(error)
             }

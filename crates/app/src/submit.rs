@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use fettle_domain::id::{CorrelationId, TaskId};
 use fettle_domain::task::Mode;
 
+use crate::ports::BoxError;
 use crate::ports::ledger::{LedgerError, Opened};
 
 /// What somebody asks for, not yet checked against the forge.
@@ -52,7 +53,12 @@ pub enum SubmitError {
     NotFound(String),
     /// The forge did not answer or limits us.
     #[error("{what} is not available")]
-    Unavailable { what: String, retry_after: Duration },
+    Unavailable {
+        what: String,
+        retry_after: Duration,
+        #[source]
+        cause: BoxError,
+    },
     #[error("could not store the Task")]
     Ledger(#[source] LedgerError),
 }

@@ -11,7 +11,7 @@ use fettle_domain::task::Mode;
 
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError};
-use crate::ports::ledger::{Ledger, Opened, TaskPlan};
+use crate::ports::ledger::{Ledger, Opened, TaskPlan, TaskView};
 use crate::submit::{NewTask, SubmitError, SubmitTask, Submitted};
 
 /// When the forge does not answer, the asker may try again after this.
@@ -66,6 +66,15 @@ impl SubmitTask for Submitting {
             at: self.clock.now(),
         };
         let opened = self.ledger.open_task(None, &plan).await.map_err(SubmitError::Ledger)?;
+        if let Opened::Duplicate { task } = opened {
+            let made = self.ledger.task(task).await.map_err(SubmitError::Ledger)?;
+            if !is_what_was_asked(&made, &plan) {
+                return Err(invalid(
+                    "/idempotency_key",
+                    format!("the key has made {task} from another request; give this one a key of its own"),
+                ));
+            }
+        }
         let (Opened::New { task, .. } | Opened::Joined { task } | Opened::Duplicate { task }) = &opened;
         Ok(Submitted { task: *task, opened })
     }
@@ -142,6 +151,14 @@ impl Submitting {
     }
 }
 
+/// Whether the Task came of the same request. An issue's text may have been edited since.
+fn is_what_was_asked(made: &TaskView, plan: &TaskPlan) -> bool {
+    let repo = |repo: &Option<Repo>| repo.as_ref().map(|repo| repo.forge_id);
+    let text = |issue: &IssueSnapshot| issue.number.is_none().then(|| (issue.title.clone(), issue.body.clone()));
+    (made.mode, repo(&made.repo), made.issue.number, text(&made.issue), &made.model, &made.base)
+        == (plan.mode, repo(&plan.repo), plan.issue.number, text(&plan.issue), &plan.model, &plan.base)
+}
+
 /// `owner/name`, or an https or ssh URL on one of `hosts` with user info stripped.
 pub fn parse_repository(text: &str, hosts: &[String]) -> Result<RepoName, String> {
     let text = text.trim();
@@ -171,9 +188,11 @@ fn by_reaction(error: ForgeError, what: &str) -> SubmitError {
         ForgeError::NotFound(_) | ForgeError::Denied(_) | ForgeError::Refused(_) => {
             SubmitError::NotFound(what.to_owned())
         }
-        ForgeError::RateLimited { wait } => SubmitError::Unavailable { what: "the forge".into(), retry_after: wait },
+        ForgeError::RateLimited { wait } => {
+            SubmitError::Unavailable { what: "the forge".into(), retry_after: wait, cause: error.into() }
+        }
         ForgeError::NoAnswer(_) | ForgeError::Unavailable(_) => {
-            SubmitError::Unavailable { what: "the forge".into(), retry_after: RETRY_AFTER }
+            SubmitError::Unavailable { what: "the forge".into(), retry_after: RETRY_AFTER, cause: error.into() }
         }
     }
 }

@@ -187,7 +187,7 @@ fn ended(task: &Task) -> (ExitCode, String) {
             let why = withheld.or_else(|| summary.note.clone()).unwrap_or_else(|| "see `fettle task show`".to_owned());
             (ExitCode::FAILURE, format!("NOT PUBLISHED: {why}"))
         }
-        (_, "", _) => (ExitCode::FAILURE, format!("FAILED: {}", notes())),
+        (_, "" | "failed", _) => (ExitCode::FAILURE, format!("FAILED: {}", notes())),
         (_, other, _) => (ExitCode::from(NO_PATCH), format!("NO PATCH: {}. {}", other.replace('_', " "), notes())),
     }
 }

@@ -338,7 +338,7 @@ impl From<&TaskView> for TaskSummary {
             issue_url: task.issue.url.clone(),
             title: task.issue.title.clone(),
             state: task.state.into(),
-            outcome: task.run.result.as_ref().map(|result| result.outcome.name().to_owned()),
+            outcome: task.outcome().map(str::to_owned),
             note: task.note.clone(),
             pull_request: task.effects.iter().find_map(pull_request),
             model: task.model.clone(),

@@ -78,7 +78,11 @@ impl SubmitTask for Submitting {
             Some("acme/forbidden") => return Err(SubmitError::NotPermitted(request.actor)),
             Some("acme/limited") => {
                 let retry_after = Duration::from_secs(7);
-                return Err(SubmitError::Unavailable { what: "the forge".to_owned(), retry_after });
+                return Err(SubmitError::Unavailable {
+                    what: "the forge".to_owned(),
+                    retry_after,
+                    cause: "away".into(),
+                });
             }
             Some("acme/panic") => panic!("a handler's bug"),
             Some("acme/never") => std::future::pending().await,

@@ -294,6 +294,14 @@ pub struct TaskView {
 }
 
 impl TaskView {
+    /// How it ended, as people are told; `failed` when its Run was given up without a result. `None`: not yet.
+    pub fn outcome(&self) -> Option<&'static str> {
+        match &self.run.result {
+            Some(result) => Some(result.outcome.name()),
+            None => (self.state == TaskState::Done).then_some("failed"),
+        }
+    }
+
     /// The branch that a pull request of this Task goes into.
     pub fn base_branch(&self, repo: &Repo) -> String {
         self.base.clone().unwrap_or_else(|| repo.default_branch.clone())
