@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fettle_domain::intake::is_same_label;
 use fettle_domain::repo::Repo;
 
 use crate::ports::chain;
@@ -65,7 +66,7 @@ pub(crate) async fn withdrawn(
         Some("the issue was closed meanwhile".to_owned())
     } else if issue.locked {
         Some("the issue was locked meanwhile".to_owned())
-    } else if task.trigger == "label" && !issue.labels.iter().any(|label| label == trigger_label) {
+    } else if task.trigger == "label" && !issue.labels.iter().any(|label| is_same_label(label, trigger_label)) {
         Some(format!("the label {trigger_label} was taken off meanwhile"))
     } else {
         None

@@ -203,7 +203,7 @@ impl Intake {
             other => {
                 let now = self.forge.issue(&repo, number).await?;
                 let young = self.clock.now().duration_since(delivery.received_at) < EVENT_LAG;
-                if young && now.labels.contains(&self.rules.label) {
+                if young && now.labels.iter().any(|label| self.rules.is_trigger(label)) {
                     return Err(Later::Lags);
                 }
                 return closed(match other {
@@ -252,7 +252,7 @@ impl Intake {
         if !now.open || now.locked {
             return closed("the issue is closed or locked");
         }
-        if wish.trigger == "label" && !now.labels.contains(&self.rules.label) {
+        if wish.trigger == "label" && !now.labels.iter().any(|label| self.rules.is_trigger(label)) {
             return closed("the label was taken off again");
         }
         if self.opened_today(&repo).await? >= self.daily_tasks {

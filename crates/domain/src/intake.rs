@@ -19,6 +19,17 @@ pub struct IntakeRules {
     pub allowed_bots: Vec<u64>,
 }
 
+impl IntakeRules {
+    pub fn is_trigger(&self, label: &str) -> bool {
+        is_same_label(label, &self.label)
+    }
+}
+
+/// A forge knows labels without regard to case: `AI-Help` and `ai-help` cannot both exist.
+pub fn is_same_label(one: &str, other: &str) -> bool {
+    one.to_lowercase() == other.to_lowercase()
+}
+
 /// What a delivery asks for, before anybody's permission was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trigger {
@@ -71,9 +82,9 @@ pub fn trigger_of(incoming: &IncomingIssue, rules: &IntakeRules) -> Trigger {
         return Trigger::None("it is a pull request, not an issue");
     }
     match &incoming.change {
-        IssueChange::Opened if incoming.issue.labels.contains(&rules.label) => Trigger::Label,
+        IssueChange::Opened if incoming.issue.labels.iter().any(|label| rules.is_trigger(label)) => Trigger::Label,
         IssueChange::Opened => Trigger::None("the new issue does not carry the trigger label"),
-        IssueChange::Labeled { label } if *label == rules.label => Trigger::Label,
+        IssueChange::Labeled { label } if rules.is_trigger(label) => Trigger::Label,
         IssueChange::Labeled { .. } => Trigger::None("another label"),
         IssueChange::Commented { comment } => {
             if is_unwelcome_bot(&comment.author, rules) {
@@ -183,6 +194,8 @@ mod tests {
         let labeled = |label: &str| IssueChange::Labeled { label: label.into() };
         assert_eq!(trigger_of(&incoming(labeled("ai-help"), &["ai-help"], ann()), &rules()), Trigger::Label);
         assert_eq!(trigger_of(&incoming(IssueChange::Opened, &["ai-help"], ann()), &rules()), Trigger::Label);
+        assert_eq!(trigger_of(&incoming(labeled("AI-Help"), &["AI-Help"], ann()), &rules()), Trigger::Label);
+        assert_eq!(trigger_of(&incoming(IssueChange::Opened, &["AI-Help"], ann()), &rules()), Trigger::Label);
         assert!(matches!(
             trigger_of(&incoming(labeled("bug"), &["ai-help", "bug"], ann()), &rules()),
             Trigger::None(_)

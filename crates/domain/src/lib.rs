@@ -29,3 +29,4 @@ pub mod run;
 pub mod secret;
 pub mod step;
 pub mod task;
+mod unseen;

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use crate::unseen::is_hidden;
+
 /// Longest title and body, in characters.
 pub const MAX_TITLE_CHARS: usize = 120;
 pub const MAX_BODY_CHARS: usize = 60_000;
@@ -17,10 +19,12 @@ static ENTITY: LazyLock<Regex> = LazyLock::new(|| pattern(r"&(#[0-9xX]|commat;|n
 static MENTION: LazyLock<Regex> = LazyLock::new(|| pattern(r"@([A-Za-z0-9])"));
 static CLOSING: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
-        r"(?i)\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)\b(:?\s+)((?:[\w.-]+/[\w.-]+)?#|GH-|https?://\S+/issues/)(\d+)",
+        r"(?i)(\b|_)(close[sd]?|fix(?:e[sd])?|resolve[sd]?)(:?\s+)((?:[\w.-]+/[\w.-]+)?#|GH-|https?://\S+/issues/)(\d+)",
     )
 });
-static REFERENCE: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?i)(^|[^\w&`])((?:[\w.-]+/[\w.-]+)?#|GH-)(\d+)"));
+/// Whatever stands before it: markup such as `_` is gone when the forge looks for references, and `user#7` is one as
+/// well.
+static REFERENCE: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?i)(#|GH-)(\d)"));
 /// In a commit's message these keep continuous integration from looking at it.
 static SKIP_CI: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"(?i)\[(skip ci|ci skip|no ci|skip actions|actions skip)\]|\*\*\*(NO_CI)\*\*\*"));
@@ -51,10 +55,15 @@ pub fn paragraph(text: &str, max_lines: usize, max_chars: usize) -> String {
     } else if defused.trim().lines().count() > max_lines {
         kept.push_str("\n…");
     }
-    if let Some(fence) = open_fence(&kept) {
-        kept = format!("{kept}\n{fence}");
-    }
-    kept
+    with_closed_fences(&kept)
+}
+
+/// Prose of one line and at most `max_chars` characters, defused: for where a line's beginning is not its own, as in a
+/// list or a sentence. A block of code could be opened there, and be ended elsewhere.
+pub fn line(text: &str, max_chars: usize) -> String {
+    let line: String = visible(text).split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = prose(&line);
+    if line.chars().count() > max_chars { line.chars().take(max_chars).collect::<String>() + "…" } else { line }
 }
 
 /// Text that stands inside a fenced block whose fence it cannot end.
@@ -78,29 +87,67 @@ fn prose(text: &str) -> String {
     let text = HTML_OPENING.replace_all(&text, "<\u{2060}$1");
     let text = text.replace("![", "!\u{2060}[");
     let text = ENTITY.replace_all(&text, "&\u{2060}$1");
-    let text = CLOSING.replace_all(&text, "$1$2$3\u{2060}$4");
-    let text = REFERENCE.replace_all(&text, "$1$2\u{2060}$3");
+    let text = CLOSING.replace_all(&text, "$1$2$3$4\u{2060}$5");
+    let text = REFERENCE.replace_all(&text, "$1\u{2060}$2");
     let text = MENTION.replace_all(&text, "@\u{2060}$1");
     let text = COMMAND.replace_all(&text, "$1\u{2060}/$2");
     let text = SKIP_CI.replace_all(&text, "[\u{2060}$1$2]");
     text.replace("ai-help", "ai\u{2060}-help")
 }
 
-/// The fence that ends a code block which `text` leaves open: what follows would become a part of it.
-fn open_fence(text: &str) -> Option<String> {
-    let mut open: Option<(char, usize)> = None;
-    for line in text.lines() {
-        let line = line.trim_start();
-        let Some(sign) = line.chars().next().filter(|c| matches!(c, '`' | '~')) else { continue };
-        let length = line.chars().take_while(|c| *c == sign).count();
-        let rest = &line[length..];
-        open = match open {
-            None if length >= 3 && !(sign == '`' && rest.contains('`')) => Some((sign, length)),
-            Some((begun, least)) if begun == sign && length >= least && rest.trim().is_empty() => None,
-            unchanged => unchanged,
+/// Ends the code block that `text` leaves open: what follows would become a part of it.
+///
+/// The fences of a block are moved to the first column. Indented, they might belong to an item of a list, which ends
+/// where the indentation does, and then what looks like the end of a block begins another.
+fn with_closed_fences(text: &str) -> String {
+    let mut open: Option<Fence> = None;
+    let mut lines: Vec<&str> = Vec::new();
+    for line in text.split('\n') {
+        let found = Fence::of(line);
+        let is_fence = match (&open, &found) {
+            (None, Some(found)) => found.can_open(),
+            (Some(open), Some(found)) => found.closes(open),
+            (_, None) => false,
         };
+        lines.push(if is_fence { line.trim_start_matches(' ') } else { line });
+        if is_fence {
+            open = if open.is_none() { found } else { None };
+        }
     }
-    open.map(|(sign, length)| sign.to_string().repeat(length))
+    let mut text = lines.join("\n");
+    if let Some(fence) = open {
+        text.push('\n');
+        text.extend(std::iter::repeat_n(fence.sign, fence.length));
+    }
+    text
+}
+
+/// A line that may begin or end a block of code, as CommonMark has it.
+struct Fence<'a> {
+    sign: char,
+    length: usize,
+    info: &'a str,
+}
+
+impl<'a> Fence<'a> {
+    /// From four columns of indentation on a line is no fence; a tab is four.
+    const INDENT_MAX: usize = 3;
+
+    fn of(line: &'a str) -> Option<Self> {
+        let text = line.trim_start_matches(' ');
+        let sign = text.chars().next().filter(|c| matches!(c, '`' | '~'))?;
+        let info = text.trim_start_matches(sign);
+        let length = text.len() - info.len();
+        (line.len() - text.len() <= Self::INDENT_MAX && length >= 3).then_some(Self { sign, length, info })
+    }
+
+    fn can_open(&self) -> bool {
+        self.sign != '`' || !self.info.contains('`')
+    }
+
+    fn closes(&self, open: &Self) -> bool {
+        self.sign == open.sign && self.length >= open.length && self.info.trim_matches([' ', '\t']).is_empty()
+    }
 }
 
 /// Without control, bidirectional and zero-width characters, except line ends and tabs.
@@ -109,12 +156,6 @@ pub fn visible(text: &str) -> String {
         .chars()
         .filter(|c| matches!(c, '\n' | '\t') || !(c.is_control() || is_hidden(*c)))
         .collect()
-}
-
-fn is_hidden(c: char) -> bool {
-    matches!(c,
-        '\u{00ad}' | '\u{061c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-        | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -157,6 +198,42 @@ mod tests {
         assert_eq!(paragraph("a\n````\nb\n```", 9, 99), "a\n````\nb\n```\n````");
         assert_eq!(paragraph("~~~\nb", 9, 99), "~~~\nb\n~~~");
         assert_eq!(paragraph("```rust\nb\n```\n```c`", 9, 99), "```rust\nb\n```\n```c`");
+    }
+
+    #[test]
+    fn a_fence_counts_only_where_the_forge_sees_one() {
+        for (text, out) in [
+            ("a\n```\nb\n    ```", "a\n```\nb\n    ```\n```"),
+            ("a\n```\nb\n\t```", "a\n```\nb\n\t```\n```"),
+            ("a\n```\nb\n \t```", "a\n```\nb\n \t```\n```"),
+            ("a\n\n    ```\n\nb", "a\n\n    ```\n\nb"),
+            ("a\n   ```\nb\n  ``` ", "a\n```\nb\n```"),
+            ("```\nb\n``` c", "```\nb\n``` c\n```"),
+            ("```\nb\n~~~", "```\nb\n~~~\n```"),
+            ("~~~ `\nb\n~~~~", "~~~ `\nb\n~~~~"),
+            ("\u{a0}```\nb", "```\nb\n```"),
+            ("a\n\u{a0}```\nb", "a\n\u{a0}```\nb"),
+        ] {
+            assert_eq!(paragraph(text, 9, 99), out, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_in_a_list_does_not_go_on_behind_the_list() {
+        assert_eq!(paragraph("- a\n  ```\n  b\n```\nc", 9, 99), "- a\n```\n  b\n```\nc");
+        assert_eq!(paragraph("- a\n  ```\n  b", 9, 99), "- a\n```\n  b\n```");
+        assert_eq!(line("```\nb\n```", 99), "``` b ```");
+    }
+
+    #[test]
+    fn a_reference_is_defused_whatever_markup_surrounds_it() {
+        for text in ["_#7_", "__#7__", "`#7", "(#7)", "\\#7", "a#7", "_o/r#7_", "_GH-7_", "*gh-7*", "#7#8", "é#7"] {
+            let out = paragraph(text, 9, 99);
+            for bad in ["#7", "#8", "GH-7", "gh-7"] {
+                assert!(!out.contains(bad), "{text} became {out}");
+            }
+        }
+        assert!(!paragraph("_fixes https://example.org/o/r/issues/9_", 9, 99).contains("issues/9"));
     }
 
     #[test]

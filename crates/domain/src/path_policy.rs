@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::path::RepoPath;
+use crate::unseen::is_ignorable;
 
 /// What the policy says of one path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,41 +33,67 @@ pub struct PathPolicy {
     pub forbidden: Vec<String>,
 }
 
-/// Files that steer continuous integration, ownership, agents or git itself.
+/// Files, in any folder, that steer continuous integration, ownership, agents, shells or git itself. Globs over the
+/// name, in small letters as all names are compared.
 const HUMAN_FILES: &[&str] = &[
     "codeowners",
     ".gitmodules",
     ".gitattributes",
     ".fettle.toml",
     "agents.md",
+    "agents.override.md",
     "claude.md",
+    "claude.local.md",
     "gemini.md",
+    "copilot-instructions.md",
     ".cursorrules",
-    ".gitlab-ci.yml",
-    ".travis.yml",
+    ".windsurfrules",
+    ".mcp.json",
+    ".aider.conf.y*ml",
+    ".gitlab-ci.y*ml",
+    ".travis.y*ml",
+    ".cirrus.y*ml",
+    ".cirrus.star",
+    "appveyor.y*ml",
+    ".appveyor.y*ml",
+    "cloudbuild.y*ml",
     "jenkinsfile",
-    "azure-pipelines.yml",
-    "bitbucket-pipelines.yml",
-    ".drone.yml",
-    ".pre-commit-config.yaml",
-    "lefthook.yml",
+    "azure-pipelines*.y*ml",
+    "bitbucket-pipelines.y*ml",
+    ".drone.y*ml",
+    ".drone.star",
+    ".woodpecker.y*ml",
+    "dependabot.y*ml",
+    "renovate.json*",
+    ".renovaterc*",
+    ".pre-commit-config.y*ml",
+    "lefthook.y*ml",
+    ".lefthook.y*ml",
+    ".envrc",
 ];
+
+/// Folders, and files in their place, that instruct agents. Agents read the nearest, so they count wherever they are.
+const HUMAN_ANYWHERE: &[&str] =
+    &[".claude", ".clinerules", ".codex", ".cursor", ".gemini", ".roo", ".roorules", ".windsurf"];
 
 /// Folders, from the root, with the same power.
 const HUMAN_FOLDERS: &[&str] = &[
     ".github/workflows",
     ".github/actions",
+    ".github/instructions",
+    ".github/prompts",
+    ".github/agents",
+    ".github/chatmodes",
+    ".gitlab",
     ".gitea",
     ".forgejo",
     ".circleci",
     ".buildkite",
     ".woodpecker",
+    ".semaphore",
+    ".tekton",
     ".husky",
     ".githooks",
-    ".claude",
-    ".cursor",
-    ".codex",
-    ".gemini",
     ".devcontainer",
     ".vscode",
 ];
@@ -105,17 +132,21 @@ impl PathPolicy {
 
 fn human(plain: &[String]) -> Option<String> {
     let joined = plain.join("/");
-    if let Some(folder) = HUMAN_FOLDERS
-        .iter()
-        .find(|f| joined.strip_prefix(**f).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
-    {
+    let is_within = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    // A file or symlink in the place of the folder, or of one above it, decides what is found there.
+    if let Some(folder) = HUMAN_FOLDERS.iter().find(|folder| is_within(&joined, folder) || is_within(folder, &joined)) {
+        return Some(format!("{folder}/**"));
+    }
+    if let Some(folder) = HUMAN_ANYWHERE.iter().find(|folder| plain.iter().any(|part| part == *folder)) {
         return Some(format!("{folder}/**"));
     }
     if matches!(plain, [one] if one == "action.yml" || one == "action.yaml") {
         return Some("action.yml".into());
     }
     let name = plain.last()?;
-    HUMAN_FILES.iter().find(|file| name == *file).map(|file| (*file).to_owned())
+    HUMAN_FILES.iter().find(|file| glob_matches(file, name)).map(|file| (*file).to_owned())
 }
 
 fn forbidden_component(part: &str) -> Option<String> {
@@ -145,15 +176,6 @@ fn normalise_component(part: &str) -> String {
         _ => folded.as_str(),
     };
     without_stream.trim_end_matches(['.', ' ']).trim_start_matches(' ').to_owned()
-}
-
-/// Characters that a file system may drop when it compares names, or that nobody sees.
-fn is_ignorable(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{00ad}' | '\u{034f}' | '\u{061c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
-            | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
-            | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// `*` matches within a component, `**` over components, `?` one character. A glob without `/` matches any component.
@@ -264,10 +286,75 @@ mod tests {
             "AGENTS.md",
             ".husky/pre-commit",
             "action.yml",
+            ".github/copilot-instructions.md",
+            ".github/instructions/rust.instructions.md",
+            ".github/prompts/a.prompt.md",
+            ".github/agents/a.agent.md",
+            ".github/chatmodes/a.chatmode.md",
+            ".github/dependabot.yml",
+            ".github/Dependabot.YAML",
+            ".github/renovate.json5",
+            "renovate.json",
+            ".renovaterc",
+            ".renovaterc.json",
+            ".mcp.json",
+            ".cursorrules",
+            ".cursor/rules/a.mdc",
+            "web/.Cursor/rules/a.mdc",
+            ".windsurfrules",
+            ".windsurf/rules/a.md",
+            ".clinerules",
+            ".clinerules/a.md",
+            ".roo/rules/a.md",
+            ".aider.conf.yml",
+            ".gemini/settings.json",
+            "GEMINI.md",
+            ".claude/settings.json",
+            "api/CLAUDE.md",
+            ".codex/config.toml",
+            ".cirrus.yml",
+            "appveyor.yml",
+            ".appveyor.yml",
+            ".semaphore/semaphore.yml",
+            ".tekton/push.yaml",
+            "cloudbuild.yaml",
+            "azure-pipelines.yml",
+            "azure-pipelines-release.yml",
+            "bitbucket-pipelines.yml",
+            ".buildkite/pipeline.yml",
+            ".drone.yml",
+            ".woodpecker/a.yml",
+            ".woodpecker.yml",
+            "Jenkinsfile",
+            ".travis.yml",
+            ".circleci/config.yml",
+            ".gitlab-ci.yml",
+            ".gitlab/ci/a.yml",
+            ".gitea/workflows/a.yml",
+            ".forgejo/workflows/a.yml",
+            ".envrc",
+            ".devcontainer/devcontainer.json",
+            ".vscode/tasks.json",
+            ".vscode/settings.json",
+            ".pre-commit-config.yaml",
+            ".husky/pre-push",
+            ".githooks/pre-push",
+            "lefthook.yml",
+            ".mcp\u{2060}.json",
         ] {
             assert!(matches!(judge(path), PathVerdict::NeedsHuman { .. }), "{path} must need a human");
         }
-        assert_eq!(judge(".github/ISSUE_TEMPLATE.md"), PathVerdict::Allowed);
+        for path in [".github/ISSUE_TEMPLATE.md", "src/renovate.rs", "docs/cursor.md", "src/claude.rs"] {
+            assert_eq!(judge(path), PathVerdict::Allowed, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_a_protected_folder_needs_a_human() {
+        for path in [".github", ".GITHUB", ".github/workflows", ".cursor", ".gitlab", ".vscode", "a/.claude"] {
+            assert!(matches!(judge(path), PathVerdict::NeedsHuman { .. }), "{path} must need a human");
+        }
+        assert_eq!(judge(".github-pages"), PathVerdict::Allowed);
     }
 
     #[test]

@@ -160,33 +160,57 @@ pub fn is_generated(path: &RepoPath) -> bool {
 fn links(p: &Proposal<'_>, policy: &PathPolicy, reasons: &mut Reasons) {
     for (path, _, target) in p.added.iter().filter(|(_, mode, _)| *mode == FileMode::Symlink) {
         match resolve_link(path, target) {
-            None => reasons.reject.push(format!("the symlink {path} leaves the repository")),
-            Some(inside) => {
-                if let PathVerdict::Forbidden { rule } = policy.judge(&inside) {
+            LinkTarget::Outside => reasons.reject.push(format!("the symlink {path} leaves the repository")),
+            LinkTarget::UpFromBelow => {
+                reasons
+                    .reject
+                    .push(format!("the symlink {path} goes up again behind a name, which may be a symlink too"));
+            }
+            LinkTarget::Inside(inside) => match policy.judge(&inside) {
+                PathVerdict::Allowed => {}
+                PathVerdict::NeedsHuman { rule } => {
+                    reasons.human.push(format!("the symlink {path} names a protected file (rule {rule})"));
+                }
+                PathVerdict::Forbidden { rule } => {
                     reasons.reject.push(format!("the symlink {path} names a forbidden file (rule {rule})"));
                 }
-            }
+            },
         }
     }
 }
 
-/// Where a symlink at `path` leads by name alone; `None` when that is outside or nowhere.
-fn resolve_link(path: &RepoPath, target: &[u8]) -> Option<RepoPath> {
+/// Where a symlink leads by its name alone.
+enum LinkTarget {
+    Inside(RepoPath),
+    /// Outside, or nowhere.
+    Outside,
+    /// `..` behind a name: where that leads depends on whether the name is itself a symlink, so names cannot tell.
+    UpFromBelow,
+}
+
+fn resolve_link(path: &RepoPath, target: &[u8]) -> LinkTarget {
     if target.first() == Some(&b'/') {
-        return None;
+        return LinkTarget::Outside;
     }
     let mut parts: Vec<&[u8]> = path.components().collect();
     parts.pop();
+    let mut is_below = false;
     for part in target.split(|b| *b == b'/') {
         match part {
             b"" | b"." => {}
+            b".." if is_below => return LinkTarget::UpFromBelow,
             b".." => {
-                parts.pop()?;
+                if parts.pop().is_none() {
+                    return LinkTarget::Outside;
+                }
             }
-            name => parts.push(name),
+            name => {
+                is_below = true;
+                parts.push(name);
+            }
         }
     }
-    RepoPath::parse(parts.join(&b'/')).ok()
+    RepoPath::parse(parts.join(&b'/')).map_or(LinkTarget::Outside, LinkTarget::Inside)
 }
 
 fn texts(p: &Proposal<'_>, reasons: &mut Reasons) {

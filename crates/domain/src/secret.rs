@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use crate::unseen::is_ignorable;
+
 /// A known secret shorter than this is not searched for: it would be found everywhere.
 pub const MIN_KNOWN_SECRET_BYTES: usize = 8;
 
@@ -47,7 +49,7 @@ impl KnownSecrets {
     }
 
     fn find_in(&self, text: &str, place: &str, findings: &mut Vec<Finding>) {
-        let squashed: String = text.chars().filter(|c| !is_filler(*c)).collect();
+        let squashed = squash(text);
         let lower = squashed.to_lowercase();
         for (name, needles) in &self.needles {
             if needles.iter().any(|needle| squashed.contains(needle.as_str()) || lower.contains(&needle.to_lowercase()))
@@ -58,28 +60,32 @@ impl KnownSecrets {
     }
 }
 
-/// Blanks, quotes and joiners with which one value is spread over lines or strings.
+/// Blanks, quotes and joiners with which one value is spread over lines or strings; what nobody sees, which
+/// [`crate::outgoing`] puts in itself; and the bar that it exchanges.
 fn is_filler(c: char) -> bool {
-    c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '+' | '\\' | ',' | '\u{200b}'..='\u{200d}' | '\u{feff}')
+    c.is_whitespace() || is_ignorable(c) || matches!(c, '"' | '\'' | '`' | '+' | '\\' | ',' | '|' | '¦')
+}
+
+fn squash(text: &str) -> String {
+    text.chars().filter(|c| !is_filler(*c)).collect()
 }
 
 /// The value itself, as hexadecimal, URL-encoded, reversed and base64 at each of the three alignments.
 fn disguises(value: &str) -> Vec<String> {
-    let squash = |text: String| text.chars().filter(|c| !is_filler(*c)).collect::<String>();
     let mut all = vec![
-        squash(value.to_owned()),
+        squash(value),
         hex::encode(value),
         squash(
-            value
+            &value
                 .bytes()
                 .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") })
-                .collect(),
+                .collect::<String>(),
         ),
-        squash(value.chars().rev().collect()),
+        squash(&value.chars().rev().collect::<String>()),
     ];
     for alphabet in [STANDARD, URL_SAFE] {
         for lead in 0..3 {
-            all.push(squash(base64_core(value.as_bytes(), lead, alphabet)));
+            all.push(squash(&base64_core(value.as_bytes(), lead, alphabet)));
         }
     }
     all.retain(|needle| needle.len() >= MIN_KNOWN_SECRET_BYTES);
@@ -108,24 +114,33 @@ fn base64_core(value: &[u8], lead: usize, alphabet: &[u8; 64]) -> String {
         .collect()
 }
 
-/// Shapes of well-known credentials.
-static SHAPES: LazyLock<Vec<(&'static str, Regex)>> = LazyLock::new(|| {
-    [
-        ("private key", r"-----BEGIN (?:[A-Z0-9 ]+ )?PRIVATE KEY(?: BLOCK)?-----"),
+type Shapes = Vec<(&'static str, Regex)>;
+
+/// Credentials whose beginning is a word of their own, so that they are known even in text without blanks and quotes.
+static TOKENS: LazyLock<Shapes> = LazyLock::new(|| {
+    shapes(&[
         ("GitHub token", r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})"),
         ("GitLab token", r"\bglpat-[A-Za-z0-9_-]{20,}"),
         ("AWS access key", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
         ("Google API key", r"\bAIza[A-Za-z0-9_-]{35}\b"),
         ("Slack token", r"\bxox[abposr]-[A-Za-z0-9-]{10,}"),
         ("Stripe key", r"\b[rs]k_live_[A-Za-z0-9]{20,}"),
-        ("OpenAI or Anthropic key", r"\bsk-(?:ant-|proj-)?[A-Za-z0-9_-]{32,}"),
         ("JSON web token", r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
-        ("URL with password", r"\b[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s:@$<{]{6,}@"),
-    ]
-    .into_iter()
-    .map(|(name, pattern)| (name, Regex::new(pattern).expect("a constant pattern")))
-    .collect()
+    ])
 });
+
+/// Credentials whose shape ordinary words take on as soon as the blanks between them are gone.
+static PHRASES: LazyLock<Shapes> = LazyLock::new(|| {
+    shapes(&[
+        ("private key", r"-----BEGIN (?:[A-Z0-9 ]+ )?PRIVATE KEY(?: BLOCK)?-----"),
+        ("OpenAI or Anthropic key", r"\bsk-(?:ant-|proj-)?[A-Za-z0-9_-]{32,}"),
+        ("URL with password", r"\b[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s:@$<{]{6,}@"),
+    ])
+});
+
+fn shapes(patterns: &[(&'static str, &str)]) -> Shapes {
+    patterns.iter().map(|(name, pattern)| (*name, Regex::new(pattern).expect("a constant pattern"))).collect()
+}
 
 static ASSIGNMENT: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r#"(?i)(?:secret|token|passwd|password|api[_-]?key|private[_-]?key|access[_-]?key)["']?\s*(?::|=|=>|:=)\s*["']([A-Za-z0-9+/_=.~-]{20,})["']"#)
@@ -139,15 +154,31 @@ const ENTROPY_BITS: f64 = 4.0;
 pub fn scan(known: &KnownSecrets, place: &str, text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     known.find_in(text, place, &mut findings);
-    for (name, shape) in SHAPES.iter() {
-        if shape.is_match(text) {
-            findings.push(Finding { rule: (*name).to_owned(), place: place.to_owned() });
+    let shown: String = text.chars().filter(|c| c.is_whitespace() || !is_ignorable(*c)).collect();
+    let squashed = squash(text);
+    let mut add = |rule: &str| findings.push(Finding { rule: rule.to_owned(), place: place.to_owned() });
+    for (name, shape) in TOKENS.iter() {
+        let in_squashed = || shape.find_iter(&squashed).any(|found| looks_random(found.as_str()));
+        if shape.is_match(text) || shape.is_match(&shown) || in_squashed() {
+            add(name);
         }
     }
-    if ASSIGNMENT.captures_iter(text).any(|c| entropy_bits(&c[1]) >= ENTROPY_BITS) {
-        findings.push(Finding { rule: "assigned random value".into(), place: place.to_owned() });
+    for (name, shape) in PHRASES.iter() {
+        if shape.is_match(text) || shape.is_match(&shown) {
+            add(name);
+        }
+    }
+    let is_random = |text: &str| ASSIGNMENT.captures_iter(text).any(|c| entropy_bits(&c[1]) >= ENTROPY_BITS);
+    if is_random(text) || is_random(&shown) {
+        add("assigned random value");
     }
     findings
+}
+
+/// Words that follow a token's beginning in a text about tokens run together when blanks are dropped; they hold no
+/// digit.
+fn looks_random(text: &str) -> bool {
+    text.bytes().any(|b| b.is_ascii_digit())
 }
 
 /// Shannon entropy a character.
@@ -164,7 +195,7 @@ fn entropy_bits(text: &str) -> f64 {
 mod tests {
     use super::*;
 
-    const CANARY: &str = "canary-7f3d9b!e2c4a1/58x";
+    const CANARY: &str = "canary-7f@d9b!e2#4a1|8x";
 
     fn rules(text: &str) -> Vec<String> {
         let known = KnownSecrets::new([("webhook", CANARY)]);
@@ -193,6 +224,9 @@ mod tests {
             split,
             quoted,
             CANARY.chars().rev().collect(),
+            CANARY.chars().flat_map(|c| ['\u{2060}', c, '\u{202e}']).collect(),
+            crate::outgoing::paragraph(CANARY, 9, 999),
+            crate::outgoing::inline_code(CANARY),
         ] {
             assert!(rules(&text).iter().any(|r| r.contains("webhook")), "{text:?}");
         }
@@ -216,7 +250,12 @@ mod tests {
         assert_eq!(rules("-----BEGIN OPENSSH PRIVATE KEY-----"), ["private key"]);
         assert_eq!(rules(&format!("ghp_{}", "a1B2".repeat(9))), ["GitHub token"]);
         assert_eq!(rules("password = \"q8Zr2LxW0vTnB5mKj7Yd\""), ["assigned random value"]);
+        assert_eq!(rules(&format!("ghp_\u{2060}{}", "a1B2".repeat(9))), ["GitHub token"]);
+        assert_eq!(rules(&format!("\"ghp_{}\" +\n \"{}\"", "a1B2".repeat(4), "a1B2".repeat(5))), ["GitHub token"]);
+        assert_eq!(rules("pass\u{2060}word = \"q8Zr2LxW0\u{2060}vTnB5mKj7Yd\""), ["assigned random value"]);
         for text in [
+            "GitHub's tokens (ghp_ and then many letters that nobody could guess, however hard they try)",
+            r#"{"homepage": "https://example.org", "version": "^1.2.3", "needs": "left@1"}"#,
             "let token = \"lexer_token_identifier\";",
             "integrity sha512-abc",
             "fn password_is_long_enough() {}",

@@ -104,7 +104,7 @@ pub fn split(changes: &[FileChange], tests: &TestPaths) -> Split {
         if influence::is_dependency_change(&name, text(&change.before), text(&change.after)) {
             split.dependencies.push(name.clone());
         }
-        split.documentation_only &= is_documentation(&name, change);
+        split.documentation_only &= is_documentation(&name, change, tests);
         if tests.contains(&change.path) {
             whole_file(change, &mut split);
         } else if name.ends_with(".rs") {
@@ -199,11 +199,24 @@ fn add_new_lines(before: &str, after: &str, to: &mut String) {
     to.push('\n');
 }
 
-fn is_documentation(name: &str, change: &FileChange) -> bool {
+/// Nothing that runs can differ. In doubt it is no documentation: all that costs is a test that is asked for.
+fn is_documentation(name: &str, change: &FileChange, tests: &TestPaths) -> bool {
+    let mode = |side: &Option<(FileMode, Bytes)>| side.as_ref().map(|(mode, _)| *mode);
+    let (was, is) = (mode(&change.before), mode(&change.after));
+    let first_lines = [text(&change.before), text(&change.after)].map(|text| text.and_then(|text| text.lines().next()));
+    let is_script = first_lines.iter().flatten().any(|line| line.starts_with("#!"));
+    if (was.is_some() && is.is_some() && was != is) || (is_script && first_lines[0] != first_lines[1]) {
+        return false;
+    }
     let file = name.rsplit('/').next().unwrap_or(name);
     let extension = file.rsplit_once('.').map_or("", |(_, extension)| extension);
     let prose = matches!(extension, "md" | "rst" | "adoc") || matches!(file, "LICENSE" | "AUTHORS" | "NOTICE");
-    prose || matches!((text(&change.before), text(&change.after)), (Some(a), Some(b)) if symbols::same_code(name, a, b))
+    // Prose among the tests may be what a test expects, and an executable file or a link is no prose.
+    let is_plain = [was, is].into_iter().flatten().all(|mode| mode == FileMode::Regular);
+    if prose && is_plain && !tests.contains(&change.path) {
+        return true;
+    }
+    matches!((text(&change.before), text(&change.after)), (Some(a), Some(b)) if symbols::same_code(name, a, b))
 }
 
 fn text(side: &Option<(FileMode, Bytes)>) -> Option<&str> {
@@ -311,5 +324,39 @@ mod tests {
         let code = change("src/lib.rs", Some("fn f() {}\n"), Some("fn g() {}\n"));
         assert!(!parted(&[prose, code]).documentation_only);
         assert!(!parted(&[]).documentation_only);
+    }
+
+    #[test]
+    fn a_mode_an_interpreter_or_an_expected_text_is_no_documentation() {
+        let is_documentation = |change: FileChange| parted(&[change]).documentation_only;
+        let with_modes = |path: &str, was: Option<FileMode>, is: Option<FileMode>| {
+            let side = |mode: FileMode, text: &'static str| (mode, Bytes::from_static(text.as_bytes()));
+            FileChange {
+                path: RepoPath::parse(path).unwrap(),
+                before: was.map(|mode| side(mode, "x = 1\n")),
+                after: is.map(|mode| side(mode, "x = 1  # a\n")),
+            }
+        };
+        let (regular, executable) = (Some(FileMode::Regular), Some(FileMode::Executable));
+        assert!(is_documentation(with_modes("a.py", regular, regular)));
+        assert!(is_documentation(with_modes("a.py", executable, executable)));
+        assert!(is_documentation(with_modes("a.md", None, regular)));
+        for (path, was, is) in [
+            ("a.py", regular, executable),
+            ("a.md", executable, regular),
+            ("a.md", None, executable),
+            ("a.md", executable, None),
+            ("a.md", executable, executable),
+            ("a.md", None, Some(FileMode::Symlink)),
+            ("LICENSE", regular, Some(FileMode::Symlink)),
+            ("tests/expected.md", regular, regular),
+        ] {
+            assert!(!is_documentation(with_modes(path, was, is)), "{path} {was:?} {is:?}");
+        }
+        let interpreter = |before: &str, after: &str| is_documentation(change("a.py", Some(before), Some(after)));
+        assert!(!interpreter("#!/usr/bin/python3\nx = 1\n", "#!/tmp/evil\nx = 1\n"));
+        assert!(!interpreter("x = 1\n", "#!/tmp/evil\nx = 1\n"));
+        assert!(interpreter("#!/usr/bin/python3\nx = 1\n", "#!/usr/bin/python3\n# What.\nx = 1\n"));
+        assert!(!is_documentation(change("a.md", Some("a\n"), Some("#!/bin/sh\na\n"))));
     }
 }

@@ -1,7 +1,9 @@
 //! Names that a version of a file defines for others, and whether two versions differ in more than comments.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
+use regex::Regex;
 use tree_sitter::{Language, Node, Parser, Tree};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,20 +29,124 @@ pub(super) fn names_word(text: &str, name: &str) -> bool {
     })
 }
 
-/// Both versions are the same but for comments and blanks. `false` when it cannot be told.
+/// Both versions are the same but for comments and blanks. `false` when it cannot be told, and where a comment does
+/// more than explain.
 pub(super) fn same_code(path: &str, base: &str, head: &str) -> bool {
     let Some(grammar) = grammar(path) else { return false };
-    // Blanks mean something in Python, so its lines are compared where they begin.
-    let tokens = |text: &str| -> Option<Vec<(String, usize)>> {
-        let tree = parse(grammar, text).filter(|tree| !tree.root_node().has_error())?;
-        let mut leaves = Vec::new();
-        leaves_of(tree.root_node(), &mut |leaf| {
-            let indent = if grammar == Grammar::Python { leaf.start_position().column } else { 0 };
-            leaves.push((text[leaf.byte_range()].to_owned(), indent));
+    let is_odd = |text: &str| has_odd_lines(text) || (grammar == Grammar::Python && CODING.is_match(text));
+    if is_odd(base) || is_odd(head) {
+        return false;
+    }
+    matches!((code_of(grammar, base), code_of(grammar, head)), (Some(a), Some(b)) if a == b)
+}
+
+/// Python reads a file with such a line at its beginning in another encoding, in which a comment can hold a line's end.
+/// PEP 263.
+static CODING: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"\A\u{feff}?(?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*[-_.a-zA-Z0-9]").expect("a constant pattern")
+});
+
+/// Comments that tell a tool what to do: what to run, to build, to transform, or what to leave unchecked. In doubt one
+/// more word is listed.
+static DIRECTIVE: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
+        r"(?ix) ^//[\#@~] | @[a-z_] | \#__ | ^\#\s*///
+        | sourceMappingURL | sourceURL | -\s*(?:ignore|disable|enable|expect) | :\s*(?:ignore|disable|enable|skip)
+        | \b(?: types? | coding | globals? | exported | requires ) \s* [:=]
+        | ^/\*\s*(?: globals? | exported )\b
+        | \b(?: biome | bandit | c8 | cython | distutils | eslint | flake8 | fmt | istanbul | isort | jest | jshint
+          | jslint | mypy | noinspection | nolint | nopycln | noqa | nosec | nosonar | oxlint | prettier | pragma | pycln
+          | pylint | pyre | pyright | pytype | ruff | rustfmt | semgrep | swc | tslint | v8 | vitest | webpack\w*
+          | yapf )\b",
+    )
+    .expect("a constant pattern")
+});
+
+/// Whether languages may see other lines than a syntax tree: Python and JavaScript end a line, and a comment with it,
+/// at signs that look like part of one.
+fn has_odd_lines(text: &str) -> bool {
+    let text = text.replace("\r\n", "\n");
+    text.chars().any(|c| matches!(c, '\u{2028}' | '\u{2029}') || (c.is_control() && !matches!(c, '\n' | '\t')))
+}
+
+/// What decides what a file does: its tokens with their places, and the Rust documentation that holds examples.
+#[derive(Debug, PartialEq, Eq)]
+struct Code {
+    tokens: Vec<Token>,
+    examples: Vec<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Token {
+    text: String,
+    /// The token is the first of its line. Always `false` in Rust, where lines mean nothing.
+    begins_line: bool,
+    /// Zero but in Python, where indentation means something.
+    column: usize,
+}
+
+fn code_of(grammar: Grammar, text: &str) -> Option<Code> {
+    let tree = parse(grammar, text).filter(|tree| !tree.root_node().has_error())?;
+    let mut tokens = Vec::new();
+    let mut last_row = None;
+    leaves_of(tree.root_node(), text, &mut |leaf| {
+        tokens.push(Token {
+            text: text[leaf.byte_range()].to_owned(),
+            begins_line: grammar != Grammar::Rust && last_row != Some(leaf.start_position().row),
+            column: if grammar == Grammar::Python { leaf.start_position().column } else { 0 },
         });
-        Some(leaves)
+        last_row = Some(leaf.end_position().row);
+    });
+    let examples = if grammar == Grammar::Rust { examples_of(tree.root_node(), text) } else { Vec::new() };
+    Some(Code { tokens, examples })
+}
+
+/// The documentation comments of each item that may hold a code block, whole: `cargo test` runs those blocks, and what
+/// stands around one decides whether it is one.
+fn examples_of(root: Node<'_>, text: &str) -> Vec<String> {
+    let mut examples = Vec::new();
+    let mut item = String::new();
+    let mut end = |item: &mut String| {
+        let item = std::mem::take(item);
+        let is_example = |line: &str| {
+            let line = line.trim_start();
+            let words = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"));
+            words.is_none_or(|words| words.contains("```") || words.contains("~~~") || is_indented(words))
+        };
+        if item.lines().any(is_example) {
+            examples.push(item);
+        }
     };
-    matches!((tokens(base), tokens(head)), (Some(a), Some(b)) if a == b)
+    walk(root, &mut |node| {
+        if is_comment(node) {
+            let comment = text[node.byte_range()].trim_end();
+            if is_rust_documentation(comment) {
+                item.push_str(comment);
+                item.push('\n');
+            }
+            return Walk::Over;
+        }
+        // Documentation goes on behind an attribute, and an attribute is code already.
+        if matches!(node.kind(), "attribute_item" | "inner_attribute_item") {
+            return Walk::Over;
+        }
+        if node.child_count() == 0 {
+            end(&mut item);
+        }
+        Walk::Into
+    });
+    end(&mut item);
+    examples
+}
+
+fn is_rust_documentation(comment: &str) -> bool {
+    ["///", "//!", "/**", "/*!"].iter().any(|begin| comment.starts_with(begin))
+}
+
+/// By four columns or more, as code in Markdown.
+fn is_indented(words: &str) -> bool {
+    let blanks = &words[..words.len() - words.trim_start().len()];
+    blanks.len() < words.len() && (blanks.len() >= 4 || blanks.contains('\t'))
 }
 
 fn grammar(path: &str) -> Option<Grammar> {
@@ -111,22 +217,70 @@ fn each(node: Node<'_>, visit: &mut dyn FnMut(Node<'_>)) {
     }
 }
 
-/// Leaves in source order, without comments. A Python docstring is a string and counts as code.
-fn leaves_of(root: Node<'_>, visit: &mut dyn FnMut(Node<'_>)) {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    Into,
+    Over,
+}
+
+/// Nodes in source order, an outer one before those in it.
+fn walk(root: Node<'_>, visit: &mut dyn FnMut(Node<'_>) -> Walk) {
     let mut stack = vec![root];
     while let Some(node) = stack.pop() {
-        if matches!(node.kind(), "line_comment" | "block_comment" | "comment") {
-            continue;
-        }
-        if node.child_count() == 0 {
-            visit(node);
+        if visit(node) == Walk::Over {
             continue;
         }
         let mut cursor = node.walk();
-        let mut children: Vec<Node<'_>> = node.children(&mut cursor).collect();
-        children.reverse();
-        stack.extend(children);
+        let at = stack.len();
+        stack.extend(node.children(&mut cursor));
+        stack[at..].reverse();
     }
+}
+
+/// Leaves in source order, without comments that only explain. A Python docstring is a string and counts as code.
+fn leaves_of(root: Node<'_>, text: &str, visit: &mut dyn FnMut(Node<'_>)) {
+    walk(root, &mut |node| {
+        if is_comment(node) {
+            if is_active(node, text) {
+                visit(node);
+            }
+            return Walk::Over;
+        }
+        if node.child_count() == 0 || has_text_of_its_own(node, text) {
+            visit(node);
+            return Walk::Over;
+        }
+        Walk::Into
+    });
+}
+
+/// Some text of the node is in none of its children, as in a string around an escape.
+fn has_text_of_its_own(node: Node<'_>, text: &str) -> bool {
+    if node.kind().contains("string") {
+        return true;
+    }
+    let is_blank = |from: usize, to: usize| text.get(from..to).is_some_and(|gap| gap.trim().is_empty());
+    let mut cursor = node.walk();
+    let mut at = node.start_byte();
+    for child in node.children(&mut cursor) {
+        if !is_blank(at, child.start_byte()) {
+            return true;
+        }
+        at = child.end_byte();
+    }
+    !is_blank(at, node.end_byte())
+}
+
+fn is_comment(node: Node<'_>) -> bool {
+    matches!(node.kind(), "line_comment" | "block_comment" | "comment")
+}
+
+/// A comment that does something: it speaks to a tool, or it is documentation that a Rust macro is given as an
+/// argument.
+fn is_active(comment: Node<'_>, text: &str) -> bool {
+    let words = &text[comment.byte_range()];
+    let is_argument = comment.parent().is_some_and(|parent| parent.kind().starts_with("token_"));
+    DIRECTIVE.is_match(words) || (is_argument && is_rust_documentation(words))
 }
 
 #[cfg(test)]
@@ -158,5 +312,78 @@ mod tests {
         assert!(same_code("a.py", "x = 1 # a\n", "# b\nx = 1\n"));
         assert!(!same_code("a.py", "if a:\n    b\n    c\n", "if a:\n    b\nc\n"));
         assert!(!same_code("a.unknown", "a", "a"));
+    }
+
+    /// Each pair differs only where a syntax tree sees a comment or a blank.
+    fn assert_code(path: &str, pairs: &[(&str, &str)]) {
+        for (base, head) in pairs {
+            assert!(!same_code(path, base, head), "{base:?} {head:?}");
+        }
+    }
+
+    #[test]
+    fn a_python_comment_that_runs_is_code() {
+        assert_code(
+            "a.py",
+            &[
+                ("# coding: utf-8\nx = 1\n", "# coding: unicode_escape\nx = 1\n"),
+                ("x = 1\n", "#!/usr/bin/python3\n# -*- coding: utf-7 -*-\nx = 1\n"),
+                ("# vim: set fileencoding=utf-7 :\nx = 1 # a\n", "# vim: set fileencoding=utf-7 :\nx = 1 # b\n"),
+                ("\u{feff}# coding: unicode_escape\nx = 1\n", "\u{feff}# coding: unicode_escape\nx = 1 # a\n"),
+                ("x = 1 # a\n", "x = 1 # a\rimport os\n"),
+                ("x = 1 # a\n", "x = 1 # a\u{c}b\n"),
+                ("x = 1\n", "# /// script\n# dependencies = [\"evil\"]\n# ///\nx = 1\n"),
+                ("x = f() # type: ignore\n", "x = f()\n"),
+                ("x = f()\n", "x = f() # noqa\n"),
+                ("if a: # pragma: no cover\n    b\n", "if a:\n    b\n"),
+            ],
+        );
+        assert!(same_code("a.py", "x = 1 # a\r\n", "x = 1 # b\r\n"));
+        assert!(same_code("a.py", "x = 1\ny = 2\n", "x = 1\n\n# Encoding is someone else's matter.\ny = 2\n"));
+    }
+
+    #[test]
+    fn text_around_an_escape_is_code() {
+        assert_code("a.py", &[(r"x = 'abc\n'", r"x = 'xyz\n'"), (r"x = f'abc\n{y}'", r"x = f'xyz\n{y}'")]);
+        assert_code("a.js", &[(r"x = 'abc\n'", r"x = 'xyz\n'"), (r"x = `abc\n${y}`", r"x = `xyz\n${y}`")]);
+        assert_code("a.rs", &[(r#"const X: &str = "abc\n";"#, r#"const X: &str = "xyz\n";"#)]);
+    }
+
+    #[test]
+    fn a_javascript_line_end_or_a_word_to_a_tool_is_code() {
+        assert_code(
+            "a.js",
+            &[
+                ("function f() { return 1 }", "function f() { return\n1 }"),
+                ("a\n++b", "a++\nb"),
+                ("f() // a", "f() // a\u{2028}g()"),
+                ("f() // a", "f() // a\rg()"),
+                ("f()", "f()\n//# sourceMappingURL=evil.map"),
+                ("f()", "/** @jest-environment ./evil.js */\nf()"),
+                ("// @ts-check\nf()", "f()"),
+                ("/* istanbul ignore next */ f()", "f()"),
+                ("/* eslint-disable */\nf()", "f()"),
+                ("x = /*#__PURE__*/ f()", "x = f()"),
+            ],
+        );
+        assert!(same_code("a.js", "f() // a\n", "// What f is for.\nf() /* b */\n"));
+    }
+
+    #[test]
+    fn rust_documentation_that_is_run_or_given_to_a_macro_is_code() {
+        let documented = |doc: &str| format!("{doc}\npub fn f() {{}}\n");
+        for (base, head) in [
+            ("/// What.\n/// ```\n/// f();\n/// ```", "/// What.\n/// ```\n/// evil();\n/// ```"),
+            ("/// What.\n/// ```\n/// f();\n/// ```", "/// What."),
+            ("/// ```\n/// f();\n/// ```", "/// ```ignore\n/// f();\n/// ```"),
+            ("/// ```\n#[inline]\n/// f();\n/// ```", "/// ```\n#[inline]\n/// evil();\n/// ```"),
+            ("/// What.\n///\n///     f();", "/// What.\n///\n///     evil();"),
+            ("/** What. */", "/** What.\n\n    evil();\n*/"),
+        ] {
+            assert!(!same_code("a.rs", &documented(base), &documented(head)), "{base:?} {head:?}");
+        }
+        assert!(!same_code("a.rs", "m! { /// a\n x }", "m! { /// b\n x }"));
+        let other = documented("/// ```\n/// f();\n/// ```");
+        assert!(same_code("a.rs", &format!("{other}/// a\nfn g() {{}}\n"), &format!("{other}/// b\nfn g() {{}}\n")));
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn why_a_draft(reasons: &[String], level: Level) -> String {
         Level::Weak | Level::Unproven => "**Not proven:**\n".to_owned(),
     };
     for reason in reasons.iter().take(REASONS) {
-        let _ = write!(text, "\n- {}", paragraph(reason, 2, 400));
+        let _ = write!(text, "\n- {}", outgoing::line(reason, 400));
     }
     if reasons.len() > REASONS {
         let _ = write!(text, "\n- and {} more", reasons.len() - REASONS);
@@ -307,7 +307,7 @@ fn no_pull_request(outcome: &RunOutcome, withheld: Option<&str>) -> String {
         RunOutcome::Question { questions } => {
             format!("Before work on this can begin, please answer:{}", bullets(questions))
         }
-        RunOutcome::NoChangeNeeded { why } => format!("No change seems to be needed. {}", paragraph(why, 10, 2_000)),
+        RunOutcome::NoChangeNeeded { why } => format!("No change seems to be needed.\n\n{}", paragraph(why, 10, 2_000)),
         RunOutcome::Declined { reason } => format!("Fettle did not try to fix this: {}.", sentence(reason)),
         RunOutcome::Unsolved { notes } => {
             format!("Fettle found no fix. What it learned:\n\n{}", quoted(&paragraph(notes, 30, 4_000)))
@@ -331,7 +331,7 @@ pub(crate) fn redacted_comment(publication: &Publication, rules: &[String], mark
 }
 
 fn bullets(items: &[String]) -> String {
-    items.iter().fold(String::from("\n"), |text, item| text + "\n- " + &paragraph(item, 2, 400))
+    items.iter().fold(String::from("\n"), |text, item| text + "\n- " + &outgoing::line(item, 400))
 }
 
 fn quoted(text: &str) -> String {
@@ -339,7 +339,7 @@ fn quoted(text: &str) -> String {
 }
 
 fn sentence(text: &str) -> String {
-    paragraph(text, 4, 800).trim_end_matches('.').to_owned()
+    outgoing::line(text, 800).trim_end_matches('.').to_owned()
 }
 
 /// A forge's words, shortened for a reason.

@@ -118,14 +118,31 @@ fn forbidden_paths_submodules_and_escaping_links_are_rejected() {
     let mut case = good();
     case.patch.changes.push(change("vendor/x", FileMode::Submodule, 1));
     rejected(&case, "submodule");
-    for target in ["/etc/passwd", "../../x", "a/../../../x"] {
-        let mut case = good();
-        case.added.push((path("src/link"), FileMode::Symlink, target.as_bytes().to_vec()));
-        rejected(&case, "leaves");
+    for target in ["/etc/passwd", "../../x"] {
+        rejected(&linked("src/link", target), "leaves");
     }
+    rejected(&linked("src/link", "../.git/config"), "forbidden file");
+}
+
+fn linked(at: &str, target: &str) -> Case {
     let mut case = good();
-    case.added.push((path("src/link"), FileMode::Symlink, b"../.git/config".to_vec()));
-    rejected(&case, "forbidden file");
+    case.added.push((path(at), FileMode::Symlink, target.as_bytes().to_vec()));
+    case
+}
+
+#[test]
+fn a_link_that_goes_up_behind_a_name_is_rejected_for_the_name_may_be_a_link() {
+    for target in ["a/b/l/../../secret", "a/..", "./a//../b", "../src/../x", "a/../../../x"] {
+        rejected(&linked("dir/x", target), "goes up again");
+    }
+    assert_eq!(judge(&linked("a/b/x", "../../src/lib.rs")), Verdict::Publish);
+}
+
+#[test]
+fn a_link_to_a_protected_file_waits_for_a_person_like_a_change_of_it() {
+    for target in [".github/workflows/ci.yml", "AGENTS.md", ".cursor", ".github"] {
+        assert!(matches!(judge(&linked("x", target)), Verdict::NeedsHuman(_)), "{target}");
+    }
 }
 
 #[test]
