@@ -194,6 +194,9 @@ fn failed(status: StatusCode, wait: Option<Duration>, body: &[u8]) -> Failed {
         (_, "ledger_damaged") => LedgerError::Corrupt(text),
         // Only a problem of ours: a proxy's 404 says nothing about the ledger.
         (StatusCode::NOT_FOUND, "not_found") => LedgerError::NotFound(text),
+        (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => LedgerError::Invalid(format!(
+            "{text}: the dashboard does not accept this worker's key; auth.worker_key_file must name the file that the dashboard has, or a copy of it"
+        )),
         (StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS, _) => LedgerError::Unavailable(text),
         (status, _) if status.is_server_error() => LedgerError::Unavailable(text),
         _ => LedgerError::Invalid(text),

@@ -26,6 +26,8 @@ use crate::ports::ledger::{
 
 /// Between two tries to reach a ledger that does not answer.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
+/// As long as the pause between two lease requests grows: a dashboard that comes back is found within half a minute.
+const LONGEST_LEASE_PAUSE: Duration = Duration::from_secs(30);
 /// A job is released within this after the order to shut down.
 const RELEASE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -82,7 +84,10 @@ pub struct Worker {
 
 impl Worker {
     /// Works until `shutdown`. On it, a job in progress is released, journal and all, within 20 s.
-    pub async fn work(&self, stay: Stay, shutdown: &CancellationToken) {
+    ///
+    /// Errors when the ledger refuses to lease: asking again changes nothing.
+    pub async fn work(&self, stay: Stay, shutdown: &CancellationToken) -> Result<(), LedgerError> {
+        let mut wait = LEDGER_PAUSE;
         let mut request = RequestId::from_uuid(self.ids.uuid());
         while !shutdown.is_cancelled() {
             crash::before(Point::WorkerLease);
@@ -94,6 +99,7 @@ impl Worker {
             match granted {
                 Ok(granted) => {
                     crash::after(Point::WorkerLease);
+                    wait = LEDGER_PAUSE;
                     request = RequestId::from_uuid(self.ids.uuid());
                     if let Granted::Leased(jobs) = granted {
                         for leased in jobs {
@@ -101,16 +107,19 @@ impl Worker {
                         }
                     }
                     if stay == Stay::ForOneJob {
-                        return;
+                        return Ok(());
                     }
                 }
+                Err(error @ LedgerError::Invalid(_)) => return Err(error),
                 // The same request again: a lease whose answer was lost is given back to us.
                 Err(error) => {
-                    warn!(worker.id = %self.holder.worker, "could not lease: {error}");
-                    pause(LEDGER_PAUSE, shutdown).await;
+                    warn!(worker.id = %self.holder.worker, "could not lease, asking again in {} s: {error}", wait.as_secs());
+                    pause(wait, shutdown).await;
+                    wait = (wait * 2).min(LONGEST_LEASE_PAUSE);
                 }
             }
         }
+        Ok(())
     }
 
     async fn execute(&self, leased: Leased, shutdown: &CancellationToken) {

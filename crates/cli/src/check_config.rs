@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 use fettle_app::ports::chain;
 use fettle_runtime::config::{Config, ConfigError};
 use fettle_runtime::environment::Environment;
@@ -31,13 +31,13 @@ pub(crate) struct Flags {
 
 pub(crate) fn run(flags: &Flags, environment: &Environment) -> Result<ExitCode> {
     let none = Environment::default();
-    let environment = if flags.with_environment { environment } else { &none };
+    let variables = if flags.with_environment { environment } else { &none };
     let name = if flags.file == "-" { "standard input" } else { flags.file.as_str() };
-    let checked = load(flags, environment)?;
+    let checked = load(flags, variables)?;
     let mut out = std::io::stdout().lock();
     match checked {
         Ok(config) => {
-            let (summary, warnings) = (summary(&config), missing_secrets(&config));
+            let (summary, warnings) = (summary(&config), warnings(&config, environment));
             if flags.json {
                 writeln!(out, "{}", json!({ "ok": true, "file": name, "summary": summary, "warnings": warnings }))?;
             } else {
@@ -94,27 +94,31 @@ pub(crate) fn summary(config: &Config) -> String {
     )
 }
 
-/// Every secret that the configuration names: its key and file.
-pub(crate) fn secret_files(config: &Config) -> Vec<(String, &Utf8Path)> {
+/// What is accepted and still will not do what it seems to.
+fn warnings(config: &Config, environment: &Environment) -> Vec<String> {
+    let mut warnings = missing_secrets(config);
+    warnings.extend(half_of_the_tokens(config).map(str::to_owned));
+    warnings.extend(secrets::exposed(config, None, environment));
+    warnings
+}
+
+/// With an App neither token is needed.
+fn half_of_the_tokens(config: &Config) -> Option<&'static str> {
     let forge = &config.forge;
-    let named = [
-        ("forge.app_key_file", &forge.app_key_file),
-        ("forge.read_token_file", &forge.read_token_file),
-        ("forge.write_token_file", &forge.write_token_file),
-        ("forge.webhook_secret_file", &forge.webhook_secret_file),
-        ("forge.webhook_secret_previous_file", &forge.webhook_secret_previous_file),
-        ("auth.worker_key_file", &config.auth.worker_key_file),
-    ];
-    let named = named.into_iter().filter_map(|(key, file)| Some((key.to_owned(), file.as_deref()?)));
-    let models = config.gateway.models.iter().filter_map(|model| {
-        Some((format!("gateway.models `{}`: api_key_file", model.name), model.api_key_file.as_deref()?))
-    });
-    named.chain(models).collect()
+    match (forge.app_id, &forge.read_token_file, &forge.write_token_file) {
+        (None, None, Some(_)) => Some(
+            "forge.write_token_file is set without forge.read_token_file: workers have no token, so private repositories cannot be worked on",
+        ),
+        (None, Some(_), None) => Some(
+            "forge.read_token_file is set without forge.write_token_file: nothing can be written to the forge, so no pull request is made",
+        ),
+        (None, None, None) | (None, Some(_), Some(_)) | (Some(_), _, _) => None,
+    }
 }
 
 /// Secret files that cannot be read here. No error: they may come only where the configuration is used.
 fn missing_secrets(config: &Config) -> Vec<String> {
-    let tried = secret_files(config).into_iter().map(|(key, file)| (key, secrets::read(file)));
+    let tried = config.secret_files().into_iter().map(|(key, file)| (key, secrets::read(file)));
     tried.filter_map(|(key, read)| Some(format!("{key}: {}", chain(&read.err()?)))).collect()
 }
 
@@ -141,9 +145,21 @@ mod tests {
         let warnings = missing_secrets(&config);
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(
-            warnings[0].starts_with("forge.read_token_file: could not read the secret file /nowhere/read"),
+            warnings[0] == "forge.read_token_file: could not read the secret file /nowhere/read: no such file",
             "{warnings:?}"
         );
         assert!(warnings[1].starts_with("gateway.models `coder`: api_key_file: "), "{warnings:?}");
+    }
+
+    #[test]
+    fn one_token_without_the_other_is_a_warning() {
+        let warned = |text: &str| {
+            let config = Config::parse("fettle.toml", &format!("[forge]\n{text}"), &Environment::default()).unwrap();
+            half_of_the_tokens(&config)
+        };
+        assert!(warned("write_token_file = \"/a\"").unwrap().contains("private repositories"));
+        assert!(warned("read_token_file = \"/a\"").unwrap().contains("no pull request"));
+        assert_eq!(warned("read_token_file = \"/a\"\nwrite_token_file = \"/b\""), None);
+        assert_eq!(warned("app_id = 7\napp_key_file = \"/a\"\nread_token_file = \"/b\""), None);
     }
 }

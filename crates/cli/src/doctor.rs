@@ -15,12 +15,17 @@ use fettle_runtime::secrets;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
-use crate::check_config::{secret_files, summary};
+use crate::check_config::summary;
 use crate::progress::{StatusLine, one_line};
 use crate::{Common, client};
 
 /// Shorter ones can be guessed offline from one signed delivery; the dashboard refuses to start with one.
 const MIN_WEBHOOK_SECRET: usize = 16;
+
+/// How the keys of the webhooks' secrets begin.
+const WEBHOOK_SECRETS: &str = "forge.webhook_secret";
+/// What to do about a secret file that cannot be read.
+const FILL: &str = "put the secret into this file, readable for the user that Fettle runs as";
 
 #[derive(clap::Args)]
 pub(crate) struct Flags {
@@ -107,6 +112,9 @@ async fn examine(common: &Common, flags: &Flags, environment: &Environment) -> V
     checks.push(Check::ok("config", format!("{name}: {}", summary(&config))));
     match DataDir::open(common.data_dir.as_deref(), &config, environment) {
         Ok(data) => {
+            let exposed = secrets::exposed(&config, Some(&data), environment);
+            let remedy = "run this command as the owner of the file; a secret that was read by others is best replaced";
+            checks.extend(exposed.into_iter().map(|sentence| Check::warn("secrets", sentence, remedy)));
             checks.push(machine::data(&data));
             checks.push(machine::disk(&data, &config));
             checks.push(machine::sandbox(&config, &data).await);
@@ -124,12 +132,13 @@ async fn examine(common: &Common, flags: &Flags, environment: &Environment) -> V
     checks
 }
 
-/// A secret file that is named but cannot be read; nothing starts then.
+/// A secret file that is named but cannot be read; nothing starts then. Those of webhooks are told with the webhooks.
 fn secret_check(config: &Config) -> Option<Check> {
-    let mut tried = secret_files(config).into_iter().map(|(key, file)| (key, secrets::read(file)));
+    let others = config.secret_files().into_iter().filter(|(key, _)| !key.starts_with(WEBHOOK_SECRETS));
+    let mut tried = others.map(|(key, file)| (key, secrets::read(file)));
     let (key, error) = tried.find_map(|(key, read)| Some((key, read.err()?)))?;
     let sentence = format!("{key}: {}", chain(&error));
-    Some(Check::fail("forge", sentence, "put the secret into this file, readable for the user that Fettle runs as"))
+    Some(Check::fail("forge", sentence, FILL))
 }
 
 fn forge(config: &Config) -> Check {
@@ -159,6 +168,10 @@ fn forge(config: &Config) -> Check {
 }
 
 fn webhook(config: &Config) -> Check {
+    let named = config.secret_files().into_iter().filter(|(key, _)| key.starts_with(WEBHOOK_SECRETS));
+    if let Some((key, error)) = named.filter_map(|(key, file)| Some((key, secrets::read(file).err()?))).next() {
+        return Check::fail("webhook", format!("{key}: {}", chain(&error)), FILL);
+    }
     let Some(secret) = config.forge.webhook_secret_file.as_deref().and_then(|file| secrets::read(file).ok()) else {
         let remedy = "set forge.webhook_secret_file, and the same secret at the forge";
         return Check::warn(
@@ -220,6 +233,10 @@ mod tests {
         assert_eq!(judged("write_token_file = \"/nowhere/token\""), Status::Fail);
         assert_eq!(judged(&format!("app_id = 7\napp_key_file = {a}")), Status::Ok);
         assert_eq!(webhook(&config("")).status, Status::Warn);
+        let missing = config("[forge]\nwebhook_secret_file = \"/nowhere/secret\"");
+        let told = webhook(&missing);
+        assert!(told.status == Status::Fail && told.sentence.contains("/nowhere/secret: no such file"), "{told:?}");
+        assert_eq!(secret_check(&missing), None);
         assert_eq!(webhook(&config(&format!("[forge]\nwebhook_secret_file = {short}"))).status, Status::Fail);
     }
 

@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -14,7 +15,7 @@ use fettle_app::publishing::proposal::{Outgoing, judge};
 use fettle_app::publishing::texts::{Identity, trailer};
 use fettle_app::running::{RunContext, RunEnd};
 use fettle_domain::branch::BranchName;
-use fettle_domain::budget::{Limits, Spent};
+use fettle_domain::budget::{Limits, MIN_CONTEXT_TOKENS, Spent};
 use fettle_domain::id::{RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::object::{BlobId, CommitId};
@@ -24,12 +25,13 @@ use fettle_domain::proposal::Verdict;
 use fettle_domain::run::{ProvenChange, RunOutcome, RunResult};
 use fettle_domain::secret::KnownSecrets;
 use fettle_domain::task::Mode;
-use fettle_git::{Git, GitOptions};
+use fettle_git::{Git, GitOptions, is_branch_name};
 use fettle_runtime::config::{Config, ModelConfig, ModelKind};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::{secrets, shutdown, system};
 use fettle_worker::AgentParts;
+use reqwest::StatusCode;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -37,11 +39,16 @@ use tokio_util::sync::CancellationToken;
 use crate::Common;
 use crate::journal::MemoryJournal;
 use crate::progress::{Progress, one_line};
+use crate::served::{self, Away, Listed};
 
 /// An issue larger than this is no issue.
 const MAX_ISSUE_BYTES: u64 = 1024 * 1024;
 /// Branch names tried: `…-issue-7`, `…-issue-7-g2` and so on.
 const BRANCH_TRIES: u32 = 50;
+/// A server lists its models at once, unless an answer that it is writing keeps it busy.
+const LIST_LIMIT: Duration = Duration::from_secs(10);
+/// The name for a server that lists no model: those serve one, and mostly ignore the name.
+const UNNAMED: &str = "default";
 /// Exit codes beside success and failure.
 const UNPROVEN: u8 = 3;
 const NO_PATCH: u8 = 4;
@@ -56,7 +63,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "FILE|-")]
     issue: String,
     /// The issue's number, for the branch name and references.
-    #[arg(long)]
+    #[arg(long, value_name = "NUMBER", value_parser = issue_number)]
     issue_id: Option<u64>,
     #[arg(long, default_value = "quickfix", value_parser = ["quickfix", "refine"])]
     mode: String,
@@ -66,7 +73,7 @@ pub(crate) struct Flags {
     /// An OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
     #[arg(long, value_name = "URL")]
     model_url: Option<String>,
-    /// The name that this server knows the model by.
+    /// The name that this server knows the model by; default: the one model that it lists.
     #[arg(long, requires = "model_url")]
     model_name: Option<String>,
     /// A file with the server's API key.
@@ -124,7 +131,7 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         Ok(issue) => issue,
         Err(error) => return Ok(misuse(&error)),
     };
-    let models = match models(flags, &config) {
+    let mut models = match models(flags, &config) {
         Ok(models) => models,
         Err(error) => return Ok(misuse(&error)),
     };
@@ -146,6 +153,12 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         && let Err(error) = check_branch(&*repositories, &source, branch).await
     {
         return Ok(misuse(&error));
+    }
+    if let Some(given) = given(flags) {
+        match name_on_server(flags, given).await? {
+            Ok(named) => models = vec![fettle_worker::model(&named)?],
+            Err(error) => return Ok(misuse(&error)),
+        }
     }
     let cancel = CancellationToken::new();
     shutdown::on_signals(cancel.clone())?;
@@ -219,6 +232,10 @@ fn progress_note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+fn issue_number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "it must be the issue's number, such as 7".to_owned())
+}
+
 /// Title and body from the file: the first line that is not blank, and the rest.
 fn read_issue(flags: &Flags) -> Result<IssueSnapshot> {
     let mut text = String::new();
@@ -252,17 +269,76 @@ fn read_issue(flags: &Flags) -> Result<IssueSnapshot> {
     })
 }
 
+/// The model that the flags describe; its name may still have to be asked for.
+fn given(flags: &Flags) -> Option<ModelConfig> {
+    Some(ModelConfig {
+        name: flags.model_name.clone().unwrap_or_else(|| UNNAMED.into()),
+        kind: ModelKind::OpenaiCompatible,
+        base_url: flags.model_url.clone()?,
+        model: None,
+        api_key_file: flags.model_key_file.clone(),
+        context: flags.model_context,
+    })
+}
+
+/// Asks the server which models it has, before anything is built for a model that cannot be asked.
+///
+/// The outer error is a failure, the inner one wrong usage.
+async fn name_on_server(flags: &Flags, mut model: ModelConfig) -> Result<Result<ModelConfig>> {
+    let (url, named) = (served::address(&model)?, flags.model_name.is_some());
+    let listed = match served::listed(&model, LIST_LIMIT).await {
+        Ok(listed) => listed,
+        // A server that is busy with another answer may list nothing meanwhile; whoever gave the name needs no list.
+        Err(error) if named && error.downcast_ref::<Away>().is_some_and(|away| away.busy) => return Ok(Ok(model)),
+        Err(error) if error.is::<Away>() => bail!("{error}; start the model's server, or correct --model-url"),
+        Err(error) => return Err(error),
+    };
+    match listed {
+        // Some keys may use models and not list them.
+        Listed::Refused(StatusCode::FORBIDDEN) if named => {}
+        Listed::Refused(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)) => {
+            bail!(
+                "{url} answers {status}: {}",
+                match &flags.model_key_file {
+                    Some(file) =>
+                        format!("it does not accept the key in {file}; name another file with --model-key-file"),
+                    None => "it wants a key; name a file that holds it with --model-key-file".to_owned(),
+                }
+            )
+        }
+        Listed::Foreign(kind) => {
+            bail!(
+                "{url} answers with {kind}, not as a model's server does; correct --model-url, which mostly ends in /v1"
+            )
+        }
+        Listed::Names(names) if !named => match names.as_slice() {
+            [] => {}
+            [only] => {
+                progress_note(&format!("model: {}, the one that {url} lists", one_line(only)));
+                model.name.clone_from(only);
+            }
+            several => {
+                return Ok(Err(anyhow!(
+                    "{url} lists {} models: {}; choose one with --model-name",
+                    several.len(),
+                    one_line(&served::told(several))
+                )));
+            }
+        },
+        // Not every server lists its models, and one that still loads its model is asked again by the Run.
+        Listed::Names(_) | Listed::Refused(_) => {}
+    }
+    Ok(Ok(model))
+}
+
 fn models(flags: &Flags, config: &Config) -> Result<Vec<Arc<dyn Model>>> {
-    if let Some(url) = &flags.model_url {
-        let name = flags.model_name.clone().unwrap_or_else(|| "default".into());
-        let model = ModelConfig {
-            name,
-            kind: ModelKind::OpenaiCompatible,
-            base_url: url.clone(),
-            model: None,
-            api_key_file: flags.model_key_file.clone(),
-            context: flags.model_context,
-        };
+    if let Some(model) = given(flags) {
+        if model.context < MIN_CONTEXT_TOKENS {
+            bail!(
+                "--model-context {} is too small: the prompt alone would fill it, and {MIN_CONTEXT_TOKENS} tokens are needed",
+                model.context
+            );
+        }
         return Ok(vec![fettle_worker::model(&model)?]);
     }
     let known: Vec<&str> = config.gateway.models.iter().map(|model| model.name.as_str()).collect();
@@ -288,6 +364,12 @@ fn is_url(repo: &str) -> bool {
     repo.starts_with("https://") || repo.starts_with("http://")
 }
 
+/// `git@host:owner/name`, `ssh://…` and the like, which git takes and Fettle does not.
+fn is_other_address(repo: &str) -> bool {
+    let scp = repo.split_once(':').is_some_and(|(host, _)| host.contains('@') && !host.contains('/'));
+    scp || repo.contains("://")
+}
+
 fn source(repo: &str, config: &Config) -> Result<Source> {
     if is_url(repo) {
         let token = config.forge.read_token_file.as_deref().map(secrets::read).transpose()?;
@@ -298,7 +380,15 @@ fn source(repo: &str, config: &Config) -> Result<Source> {
         });
     }
     let path = Utf8Path::new(repo);
-    let path = path.canonicalize_utf8().with_context(|| format!("there is no repository at {path}"))?;
+    let path = match path.canonicalize_utf8() {
+        Ok(path) => path,
+        Err(_) if is_other_address(repo) => {
+            bail!(
+                "`{repo}` is no path and no https:// address; --repo takes one of these. For a repository that needs ssh, give the path of a clone"
+            )
+        }
+        Err(error) => return Err(error).with_context(|| format!("there is no repository at {path}")),
+    };
     Ok(Source {
         key: format!("local-{}", &BlobId::of(path.as_str().as_bytes()).to_string()[..32]),
         url: path.into_string(),
@@ -308,6 +398,9 @@ fn source(repo: &str, config: &Config) -> Result<Source> {
 
 /// A branch that somebody named must be free; it is never overwritten.
 async fn check_branch(repositories: &dyn Repositories, source: &Source, branch: &str) -> Result<()> {
+    if !is_branch_name(branch) {
+        bail!("`{}` is not a valid branch name; name another with --branch", one_line(branch));
+    }
     match repositories.resolve(source, &BaseRef::Named(format!("refs/heads/{branch}"))).await {
         Ok(found) => {
             bail!("the branch {branch} exists already, at {}; name another with --branch", found.commit.short())
@@ -438,7 +531,8 @@ fn why(outcome: &RunOutcome) -> String {
         RunOutcome::NoChangeNeeded { why } => format!("no change seems to be needed: {why}"),
         RunOutcome::Declined { reason } => reason.clone(),
         RunOutcome::Unsolved { notes } => format!("no fix was found. {notes}"),
-        RunOutcome::Stopped { limit, notes } => format!("stopped: {limit}. {notes}").trim_end().to_owned(),
+        RunOutcome::Stopped { limit, notes } if notes.trim().is_empty() => format!("stopped: {limit}"),
+        RunOutcome::Stopped { limit, notes } => format!("stopped: {limit}. The model's last words: “{}”", notes.trim()),
     }
 }
 

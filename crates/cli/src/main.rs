@@ -8,6 +8,7 @@ mod follow;
 mod journal;
 mod log;
 mod progress;
+mod served;
 mod submit;
 mod tasks;
 mod up;

@@ -177,7 +177,7 @@ fn plain(out: &mut impl Write, page: &Page) -> std::io::Result<()> {
             task.state.clone(),
             place(task),
             task.title.clone(),
-            task.created_at.to_string(),
+            format!("{:.0}", task.created_at),
             outcome(task),
         ];
         writeln!(out, "{}", cells.map(|cell| one_line(&cell)).join("\t"))?;
@@ -240,7 +240,7 @@ fn show(out: &mut impl Write, task: &Task, now: Timestamp) -> std::io::Result<()
     let model = model.filter(|model| !model.is_empty()).map_or_else(String::new, |model| format!(", model {model}"));
     line("mode", format!("{}{model}", summary.mode))?;
     let created = summary.created_at;
-    line("asked", format!("by {} ({}), {} ago, {created}", summary.actor, summary.trigger, age(now, created)))?;
+    line("asked", format!("by {} ({}), {} ago, {created:.0}", summary.actor, summary.trigger, age(now, created)))?;
     let setbacks = [(run.attempts, "failed tries"), (run.crashes, "lost workers")];
     let setbacks: String =
         setbacks.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}")).collect();
@@ -327,7 +327,7 @@ mod tests {
             "id": "task_019aa0c5a3c07d6b9f0e2f3a4b5c6d7e", "mode": "quickfix", "repository": "o/r", "issue": 7,
             "issue_url": "https://forge.example/o/r/issues/7", "title": title, "state": "done", "outcome": "draft_pr",
             "note": null, "pull_request": pull_request, "model": null, "actor": "admin", "trigger": "api",
-            "generation": 1, "created_at": "2026-11-20T10:00:00Z", "updated_at": "2026-11-20T11:00:00Z",
+            "generation": 1, "created_at": "2026-11-20T10:00:00.123456Z", "updated_at": "2026-11-20T11:00:00Z",
         })
     }
 
@@ -383,7 +383,7 @@ mod tests {
                     "suite": { "base": { "passed": 5, "failed": 1 }, "head": { "passed": 6, "failed": 0 } } },
             },
         });
-        let shown = text(|out| show(out, &understand(task).unwrap(), "2026-11-20T10:00:30Z".parse().unwrap()));
+        let shown = text(|out| show(out, &understand(task).unwrap(), "2026-11-20T10:00:30.5Z".parse().unwrap()));
         for line in [
             "  state     done (draft pr)",
             "  mode      quickfix, model coder",

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use fettle_agent::solve::Unwatched;
 use fettle_api::ProbeTiming;
 use fettle_app::running::Stay;
@@ -12,9 +12,8 @@ use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::supervisor::Supervisor;
-use fettle_runtime::{shutdown, system, telemetry};
+use fettle_runtime::{secrets, shutdown, system, telemetry};
 use fettle_worker::{AgentParts, WorkerParts, timing};
-use tokio::net::TcpListener;
 use tracing::{error, info, warn};
 
 use crate::Common;
@@ -24,10 +23,8 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     telemetry::init(&config.telemetry.log, config.telemetry.format).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(common.data_dir.as_deref(), &config, environment)?;
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
-    let listen = &config.server.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("could not listen on {listen}; choose another address with server.listen"))?;
+    secrets::exposed(&config, Some(&data), environment).iter().for_each(|exposed| warn!("{exposed}"));
+    let listener = fettle_dashboard::listen(&config.server.listen, "server.listen", &data).await?;
     let supervisor = Supervisor::default();
     shutdown::on_signals(supervisor.shutdown().clone())?;
     // One process, one cache: publisher and worker share the mirrors.
@@ -72,7 +69,11 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
                 stay: Stay::UntilShutdown,
             };
             let stop = supervisor.shutdown().clone();
-            supervisor.spawn("the worker", async move { fettle_worker::work(agent, parts, &stop).await });
+            supervisor.spawn("the worker", async move {
+                if let Err(error) = fettle_worker::work(agent, parts, &stop).await {
+                    error!("the worker cannot go on: {error}");
+                }
+            });
         }
         // Intake and publishing go on: Tasks wait for a worker that can work safely.
         Err(error) => error!("no Runs are worked on here: {error:#}"),

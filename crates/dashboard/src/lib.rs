@@ -70,6 +70,20 @@ impl Running {
     }
 }
 
+/// Listens on `address`, which `key` of the configuration names.
+///
+/// Errors: when another process has the address because it runs on this data folder, that is what is told, since another
+/// address would not help.
+pub async fn listen(address: &str, key: &str, data: &DataDir) -> Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) => {
+            fettle_store_sqlite::refuse_if_in_use(&data.ledger())?;
+            Err(error).with_context(|| format!("could not listen on {address}; choose another address with {key}"))
+        }
+    }
+}
+
 /// Builds all parts and starts their tasks. Contacts nobody: the forge is asked when there is work.
 pub async fn start(start: Start<'_>) -> Result<Running> {
     let Start { config, data, credentials, git, timing, probing, listener, internal, supervisor } = start;

@@ -3,20 +3,19 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use camino::Utf8PathBuf;
 use clap::Parser;
 use fettle_api::ProbeTiming;
-use fettle_dashboard::{Credentials, Start, start};
+use fettle_dashboard::{Credentials, Start, listen, start};
 use fettle_domain::lease::Timing;
 use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::supervisor::Supervisor;
-use fettle_runtime::{install_tls, shutdown, system, telemetry};
-use tokio::net::TcpListener;
-use tracing::info;
+use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
+use tracing::{info, warn};
 
 /// Webhooks, API, ledger and publisher of Fettle.
 #[derive(Parser)]
@@ -50,11 +49,9 @@ async fn run() -> Result<()> {
     telemetry::init(&config.telemetry.log, config.telemetry.format).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
-    let listen = |address: String, key: &'static str| async move {
-        TcpListener::bind(&address).await.with_context(|| format!("could not listen on {address} ({key})"))
-    };
-    let listener = listen(config.server.listen.clone(), "server.listen").await?;
-    let internal = listen(config.server.internal_listen.clone(), "server.internal_listen").await?;
+    secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
+    let listener = listen(&config.server.listen, "server.listen", &data).await?;
+    let internal = listen(&config.server.internal_listen, "server.internal_listen", &data).await?;
     let supervisor = Supervisor::default();
     shutdown::on_signals(supervisor.shutdown().clone())?;
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;

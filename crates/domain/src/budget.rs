@@ -7,6 +7,9 @@ use crate::task::Mode;
 /// Calls held back so that a stopped Run can still write down what it learned.
 pub const DISTIL_RESERVE_CALLS: u32 = 1;
 
+/// A model's window below this is refused: the prompt alone would fill it.
+pub const MIN_CONTEXT_TOKENS: u64 = 32_768;
+
 /// The ceilings of one Run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

@@ -29,7 +29,7 @@ pub enum LoopVerdict {
     Continue,
     /// The model is told.
     Note(String),
-    /// The Run ends, with the rule's name and a sentence.
+    /// The Run ends, with the rule's name for the log and a sentence for people.
     Stop {
         rule: &'static str,
         why: String,
@@ -70,7 +70,12 @@ impl LoopWatch {
     pub fn silent_turn(&mut self) -> LoopVerdict {
         self.silent_turns += 1;
         if self.silent_turns >= SILENT_TURNS_STOP {
-            stop("R4", format!("the model made no tool call in {SILENT_TURNS_STOP} turns in a row"))
+            stop(
+                "R4",
+                format!(
+                    "the model answered {SILENT_TURNS_STOP} times in a row without using a tool; mostly its server, or the model itself, does not support tool calls"
+                ),
+            )
         } else {
             LoopVerdict::Continue
         }
@@ -103,9 +108,13 @@ impl LoopWatch {
         let count = self.same.entry((seen.call, seen.result)).or_default();
         *count += 1;
         match *count {
-            SAME_CALL_STOP.. => {
-                stop("R1", format!("the same {} call gave the same result {SAME_CALL_STOP} times", seen.tool))
-            }
+            SAME_CALL_STOP.. => stop(
+                "R1",
+                format!(
+                    "the model made the same {} call {SAME_CALL_STOP} times and got the same result each time",
+                    seen.tool
+                ),
+            ),
             SAME_CALL_NOTE => LoopVerdict::Note(format!(
                 "This {} call has given the same result {SAME_CALL_NOTE} times. Do something else.",
                 seen.tool
@@ -116,7 +125,7 @@ impl LoopWatch {
 
     fn alternation(&mut self, seen: &Observation, new_tree: bool) -> LoopVerdict {
         if self.returns.get(&seen.tree).is_some_and(|n| *n >= TREE_RETURNS_STOP) {
-            return stop("R2", format!("the workspace came back to the same state {TREE_RETURNS_STOP} times"));
+            return stop("R2", format!("the model went back to the same state of the code {TREE_RETURNS_STOP} times"));
         }
         if new_tree {
             self.recent.clear();
@@ -129,7 +138,12 @@ impl LoopWatch {
             && self.recent[0] != self.recent[1]
             && self.recent.iter().skip(2).zip(&self.recent).all(|(later, earlier)| later == earlier);
         if alternates {
-            stop("R2", format!("two calls alternated over {ALTERNATION_STEPS} steps with the same results"))
+            stop(
+                "R2",
+                format!(
+                    "the model went back and forth between two calls, {ALTERNATION_STEPS} in a row, with the same results"
+                ),
+            )
         } else {
             LoopVerdict::Continue
         }
@@ -139,7 +153,12 @@ impl LoopWatch {
         let count = self.errors.entry((tool.to_owned(), code.to_owned(), path.to_owned())).or_default();
         *count += 1;
         match *count {
-            SAME_ERROR_STOP.. => stop("R5", format!("{tool} failed {SAME_ERROR_STOP} times with {code} on {path}")),
+            SAME_ERROR_STOP.. => stop(
+                "R5",
+                format!(
+                    "the model called {tool} on {path} {SAME_ERROR_STOP} times and failed each time in the same way ({code})"
+                ),
+            ),
             SAME_ERROR_NOTE if tool == "str_replace" => LoopVerdict::Note(format!(
                 "str_replace has failed {SAME_ERROR_NOTE} times on {path}. View the file again and copy the text exactly, or rewrite it whole with create."
             )),
@@ -154,7 +173,10 @@ impl LoopWatch {
         }
         self.idle += 1;
         match self.idle {
-            IDLE_STOP.. => stop("R6", format!("{IDLE_STOP} calls brought neither a change nor a file not seen before")),
+            IDLE_STOP.. => stop(
+                "R6",
+                format!("the model made {IDLE_STOP} calls that brought neither a change nor a file it had not seen"),
+            ),
             IDLE_NOTE => LoopVerdict::Note(format!(
                 "{IDLE_NOTE} calls have brought neither a change nor a new file. Make the change now, or finish and say what is missing."
             )),

@@ -32,6 +32,8 @@ use fettle_domain::object::{CommitId, ObjectId, TreeId};
 use fettle_domain::patch::{FileMode, Patch};
 use fettle_domain::path::RepoPath;
 
+pub use crate::local::is_branch_name;
+
 use crate::blocking::Lanes;
 use crate::mirror::Mirrors;
 use crate::remote::Network;

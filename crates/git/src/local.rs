@@ -45,7 +45,7 @@ fn common_folder(repo: &Repository) -> Result<Utf8PathBuf, GitError> {
 fn head(user: &Repository, path: &Utf8Path) -> Result<(Oid, Option<String>), GitError> {
     let head = user.head().map_err(|error| match error.code() {
         ErrorCode::UnbornBranch | ErrorCode::NotFound => {
-            GitError::NotFound { what: format!("a first commit in the repository at {path}") }
+            GitError::Invalid(format!("the repository at {path} has no commit yet; commit something first"))
         }
         _ => failed(format!("while reading HEAD of {path}"))(error),
     })?;
@@ -74,6 +74,11 @@ fn short_branch(reference: &Reference<'_>) -> Option<String> {
     resolved.name().ok()?.strip_prefix("refs/heads/").map(str::to_owned)
 }
 
+/// Whether git takes `branch` as the name of a branch, without `refs/heads/`.
+pub fn is_branch_name(branch: &str) -> bool {
+    Reference::is_valid_name(&format!("refs/heads/{branch}")) && branch != "HEAD" && !branch.starts_with('-')
+}
+
 /// Copies what is missing, then swaps the branch. Index, `HEAD` and working tree are not even opened.
 pub(crate) fn publish(
     mirror: &Repository,
@@ -84,7 +89,7 @@ pub(crate) fn publish(
 ) -> Result<Pushed, GitError> {
     let user = open(path)?;
     let full_ref = format!("refs/heads/{branch}");
-    if !Reference::is_valid_name(&full_ref) || branch == "HEAD" {
+    if !is_branch_name(branch) {
         return Err(GitError::Invalid(format!("`{}` is not the name of a branch", branch.escape_debug())));
     }
     let new = oid(commit.as_bytes());

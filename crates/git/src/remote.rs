@@ -167,6 +167,9 @@ impl Visit<'_> {
         advertised: &'h [Advertised],
     ) -> Result<(&'h Advertised, Option<String>), GitError> {
         let by_name = |name: &str| advertised.iter().find(|head| head.name == name);
+        if advertised.is_empty() {
+            return Err(GitError::Invalid(format!("the repository at {} has no commit yet", self.url)));
+        }
         let Wanted::Named(name) = wanted else {
             let head = connection
                 .default_branch()

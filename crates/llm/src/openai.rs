@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_app::ports::model::{Model, ModelError, ModelInfo, ModelRequest, Progress, RawTurn};
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Response, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use decode::{DecodeError, Decoder, Flow};
-use failure::Complaint;
+use failure::{Asked, Complaint};
 
 /// How long a server may send no byte. A queued or long prompt on a busy engine answers late; beyond this it hangs.
 pub const STALL_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -34,6 +34,8 @@ const AFTER_FINISH_LIMIT: Duration = Duration::from_secs(10);
 /// How much of a failure is read, and for how long: a sentence and its code.
 const MAX_FAILURE_BYTES: usize = 64 * 1024;
 const FAILURE_BODY_LIMIT: Duration = Duration::from_secs(10);
+/// How much of an answer is kept in case that it is none.
+const HEAD_BYTES: usize = 1024;
 
 /// What an operator configures for one model (`[[gateway.models]]` with `kind = "openai-compatible"`).
 #[derive(Debug, Clone)]
@@ -81,6 +83,8 @@ pub struct OpenAiCompatible {
     info: ModelInfo,
     client: Client,
     url: Url,
+    /// The base URL for people.
+    shown: String,
     model: String,
     api_key: Option<SecretString>,
     extra: Map<String, Value>,
@@ -93,6 +97,7 @@ impl OpenAiCompatible {
         let named = || info.name.clone();
         let url = completions_url(&base_url).ok_or_else(|| OptionsError::BaseUrl { model: named() })?;
 
+        let shown = shown(&base_url);
         let mut headers = HeaderMap::new();
         if let Some(key) = &api_key {
             let value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()));
@@ -109,7 +114,7 @@ impl OpenAiCompatible {
             client = client.no_proxy();
         }
         let client = client.build().map_err(|source| OptionsError::Client { model: named(), source })?;
-        Ok(Self { info, client, url, model, api_key, extra, stall_limit })
+        Ok(Self { info, client, url, shown, model, api_key, extra, stall_limit })
     }
 
     async fn ask(&self, request: &ModelRequest, progress: &Progress<'_>) -> Result<RawTurn, ModelError> {
@@ -118,7 +123,7 @@ impl OpenAiCompatible {
         let sent = self.client.post(self.url.clone()).header(ACCEPT, accept).json(&body).send();
         let response = match timeout(self.stall_limit, sent).await {
             Err(_) => return Err(self.stalled(self.stall_limit)),
-            Ok(Err(error)) => return Err(broken(error)),
+            Ok(Err(error)) => return Err(self.broken(error)),
             Ok(Ok(response)) => response,
         };
         debug!(model.name = %self.info.name, http.status = response.status().as_u16(), "the model's server answered");
@@ -131,23 +136,30 @@ impl OpenAiCompatible {
 
     async fn read_turn(&self, mut response: Response, progress: &Progress<'_>) -> Result<RawTurn, ModelError> {
         let mut decoder = Decoder::new();
+        let kind =
+            response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("no content type");
+        let mut begun = Begun { status: response.status().as_u16(), kind: kind.to_owned(), head: Vec::new() };
         loop {
             let finished = decoder.has_finish();
             let limit = if finished { AFTER_FINISH_LIMIT.min(self.stall_limit) } else { self.stall_limit };
             match timeout(limit, response.chunk()).await {
-                Ok(Ok(Some(bytes))) => match decoder.push(&bytes, progress) {
-                    Ok(Flow::More) => {}
-                    Ok(Flow::Complete) => break,
-                    Err(error) => return Err(self.undecodable(error)),
-                },
+                Ok(Ok(Some(bytes))) => {
+                    let room = HEAD_BYTES - begun.head.len();
+                    begun.head.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                    match decoder.push(&bytes, progress) {
+                        Ok(Flow::More) => {}
+                        Ok(Flow::Complete) => break,
+                        Err(error) => return Err(self.undecodable(error, &begun)),
+                    }
+                }
                 Ok(Ok(None)) => break,
                 // Only usage and end mark are missing; the turn itself is whole.
                 Ok(Err(_)) | Err(_) if finished => break,
-                Ok(Err(error)) => return Err(broken(error)),
+                Ok(Err(error)) => return Err(self.broken(error)),
                 Err(_) => return Err(self.stalled(limit)),
             }
         }
-        decoder.end(progress).map_err(|error| self.undecodable(error))
+        decoder.end(progress).map_err(|error| self.undecodable(error, &begun))
     }
 
     async fn read_failure(&self, mut response: Response) -> ModelError {
@@ -167,29 +179,70 @@ impl OpenAiCompatible {
         if timeout(FAILURE_BODY_LIMIT.min(self.stall_limit), read).await.is_err() {
             debug!(model.name = %self.info.name, http.status = status, "the reason of a failure came too slowly");
         }
-        failure::of_status(status, retry_after, &Complaint::of_body(&body), self.api_key.as_ref())
+        failure::of_status(status, retry_after, &Complaint::of_body(&body), self.asked())
     }
 
-    fn undecodable(&self, error: DecodeError) -> ModelError {
+    fn asked(&self) -> Asked<'_> {
+        Asked { url: &self.shown, key: self.api_key.as_ref() }
+    }
+
+    fn undecodable(&self, error: DecodeError, begun: &Begun) -> ModelError {
         match error {
             DecodeError::Reported { complaint, nothing_said } => {
-                failure::reported(&complaint, nothing_said, self.api_key.as_ref())
+                failure::reported(&complaint, nothing_said, self.asked())
             }
-            error @ (DecodeError::TooLong | DecodeError::NotJson(_) | DecodeError::NoChoice) => {
-                ModelError::Unavailable(Box::new(error))
+            // What a model wrote is never shown, so the beginning of its answer is not either, however it went wrong.
+            DecodeError::TooLong => ModelError::Unavailable(Box::new(DecodeError::TooLong)),
+            error @ DecodeError::NotJson(_) if begun.is_of_a_model() => ModelError::Unavailable(Box::new(error)),
+            error @ (DecodeError::NotJson(_) | DecodeError::NoChoice) => {
+                failure::foreign(begun.status, &begun.kind, &begun.head, error, self.asked())
             }
         }
     }
 
     fn stalled(&self, limit: Duration) -> ModelError {
-        ModelError::Unavailable(Box::new(Stalled { limit }))
+        ModelError::Unavailable(Box::new(Stalled { url: self.shown.clone(), limit }))
+    }
+
+    /// A URL's query may hold a key, so the cause is without it.
+    fn broken(&self, error: reqwest::Error) -> ModelError {
+        let url = self.shown.clone();
+        let connecting = error.is_connect();
+        let source = error.without_url();
+        ModelError::Unavailable(Box::new(match connecting {
+            true => Broken::Unreached { url, source },
+            false => Broken::Off { url, source },
+        }))
+    }
+}
+
+/// How an answer with a success status began.
+struct Begun {
+    status: u16,
+    kind: String,
+    head: Vec<u8>,
+}
+
+impl Begun {
+    /// By its content type, it is what was asked for.
+    fn is_of_a_model(&self) -> bool {
+        ["application/json", "text/event-stream"].iter().any(|kind| self.kind.starts_with(kind))
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the server sent nothing for {limit:?}")]
+#[error("{url} sent nothing for {limit:?}")]
 struct Stalled {
+    url: String,
     limit: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{url} could not be reached")]
+    Unreached { url: String, source: reqwest::Error },
+    #[error("the connection to {url} broke")]
+    Off { url: String, source: reqwest::Error },
 }
 
 #[async_trait]
@@ -213,9 +266,13 @@ impl Model for OpenAiCompatible {
     }
 }
 
-/// A URL's query may hold a key, so it stays out of the cause.
-fn broken(error: reqwest::Error) -> ModelError {
-    ModelError::Unavailable(Box::new(error.without_url()))
+/// The base URL without user, password, query and fragment: some providers take a key in the query.
+fn shown(base_url: &str) -> String {
+    let Ok(mut url) = Url::parse(base_url.trim()) else { return "the model's server".to_owned() };
+    let _no_host = url.set_username("").and_then(|()| url.set_password(None));
+    url.set_query(None);
+    url.set_fragment(None);
+    url.as_str().trim_end_matches('/').to_owned()
 }
 
 fn completions_url(base_url: &str) -> Option<Url> {
@@ -252,6 +309,11 @@ mod tests {
         for refused in ["engine:8000", "ftp://x/v1", "http://user:pass@x/v1", "", "/v1"] {
             assert_eq!(completions_url(refused), None, "{refused}");
         }
+    }
+
+    #[test]
+    fn a_url_is_shown_without_what_may_be_secret_in_it() {
+        assert_eq!(shown(" http://user:pass@x:1/v1/?key=canary#part"), "http://x:1/v1");
     }
 
     #[test]

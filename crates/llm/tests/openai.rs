@@ -144,24 +144,49 @@ async fn every_failure_is_mapped_to_what_the_caller_can_do() {
         ("429 Too Many Requests", "", said, "Busy"),
         ("429 Too Many Requests", "", r#"{"error":{"message":"pay","code":"insufficient_quota"}}"#, "Refused(pay)"),
         ("503 Service Unavailable", wait, said, "Busy(7s)"),
-        ("503 Service Unavailable", "", said, "Unavailable(the server answered 503: no [key] here)"),
-        ("500 Internal Server Error", wait, said, "Unavailable(the server answered 500: no [key] here)"),
-        ("502 Bad Gateway", "", html, "Unavailable(the server answered 502: it gave no reason)"),
+        ("503 Service Unavailable", "", said, "Unavailable(URL answered 503: no [key] here)"),
+        ("500 Internal Server Error", wait, said, "Unavailable(URL answered 500: no [key] here)"),
+        ("502 Bad Gateway", "", html, "Unavailable(URL answered 502: it gave no reason)"),
         ("400 Bad Request", "", too_long, "ContextExceeded"),
-        ("400 Bad Request", "", said, "Refused(400: no [key] here)"),
-        ("401 Unauthorized", "", said, "Refused(401: no [key] here)"),
-        ("403 Forbidden", "", r#"{"detail":"not you"}"#, "Refused(403: not you)"),
-        ("404 Not Found", "", "no such\nmodel", "Refused(404: no such model)"),
+        ("400 Bad Request", "", said, "Refused(URL answered 400: no [key] here)"),
+        (
+            "401 Unauthorized",
+            "",
+            said,
+            "Refused(URL answered 401: no [key] here; look at the file with its key (api_key_file, or --model-key-file))",
+        ),
+        (
+            "403 Forbidden",
+            "",
+            r#"{"detail":"not you"}"#,
+            "Refused(URL answered 403: not you; look at the file with its key (api_key_file, or --model-key-file))",
+        ),
+        (
+            "404 Not Found",
+            "",
+            "no such\nmodel",
+            "Refused(URL answered 404: no such model; does the URL end as the server documents it, mostly in /v1, and does the server have this model?)",
+        ),
         ("200 OK", "", "data: {\"error\":{\"message\":\"slow\",\"code\":429}}\n\n", "Busy"),
         (
             "200 OK",
             "",
             "data: {\"error\":{\"message\":\"gone\",\"code\":500}}\n\n",
-            "Unavailable(the server broke off with an error: gone)",
+            "Unavailable(URL broke off with an error: gone)",
         ),
         ("200 OK", "", too_long, "ContextExceeded"),
-        ("200 OK", "", "data: {\"choices\": [\n\n", "Unavailable(the server sent something that is no JSON)"),
-        ("200 OK", "", "hello", "Unavailable(the server sent no answer of a model)"),
+        (
+            "200 OK",
+            "content-type: text/event-stream\r\n",
+            "data: {\"choices\": [\n\n",
+            "Unavailable(the server sent something that is no JSON)",
+        ),
+        (
+            "200 OK",
+            "content-type: text/html\r\n",
+            "<html>\n<title>sk-canary-7 \u{1b}[1mPortal</title>",
+            "Unavailable(what URL sent is no chat completion (200, text/html, `<html> <title>[key] [1mPortal</title>`); does the URL end as the server documents it, mostly in /v1?)",
+        ),
     ] {
         let server = Server::answering(status, headers, body).await;
         let error = ask(&server.model()).await.expect_err(status);
@@ -173,6 +198,7 @@ async fn every_failure_is_mapped_to_what_the_caller_can_do() {
             ModelError::Refused(sentence) => format!("Refused({sentence})"),
             ModelError::Cancelled => "Cancelled".into(),
         };
+        let seen = seen.replace(&format!("http://{}/v1", server.address), "URL");
         assert_eq!(seen, expected, "{status} {body}");
         assert!(!chain(&error).contains(KEY) && !format!("{error:?}").contains(KEY));
     }

@@ -3,6 +3,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::sandbox::SandboxLevel;
+use fettle_domain::budget::MIN_CONTEXT_TOKENS;
 use fettle_domain::path_policy::PathPolicy;
 use fettle_domain::task::Mode;
 use serde::{Deserialize, Serialize};
@@ -186,7 +187,7 @@ pub struct ModelConfig {
     pub model: Option<String>,
     #[serde(default)]
     pub api_key_file: Option<Utf8PathBuf>,
-    /// The window in tokens; below 32768 Runs are refused.
+    /// The window in tokens; less than 32768 is refused.
     #[serde(default = "default_context")]
     pub context: u64,
 }
@@ -266,13 +267,36 @@ impl Config {
             .iter()
             .filter(|(key, _)| key.strip_prefix(PREFIX).is_some_and(|rest| rest.contains("__")))
             .collect();
-        let config = if overrides.is_empty() { plain } else { with_overrides(text, &overrides)? };
-        config.check()?;
+        let (config, path) = if overrides.is_empty() {
+            (plain, name.to_owned())
+        } else {
+            (with_overrides(text, &overrides)?, format!("{name} with the FETTLE_ variables"))
+        };
+        config.check().map_err(|what| ConfigError::Refused { path, what })?;
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let invalid = |what: String| Err(ConfigError::Invalid(what));
+    /// Every secret that is named here: its key and file.
+    pub fn secret_files(&self) -> Vec<(String, &Utf8Path)> {
+        let forge = &self.forge;
+        let named = [
+            ("forge.app_key_file", &forge.app_key_file),
+            ("forge.read_token_file", &forge.read_token_file),
+            ("forge.write_token_file", &forge.write_token_file),
+            ("forge.webhook_secret_file", &forge.webhook_secret_file),
+            ("forge.webhook_secret_previous_file", &forge.webhook_secret_previous_file),
+            ("auth.worker_key_file", &self.auth.worker_key_file),
+        ];
+        let named = named.into_iter().filter_map(|(key, file)| Some((key.to_owned(), file.as_deref()?)));
+        let models = self.gateway.models.iter().filter_map(|model| {
+            Some((format!("gateway.models `{}`: api_key_file", model.name), model.api_key_file.as_deref()?))
+        });
+        named.chain(models).collect()
+    }
+
+    /// Errors with a sentence about the first setting that cannot work.
+    fn check(&self) -> Result<(), String> {
+        let invalid = Err::<(), String>;
         for (key, address) in
             [("server.listen", &self.server.listen), ("server.internal_listen", &self.server.internal_listen)]
         {
@@ -291,9 +315,20 @@ impl Config {
         if self.forge.label.trim().is_empty() {
             return invalid("forge.label is empty".into());
         }
+        match self.forge.label_mode {
+            Mode::Quickfix | Mode::Refine => {}
+            Mode::Probe => {
+                return invalid(
+                    "forge.label_mode is `probe`, which changes nothing: a label asks for `quickfix` or `refine`"
+                        .into(),
+                );
+            }
+        }
         if self.agent.workers == 0 {
             return invalid("agent.workers is 0: nothing would ever run".into());
         }
+        self.agent.sandbox.check()?;
+        crate::telemetry::filter(&self.telemetry.log)?;
         let mut names: Vec<&str> = self.gateway.models.iter().map(|model| model.name.as_str()).collect();
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -306,9 +341,51 @@ impl Config {
                     model.name, model.base_url
                 ));
             }
+            if model.context < MIN_CONTEXT_TOKENS {
+                return invalid(format!(
+                    "gateway.models `{}`: context {} is too small, since the prompt alone would fill it; {MIN_CONTEXT_TOKENS} tokens are needed",
+                    model.name, model.context
+                ));
+            }
         }
         Ok(())
     }
+}
+
+impl Sandbox {
+    fn check(&self) -> Result<(), String> {
+        for (key, size) in [("memory", self.memory), ("workspace", self.workspace), ("temporary", self.temporary)] {
+            if size.0 == 0 {
+                return Err(format!("agent.sandbox.{key} is 0: no command could run"));
+            }
+        }
+        if self.processes == 0 {
+            return Err("agent.sandbox.processes is 0: no command could run".into());
+        }
+        if self.suite_time.0.is_zero() {
+            return Err("agent.sandbox.suite_time is 0: no test suite could end in time".into());
+        }
+        match self.prepare_hosts.iter().find(|entry| !is_host(entry)) {
+            Some(entry) => Err(format!(
+                "agent.sandbox.prepare_hosts: `{entry}` is not a host; write the name alone, as in `packages.example.org`, or with a port, as in `nexus.internal:8443`"
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A host's name or address, alone or with a port; an IPv6 address with a port stands in brackets.
+fn is_host(entry: &str) -> bool {
+    use std::net::{Ipv6Addr, SocketAddrV6};
+    if entry.parse::<Ipv6Addr>().is_ok() || entry.parse::<SocketAddrV6>().is_ok() {
+        return true;
+    }
+    let (name, port) = entry.split_once(':').map_or((entry, None), |(name, port)| (name, Some(port)));
+    let labels = name.strip_suffix('.').unwrap_or(name).split('.');
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0)) && labels.into_iter().all(is_label)
 }
 
 fn with_overrides(text: &str, overrides: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -396,10 +473,29 @@ mod tests {
             ("[forge]\nread_token_file = \"/a\"\nwrite_token_file = \"/a\"", "one file"),
             ("[agent]\nworkers = 0", "workers"),
             ("[agent.sandbox]\nmemory = \"8\"", "unit"),
+            ("[agent.sandbox]\nmemory = 8", "write it with a unit, as in `8 GiB`"),
+            ("[agent.sandbox]\nsuite_time = 30", "write it with a unit, as in `30m`"),
+            ("[agent.sandbox]\nsuite_time = \"0s\"", "suite_time is 0"),
+            ("[agent.sandbox]\nworkspace = \"0 GiB\"", "workspace is 0"),
+            ("[agent.sandbox]\nprocesses = 0", "processes is 0"),
+            ("[agent.sandbox]\nprepare_hosts = [\"a.b\", \"https://a.b/c\"]", "`https://a.b/c` is not a host"),
+            ("[forge]\nlabel_mode = \"probe\"", "label_mode"),
+            ("[telemetry]\nlog = \"fettle=loud\"", "telemetry.log: `fettle=loud`"),
+            ("[[gateway.models]]\nname = \"a\"\nbase_url = \"http://x\"\ncontext = 1000", "32768 tokens are needed"),
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"ftp://x\"", "base_url"),
         ] {
             let error = parse(text).unwrap_err().to_string();
-            assert!(error.contains(word), "{text}: {error}");
+            assert!(error.contains(word) && error.starts_with("fettle.toml: "), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn registries_are_named_by_host_and_maybe_port() {
+        for host in ["a.b", "a.b.", "nexus:8443", "10.0.0.1:80", "::1", "[::1]:8443", "a_b-c.d"] {
+            assert!(is_host(host), "{host}");
+        }
+        for other in ["", ".", "a..b", "https://a.b", "a.b/c", "a.b:", "a.b:0", "a.b:x", "*.a.b", "a b", "user@a.b"] {
+            assert!(!is_host(other), "{other}");
         }
     }
 }

@@ -3,6 +3,10 @@
 use camino::Utf8Path;
 use secrecy::SecretString;
 
+use crate::config::Config;
+use crate::data::DataDir;
+use crate::environment::Environment;
+
 /// Larger files are no secrets; a wrong path is told before it is read into memory.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
 /// Characters of a key that we make: 256 bits as hexadecimal digits.
@@ -16,6 +20,8 @@ pub enum SecretError {
         #[source]
         source: std::io::Error,
     },
+    #[error("could not read the secret file {0}: no such file")]
+    Missing(String),
     #[error("the secret file {0} is empty")]
     Empty(String),
     #[error("the secret file {0} is larger than {MAX_SECRET_BYTES} bytes; is it the right file?")]
@@ -30,7 +36,10 @@ pub enum SecretError {
 
 /// The file's text without blanks around it.
 pub fn read(path: &Utf8Path) -> Result<SecretString, SecretError> {
-    let error = |source| SecretError::Read { path: path.to_string(), source };
+    let error = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::NotFound => SecretError::Missing(path.to_string()),
+        _ => SecretError::Read { path: path.to_string(), source },
+    };
     let size = fs_err::metadata(path).map_err(error)?.len();
     if size > MAX_SECRET_BYTES {
         return Err(SecretError::TooLarge(path.to_string()));
@@ -61,6 +70,28 @@ pub fn read_or_make(path: &Utf8Path, random: [u8; 32]) -> Result<(SecretString, 
     }
 }
 
+/// A sentence for each secret that others than its owner can read: those that the configuration names, and the keys in
+/// the data folder.
+pub fn exposed(config: &Config, data: Option<&DataDir>, environment: &Environment) -> Vec<String> {
+    let keys = data.map(|data| [data.admin_key(), data.worker_key()]);
+    let named = config.secret_files();
+    let mut files: Vec<&Utf8Path> = named.iter().map(|(_, file)| *file).collect();
+    files.extend(keys.iter().flatten().map(|key| key.as_path()));
+    files.sort_unstable();
+    files.dedup();
+    // systemd makes this folder for the service alone; the modes in it are not ours to change.
+    let systemd = environment.find("CREDENTIALS_DIRECTORY");
+    let ours = |file: &&Utf8Path| systemd.is_none_or(|folder| !file.starts_with(folder));
+    files.into_iter().filter(ours).filter_map(told_if_open).collect()
+}
+
+/// Nothing about a file that is not there: whoever needs it tells that.
+fn told_if_open(file: &Utf8Path) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = fs_err::metadata(file).ok()?.permissions().mode() & 0o777;
+    (mode & 0o044 != 0).then(|| format!("{file} can be read by others than its owner; run `chmod 600 {file}`"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -79,5 +110,25 @@ mod tests {
         let (second, made) = read_or_make(&path, [8; 32]).unwrap();
         assert!(!made);
         assert_eq!(first.expose_secret(), second.expose_secret());
+    }
+    #[test]
+    fn a_secret_that_others_can_read_is_told_unless_systemd_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap();
+        let file = |name: &str, mode: u32| {
+            let path = root.join(name);
+            fs_err::write(&path, "secret").unwrap();
+            fs_err::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let (open, closed) = (file("open", 0o640), file("closed", 0o600));
+        let text = format!(
+            "[forge]\nread_token_file = \"{open}\"\nwrite_token_file = \"{closed}\"\nwebhook_secret_file = \"/nowhere\""
+        );
+        let config = Config::parse("fettle.toml", &text, &Environment::default()).unwrap();
+        let told = exposed(&config, None, &Environment::default());
+        assert!(told.len() == 1 && told[0].ends_with(&format!("run `chmod 600 {open}`")), "{told:?}");
+        let systemd = Environment::from_pairs([("CREDENTIALS_DIRECTORY", root.as_str())]);
+        assert_eq!(exposed(&config, None, &systemd), Vec::<String>::new());
     }
 }

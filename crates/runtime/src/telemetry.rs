@@ -16,11 +16,19 @@ pub enum LogFormat {
     Json,
 }
 
-/// Logs go to standard error, so that standard output is the command's own. `filter` as in `info,fettle_git=debug`.
+/// Which lines are logged.
 ///
-/// Errors when the filter cannot be read.
-pub fn init(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter).map_err(|e| format!("telemetry.log: {e}"))?;
+/// Errors with a sentence when `text` cannot be read.
+pub fn filter(text: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(text)
+        .map_err(|e| format!("telemetry.log: `{text}` cannot be read ({e}); write it as in `info,fettle_git=debug`"))
+}
+
+/// Logs go to standard error, so that standard output is the command's own. `log` as in `info,fettle_git=debug`.
+///
+/// Errors when it cannot be read.
+pub fn init(log: &str, format: LogFormat) -> Result<(), String> {
+    let filter = filter(log)?;
     let json = match format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,

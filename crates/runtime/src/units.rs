@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// `90s`, `5m`, `2h`, `1h 30m`.
@@ -54,8 +55,43 @@ impl fmt::Display for Size {
     }
 }
 
+/// Reads text, and tells whoever wrote a bare number how it is written.
+struct Text {
+    example: &'static str,
+}
+
+impl Text {
+    fn bare<E: Error>(&self, number: impl fmt::Display) -> E {
+        E::custom(format!("`{number}` has no unit: write it with a unit, as in `{}`", self.example))
+    }
+}
+
+impl Visitor<'_> for Text {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "text with a unit, as in `{}`", self.example)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<String, E> {
+        Err(self.bare(number))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<String, E> {
+        Err(self.bare(number))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<String, E> {
+        Err(self.bare(number))
+    }
+}
+
 macro_rules! as_text {
-    ($($name:ident),*) => {$(
+    ($($name:ident as in $example:literal),*) => {$(
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
                 s.collect_str(self)
@@ -64,13 +100,13 @@ macro_rules! as_text {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+                d.deserialize_any(Text { example: $example })?.parse().map_err(D::Error::custom)
             }
         }
     )*};
 }
 
-as_text!(Span, Size);
+as_text!(Span as in "30m", Size as in "8 GiB");
 
 #[cfg(test)]
 mod tests {

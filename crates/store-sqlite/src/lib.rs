@@ -34,7 +34,7 @@ use fettle_domain::lease::Timing;
 use sqlx::SqlitePool;
 use tokio::sync::watch;
 
-pub use open::OpenError;
+pub use open::{OpenError, refuse_if_in_use};
 pub use time::{RunningStopwatch, Stopwatch};
 
 use blob::Blobs;

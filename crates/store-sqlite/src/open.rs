@@ -38,7 +38,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("{data_dir} is in use by process {owner}; stop it or choose another data directory")]
+    #[error(
+        "another Fettle (process {owner}) uses the ledger in {data_dir}; stop it, or choose another data folder with --data-dir"
+    )]
     InUse { data_dir: Utf8PathBuf, owner: String },
     #[error("{data_dir} lies on {kind}, where SQLite's locks cannot be trusted; choose a local disk")]
     NetworkFileSystem { data_dir: Utf8PathBuf, kind: &'static str },
@@ -156,16 +158,29 @@ async fn lock(data_dir: &Utf8Path, wait: Duration) -> Result<DataDirLock, OpenEr
             Err(std::fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
                 tokio::time::sleep(LOCK_POLL).await;
             }
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                file.read_to_string(&mut owner).map_err(failed)?;
-                let owner = owner.trim().to_owned();
-                return Err(OpenError::InUse { data_dir: data_dir.to_owned(), owner });
-            }
+            Err(std::fs::TryLockError::WouldBlock) => return Err(in_use(data_dir, &mut file)),
         }
     }
     sign(&mut file).map_err(failed)?;
     Ok(DataDirLock { _file: file })
+}
+
+fn in_use(data_dir: &Utf8Path, file: &mut fs_err::File) -> OpenError {
+    let mut owner = String::new();
+    match file.read_to_string(&mut owner) {
+        Ok(_) => OpenError::InUse { data_dir: data_dir.to_owned(), owner: owner.trim().to_owned() },
+        Err(source) => OpenError::DataDir { data_dir: data_dir.to_owned(), source },
+    }
+}
+
+/// Errors with [`OpenError::InUse`] while another process has the ledger open. Waits for nobody and changes nothing.
+pub fn refuse_if_in_use(data_dir: &Utf8Path) -> Result<(), OpenError> {
+    // Without the file there is no ledger; what else is wrong with it is told by whoever opens the ledger.
+    let Ok(mut file) = fs_err::File::open(data_dir.join(LOCK_FILE)) else { return Ok(()) };
+    match file.file().try_lock_shared() {
+        Err(std::fs::TryLockError::WouldBlock) => Err(in_use(data_dir, &mut file)),
+        Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(()),
+    }
 }
 
 /// Leaves the process id for whoever finds the directory in use.

@@ -10,7 +10,7 @@ use fettle_agent::prepare::{PrepareNetwork, PrepareOptions};
 use fettle_agent::solve::{Agent, AgentOptions, Watch, clear_leftovers};
 use fettle_app::ports::clock::IdSource;
 use fettle_app::ports::git::Repositories;
-use fettle_app::ports::ledger::{Holder, Leases};
+use fettle_app::ports::ledger::{Holder, Leases, LedgerError};
 use fettle_app::ports::model::{Model, ModelInfo};
 use fettle_app::ports::sandbox::{Access, Mount, Sandbox, SandboxLevel, SandboxLimits};
 use fettle_app::running::{Stay, Worker};
@@ -164,7 +164,11 @@ pub struct WorkerParts {
 }
 
 /// Works until `shutdown`, then lets go of what it holds.
-pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken) {
+///
+/// Errors when the ledger refuses this worker; then its other slots let go too.
+pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken) -> Result<(), LedgerError> {
+    let shutdown = shutdown.child_token();
+    let mut refused = Ok(());
     let agent = Arc::new(agent);
     let slot = || {
         let worker = Worker {
@@ -178,16 +182,24 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
         let shutdown = shutdown.clone();
         async move { worker.work(parts.stay, &shutdown).await }
     };
-    let mut slots: tokio::task::JoinSet<()> = (0..parts.slots).map(|_| slot()).collect();
+    let mut slots: tokio::task::JoinSet<Result<(), LedgerError>> = (0..parts.slots).map(|_| slot()).collect();
     while let Some(ended) = slots.join_next().await {
-        // Its job's lease lapses and counts as a crash, so one that brings down every slot ends after three.
-        if let Err(error) = ended {
-            tracing::error!("a Run brought down its slot, which begins anew: {error}");
-            if parts.stay == Stay::UntilShutdown {
-                slots.spawn(slot());
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                refused = Err(error);
+                shutdown.cancel();
+            }
+            // Its job's lease lapses and counts as a crash, so one that brings down every slot ends after three.
+            Err(error) => {
+                tracing::error!("a Run brought down its slot, which begins anew: {error}");
+                if parts.stay == Stay::UntilShutdown {
+                    slots.spawn(slot());
+                }
             }
         }
     }
+    refused
 }
 
 /// The lease times, shortened for tests with real processes when `FETTLE_TEST_TIMING` is set.

@@ -16,7 +16,7 @@ use fettle_runtime::environment::Environment;
 use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
 use fettle_worker::{AgentParts, WorkerParts, agent, models, timing, work};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Works on Runs of a Fettle dashboard.
 #[derive(Parser)]
@@ -53,6 +53,7 @@ async fn run() -> Result<()> {
     let config = Config::load(flags.config.as_deref(), &environment)?;
     telemetry::init(&config.telemetry.log, config.telemetry.format).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
+    secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
     let key_file = config.auth.worker_key_file.clone().unwrap_or_else(|| data.worker_key());
     let key =
         secrets::read(&key_file).context("the worker needs the dashboard's service key (auth.worker_key_file)")?;
@@ -78,7 +79,7 @@ async fn run() -> Result<()> {
     let ids = Arc::new(system::RandomIds);
     let slots = config.agent.workers;
     let parts = WorkerParts { leases, heartbeat_leases, ids, timing: timing(&environment), slots, stay };
-    work(agent, parts, &stop).await;
+    work(agent, parts, &stop).await.with_context(|| format!("{} gives no work", config.agent.dashboard_url))?;
     info!("the worker has let go of everything");
     Ok(())
 }

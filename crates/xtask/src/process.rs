@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Child;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// From the request to end until the kill.
 const GRACE: Duration = Duration::from_secs(5);
@@ -74,6 +75,8 @@ fn supervise(
     command.stdin(Stdio::null()).stdout(output()).stderr(output()).process_group(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        // Before the start: whoever ends us must find somebody who ends the command.
+        let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
         let mut child =
             tokio::process::Command::from(command).spawn().with_context(|| format!("while starting `{told}`"))?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).context("a started process has an id")?;
@@ -81,6 +84,8 @@ fn supervise(
             ended = follow(&mut child, each) => return ended.with_context(|| format!("while running `{told}`")),
             () = tokio::time::sleep(limit) => format!("took longer than {} s", limit.as_secs()),
             _ = tokio::signal::ctrl_c() => "was interrupted".to_owned(),
+            _ = terminate.recv() => "was stopped, since this process was told to end".to_owned(),
+            _ = hangup.recv() => "was stopped, since the terminal has gone".to_owned(),
         };
         end(&mut child, group).await;
         bail!("`{told}` {why}");

@@ -70,7 +70,7 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
 fn build(workspace: &Workspace, program: &str, profile: Profile, features: &[String]) -> anyhow::Result<()> {
     ensure!(workspace.has_binary(program), "this tree has no program `{program}`");
     let mut command = workspace.cargo("build");
-    command.args(["--quiet", "--bins"]).args(features);
+    command.arg("--bins").args(features);
     for package in workspace.members().map(|member| member.name.as_str()) {
         // A feature can be named only for a package that is selected.
         if PACKAGES.contains(&package) || features.iter().any(|named| named.contains(&format!("{package}/"))) {
@@ -80,6 +80,8 @@ fn build(workspace: &Workspace, program: &str, profile: Profile, features: &[Str
     if let Profile::Release = profile {
         command.arg("--release");
     }
+    // Cargo tells its progress on standard error, beside this line; standard output stays the program's own.
+    eprintln!("building {program} and what it starts; a first build takes minutes");
     process::run(command, BUILD_LIMIT)
 }
 

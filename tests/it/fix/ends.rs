@@ -40,14 +40,35 @@ fn an_interrupt_while_a_command_runs_ends_the_command() {
 }
 
 #[test]
-fn a_model_that_is_away_is_told_after_a_few_tries() {
+fn a_model_that_is_away_is_told_at_once_by_url_and_after_a_few_tries_by_configuration() {
     let project = Project::SHELL;
     let repo = project.repo();
     let url = ModelServer::start(project.solving().script()).base_url();
-    let ended = Fix::new(&repo, project.issue).with(&["--model-url", &url]).run().expect(1);
-    assert!(ended.stderr.contains("error: ") && ended.stderr.contains("trying again in"), "{ended}");
-    let error = ended.stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
-    assert!(error.contains("could not be reached") || error.contains("connect"), "{ended}");
+    let error_of = |fix: Fix<'_>| {
+        let ended = fix.run().expect(1);
+        let error = ended.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+        assert!(error.contains(&url) && error.contains("connect"), "{ended}");
+        (error.to_owned(), ended.stderr.contains("trying again in"))
+    };
+    let (error, tried_again) = error_of(Fix::new(&repo, project.issue).with(&["--model-url", &url]));
+    assert!(error.contains("--model-url") && !tried_again, "{error}");
+    let known = format!("[[gateway.models]]\nname = \"one\"\nbase_url = \"{url}\"\n");
+    assert!(error_of(Fix::new(&repo, project.issue).config(&known)).1);
+}
+
+#[test]
+fn the_name_of_a_model_is_asked_for_and_chosen_when_there_are_several() {
+    let project = Project::SHELL;
+    let repo = project.repo();
+    let by_url = |server: &ModelServer| Fix::new(&repo, project.issue).with(&["--model-url", &server.base_url()]);
+    let server = ModelServer::start(project.solving().script().listing_models(&["only/one"]));
+    let ended = by_url(&server).run().expect_proven();
+    assert!(server.requests().iter().all(|request| request.body["model"] == "only/one"), "{ended}");
+    let server = ModelServer::start(project.solving().script().listing_models(&["one", "two"]));
+    let ended = by_url(&server).run().expect(2);
+    assert!(ended.stderr.contains("lists 2 models: one, two; choose one with --model-name"), "{ended}");
+    assert_eq!(server.request_count(), 0);
+    by_url(&server).with(&["--model-name", "two"]).run().expect_proven();
 }
 
 #[test]
@@ -59,6 +80,7 @@ fn a_model_that_refuses_the_key_or_the_request_is_told_at_once() {
     fs_err::write(&key, "wrong-key-1234567890\n").unwrap();
     let ended = Fix::new(&repo, project.issue).model(&server).with(&["--model-key-file", key.as_str()]).run().expect(1);
     assert!(ended.stderr.contains("error: ") && ended.stderr.contains("401"), "{ended}");
+    assert!(ended.stderr.contains("--model-key-file") && server.request_count() == 0, "{ended}");
     assert!(!ended.stderr.contains("wrong-key"), "{ended}");
     let server = ModelServer::start(Script::always(Answer::empty().with_fault(Fault::status(400, "no such model"))));
     let ended = Fix::new(&repo, project.issue).model(&server).run().expect(1);
@@ -96,6 +118,13 @@ fn wrong_use_is_told_in_a_sentence_before_anything_is_done() {
         ("the issue is empty", fix(" \n\n").model(&server)),
         ("no model is called `other`; known: one", fix(project.issue).config(&known).with(&["--model", "other"])),
         ("no model: give --model-url", fix(project.issue)),
+        (
+            "`git@x.example:a/b` is no path and no https:// address",
+            fix(project.issue).model(&server).on("git@x.example:a/b"),
+        ),
+        ("`a..b c` is not a valid branch name", fix(project.issue).model(&server).with(&["--branch", "a..b c"])),
+        ("the issue's number, such as 7", fix(project.issue).model(&server).with(&["--issue-id", "abc"])),
+        ("--model-context 1000 is too small", fix(project.issue).model(&server).with(&["--model-context", "1000"])),
         ("--mode", fix(project.issue).model(&server).with(&["--mode", "fast"])),
         ("unexpected argument", fix(project.issue).model(&server).with(&["--nonsense"])),
     ] {

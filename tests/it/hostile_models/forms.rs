@@ -166,5 +166,6 @@ fn a_model_that_never_calls_properly_is_taught_another_form_and_then_stopped() {
         .phase("notes", [Answer::text("Nothing worked.")]);
     let run = Run::of(&PROJECT, PROJECT.repo(), phases.otherwise(Answer::text("Nothing.")));
     run.was_told("From now on, call tools like this");
-    run.ended.expect(4).reason_has("stopped: rule R3: 3 malformed turns in a row, twice. Nothing worked.");
+    let ended = run.ended.expect(4).reason_has("the model's tool calls could not be read, 3 times in a row");
+    ended.reason_has("does not support tool calls. The model's last words: “Nothing worked.”");
 }

@@ -1,4 +1,4 @@
-//! Models that get nowhere: stopped at the figure of the rule, with the rule's name, and with what was learned.
+//! Models that get nowhere: stopped at the figure of the rule, with a sentence, and with what was learned.
 
 use fettle_tests::fixtures::{Ended, Project, bash, create, finish, replace};
 use fettle_tests::model::{Answer, Conversation};
@@ -18,11 +18,11 @@ fn idle(choose: impl Fn(&Conversation) -> Answer + Send + Sync + 'static) -> Run
 }
 
 #[track_caller]
-fn assert_stopped(run: Run, rule: &str, calls: usize) -> Ended {
+fn assert_stopped(run: Run, why: &str, calls: usize) -> Ended {
     let ended = run.ended.expect(4);
     assert_eq!(ended.text("outcome"), "no_patch");
-    assert!(ended.text("reason").contains(&format!("rule {rule}:")), "{ended}");
-    assert!(ended.text("reason").ends_with("The limit is handled in src/clamp.sh."), "{ended}");
+    assert!(ended.text("reason").contains(&format!("stopped: the model {why}")), "{ended}");
+    assert!(ended.text("reason").ends_with("last words: “The limit is handled in src/clamp.sh.”"), "{ended}");
     assert_eq!(run.server.phase_count("fix"), calls, "{ended}");
     ended
 }
@@ -31,13 +31,13 @@ fn assert_stopped(run: Run, rule: &str, calls: usize) -> Ended {
 fn the_same_call_with_the_same_result_stops_at_the_fifth() {
     let run = idle(|_| bash("echo same"));
     run.was_told("This bash call has given the same result 3 times");
-    assert_stopped(run, "R1", 5);
+    assert_stopped(run, "made the same bash call 5 times", 5);
 }
 
 #[test]
 fn two_calls_in_turns_stop_at_the_sixth() {
     let run = idle(|talk| bash(if talk.turn() % 2 == 0 { "echo a" } else { "echo b" }));
-    assert_stopped(run, "R2", 6);
+    assert_stopped(run, "went back and forth between two calls", 6);
 }
 
 #[test]
@@ -50,13 +50,13 @@ fn a_workspace_that_goes_back_and_forth_is_stopped() {
     let ended = run
         .ended
         .expect_unproven("no_new_test")
-        .reason_has("rule R2: the workspace came back to the same state 3 times");
+        .reason_has("the model went back to the same state of the code 3 times");
     assert_eq!(run.server.phase_count("fix"), 7, "{ended}");
 }
 
 #[test]
 fn turns_without_a_call_stop_at_the_third() {
-    assert_stopped(idle(|_| Answer::text("I think it is done.")), "R4", 3);
+    assert_stopped(idle(|_| Answer::text("I think it is done.")), "answered 3 times in a row without using a tool", 3);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn edits_that_do_not_match_are_shown_the_text_and_stop_at_the_fifth() {
     let run = idle(|talk| replace(PROJECT.code, &format!("elif [ \"$1\" -gt \"$4\" ]; then # {}", talk.turn()), "x"));
     run.was_told("error[no_match]: old does not occur in src/clamp.sh; nothing was changed. Closest regions:");
     run.was_told("str_replace has failed 2 times on src/clamp.sh");
-    assert_stopped(run, "R5", 5);
+    assert_stopped(run, "called str_replace on src/clamp.sh 5 times", 5);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_model_that_never_finishes_meets_the_cap_of_each_phase() {
 fn a_change_made_before_the_stop_is_still_verified() {
     let turns = [PROJECT.right_edit()].into_iter().chain((0..5).map(|_| bash("echo same")));
     let run = fixing(&PROJECT, turns);
-    assert!(run.ended.stderr.contains("stopped: rule R1"), "{}", run.ended);
+    assert!(run.ended.stderr.contains("stopped: the model made the same bash call"), "{}", run.ended);
     run.ended.expect_proven();
 }
 

@@ -52,7 +52,7 @@ async fn run(flags: &Flags) -> anyhow::Result<ExitCode> {
         () = &mut stopped => Ok(None),
     };
     if flags.keep && matches!(played, Ok(Some(_))) {
-        teller.line("\nEverything keeps running; Ctrl-C ends it.")?;
+        teller.line(&format!("\n{}", stage.next()))?;
         stopped.await;
     }
     let log = stage.log();

@@ -1,5 +1,7 @@
 //! What the demo runs, from its start to the last trace of it.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use fettle_domain::repo::RepoName;
@@ -7,7 +9,7 @@ use fettle_domain::repo::RepoName;
 use super::example;
 use crate::forge::{ForgeEmulator, ForgeOptions, PatAccess, Role};
 use crate::model::ModelServer;
-use crate::world::{Api, Launch, Process, ready};
+use crate::world::{Api, Launch, Process, program, ready};
 
 /// The account whose tokens Fettle has.
 const MACHINE_USER: &str = "fettle-demo";
@@ -38,6 +40,7 @@ impl Stage {
         let secret = |name: &str, value: &str| -> anyhow::Result<Utf8PathBuf> {
             let file = root.join(name);
             fs_err::write(&file, value)?;
+            fs_err::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
             Ok(file)
         };
         let config = root.join("fettle.toml");
@@ -74,6 +77,19 @@ impl Stage {
         let payload = self.forge.issue_labeled(&self.repo, issue, label, example::MAINTAINER);
         let answer = self.forge.deliver(&self.api.webhooks(), "issues", &payload, WEBHOOK_SECRET).await?;
         Ok(answer.status().as_u16())
+    }
+
+    /// What to look at while everything keeps running.
+    pub fn next(&self) -> String {
+        let (data, base) = (self.folder().join("data"), self.api.base());
+        let data = data.display();
+        let fettle = program("fettle").map_or_else(|_| "fettle".into(), |path| path.to_string());
+        format!(
+            "Everything keeps running; Ctrl-C ends it and removes its folder. Meanwhile, in another terminal:\n\n  \
+             address    {base}\n  data       {data}\n  admin key  {data}/admin.key\n\n  \
+             {fettle} tasks --data-dir {data}\n  \
+             curl -H \"Authorization: Bearer $(cat {data}/admin.key)\" {base}/api/v1/tasks"
+        )
     }
 
     /// The last lines of Fettle's log.

@@ -21,7 +21,7 @@ use fettle_app::ports::ledger::RunOrder;
 use fettle_app::ports::model::Model;
 use fettle_app::ports::sandbox::Sandbox;
 use fettle_app::running::{RunContext, RunEnd, Runner};
-use fettle_domain::budget::Limits;
+use fettle_domain::budget::{Limits, MIN_CONTEXT_TOKENS};
 use fettle_domain::id::RunId;
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::path_policy::PathPolicy;
@@ -36,8 +36,6 @@ use crate::prepare::PrepareOptions;
 use story::Story;
 use talk::Ended;
 
-/// Below this window a Run is refused: the prompt alone would fill it.
-pub const MIN_CONTEXT_TOKENS: u64 = 32_768;
 /// A Task that needs a model which is not configured looks again after this.
 const NO_MODEL_WAIT: Duration = Duration::from_secs(60);
 /// A record that fits nowhere is left behind this often before the Run is given up.

@@ -25,6 +25,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::compaction::{estimate_tokens, fit, working_context};
 use super::context;
@@ -264,14 +265,19 @@ impl Talk {
                 self.say(&format!("Your tool calls could not be read. From now on, call tools like this:\n{how}"));
                 Ok(())
             }
-            _ => Err(Ended::Limit(format!("rule R3: {MALFORMED_IN_A_ROW} malformed turns in a row, twice"))),
+            _ => Err(stopped_by_rule(
+                "R3",
+                format!(
+                    "the model's tool calls could not be read, {MALFORMED_IN_A_ROW} times in a row in each of two forms; mostly its server, or the model itself, does not support tool calls"
+                ),
+            )),
         }
     }
 
     /// Rule R4.
     fn remind(&mut self) -> Result<(), Ended> {
         if let LoopVerdict::Stop { rule, why } = self.loops.silent_turn() {
-            return Err(Ended::Limit(format!("rule {rule}: {why}")));
+            return Err(stopped_by_rule(rule, why));
         }
         let how = dialect::instructions(self.dialect, &[], &self.parts.fence_mark);
         self.say(&format!("That turn called no tool, so nothing was done. {how}"));
@@ -457,7 +463,7 @@ impl Talk {
         match self.loops.observe(&observation(call, &body, phase, fresh_paths > 0)) {
             LoopVerdict::Continue => Ok((body.result, None)),
             LoopVerdict::Note(note) => Ok((body.result, Some(note))),
-            LoopVerdict::Stop { rule, why } => Err(Ended::Limit(format!("rule {rule}: {why}"))),
+            LoopVerdict::Stop { rule, why } => Err(stopped_by_rule(rule, why)),
         }
     }
 
@@ -585,4 +591,10 @@ fn observation(call: &Call, body: &ToolCallBody, phase: Phase, new_file_seen: bo
         new_file_seen,
         in_fix_phase: phase.in_fix,
     }
+}
+
+/// People are told why; the name of the rule is for the log.
+fn stopped_by_rule(rule: &str, why: String) -> Ended {
+    info!("loop rule {rule} ends the conversation: {why}");
+    Ended::Limit(why)
 }

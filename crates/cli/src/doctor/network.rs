@@ -5,20 +5,17 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use fettle_runtime::config::{Config, ModelConfig};
 use fettle_runtime::environment::Environment;
-use fettle_runtime::secrets;
 use reqwest::{StatusCode, Url};
-use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
 use super::{Check, Flags};
 use crate::Common;
 use crate::client::{self, Client};
+use crate::served::{Listed, listed, told};
 
 /// A server that is up lists its models, and a dashboard its health, at once.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
-/// Names told when the wanted one is not among them.
-const NAMES_TOLD: usize = 5;
 
 /// One check for each configured model, all asked at once, told in the configuration's order.
 pub(super) async fn models(config: &Config) -> Vec<Check> {
@@ -37,14 +34,14 @@ pub(super) async fn models(config: &Config) -> Vec<Check> {
 
 async fn check(model: &ModelConfig) -> Check {
     let id = format!("model.{}", model.name);
-    match listed(model).await {
+    match listed(model, ANSWER_LIMIT).await {
         Ok(Listed::Names(names)) => {
             let wanted = model.model.as_ref().unwrap_or(&model.name);
             if names.is_empty() || names.contains(wanted) {
                 return Check::ok(id, format!("{} answers", model.base_url));
             }
-            let told = names[..names.len().min(NAMES_TOLD)].join(", ");
-            let sentence = format!("{} answers, but does not list `{wanted}`; it lists {told}", model.base_url);
+            let sentence =
+                format!("{} answers, but does not list `{wanted}`; it lists {}", model.base_url, told(&names));
             Check::warn(id, sentence, "name one of these with `model` in its [[gateway.models]] entry")
         }
         Ok(Listed::Refused(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))) => {
@@ -58,41 +55,15 @@ async fn check(model: &ModelConfig) -> Check {
         Ok(Listed::Refused(status)) => {
             Check::warn(id, format!("{} answers {status}", model.base_url), "look at the log of this server")
         }
+        Ok(Listed::Foreign(kind)) => {
+            let remedy = "correct base_url in its [[gateway.models]] entry; it mostly ends in /v1";
+            Check::warn(id, format!("{} answers with {kind}, not as a model's server does", model.base_url), remedy)
+        }
         Err(error) => {
             let remedy = "start the model's server, or correct base_url in its [[gateway.models]] entry";
             Check::warn(id, format!("{error:#}"), remedy)
         }
     }
-}
-
-enum Listed {
-    Names(Vec<String>),
-    Refused(StatusCode),
-}
-
-#[derive(Deserialize)]
-struct List {
-    data: Vec<Named>,
-}
-
-#[derive(Deserialize)]
-struct Named {
-    id: String,
-}
-
-async fn listed(model: &ModelConfig) -> Result<Listed> {
-    let base = client::base_url(&model.base_url).with_context(|| format!("{} is not a URL", model.base_url))?;
-    let mut request = client::http(&base)?.get(client::join(&base, &["models"], &[])).timeout(ANSWER_LIMIT);
-    if let Some(file) = &model.api_key_file {
-        request = request.bearer_auth(secrets::read(file)?.expose_secret());
-    }
-    let response = request.send().await.with_context(|| format!("{base} does not answer"))?;
-    if !response.status().is_success() {
-        return Ok(Listed::Refused(response.status()));
-    }
-    let body = client::read(response).await?;
-    let list: Option<List> = serde_json::from_slice(&body).ok();
-    Ok(Listed::Names(list.map_or_else(Vec::new, |list| list.data.into_iter().map(|named| named.id).collect())))
 }
 
 /// Whether a dashboard runs, is ready and knows us.
@@ -199,6 +170,11 @@ mod tests {
             (Some(list(r#"{"id":"coder"},{"id":"other"}"#)), Status::Ok, "answers"),
             (Some(list(r#"{"id":"other"}"#)), Status::Warn, "does not list `coder`; it lists other"),
             (Some("401 Unauthorized\r\nconnection: close\r\n\r\n".to_owned()), Status::Warn, "401"),
+            (
+                Some("200 OK\r\nconnection: close\r\n\r\n<html>".to_owned()),
+                Status::Warn,
+                "not as a model's server does",
+            ),
             (Some("404 Not Found\r\nconnection: close\r\n\r\n".to_owned()), Status::Ok, "without a list"),
             (None, Status::Warn, "does not answer"),
         ] {

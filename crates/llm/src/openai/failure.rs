@@ -7,8 +7,13 @@ use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
+use super::decode::DecodeError;
+
 /// Enough for a server's sentence; a page of HTML is not one.
 const MAX_SENTENCE_CHARS: usize = 500;
+
+/// Of an answer that is something else: enough to recognise a web page or another API.
+const MAX_EXCERPT_CHARS: usize = 120;
 
 /// Codes and phrases by which servers say that prompt and answer do not fit: OpenAI, vLLM, SGLang, llama.cpp, TGI,
 /// LM Studio, Mistral, Groq, Gemini and Anthropic behind a compatible endpoint.
@@ -83,13 +88,32 @@ impl Complaint {
     }
 }
 
+/// Who was asked, for the sentences about it.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// The base URL, without what may be secret in it.
+    pub(super) url: &'a str,
+    pub(super) key: Option<&'a SecretString>,
+}
+
 /// The cause behind `Unavailable`, for operators.
 #[derive(Debug, thiserror::Error)]
 enum Cause {
-    #[error("the server answered {status}: {sentence}")]
-    Status { status: u16, sentence: String },
-    #[error("the server broke off with an error: {sentence}")]
-    Reported { sentence: String },
+    #[error("{url} answered {status}: {sentence}")]
+    Status { url: String, status: u16, sentence: String },
+    #[error("{url} broke off with an error: {sentence}")]
+    Reported { url: String, sentence: String },
+    #[error(
+        "what {url} sent is no chat completion ({status}, {kind}, `{excerpt}`); does the URL end as the server documents it, mostly in /v1?"
+    )]
+    Foreign {
+        url: String,
+        status: u16,
+        kind: String,
+        excerpt: String,
+        #[source]
+        why: DecodeError,
+    },
 }
 
 /// For an answer that began with an error status.
@@ -97,9 +121,10 @@ pub(super) fn of_status(
     status: u16,
     retry_after: Option<Duration>,
     complaint: &Complaint,
-    key: Option<&SecretString>,
+    asked: Asked<'_>,
 ) -> ModelError {
-    let sentence = fit_to_show(&complaint.sentence, key);
+    let url = asked.url;
+    let sentence = fit_to_show(&complaint.sentence, MAX_SENTENCE_CHARS, asked.key);
     let sentence = if sentence.is_empty() { "it gave no reason".to_owned() } else { sentence };
     match status {
         // Codes that only time heals come with 429 and 503, but a used-up account stays used up.
@@ -108,23 +133,43 @@ pub(super) fn of_status(
         503 if retry_after.is_some() => ModelError::Busy { retry_after },
         // llama.cpp answered 500 for a prompt too long before it had a code of its own.
         400 | 413 | 422 | 500 if complaint.says_context_exceeded() => ModelError::ContextExceeded,
-        300..400 => ModelError::Refused(format!("it answered {status}, and redirects are not followed")),
+        300..400 => ModelError::Refused(format!("{url} answered {status}, and redirects are not followed")),
         // 408 and 425 ask for another try.
-        408 | 425 | 500.. => ModelError::Unavailable(Box::new(Cause::Status { status, sentence })),
-        _ => ModelError::Refused(format!("{status}: {sentence}")),
+        408 | 425 | 500.. => ModelError::Unavailable(Box::new(Cause::Status { url: url.to_owned(), status, sentence })),
+        401 | 403 => ModelError::Refused(format!(
+            "{url} answered {status}: {sentence}; look at the file with its key (api_key_file, or --model-key-file)"
+        )),
+        404 => ModelError::Refused(format!(
+            "{url} answered {status}: {sentence}; does the URL end as the server documents it, mostly in /v1, and does the server have this model?"
+        )),
+        _ => ModelError::Refused(format!("{url} answered {status}: {sentence}")),
     }
 }
 
 /// For an error that came inside an answer with a success status.
-pub(super) fn reported(complaint: &Complaint, nothing_said: bool, key: Option<&SecretString>) -> ModelError {
+pub(super) fn reported(complaint: &Complaint, nothing_said: bool, asked: Asked<'_>) -> ModelError {
     if complaint.says_context_exceeded() {
         return ModelError::ContextExceeded;
     }
     match complaint.status {
         Some(429) if nothing_said => ModelError::Busy { retry_after: None },
-        Some(status @ (400 | 401 | 403 | 404)) if nothing_said => of_status(status, None, complaint, key),
-        _ => ModelError::Unavailable(Box::new(Cause::Reported { sentence: fit_to_show(&complaint.sentence, key) })),
+        Some(status @ (400 | 401 | 403 | 404)) if nothing_said => of_status(status, None, complaint, asked),
+        _ => ModelError::Unavailable(Box::new(Cause::Reported {
+            url: asked.url.to_owned(),
+            sentence: fit_to_show(&complaint.sentence, MAX_SENTENCE_CHARS, asked.key),
+        })),
     }
+}
+
+/// For an answer with a success status that is nothing a model's server sends. `head` is how it began.
+pub(super) fn foreign(status: u16, kind: &str, head: &[u8], why: DecodeError, asked: Asked<'_>) -> ModelError {
+    ModelError::Unavailable(Box::new(Cause::Foreign {
+        url: asked.url.to_owned(),
+        status,
+        kind: fit_to_show(kind, MAX_EXCERPT_CHARS, asked.key),
+        excerpt: fit_to_show(&String::from_utf8_lossy(head), MAX_EXCERPT_CHARS, asked.key),
+        why,
+    }))
 }
 
 /// How long the server asks to wait. A date counts from the server's own clock, so ours does not matter.
@@ -143,13 +188,14 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// One bounded line without the key: servers like to repeat what they were sent.
-fn fit_to_show(sentence: &str, key: Option<&SecretString>) -> String {
+fn fit_to_show(sentence: &str, max_chars: usize, key: Option<&SecretString>) -> String {
     let without_key = match key.map(ExposeSecret::expose_secret) {
         Some(key) if !key.is_empty() => sentence.replace(key, "[key]"),
         _ => sentence.to_owned(),
     };
     let line = without_key.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(MAX_SENTENCE_CHARS) {
+    let line: String = line.chars().filter(|c| !c.is_control()).collect();
+    match line.char_indices().nth(max_chars) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }
@@ -158,6 +204,8 @@ fn fit_to_show(sentence: &str, key: Option<&SecretString>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ASKED: Asked<'static> = Asked { url: "http://x/v1", key: None };
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs
@@ -187,7 +235,7 @@ mod tests {
             r#"{"error":{"code":400,"message":"the request exceeds the available context size, try increasing it","type":"exceed_context_size_error"}}"#,
             r#"{"error":"The input (9000 tokens) is longer than the model's context length (8192 tokens)."}"#,
         ] {
-            let error = of_status(400, None, &Complaint::of_body(body.as_bytes()), None);
+            let error = of_status(400, None, &Complaint::of_body(body.as_bytes()), ASKED);
             assert!(matches!(error, ModelError::ContextExceeded), "{body}: {error:?}");
         }
     }
@@ -195,12 +243,12 @@ mod tests {
     #[test]
     fn a_refusal_carries_one_bounded_sentence_and_never_the_key() {
         let key = SecretString::from("sk-canary");
+        let asked = Asked { key: Some(&key), ..ASKED };
         let body = format!(r#"{{"error":{{"message":"bad key sk-canary\n {}"}}}}"#, "x".repeat(2_000));
-        let ModelError::Refused(sentence) = of_status(401, None, &Complaint::of_body(body.as_bytes()), Some(&key))
-        else {
+        let ModelError::Refused(sentence) = of_status(401, None, &Complaint::of_body(body.as_bytes()), asked) else {
             panic!("401 is a refusal");
         };
-        assert!(sentence.starts_with("401: bad key [key] xxx"), "{sentence}");
-        assert!(sentence.chars().count() < MAX_SENTENCE_CHARS + 10);
+        assert!(sentence.starts_with("http://x/v1 answered 401: bad key [key] xxx"), "{sentence}");
+        assert!(sentence.chars().count() < MAX_SENTENCE_CHARS + 120 && sentence.ends_with("--model-key-file)"));
     }
 }
