@@ -13,7 +13,8 @@ use fettle_app::ports::git::Repositories;
 use fettle_app::ports::ledger::{Holder, Leases};
 use fettle_app::ports::model::{Model, ModelInfo};
 use fettle_app::ports::sandbox::{Access, Mount, Sandbox, SandboxLevel, SandboxLimits};
-use fettle_app::running::{Stay, Worker};
+use fettle_app::running::{Stay, WORKED_WITHIN, Worker};
+use fettle_app::vitals::{Pulse, Vitals};
 use fettle_domain::id::WorkerId;
 use fettle_domain::lease::Timing;
 use fettle_llm::{OpenAiCompatible, OpenAiOptions};
@@ -161,12 +162,14 @@ pub struct WorkerParts {
     /// Runs at a time.
     pub slots: u16,
     pub stay: Stay,
+    /// Each slot is a part of the process that must come round.
+    pub vitals: Arc<Vitals>,
 }
 
 /// Works until `shutdown`, then lets go of what it holds.
 pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken) {
     let agent = Arc::new(agent);
-    let slot = || {
+    let slot = |pulse: Pulse| {
         let worker = Worker {
             leases: parts.leases.clone(),
             heartbeat_leases: parts.heartbeat_leases.clone(),
@@ -174,6 +177,7 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             ids: parts.ids.clone(),
             holder: Holder { worker: WorkerId::from_uuid(parts.ids.uuid()), name: system::process_name() },
             timing: parts.timing,
+            pulse,
         };
         let shutdown = shutdown.clone();
         async move { worker.work(parts.stay, &shutdown).await }

@@ -77,7 +77,7 @@ async fn run() -> Result<()> {
     info!("working for {} at sandbox level {}", config.agent.dashboard_url, agent.sandbox.report().level.name());
     let ids = Arc::new(system::RandomIds);
     let slots = config.agent.workers;
-    let parts = WorkerParts { leases, heartbeat_leases, ids, timing: timing(&environment), slots, stay };
+    let parts = WorkerParts { leases, heartbeat_leases, ids, timing: timing(&environment), slots, stay, vitals: Arc::default() };
     work(agent, parts, &stop).await;
     info!("the worker has let go of everything");
     Ok(())
