@@ -11,7 +11,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use fettle_app::ports::clock::Clock;
 use fettle_app::ports::ledger::{Ledger, LedgerError};
-use jiff::Timestamp;
+use fettle_app::vitals::{Pulse, Vital, Vitals};
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,8 @@ pub struct Health {
     clock: Arc<dyn Clock>,
     phase: Mutex<(Phase, Timestamp)>,
     ledger: Mutex<Probed>,
+    vitals: Arc<Vitals>,
+    probes: Pulse,
 }
 
 #[derive(Debug, Clone)]
@@ -77,11 +80,12 @@ enum Phase {
 }
 
 impl Health {
-    /// Starting: healthy for the time of one patience, not ready.
-    pub fn new(timing: ProbeTiming, clock: Arc<dyn Clock>) -> Self {
+    /// Starting: healthy for the time of one patience, not ready. It tells of all `vitals`, and adds one for the probe.
+    pub fn new(timing: ProbeTiming, clock: Arc<dyn Clock>, vitals: Arc<Vitals>) -> Self {
         let since = clock.now();
+        let probes = vitals.pulse("ledger probe", timing.patience + timing.every);
         let probed = Probed { good_at: Instant::now(), since, failing: false };
-        Self { timing, clock, phase: Mutex::new((Phase::Starting, since)), ledger: Mutex::new(probed) }
+        Self { timing, clock, phase: Mutex::new((Phase::Starting, since)), ledger: Mutex::new(probed), vitals, probes }
     }
 
     /// All parts run; requests may come.
@@ -100,7 +104,7 @@ impl Health {
 
     /// Makes progress: the ledger took a write not long ago.
     pub fn is_live(&self) -> bool {
-        self.ledger_check().ok
+        self.checks().iter().all(|check| check.ok)
     }
 
     /// Live, and neither starting nor draining.
@@ -129,6 +133,7 @@ impl Health {
     async fn probe(&self, ledger: &dyn Ledger, metrics: &HttpMetrics) {
         match timeout(self.timing.timeout, ledger.probe()).await {
             Ok(Ok(())) => self.probed(None),
+            // A ledger that says no, because its disk is full, is not one that hangs: starting again would not help.
             Ok(Err(error)) => return self.probed(Some(error)),
             Err(_) => return self.probed(Some(LedgerError::Unavailable("the probe timed out".to_owned()))),
         }
@@ -140,6 +145,9 @@ impl Health {
     }
 
     fn probed(&self, failure: Option<LedgerError>) {
+        if !matches!(failure, Some(LedgerError::Unavailable(_))) {
+            self.probes.beat();
+        }
         let mut probed = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = probed.failing != failure.is_some();
         probed.failing = failure.is_some();
@@ -155,6 +163,17 @@ impl Health {
                 }
             }
         }
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let now = self.clock.now();
+        let part = |vital: Vital| Check {
+            name: vital.name.to_owned(),
+            ok: vital.is_well(),
+            since: now.saturating_sub(SignedDuration::try_from(vital.silent).unwrap_or_default()).unwrap_or(now),
+            detail: (!vital.is_well()).then(|| format!("it has not come round for {} s", vital.silent.as_secs())),
+        };
+        std::iter::once(self.ledger_check()).chain(self.vitals.observe().into_iter().map(part)).collect()
     }
 
     fn ledger_check(&self) -> Check {
@@ -198,7 +217,7 @@ enum Status {
 struct Check {
     name: String,
     ok: bool,
-    /// When the check last turned.
+    /// When the check last turned; of a part, when it last came round.
     #[schema(value_type = String, format = DateTime)]
     since: Timestamp,
     /// What is wrong, when something is.
@@ -212,7 +231,7 @@ struct Check {
     responses((status = 200, description = "All checks pass", body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
 )]
 pub(crate) async fn get_health(State(api): State<ApiState>) -> Response {
-    answer(&api, vec![api.health.ledger_check()])
+    answer(&api, api.health.checks())
 }
 
 /// Whether the process may get work. Also at `/health/ready`.
@@ -221,7 +240,8 @@ pub(crate) async fn get_health(State(api): State<ApiState>) -> Response {
     responses((status = 200, description = "All checks pass", body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
 )]
 pub(crate) async fn get_readiness(State(api): State<ApiState>) -> Response {
-    answer(&api, vec![api.health.phase_check(), api.health.ledger_check()])
+    let checks = std::iter::once(api.health.phase_check()).chain(api.health.checks());
+    answer(&api, checks.collect())
 }
 
 fn answer(api: &ApiState, checks: Vec<Check>) -> Response {

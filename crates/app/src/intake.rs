@@ -20,6 +20,7 @@ use crate::crash::{self, Point};
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError, IssueComment, LabeledEvent};
 use crate::ports::ledger::{Delivery, Ledger, LedgerError, Opened, TaskPlan};
+use crate::vitals::Pulse;
 
 /// Deliveries read at a time.
 const BATCH: u16 = 50;
@@ -42,6 +43,9 @@ const MAX_COMMENTS: usize = 30;
 /// Tasks an installation may open in a day by webhooks, unless configured.
 pub const DAILY_TASKS: u64 = 100;
 
+/// The longest that intake may take for one delivery: some dozen requests of 10 s each, at a forge that barely answers.
+pub const PROCESSED_WITHIN: Duration = Duration::from_secs(6 * 60);
+
 /// Reads a delivery's body. Implemented by `github`.
 pub trait ReadWebhook: Send + Sync {
     /// Errors with a sentence when the body is not what the event should carry.
@@ -57,6 +61,8 @@ pub struct Intake {
     pub rules: IntakeRules,
     /// Tasks an installation (or, without one, this appliance) may open in 24 h by webhooks.
     pub daily_tasks: u64,
+    /// Beats within [`PROCESSED_WITHIN`].
+    pub pulse: Pulse,
 }
 
 /// Why a delivery has no verdict yet.
@@ -94,6 +100,7 @@ impl Intake {
         let mut due: Option<Instant> = None;
         while !shutdown.is_cancelled() {
             rung.mark_unchanged();
+            self.pulse.beat();
             due = due.filter(|due| *due > Instant::now());
             match self.ledger.open_deliveries(BATCH).await {
                 Ok(deliveries) => {
@@ -102,6 +109,7 @@ impl Intake {
                         if shutdown.is_cancelled() {
                             break;
                         }
+                        self.pulse.beat();
                         if let Some(wait) = self.process(&delivery).await {
                             let then = Instant::now() + wait;
                             due = Some(due.map_or(then, |due| due.min(then)));

@@ -12,3 +12,4 @@ pub mod reaping;
 pub mod running;
 pub mod submit;
 pub mod submitting;
+pub mod vitals;

@@ -31,6 +31,7 @@ use crate::ports::journal::Stop;
 use crate::ports::ledger::{
     Fenced, Granted, Holder, Ledger, LedgerError, MAX_LEASE_WAIT, Order, Publication, Then, Wake, Want,
 };
+use crate::vitals::Pulse;
 
 /// Between two tries to reach a ledger that does not answer.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
@@ -41,6 +42,9 @@ const FORGE_WRITE: Duration = Duration::from_secs(10);
 const WIND_DOWN: Duration = Duration::from_secs(15);
 /// A read-back that finds nothing is repeated once after this: forges read from replicas that lag.
 const READ_BACK_PAUSE: Duration = Duration::from_secs(2);
+
+/// The longest that the publisher may take to come round: a fetch and a push of two minutes each, and what surrounds them.
+pub const PUBLISHED_WITHIN: Duration = Duration::from_secs(6 * 60);
 
 /// What the operator decides about publishing.
 #[derive(Debug, Default)]
@@ -61,6 +65,8 @@ pub struct Publisher {
     pub holder: Holder,
     pub timing: Timing,
     pub options: PublishOptions,
+    /// Beats within [`PUBLISHED_WITHIN`].
+    pub pulse: Pulse,
 }
 
 /// Why a publish job did not come to its end.
@@ -112,6 +118,7 @@ impl Publisher {
     pub async fn work(&self, shutdown: &CancellationToken) {
         let mut request = RequestId::from_uuid(self.ids.uuid());
         while !shutdown.is_cancelled() {
+            self.pulse.beat();
             let want = Want { kind: JobKind::Publish, versions: vec![1] };
             let granted = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -208,6 +215,7 @@ impl Publisher {
         let effects = publication.task.effects.clone();
         for effect in effects.iter().filter(unsettled) {
             held.ready(Duration::ZERO).await?;
+            self.pulse.beat();
             // Texts name the branch that was really pushed, which is another one when its name was taken.
             if let Some((branch, _)) = &story.pushed {
                 publication.branch = branch.clone();

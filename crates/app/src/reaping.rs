@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::ports::ledger::Ledger;
+use crate::vitals::Pulse;
 
 /// Expired leases and due delays are found within this.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
@@ -15,8 +16,11 @@ const SWEEP_BATCH: u16 = 200;
 /// The invariants are checked this often.
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
 
+/// A reconciler that takes longer for one round than this is stuck: it does a short transaction every 0.5 s.
+pub const RECONCILED_WITHIN: Duration = Duration::from_secs(20);
+
 /// Sweeps and audits until `shutdown`.
-pub async fn reconcile(ledger: Arc<dyn Ledger>, shutdown: &CancellationToken) {
+pub async fn reconcile(ledger: Arc<dyn Ledger>, pulse: Pulse, shutdown: &CancellationToken) {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut audit = tokio::time::interval_at(tokio::time::Instant::now() + AUDIT_EVERY, AUDIT_EVERY);
@@ -33,5 +37,6 @@ pub async fn reconcile(ledger: Arc<dyn Ledger>, shutdown: &CancellationToken) {
                 Err(error) => warn!("could not audit: {error}"),
             },
         }
+        pulse.beat();
     }
 }

@@ -23,13 +23,20 @@ use crate::ports::ledger::{
     Admission, Fenced, Granted, Holder, Leased, Leases, LedgerError, MAX_LEASE_WAIT, Order, RUN_ORDER_VERSION,
     RunOrder, Then, Wake, Want,
 };
+use crate::vitals::Pulse;
 
 /// Between two tries to reach a ledger that does not answer.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
-/// As long as the pause between two lease requests grows: a dashboard that comes back is found within half a minute.
-const LONGEST_LEASE_PAUSE: Duration = Duration::from_secs(30);
+/// As long as the pause between two lease requests grows: a dashboard that comes back is found within this.
+const LONGEST_LEASE_PAUSE: Duration = Duration::from_secs(5);
 /// A job is released within this after the order to shut down.
 const RELEASE_WITHIN: Duration = Duration::from_secs(20);
+
+/// A slot comes round with every request for a lease, and every few seconds of a Run. A model or a test that is silent for
+/// long is the agent's matter and does not count.
+pub const WORKED_WITHIN: Duration = Duration::from_secs(60);
+/// Between two beats during a Run.
+const BEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// Carries out one Run. Implemented by `agent`'s solve loop.
 #[async_trait]
@@ -80,6 +87,8 @@ pub struct Worker {
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
     pub timing: Timing,
+    /// Beats within [`WORKED_WITHIN`].
+    pub pulse: Pulse,
 }
 
 impl Worker {
@@ -90,6 +99,7 @@ impl Worker {
         let mut wait = LEDGER_PAUSE;
         let mut request = RequestId::from_uuid(self.ids.uuid());
         while !shutdown.is_cancelled() {
+            self.pulse.beat();
             crash::before(Point::WorkerLease);
             let want = Want { kind: fettle_domain::job::JobKind::Run, versions: vec![RUN_ORDER_VERSION] };
             let granted = tokio::select! {
@@ -171,16 +181,20 @@ impl Worker {
         let context = RunContext { journal, recorded, read_token, cancel: held.work_token() };
         let working = self.runner.run(order, context);
         tokio::pin!(working);
-        tokio::select! {
-            result = &mut working => result,
-            () = shutdown.cancelled() => {
-                held.end(Stop::Shutdown);
-                // The runner sees its token and stops; if it does not, dropping it kills what it started.
-                match tokio::time::timeout(RELEASE_WITHIN, working).await {
-                    Ok(result) => result,
-                    Err(_) => Err(RunEnd::Stopped(Stop::Shutdown)),
-                }
+        let mut beats = tokio::time::interval(BEAT_EVERY);
+        loop {
+            tokio::select! {
+                result = &mut working => return result,
+                () = shutdown.cancelled() => break,
+                // It comes only as long as this task is polled beside the Run.
+                _ = beats.tick() => self.pulse.beat(),
             }
+        }
+        held.end(Stop::Shutdown);
+        // The runner sees its token and stops; if it does not, dropping it kills what it started.
+        match tokio::time::timeout(RELEASE_WITHIN, working).await {
+            Ok(result) => result,
+            Err(_) => Err(RunEnd::Stopped(Stop::Shutdown)),
         }
     }
 

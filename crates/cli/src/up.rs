@@ -67,6 +67,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
                 timing,
                 slots,
                 stay: Stay::UntilShutdown,
+                vitals: running.vitals.clone(),
             };
             let stop = supervisor.shutdown().clone();
             supervisor.spawn("the worker", async move {

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets};
 use fettle_app::admission::Gate;
-use fettle_app::intake::{Intake, ReadWebhook};
+use fettle_app::intake::{Intake, PROCESSED_WITHIN, ReadWebhook};
 use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Holder, Ledger};
-use fettle_app::publishing::{PublishOptions, Publisher};
-use fettle_app::reaping::reconcile;
+use fettle_app::publishing::{PUBLISHED_WITHIN, PublishOptions, Publisher};
+use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
 use fettle_app::submitting::Submitting;
+use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
 use fettle_domain::incoming::Incoming;
 use fettle_domain::intake::IntakeRules;
@@ -53,6 +54,8 @@ pub struct Running {
     pub address: SocketAddr,
     pub ledger: Arc<SqliteLedger>,
     pub ids: Arc<dyn IdSource>,
+    /// For further parts of this process, such as workers: `/healthz` tells of them too.
+    pub vitals: Arc<Vitals>,
     health: Arc<Health>,
 }
 
@@ -102,7 +105,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let ledger = Arc::new(SqliteLedger::open(data.ledger(), options).await.context("while opening the ledger")?);
     let registry = Registry::new();
     let metrics = HttpMetrics::register(&registry)?;
-    let health = Arc::new(Health::new(probing, clock.clone()));
+    let vitals = Arc::new(Vitals::default());
+    let health = Arc::new(Health::new(probing, clock.clone(), vitals.clone()));
 
     let intake = Intake {
         ledger: ledger.clone(),
@@ -116,6 +120,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             allowed_bots: config.forge.allowed_bots.clone(),
         },
         daily_tasks: config.forge.daily_tasks,
+        pulse: vitals.pulse("intake", PROCESSED_WITHIN),
     };
     let publisher = Publisher {
         ledger: ledger.clone(),
@@ -133,6 +138,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             secrets: credentials.known(),
             trigger_label: config.forge.label.clone(),
         },
+        pulse: vitals.pulse("publisher", PUBLISHED_WITHIN),
     };
     let submit = Submitting {
         ledger: ledger.clone(),
@@ -173,7 +179,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         }
     });
     let (reconciled, stop): (Arc<dyn Ledger>, _) = (ledger.clone(), shutdown.clone());
-    supervisor.spawn("the reconciler", async move { reconcile(reconciled, &stop).await });
+    let pulse = vitals.pulse("reconciler", RECONCILED_WITHIN);
+    supervisor.spawn("the reconciler", async move { reconcile(reconciled, pulse, &stop).await });
     let (watched, probed, stop) = (health.clone(), ledger.clone(), shutdown.clone());
     supervisor.spawn("the watch over the ledger", async move { watched.watch(&*probed, &metrics, &stop).await });
     if let Some(internal) = internal {
@@ -185,7 +192,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     supervisor
         .spawn("the API", fettle_api::serve(listener, fettle_api::router(api), shutdown, supervisor.tasks().clone()));
     health.serving();
-    Ok(Running { address, ledger, ids, health })
+    Ok(Running { address, ledger, ids, vitals, health })
 }
 
 /// Reads deliveries as GitHub writes them.

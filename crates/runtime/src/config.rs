@@ -252,7 +252,26 @@ impl Config {
             }
             None => ("the built-in configuration".to_owned(), String::new()),
         };
-        Self::parse(&name, &text, environment)
+        let mut config = Self::parse(&name, &text, environment)?;
+        let folder = path.and_then(Utf8Path::parent).unwrap_or(Utf8Path::new(""));
+        let credentials = environment.find("CREDENTIALS_DIRECTORY").map(Utf8Path::new);
+        for file in config.secret_paths() {
+            *file = located(file, folder, credentials);
+        }
+        Ok(config)
+    }
+
+    fn secret_paths(&mut self) -> impl Iterator<Item = &mut Utf8PathBuf> {
+        let Self { forge, gateway, auth, .. } = self;
+        let single = [
+            &mut forge.app_key_file,
+            &mut forge.read_token_file,
+            &mut forge.write_token_file,
+            &mut forge.webhook_secret_file,
+            &mut forge.webhook_secret_previous_file,
+            &mut auth.worker_key_file,
+        ];
+        single.into_iter().chain(gateway.models.iter_mut().map(|model| &mut model.api_key_file)).flatten()
     }
 
     /// Like [`Config::load`], from text.
@@ -388,6 +407,13 @@ fn is_host(entry: &str) -> bool {
     port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0)) && labels.into_iter().all(is_label)
 }
 
+/// Where a secret lies: handed over under its file name by systemd (`LoadCredential=`) or a mounted Secret, else at its path,
+/// which counts from the configuration's folder. So one file is right under systemd, NixOS and Helm.
+fn located(file: &Utf8Path, folder: &Utf8Path, credentials: Option<&Utf8Path>) -> Utf8PathBuf {
+    let handed = credentials.zip(file.file_name()).map(|(credentials, name)| credentials.join(name));
+    handed.filter(|path| path.exists()).unwrap_or_else(|| folder.join(file))
+}
+
 fn with_overrides(text: &str, overrides: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let mut table: toml::Table = toml::from_str(text).unwrap_or_default();
     for (name, value) in overrides {
@@ -463,6 +489,23 @@ mod tests {
         let wrong = Environment::from_pairs([("FETTLE_SERVER__LISTTEN", "x")]);
         let error = Config::parse("x", "", &wrong).unwrap_err().to_string();
         assert!(error.contains("FETTLE_SERVER__LISTTEN"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_is_found_among_credentials_by_name_else_beside_the_configuration() {
+        let home = tempfile::tempdir().unwrap();
+        let home = Utf8Path::from_path(home.path()).unwrap();
+        fs_err::create_dir(home.join("credentials")).unwrap();
+        fs_err::write(home.join("credentials/worker"), "k").unwrap();
+        let text = "[auth]\nworker_key_file = '/etc/fettle/secrets/worker'\n\
+                    [forge]\nread_token_file = 'secrets/read'\nwrite_token_file = '/elsewhere/write'\n";
+        fs_err::write(home.join("fettle.toml"), text).unwrap();
+        let credentials = home.join("credentials");
+        let environment = Environment::from_pairs([("CREDENTIALS_DIRECTORY", credentials.as_str())]);
+        let config = Config::load(Some(&home.join("fettle.toml")), &environment).unwrap();
+        assert_eq!(config.auth.worker_key_file, Some(credentials.join("worker")));
+        assert_eq!(config.forge.read_token_file, Some(home.join("secrets/read")));
+        assert_eq!(config.forge.write_token_file, Some("/elsewhere/write".into()));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use fettle_app::ports::git::Repositories;
 use fettle_app::ports::ledger::{Holder, Leases, LedgerError};
 use fettle_app::ports::model::{Model, ModelInfo};
 use fettle_app::ports::sandbox::{Access, Mount, Sandbox, SandboxLevel, SandboxLimits};
-use fettle_app::running::{Stay, Worker};
+use fettle_app::running::{Stay, WORKED_WITHIN, Worker};
+use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
 use fettle_domain::lease::Timing;
 use fettle_llm::{OpenAiCompatible, OpenAiOptions};
@@ -22,6 +23,7 @@ use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::{secrets, system};
 use fettle_sandbox::{ProcessSandbox, SandboxOptions, helper_beside_current_exe};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Files under `HOME` that say where packages come from; shown to preparation, never to tests or models.
@@ -161,45 +163,57 @@ pub struct WorkerParts {
     /// Runs at a time.
     pub slots: u16,
     pub stay: Stay,
+    /// Each slot is a part of the process that must come round.
+    pub vitals: Arc<Vitals>,
 }
 
 /// Works until `shutdown`, then lets go of what it holds.
 ///
-/// Errors when the ledger refuses this worker; then its other slots let go too.
+/// Errors when the ledger refuses to lease: asking again changes nothing.
 pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken) -> Result<(), LedgerError> {
     let shutdown = shutdown.child_token();
-    let mut refused = Ok(());
     let agent = Arc::new(agent);
-    let slot = || {
-        let worker = Worker {
+    let mut slots: JoinSet<Result<(), LedgerError>> = JoinSet::new();
+    for _ in 0..parts.slots {
+        let worker = Arc::new(Worker {
             leases: parts.leases.clone(),
             heartbeat_leases: parts.heartbeat_leases.clone(),
             runner: agent.clone(),
             ids: parts.ids.clone(),
             holder: Holder { worker: WorkerId::from_uuid(parts.ids.uuid()), name: system::process_name() },
             timing: parts.timing,
-        };
-        let shutdown = shutdown.clone();
-        async move { worker.work(parts.stay, &shutdown).await }
-    };
-    let mut slots: tokio::task::JoinSet<Result<(), LedgerError>> = (0..parts.slots).map(|_| slot()).collect();
+            pulse: parts.vitals.pulse("worker", WORKED_WITHIN),
+        });
+        slots.spawn(slot(worker, parts.stay, shutdown.clone()));
+    }
+    let mut refused = Ok(());
     while let Some(ended) = slots.join_next().await {
-        match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                refused = Err(error);
-                shutdown.cancel();
-            }
-            // Its job's lease lapses and counts as a crash, so one that brings down every slot ends after three.
-            Err(error) => {
-                tracing::error!("a Run brought down its slot, which begins anew: {error}");
-                if parts.stay == Stay::UntilShutdown {
-                    slots.spawn(slot());
-                }
-            }
+        if let Ok(Err(error)) = ended {
+            refused = Err(error);
+            shutdown.cancel();
         }
     }
     refused
+}
+
+/// One Run after the other. A Run that panics takes nothing with it but its lease, which lapses and counts as a crash; so a
+/// job that does this again and again ends after three.
+async fn slot(worker: Arc<Worker>, stay: Stay, shutdown: CancellationToken) -> Result<(), LedgerError> {
+    let mut turn = JoinSet::new();
+    loop {
+        let (worker, shutdown) = (worker.clone(), shutdown.clone());
+        turn.spawn(async move { worker.work(stay, &shutdown).await });
+        match turn.join_next().await {
+            Some(Ok(ended)) => return ended,
+            Some(Err(error)) if stay == Stay::UntilShutdown => {
+                tracing::error!("a Run brought down its slot, which begins anew: {error}");
+            }
+            Some(Err(error)) => {
+                return Err(LedgerError::Unavailable(format!("the Run brought down its slot: {error}")));
+            }
+            None => return Ok(()),
+        }
+    }
 }
 
 /// The lease times, shortened for tests with real processes when `FETTLE_TEST_TIMING` is set.

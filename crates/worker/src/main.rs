@@ -78,7 +78,8 @@ async fn run() -> Result<()> {
     info!("working for {} at sandbox level {}", config.agent.dashboard_url, agent.sandbox.report().level.name());
     let ids = Arc::new(system::RandomIds);
     let slots = config.agent.workers;
-    let parts = WorkerParts { leases, heartbeat_leases, ids, timing: timing(&environment), slots, stay };
+    let vitals = Arc::default();
+    let parts = WorkerParts { leases, heartbeat_leases, ids, timing: timing(&environment), slots, stay, vitals };
     work(agent, parts, &stop).await.with_context(|| format!("{} gives no work", config.agent.dashboard_url))?;
     info!("the worker has let go of everything");
     Ok(())

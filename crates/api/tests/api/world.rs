@@ -276,7 +276,7 @@ pub(crate) fn state(
 ) -> (ApiState, HttpMetrics, Arc<Health>) {
     let registry = Registry::new();
     let metrics = HttpMetrics::register(&registry).unwrap();
-    let health = Arc::new(Health::new(timing, Arc::new(Still)));
+    let health = Arc::new(Health::new(timing, Arc::new(Still), Arc::default()));
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
         submit,
