@@ -230,6 +230,18 @@ async fn an_issue_closed_meanwhile_gets_no_push() {
 }
 
 #[tokio::test]
+async fn a_bot_on_the_list_may_ask_though_no_forge_says_that_it_may_write() {
+    let bot = "renovate[bot]";
+    let setup = Setup { allowed_bot: Some(bot), ..Setup::with(repository::solving().script()) };
+    let fettle = TestBox::start(setup).await.unwrap();
+    let issue = fettle.issue();
+    fettle.comment(issue, bot, "/fix").await.unwrap();
+    let task = fettle.api.task_opened(0, PATIENCE).await.unwrap();
+    let ended = fettle.api.task_ended(&task, PATIENCE).await.unwrap();
+    assert_eq!((ended["actor"].as_str(), ended["outcome"].as_str()), (Some(bot), Some("ready_pr")), "{ended:#}");
+}
+
+#[tokio::test]
 async fn an_issue_closed_before_a_worker_came_costs_no_model_call() {
     let setup = Setup { layout: Layout::Dashboard, ..Setup::with(repository::solving().script()) };
     let mut fettle = TestBox::start(setup).await.unwrap();

@@ -250,3 +250,33 @@ fn answer(api: &ApiState, checks: Vec<Check>) -> Response {
         if ok { (StatusCode::OK, Status::Ok) } else { (StatusCode::SERVICE_UNAVAILABLE, Status::Failing) };
     (code, Json(HealthBody { status, version: api.version.to_owned(), checks })).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> Timestamp {
+            Timestamp::UNIX_EPOCH
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_stands_still_is_named_while_the_ledger_is_well() {
+        let vitals = Arc::new(Vitals::default());
+        let health = Health::new(ProbeTiming::default(), Arc::new(Still), vitals.clone());
+        let pulse = vitals.pulse("publisher", Duration::from_secs(10));
+        health.serving();
+        assert!(health.is_ready());
+        tokio::time::advance(Duration::from_secs(11)).await;
+        health.probed(None);
+        let failing: Vec<Check> = health.checks().into_iter().filter(|check| !check.ok).collect();
+        assert_eq!(failing.iter().map(|check| check.name.as_str()).collect::<Vec<_>>(), ["publisher"]);
+        assert!(failing[0].detail.as_ref().is_some_and(|detail| detail.contains("11 s")), "{failing:?}");
+        assert!(!health.is_live() && !health.is_ready());
+        pulse.beat();
+        assert!(health.is_ready());
+    }
+}

@@ -157,6 +157,19 @@ fn changed_dependencies_are_named() {
     assert_eq!(ended.status.code(), Some(3), "{ended}");
 }
 
+/// Preparation has a network, so nothing of a change may be built there.
+#[test]
+fn a_changed_requirement_is_not_built() {
+    let project = Project::PYTHON;
+    let edits = [
+        project.right_edit(),
+        create("helper/setup.py", "raise SystemExit('this was built')\n"),
+        create("requirements.txt", "./helper\n"),
+    ];
+    let ended = cheat(&project, edits).expect_unproven("dependencies_changed");
+    assert!(!ended.stderr.contains("pip install") && !ended.stderr.contains("this was built"), "{ended}");
+}
+
 #[test]
 fn a_patch_that_is_too_large_to_review_is_a_draft() {
     let project = Project::SHELL;

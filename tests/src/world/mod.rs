@@ -75,6 +75,8 @@ pub struct Setup<'a> {
     pub repository: &'a [(&'a str, &'a str)],
     /// `point:before` or `point:after` at which the program that serves the API kills itself.
     pub armed: Option<&'a str>,
+    /// A bot that may ask for work.
+    pub allowed_bot: Option<&'a str>,
 }
 
 impl Setup<'_> {
@@ -87,6 +89,7 @@ impl Setup<'_> {
             label: LABEL,
             repository: repository::CLAMP,
             armed: None,
+            allowed_bot: None,
         }
     }
 }
@@ -146,10 +149,11 @@ impl TestBox {
                 format!("read_token_file = '{read}'\nwrite_token_file = '{write}'")
             }
         };
+        let bots: Vec<u64> = setup.allowed_bot.map(|login| forge.add_user(login)).into_iter().collect();
         let config = root.join("fettle.toml");
         let text = format!(
             "[server]\nlisten = '127.0.0.1:0'\ninternal_listen = '127.0.0.1:0'\n\
-             [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nwebhook_secret_file = '{}'\n{forge_keys}\n\
+             [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nallowed_bots = {bots:?}\nwebhook_secret_file = '{}'\n{forge_keys}\n\
              [auth]\nworker_key_file = '{}'\n\
              [[gateway.models]]\nname = 'scripted'\nbase_url = '{}'\napi_key_file = '{}'\n",
             forge.url(),
