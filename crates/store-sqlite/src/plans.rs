@@ -74,7 +74,7 @@ async fn the_next_job_the_lapsed_and_the_due_are_found_without_reading_others() 
         ("WHERE leased_until <= ?", "job_leased"),
         ("WHERE delayed_until <= ?", "job_delayed"),
         ("FROM job WHERE request_id = ?", "job_request"),
-        ("FROM delivery WHERE closed_at IS NULL ORDER BY seq", "delivery_open"),
+        ("FROM delivery WHERE closed_at IS NULL AND coalesce(not_before, 0) <= ? ORDER BY seq", "delivery_open"),
         ("FROM task WHERE state = ? AND (created_at, id) <", "task_state_created"),
         ("FROM task WHERE (created_at, id) <", "task_created"),
     ] {

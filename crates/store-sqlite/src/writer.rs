@@ -285,7 +285,7 @@ struct WriterTask {
 impl WriterTask {
     async fn run(mut self) -> L<()> {
         while let Some(first) = self.next_command().await {
-            let group = self.group_with(first);
+            let group = self.group_with(first).await;
             self.settle(group).await;
             if self.broken.get().is_some() {
                 // The handle answers for those still in line.
@@ -305,27 +305,31 @@ impl WriterTask {
             tokio::select! {
                 biased;
                 Some(moved) = self.log.mover.join_next() => self.moved(moved).await,
-                command = self.queue.recv() => {
-                    // Whoever is about to ask does so first: all of them share the next flush. Without others this returns
-                    // at once.
-                    tokio::task::yield_now().await;
-                    return command;
-                }
+                command = self.queue.recv() => return command,
                 () = self.shutdown.cancelled(), if !self.queue.is_closed() => self.queue.close(),
                 () = tokio::time::sleep(IDLE), if idle => self.checkpoint().await,
             }
         }
     }
 
-    fn group_with(&mut self, first: Command) -> Vec<Command> {
+    /// What is in line, and what comes into it while others get their turn: there is no waiting window, but callers who are
+    /// about to ask share the next flush. Alone, a command goes at once.
+    async fn group_with(&mut self, first: Command) -> Vec<Command> {
         let mut bytes = first.body_bytes();
         let mut group = vec![first];
-        while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
-            let Ok(command) = self.queue.try_recv() else { break };
-            bytes += command.body_bytes();
-            group.push(command);
+        loop {
+            let before = group.len();
+            // Whoever is ready runs first, and so do answers that the network has for us.
+            tokio::task::yield_now().await;
+            while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
+                let Ok(command) = self.queue.try_recv() else { break };
+                bytes += command.body_bytes();
+                group.push(command);
+            }
+            if group.len() == before || group.len() == MAX_GROUP || bytes >= MAX_GROUP_BYTES {
+                return group;
+            }
         }
-        group
     }
 
     /// Applies and answers. A group in which one fails is rolled back and goes one by one, so that each gets its own

@@ -48,7 +48,7 @@ async fn what_cannot_be_worked_on_says_why() {
     fs_err::create_dir_all(&unborn).unwrap();
     git(&unborn, ["init", "-q"]);
     let answer = git_adapter.resolve(&local_source(&unborn), &BaseRef::Default).await;
-    assert!(matches!(&answer, Err(GitError::NotFound { what }) if what.contains("first commit")), "{answer:?}");
+    assert!(matches!(&answer, Err(GitError::Invalid(why)) if why.contains("no commit yet")), "{answer:?}");
     let bare_folder = folder.join("plain");
     fs_err::create_dir_all(&bare_folder).unwrap();
     let answer = git_adapter.resolve(&local_source(&bare_folder), &BaseRef::Default).await;
