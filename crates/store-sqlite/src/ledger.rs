@@ -35,15 +35,15 @@ impl Leases for SqliteLedger {
             return Err(LedgerError::Invalid(format!("1 to {MAX_AT_ONCE} jobs can be leased at once, not {max}")));
         }
         let deadline = Instant::now() + wait.min(MAX_LEASE_WAIT);
-        let mut work = self.work.clone();
+        let mut jobs = self.jobs.clone();
         loop {
-            work.mark_unchanged();
+            jobs.mark_unchanged();
             let verb = job::Lease { who: who.clone(), want: want.clone(), max, request };
             let leased = self.write(verb).await?;
             if !leased.is_empty() {
                 return Ok(Granted::Leased(leased));
             }
-            match tokio::time::timeout_at(deadline, work.changed()).await {
+            match tokio::time::timeout_at(deadline, jobs.changed()).await {
                 Ok(Ok(())) => {}
                 // The time is up, or the ledger is being closed.
                 Ok(Err(_)) | Err(_) => return Ok(Granted::Idle),

@@ -80,6 +80,7 @@ pub struct SqliteLedger {
     admissions: Option<Arc<dyn Admissions>>,
     newest_event: watch::Receiver<u64>,
     work: watch::Receiver<u64>,
+    jobs: watch::Receiver<u64>,
 }
 
 impl SqliteLedger {

@@ -106,6 +106,7 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
     let blobs = Blobs::open(&data_dir, options.ids.clone()).map_err(failed)?;
     let (event_sender, newest_event) = watch::channel(newest_event);
     let (work_sender, work) = watch::channel(0);
+    let (job_sender, jobs) = watch::channel(0);
     let time = Arc::new(time);
     let writer = Writer::start(WriterParts {
         conn,
@@ -115,10 +116,11 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
         ids: options.ids.clone(),
         newest_event: event_sender,
         work: work_sender,
+        jobs: job_sender,
         newest_delivery: newest.delivery.unwrap_or(0),
         lock,
     });
-    Ok(SqliteLedger { writer, readers, blobs, time, admissions: options.admissions, newest_event, work })
+    Ok(SqliteLedger { writer, readers, blobs, time, admissions: options.admissions, newest_event, work, jobs })
 }
 
 fn refuse_network_file_system(data_dir: &Utf8Path) -> Result<(), OpenError> {

@@ -86,13 +86,16 @@ impl Wakes {
         }
     }
 
-    fn ring(self, work: &watch::Sender<u64>) {
+    fn ring(self, work: &watch::Sender<u64>, jobs: &watch::Sender<u64>) {
         let Self { delivery, run, publish } = self;
         let points = [(run, Point::HintRing), (publish, Point::PublishWake)];
         let reached = || points.into_iter().filter_map(|(wakes, point)| wakes.then_some(point));
         if delivery || run || publish {
             reached().for_each(crash::before);
             work.send_modify(|count| *count += 1);
+            if run || publish {
+                jobs.send_modify(|count| *count += 1);
+            }
             reached().for_each(crash::after);
         }
     }
@@ -116,7 +119,10 @@ pub(crate) struct WriterParts {
     pub(crate) timing: Timing,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) newest_event: watch::Sender<u64>,
+    /// Rung by deliveries and jobs.
     pub(crate) work: watch::Sender<u64>,
+    /// Rung by jobs alone: whoever waits for a lease asks with a write, and a flood of deliveries must not make them ask.
+    pub(crate) jobs: watch::Sender<u64>,
     pub(crate) newest_delivery: i64,
     /// Held for as long as the connection may write.
     pub(crate) lock: DataDirLock,
@@ -415,7 +421,7 @@ impl WriterTask {
         if newest_event > 0 {
             parts.newest_event.send_replace(newest_event);
         }
-        wakes.ring(&parts.work);
+        wakes.ring(&parts.work, &parts.jobs);
         Ok(wakes)
     }
 
