@@ -27,7 +27,9 @@ const GUIDES: [&str; 2] = ["AGENTS.md", "CLAUDE.md"];
 /// Files from which package managers fetch without running anything of the repository.
 const FETCHED_FROM: [&[u8]; 5] =
     [b"Cargo.lock", b"Cargo.toml", b"npm-shrinkwrap.json", b"package-lock.json", b"package.json"];
-/// npm builds what it fetches by git, and so runs it.
+/// The locks of npm, which builds what it fetches by git, and so runs it. What a manifest says and its lock does not, `npm ci`
+/// refuses. cargo runs nothing while it fetches.
+const NPM_LOCKS: [&[u8]; 2] = [b"npm-shrinkwrap.json", b"package-lock.json"];
 const GIT_SOURCES: [&str; 4] = ["git+", "git://", "git@", "github:"];
 
 pub(super) struct Ground {
@@ -163,8 +165,11 @@ impl Story<'_> {
             return Ok(None);
         }
         let contents = repositories.read_files(self.key(), tree, fetched.clone()).await.map_err(git_end)?;
-        if contents.iter().flatten().any(|(mode, content)| !may_be_fetched(*mode, content)) {
-            self.agent.watch.note("the changed dependencies are not prepared: npm would run what it fetches by git");
+        let mut versions = fetched.iter().zip(&contents);
+        if versions
+            .any(|(path, version)| version.as_ref().is_some_and(|(mode, text)| !may_be_fetched(path, *mode, text)))
+        {
+            self.agent.watch.note("the changed dependencies are not prepared: a manifest is a link, or npm would run what it fetches by git");
             return Ok(None);
         }
         self.agent.watch.note("the change touches dependencies; preparing them again");
@@ -262,9 +267,10 @@ impl Story<'_> {
     }
 }
 
-fn may_be_fetched(mode: FileMode, content: &[u8]) -> bool {
+fn may_be_fetched(path: &RepoPath, mode: FileMode, content: &[u8]) -> bool {
     let text = String::from_utf8_lossy(content);
-    matches!(mode, FileMode::Regular | FileMode::Executable) && !GIT_SOURCES.iter().any(|source| text.contains(source))
+    let runs_code = NPM_LOCKS.contains(&path.file_name()) && GIT_SOURCES.iter().any(|source| text.contains(source));
+    matches!(mode, FileMode::Regular | FileMode::Executable) && !runs_code
 }
 
 /// What the base's own tests said, in a line.
@@ -281,4 +287,24 @@ pub(super) fn describe(report: &BaseReport) -> String {
         })
         .collect();
     parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lock_of_npm_with_a_source_in_git_and_a_link_are_not_fetched_from() {
+        let may = |path: &str, mode, text: &str| may_be_fetched(&RepoPath::parse(path).unwrap(), mode, text.as_bytes());
+        let git = r#"{"resolved": "git+ssh://git@forge.example/o/r.git#1a2b"}"#;
+        assert!(!may("web/package-lock.json", FileMode::Regular, git));
+        assert!(may("package-lock.json", FileMode::Regular, r#"{"resolved": "https://npm.example/a/-/a-1.tgz"}"#));
+        assert!(may(
+            "package.json",
+            FileMode::Regular,
+            r#"{"repository": {"url": "git+https://forge.example/o/r.git"}}"#
+        ));
+        assert!(may("Cargo.lock", FileMode::Executable, "source = \"git+https://forge.example/o/r#1a2b\""));
+        assert!(!may("Cargo.toml", FileMode::Symlink, "../elsewhere"));
+    }
 }
