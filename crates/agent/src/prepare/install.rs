@@ -20,6 +20,14 @@ pub(super) struct Plan {
     pub(super) notes: Vec<String>,
 }
 
+impl Plan {
+    /// A change names no host that its base does not.
+    pub(super) fn keep_hosts_of(&mut self, base: &Self) {
+        let is_named = |host: &String| base.installs.iter().any(|install| install.hosts.contains(host));
+        self.installs.iter_mut().for_each(|install| install.hosts.retain(is_named));
+    }
+}
+
 /// One command that fills one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Install {
@@ -294,6 +302,20 @@ mod tests {
         let project = "[project]\ndependencies = [\"a>1\"]\n[project.optional-dependencies]\ntest = [\"pytest>8\"]\n";
         let plan = planned(&[("tests/test_a.py", ""), ("pyproject.toml", project)]);
         assert!(script(&plan).ends_with("'a>1' 'pytest>8'"), "{}", script(&plan));
+    }
+
+    #[test]
+    fn a_change_names_no_host_that_its_base_does_not() {
+        let with = |url: &str| {
+            let lock = format!(r#"{{"packages":{{"a":{{"resolved":"{url}/a.tgz"}}}}}}"#);
+            planned(&[("package.json", r#"{"dependencies":{"a":"1"}}"#), ("package-lock.json", &lock)])
+        };
+        let base = with("https://npm.example.test");
+        let (mut same, mut other) = (with("https://npm.example.test/new"), with("https://evil.example.test"));
+        assert_eq!(other.installs[0].hosts, ["evil.example.test"]);
+        same.keep_hosts_of(&base);
+        other.keep_hosts_of(&base);
+        assert_eq!((same.installs[0].hosts.len(), other.installs[0].hosts.len()), (1, 0));
     }
 
     #[test]

@@ -141,9 +141,7 @@ pub async fn prepare(
     };
     let mut plan = install::plan(files, commands, &toolchains);
     if let Some(base) = request.change_of {
-        let known = install::plan(base, commands, &toolchains).installs;
-        let names = |host: &String| known.iter().any(|install| install.hosts.contains(host));
-        plan.installs.iter_mut().for_each(|install| install.hosts.retain(names));
+        plan.keep_hosts_of(&install::plan(base, commands, &toolchains));
     }
     prepared.notes.extend(plan.notes);
     let mut keys = Vec::new();
@@ -346,4 +344,27 @@ fn tail(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let skip = text.chars().count().saturating_sub(CHARS_MAX);
     text.chars().skip(skip).collect::<String>().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_prepared_with_certificates_and_without_what_may_hold_a_password() {
+        let settings = [("SSL_CERT_FILE", "/etc/ca.pem"), ("PIP_INDEX_URL", "https://me:pw@nexus.example/simple")];
+        let mount = |path: &str| Mount { host: path.into(), inside: path.into(), access: Access::ReadOnly };
+        let options = PrepareOptions {
+            cache_dir: "/cache".into(),
+            network: PrepareNetwork::None,
+            path: "/usr/bin".into(),
+            install_env: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            install_mounts: vec![mount("/etc/ca.pem"), mount("/root/.npmrc")],
+            cargo_config: None,
+            limits: SandboxLimits::default(),
+        };
+        let kept = options.certificates();
+        assert_eq!(kept.env.keys().collect::<Vec<_>>(), ["SSL_CERT_FILE"]);
+        assert_eq!(kept.mounts, [mount("/etc/ca.pem")]);
+    }
 }
