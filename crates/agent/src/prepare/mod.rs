@@ -359,7 +359,7 @@ mod tests {
             network: PrepareNetwork::None,
             path: "/usr/bin".into(),
             install_env: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-            install_mounts: vec![mount("/etc/ca.pem"), mount("/root/.npmrc")],
+            install_mounts: vec![mount("/etc/ca.pem"), mount("/etc/npmrc")],
             cargo_config: None,
             limits: SandboxLimits::default(),
         };
