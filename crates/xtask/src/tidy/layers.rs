@@ -23,6 +23,8 @@ enum Kind {
 }
 
 const USE_CASES: &[&str] = &["app", "domain"];
+/// The installer reads a configuration as the processes do, and knows nothing of how they work.
+const USE_CASES_AND_RUNTIME: &[&str] = &["app", "domain", "runtime"];
 /// Everything below the binaries.
 const BELOW_BINARIES: &[&str] =
     &["agent", "api", "app", "domain", "git", "github", "llm", "runtime", "sandbox", "store-sqlite"];
@@ -43,6 +45,7 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "worker", kind: Kind::Layer(BELOW_BINARIES) },
     // It runs the other binaries' libraries in one process.
     Row { name: "cli", kind: Kind::Free },
+    Row { name: "installer", kind: Kind::Layer(USE_CASES_AND_RUNTIME) },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
 ];
@@ -117,6 +120,7 @@ pub(super) mod tests {
         Row { name: "domain", kind: Kind::Layer(&[]) },
         Row { name: "git", kind: Kind::Adapter(&["domain"]) },
         Row { name: "github", kind: Kind::Adapter(&["domain", "git"]) },
+        Row { name: "installer", kind: Kind::Layer(USE_CASES_AND_RUNTIME) },
         Row { name: "tests", kind: Kind::Free },
     ];
 

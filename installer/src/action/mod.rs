@@ -1,0 +1,268 @@
+//! What an installation consists of. Each action can be described, checked, executed and taken back; executing is safe to
+//! repeat with the same `before`, so a run that was killed anywhere simply goes on.
+
+mod file;
+mod gate;
+mod release;
+mod system;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+
+use crate::host::{Attrs, Entry, Host, HostError, HostView, UnitState};
+
+pub use gate::Gate;
+pub use release::{MANIFEST, Manifest, ManifestError, ManifestFile};
+
+/// Whose a path is, once it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keeping {
+    /// The installer's: replaced by the next release, removed with it. An edit by somebody else is a conflict.
+    Managed,
+    /// Written once, then the operator's; only `--purge` removes it.
+    Seeded,
+}
+
+/// Some actions matter on one way only: units must be read again after they were written, and, on the way back, after they
+/// were removed. Such an action stands on both sides of what it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    Forth,
+    Back,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum Action {
+    Dir {
+        path: Utf8PathBuf,
+        attrs: Attrs,
+        keeping: Keeping,
+    },
+    File {
+        path: Utf8PathBuf,
+        attrs: Attrs,
+        text: String,
+        keeping: Keeping,
+        why: String,
+    },
+    /// Random bytes in hexadecimal, never shown.
+    GenerateSecret {
+        path: Utf8PathBuf,
+        bytes: usize,
+        why: String,
+    },
+    /// A secret that the operator has in another file.
+    CopySecret {
+        from: Utf8PathBuf,
+        path: Utf8PathBuf,
+    },
+    /// A release tree, copied and verified file by file.
+    Release {
+        source: Utf8PathBuf,
+        path: Utf8PathBuf,
+        manifest_sha256: String,
+    },
+    SwitchRelease {
+        path: Utf8PathBuf,
+        target: Utf8PathBuf,
+    },
+    Users {
+        file: Utf8PathBuf,
+        users: Vec<String>,
+    },
+    /// The configuration as the release about to run reads it.
+    CheckConfig {
+        program: Utf8PathBuf,
+        config: Utf8PathBuf,
+    },
+    AppArmor {
+        profile: Utf8PathBuf,
+    },
+    Reload {
+        way: Way,
+    },
+    Enable {
+        unit: String,
+    },
+    Start {
+        unit: String,
+    },
+    Restart {
+        units: Vec<String>,
+        way: Way,
+    },
+    /// Ends well when the installed services answer.
+    HealthGate {
+        gate: Gate,
+    },
+}
+
+/// What was there before an action, or is there after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "of")]
+pub enum Trace {
+    Nothing,
+    Path {
+        entry: Entry,
+        /// Where the old content is kept.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        saved: Option<Utf8PathBuf>,
+    },
+    /// The users that were not there.
+    Users {
+        absent: Vec<String>,
+    },
+    Unit {
+        state: UnitState,
+    },
+}
+
+/// Whether there is something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    Done,
+    /// With what would change, for people.
+    Needed(String),
+    /// Somebody else has changed it since, or made it before us.
+    Foreign(String),
+    /// It cannot be done here, and why.
+    Blocked(String),
+}
+
+/// For `--explain` and progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// An imperative sentence without its full stop.
+    pub what: String,
+    pub why: String,
+    pub revert: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ActError {
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// What was found is not what the plan was made for.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the health gate did not pass: {0}")]
+    Gate(String),
+}
+
+pub type ActResult<T> = Result<T, ActError>;
+
+/// Where old content is kept until it is not needed any more.
+pub struct Saving<'a> {
+    pub folder: &'a Utf8Path,
+    /// Tells apart what one run saves.
+    pub number: usize,
+}
+
+impl Action {
+    /// The identity across runs: the same thing in the next release has the same key.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Dir { path, .. } => format!("dir:{path}"),
+            Self::File { path, .. } => format!("file:{path}"),
+            Self::GenerateSecret { path, .. } | Self::CopySecret { path, .. } => format!("secret:{path}"),
+            Self::Release { path, .. } => format!("release:{path}"),
+            Self::SwitchRelease { path, .. } => format!("switch:{path}"),
+            Self::Users { file, .. } => format!("users:{file}"),
+            Self::CheckConfig { config, .. } => format!("check-config:{config}"),
+            Self::AppArmor { profile } => format!("apparmor:{profile}"),
+            Self::Reload { way: Way::Forth } => "reload:forth".to_owned(),
+            Self::Reload { way: Way::Back } => "reload:back".to_owned(),
+            Self::Enable { unit } => format!("enable:{unit}"),
+            Self::Start { unit } => format!("start:{unit}"),
+            Self::Restart { way: Way::Forth, .. } => "restart:forth".to_owned(),
+            Self::Restart { way: Way::Back, .. } => "restart:back".to_owned(),
+            Self::HealthGate { .. } => "gate".to_owned(),
+        }
+    }
+
+    /// Whether it leaves something behind that an uninstallation takes back.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self, Self::CheckConfig { .. } | Self::Restart { .. } | Self::HealthGate { .. })
+    }
+
+    /// Whether an uninstallation leaves it: data, configuration, secrets, and the users who own them. `--purge` does not.
+    pub fn is_kept(&self) -> bool {
+        match self {
+            Self::Dir { keeping, .. } | Self::File { keeping, .. } => *keeping == Keeping::Seeded,
+            Self::GenerateSecret { .. } | Self::CopySecret { .. } | Self::Users { .. } => true,
+            _ => false,
+        }
+    }
+
+    pub fn describe(&self) -> Description {
+        match self {
+            Self::Dir { .. } | Self::File { .. } | Self::GenerateSecret { .. } | Self::CopySecret { .. } => {
+                file::describe(self)
+            }
+            Self::Release { .. } | Self::SwitchRelease { .. } => release::describe(self),
+            Self::HealthGate { gate } => gate.describe(),
+            _ => system::describe(self),
+        }
+    }
+
+    /// `known` is what the receipt says that we left there.
+    pub fn check(&self, host: &dyn HostView, known: Option<&Trace>) -> ActResult<Check> {
+        match self {
+            Self::Dir { path, attrs, .. } => file::check_dir(host, path, attrs),
+            Self::File { path, attrs, text, keeping, .. } => {
+                file::check_file(host, path, attrs, text.as_bytes(), *keeping, known)
+            }
+            Self::GenerateSecret { path, .. } => file::check_secret(host, path),
+            Self::CopySecret { from, path } => file::check_copied(host, from, path),
+            Self::Release { path, manifest_sha256, .. } => release::check(host, path, manifest_sha256),
+            Self::SwitchRelease { path, target } => release::check_link(host, path, target),
+            Self::HealthGate { gate } => gate.check(host),
+            _ => system::check(self, host),
+        }
+    }
+
+    /// What is there now, saved so far as reverting needs it. Called once, before the intent is journaled.
+    pub fn before(&self, host: &mut dyn Host, saving: &Saving<'_>) -> ActResult<Trace> {
+        match self {
+            Self::File { path, .. } | Self::CopySecret { path, .. } => file::save(host, path, saving),
+            Self::Dir { path, .. }
+            | Self::GenerateSecret { path, .. }
+            | Self::Release { path, .. }
+            | Self::SwitchRelease { path, .. } => Ok(Trace::Path { entry: host.entry(path)?, saved: None }),
+            _ => system::before(self, host),
+        }
+    }
+
+    /// Safe to repeat with the same `before`. Returns what is there afterwards.
+    pub fn execute(&self, host: &mut dyn Host, before: &Trace) -> ActResult<Trace> {
+        match self {
+            Self::Dir { path, attrs, .. } => file::make_dir(host, path, attrs),
+            Self::File { path, attrs, text, keeping, .. } => {
+                file::write(host, path, attrs, text.as_bytes(), *keeping, before)
+            }
+            Self::GenerateSecret { path, bytes, .. } => file::generate(host, path, *bytes),
+            Self::CopySecret { from, path } => file::copy_secret(host, from, path),
+            Self::Release { source, path, manifest_sha256 } => release::copy(host, source, path, manifest_sha256),
+            Self::SwitchRelease { path, target } => release::switch(host, path, target),
+            Self::HealthGate { gate } => gate.wait(host),
+            _ => system::execute(self, host),
+        }
+    }
+
+    /// Makes `before` true again; safe to repeat. `after` is what we left, absent when the action may not have ended.
+    pub fn revert(&self, host: &mut dyn Host, before: &Trace, after: Option<&Trace>) -> ActResult<()> {
+        match self {
+            Self::Dir { path, keeping, .. } => file::revert_dir(host, path, *keeping, before),
+            Self::File { path, .. } | Self::GenerateSecret { path, .. } | Self::CopySecret { path, .. } => {
+                file::revert_file(host, path, before, after)
+            }
+            Self::Release { path, .. } => release::remove(host, path, before),
+            Self::SwitchRelease { path, .. } => release::switch_back(host, path, before),
+            Self::HealthGate { .. } => Ok(()),
+            _ => system::revert(self, host, before),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Users, units and what the service manager and the kernel's security modules are told.
+
+use super::{ActError, ActResult, Action, Check, Description, Trace, Way};
+use crate::host::{Host, HostView, UnitVerb};
+use crate::layout::{DASHBOARD, SOCKETS};
+
+pub(super) fn describe(action: &Action) -> Description {
+    let (what, why, revert) = match action {
+        Action::Users { users, .. } => (
+            format!("make the users {}", users.join(", ")),
+            "each process gets a user of its own, so that none reads another's memory or files",
+            "stay while their files stay; --purge removes them",
+        ),
+        Action::CheckConfig { config, .. } => (
+            format!("check {config} with the new release"),
+            "an unknown key fails here and not in the night",
+            "nothing",
+        ),
+        Action::AppArmor { profile } => (
+            format!("load the AppArmor profile {profile}"),
+            "this kernel lets only named programs make the namespaces that the sandbox is built of",
+            "is unloaded",
+        ),
+        Action::Reload { way: Way::Forth } => {
+            ("let systemd read its units again".to_owned(), "units were written", "nothing")
+        }
+        Action::Reload { way: Way::Back } => (
+            "on the way back: let systemd read its units again".to_owned(),
+            "units will have been removed then",
+            "systemd reads its units again",
+        ),
+        Action::Enable { unit } => {
+            (format!("enable {unit}"), "it comes back after a reboot", "becomes as enabled as it was")
+        }
+        Action::Start { unit } => (format!("start {unit}"), "Fettle runs when this is over", "is stopped if it was"),
+        Action::Restart { units, way: Way::Forth } => {
+            (format!("restart {}, one after the other", units.join(", ")), "they run what is new", "nothing")
+        }
+        Action::Restart { units, way: Way::Back } => (
+            format!("on the way back: restart {}", units.join(", ")),
+            "they would go on with what failed",
+            "they run what was there before",
+        ),
+        _ => unreachable!("only what concerns the system is described here"),
+    };
+    Description { what, why: why.to_owned(), revert: revert.to_owned() }
+}
+
+pub(super) fn check(action: &Action, host: &dyn HostView) -> ActResult<Check> {
+    let needed_unless = |done: bool, what: &str| if done { Check::Done } else { Check::Needed(what.to_owned()) };
+    Ok(match action {
+        Action::Users { users, .. } => {
+            let absent = absent_users(host, users)?;
+            needed_unless(absent.is_empty(), &format!("not there: {}", absent.join(", ")))
+        }
+        Action::CheckConfig { program, config } => {
+            // Before the first installation neither is there; executing it then is what counts.
+            if host.entry(program)?.is_absent() || host.entry(config)?.is_absent() {
+                Check::Needed("the release is not there yet".to_owned())
+            } else {
+                let said = host.ask(program, &["check-config", config.as_str()])?;
+                if said.ok { Check::Done } else { Check::Blocked(said.text) }
+            }
+        }
+        Action::Enable { unit } => needed_unless(host.unit(unit)?.enabled, "it is not enabled"),
+        Action::Start { unit } => needed_unless(host.unit(unit)?.active, "it does not run"),
+        // Whether these are needed follows from what else is done; the planner drops them.
+        Action::AppArmor { .. } | Action::Reload { .. } | Action::Restart { .. } => Check::Needed(String::new()),
+        _ => unreachable!("only what concerns the system is checked here"),
+    })
+}
+
+pub(super) fn before(action: &Action, host: &dyn HostView) -> ActResult<Trace> {
+    Ok(match action {
+        Action::Users { users, .. } => Trace::Users { absent: absent_users(host, users)? },
+        Action::Enable { unit } | Action::Start { unit } => Trace::Unit { state: host.unit(unit)? },
+        _ => Trace::Nothing,
+    })
+}
+
+fn absent_users(host: &dyn HostView, users: &[String]) -> ActResult<Vec<String>> {
+    let mut absent = Vec::new();
+    for user in users {
+        if !host.has_user(user)? || !host.has_group(user)? {
+            absent.push(user.clone());
+        }
+    }
+    Ok(absent)
+}
+
+pub(super) fn execute(action: &Action, host: &mut dyn Host) -> ActResult<Trace> {
+    match action {
+        Action::Users { file, .. } => host.sysusers(file)?,
+        Action::CheckConfig { program, config } => {
+            let said = host.ask(program, &["check-config", config.as_str()])?;
+            if !said.ok {
+                return Err(ActError::Refused(format!("{config} is refused: {}", said.text)));
+            }
+        }
+        Action::AppArmor { profile } => host.load_apparmor(profile)?,
+        Action::Reload { way: Way::Forth } => host.daemon_reload()?,
+        Action::Restart { units, way: Way::Forth } => {
+            for unit in units {
+                host.units(UnitVerb::TryRestart, unit)?;
+            }
+        }
+        Action::Reload { way: Way::Back } | Action::Restart { way: Way::Back, .. } => {}
+        Action::Enable { unit } => host.units(UnitVerb::Enable, unit)?,
+        Action::Start { unit } => host.units(UnitVerb::Start, unit)?,
+        _ => unreachable!("only what concerns the system is executed here"),
+    }
+    match action {
+        Action::Enable { unit } | Action::Start { unit } => Ok(Trace::Unit { state: host.unit(unit)? }),
+        _ => Ok(Trace::Nothing),
+    }
+}
+
+pub(super) fn revert(action: &Action, host: &mut dyn Host, before: &Trace) -> ActResult<()> {
+    match (action, before) {
+        (Action::Users { .. }, Trace::Users { absent }) => {
+            for user in absent.iter().rev() {
+                host.remove_user(user)?;
+            }
+        }
+        (Action::AppArmor { profile }, _) => host.unload_apparmor(profile)?,
+        (Action::Reload { way: Way::Back }, _) => host.daemon_reload()?,
+        (Action::Restart { units, way: Way::Back }, _) => {
+            for unit in units {
+                host.units(UnitVerb::TryRestart, unit)?;
+            }
+        }
+        (Action::Enable { unit }, Trace::Unit { state }) if !state.enabled => host.units(UnitVerb::Disable, unit)?,
+        (Action::Start { unit }, Trace::Unit { state }) if !state.active => {
+            host.units(UnitVerb::Stop, unit)?;
+            // A connection that came while only the service was stopped has started it again.
+            if SOCKETS.contains(&unit.as_str()) {
+                host.units(UnitVerb::Stop, DASHBOARD)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,383 @@
+//! A host in memory: files, users, units, and a service manager that knows just as much as is on its disk. It can be killed
+//! before any change, in the middle of an append, or made to refuse one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::{Answer, Attrs, Entry, Host, HostError, HostResult, HostView, Owner, Said, UnitState, UnitVerb, sha256};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Node {
+    File(Vec<u8>, Attrs),
+    Dir(Attrs),
+    Link(Utf8PathBuf),
+}
+
+/// What is true of the host, for comparison.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    nodes: BTreeMap<Utf8PathBuf, Node>,
+    users: BTreeSet<String>,
+    enabled: BTreeSet<String>,
+    active: BTreeSet<String>,
+    profiles: BTreeSet<Utf8PathBuf>,
+    /// Unit files as systemd last read them.
+    loaded: BTreeMap<Utf8PathBuf, Node>,
+}
+
+/// What goes wrong at the change with this number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The process is gone before it.
+    Killed,
+    /// The change is refused.
+    Refused,
+}
+
+/// The panic that stands for SIGKILL.
+pub struct Killed;
+
+#[derive(Debug, Clone, Default)]
+pub struct FakeHost {
+    pub facts: Facts,
+    pub fault: Option<(usize, Fault)>,
+    changes: usize,
+    /// Versions whose services never become ready.
+    pub broken: BTreeSet<String>,
+    /// Configurations that `check-config` refuses, by a piece of their text.
+    pub refused_config: Option<&'static str>,
+}
+
+impl Facts {
+    /// What is not as in `other`, by name: short enough to be read.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut found: Vec<String> = differing("path", &self.nodes, &other.nodes);
+        found.extend(differing("loaded", &self.loaded, &other.loaded));
+        for (what, ours, theirs) in [
+            ("user", &self.users, &other.users),
+            ("enabled", &self.enabled, &other.enabled),
+            ("active", &self.active, &other.active),
+        ] {
+            found.extend(ours.symmetric_difference(theirs).map(|name| format!("{what} {name}")));
+        }
+        found.extend(self.profiles.symmetric_difference(&other.profiles).map(|path| format!("profile {path}")));
+        found
+    }
+}
+
+fn differing(what: &str, ours: &BTreeMap<Utf8PathBuf, Node>, theirs: &BTreeMap<Utf8PathBuf, Node>) -> Vec<String> {
+    let paths: BTreeSet<&Utf8PathBuf> = ours.keys().chain(theirs.keys()).collect();
+    let different = paths.into_iter().filter(|path| ours.get(*path) != theirs.get(*path));
+    different.map(|path| format!("{what} {path}")).collect()
+}
+
+const UNITS: &str = "/etc/systemd/system";
+
+impl FakeHost {
+    /// A fresh machine: the folders of the system and root.
+    pub fn fresh() -> Self {
+        let mut host = Self::default();
+        host.facts.users.insert("root".to_owned());
+        for folder in [
+            "/etc",
+            "/etc/systemd",
+            UNITS,
+            "/etc/sysusers.d",
+            "/etc/tmpfiles.d",
+            "/etc/apparmor.d",
+            "/opt",
+            "/var",
+            "/var/lib",
+            "/var/log",
+            "/root",
+        ] {
+            host.facts.nodes.insert(folder.into(), Node::Dir(Attrs::root(0o755)));
+        }
+        host
+    }
+
+    /// A file that somebody else made.
+    pub fn put(&mut self, path: &str, text: &str, mode: u32) {
+        for parent in Utf8Path::new(path).ancestors().skip(1).filter(|path| path.as_str().len() > 1) {
+            self.facts.nodes.entry(parent.to_owned()).or_insert_with(|| Node::Dir(Attrs::root(0o755)));
+        }
+        self.facts.nodes.insert(path.into(), Node::File(text.as_bytes().to_vec(), Attrs::root(mode)));
+    }
+
+    pub fn text(&self, path: &str) -> Option<&str> {
+        match self.facts.nodes.get(Utf8Path::new(path))? {
+            Node::File(bytes, _) => str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+
+    pub fn changes(&self) -> usize {
+        self.changes
+    }
+
+    /// Everything below `path` is left out of comparisons.
+    pub fn without(&self, path: &str) -> Facts {
+        let mut facts = self.facts.clone();
+        facts.nodes.retain(|node, _| !node.starts_with(path));
+        facts
+    }
+
+    /// The release that `current` leads to, as its manifest names it.
+    fn running(&self) -> Option<String> {
+        let Node::Link(target) = self.facts.nodes.get(Utf8Path::new("/opt/fettle/current"))? else { return None };
+        let manifest = self.text(target.join("manifest.json").as_str())?;
+        serde_json::from_str::<serde_json::Value>(manifest).ok()?["version"].as_str().map(str::to_owned)
+    }
+
+    fn changing(&mut self) -> HostResult<()> {
+        self.changes += 1;
+        match self.fault {
+            Some((at, Fault::Killed)) if at == self.changes => std::panic::panic_any(Killed),
+            Some((at, Fault::Refused)) if at == self.changes => {
+                Err(HostError::Program("refused by the test".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn parent_of(&self, path: &Utf8Path) -> HostResult<()> {
+        let parent = path.parent().expect("an absolute path");
+        match self.facts.nodes.get(parent) {
+            Some(Node::Dir(_)) => Ok(()),
+            _ if parent == "/" => Ok(()),
+            _ => Err(missing(parent)),
+        }
+    }
+
+    fn units_on_disk(&self) -> BTreeMap<Utf8PathBuf, Node> {
+        let below = self.facts.nodes.iter().filter(|(path, _)| path.starts_with(UNITS) && *path != UNITS);
+        below.map(|(path, node)| (path.clone(), node.clone())).collect()
+    }
+
+    /// systemd knows `name` if it has read its file, or its template's.
+    fn has_unit(&self, name: &str) -> bool {
+        let template = name
+            .split_once('@')
+            .map(|(stem, rest)| format!("{stem}@.{}", rest.rsplit_once('.').map_or("service", |(_, suffix)| suffix)));
+        let file = |name: &str| self.facts.loaded.contains_key(&Utf8Path::new(UNITS).join(name));
+        file(name) || template.is_some_and(|template| file(&template))
+    }
+}
+
+fn missing(path: &Utf8Path) -> HostError {
+    HostError::Path { what: "could not find", path: path.to_owned(), source: std::io::ErrorKind::NotFound.into() }
+}
+
+impl HostView for FakeHost {
+    fn entry(&self, path: &Utf8Path) -> HostResult<Entry> {
+        Ok(match self.facts.nodes.get(path) {
+            None => Entry::Absent,
+            Some(Node::File(bytes, attrs)) => Entry::File { sha256: sha256(bytes), attrs: attrs.clone() },
+            Some(Node::Dir(attrs)) => Entry::Dir { attrs: attrs.clone() },
+            Some(Node::Link(target)) => Entry::Link { target: target.clone() },
+        })
+    }
+
+    fn read(&self, path: &Utf8Path) -> HostResult<Vec<u8>> {
+        match self.facts.nodes.get(path) {
+            Some(Node::File(bytes, _)) => Ok(bytes.clone()),
+            _ => Err(missing(path)),
+        }
+    }
+
+    fn list(&self, folder: &Utf8Path) -> HostResult<Vec<String>> {
+        let inside = self.facts.nodes.keys().filter(|path| path.parent() == Some(folder));
+        Ok(inside.filter_map(|path| path.file_name()).map(str::to_owned).collect())
+    }
+
+    fn unit(&self, name: &str) -> HostResult<UnitState> {
+        Ok(UnitState { enabled: self.facts.enabled.contains(name), active: self.facts.active.contains(name) })
+    }
+
+    fn has_user(&self, name: &str) -> HostResult<bool> {
+        Ok(self.facts.users.contains(name))
+    }
+
+    fn has_group(&self, name: &str) -> HostResult<bool> {
+        self.has_user(name)
+    }
+
+    fn ask(&self, program: &Utf8Path, arguments: &[&str]) -> HostResult<Said> {
+        if self.entry(program)?.is_absent() {
+            return Err(missing(program));
+        }
+        let text = arguments.last().and_then(|path| self.text(path)).unwrap_or_default();
+        let ok = !self.refused_config.is_some_and(|piece| text.contains(piece));
+        Ok(Said { ok, text: if ok { String::new() } else { "unknown key".to_owned() } })
+    }
+
+    fn get(&self, url: &str) -> HostResult<Answer> {
+        let ready = self.facts.active.contains("fettle-dashboard.service");
+        match self.running() {
+            Some(version) if ready => {
+                let status = if self.broken.contains(&version) { 503 } else { 200 };
+                Ok(Answer { status, body: serde_json::json!({ "version": version }).to_string() })
+            }
+            _ => Err(HostError::Program(format!("could not connect to {url}"))),
+        }
+    }
+}
+
+impl Host for FakeHost {
+    fn write(&mut self, path: &Utf8Path, bytes: &[u8], attrs: &Attrs) -> HostResult<()> {
+        self.changing()?;
+        self.parent_of(path)?;
+        self.facts.nodes.insert(path.to_owned(), Node::File(bytes.to_vec(), attrs.clone()));
+        Ok(())
+    }
+
+    fn append(&mut self, path: &Utf8Path, bytes: &[u8]) -> HostResult<()> {
+        self.parent_of(path)?;
+        let torn = matches!(self.fault, Some((at, Fault::Killed)) if at == self.changes + 1);
+        let written = if torn { &bytes[..bytes.len() / 2] } else { bytes };
+        match self.facts.nodes.entry(path.to_owned()).or_insert_with(|| Node::File(Vec::new(), Attrs::root(0o600))) {
+            Node::File(content, _) if torn || self.fault != Some((self.changes + 1, Fault::Refused)) => {
+                content.extend_from_slice(written);
+            }
+            _ => {}
+        }
+        self.changing()
+    }
+
+    fn mkdir(&mut self, path: &Utf8Path, attrs: &Attrs) -> HostResult<()> {
+        self.changing()?;
+        self.parent_of(path)?;
+        self.facts.nodes.insert(path.to_owned(), Node::Dir(attrs.clone()));
+        Ok(())
+    }
+
+    fn set_attrs(&mut self, path: &Utf8Path, new: &Attrs) -> HostResult<()> {
+        self.changing()?;
+        match self.facts.nodes.get_mut(path) {
+            Some(Node::File(_, attrs) | Node::Dir(attrs)) => attrs.clone_from(new),
+            _ => return Err(missing(path)),
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, from: &Utf8Path, to: &Utf8Path, attrs: &Attrs) -> HostResult<()> {
+        let bytes = self.read(from)?;
+        self.write(to, &bytes, attrs)
+    }
+
+    fn rename(&mut self, from: &Utf8Path, to: &Utf8Path) -> HostResult<()> {
+        self.changing()?;
+        self.parent_of(to)?;
+        let moved: Vec<Utf8PathBuf> = self.facts.nodes.keys().filter(|path| path.starts_with(from)).cloned().collect();
+        for path in moved {
+            let node = self.facts.nodes.remove(&path).expect("it was just listed");
+            let rest = path.strip_prefix(from).expect("it was just filtered");
+            self.facts.nodes.insert(if rest == "" { to.to_owned() } else { to.join(rest) }, node);
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, path: &Utf8Path, target: &Utf8Path) -> HostResult<()> {
+        self.changing()?;
+        self.parent_of(path)?;
+        self.facts.nodes.insert(path.to_owned(), Node::Link(target.to_owned()));
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &Utf8Path) -> HostResult<()> {
+        self.changing()?;
+        self.facts.nodes.remove(path);
+        Ok(())
+    }
+
+    fn rmdir(&mut self, path: &Utf8Path) -> HostResult<bool> {
+        self.changing()?;
+        let empty = self.list(path)?.is_empty();
+        if empty {
+            self.facts.nodes.remove(path);
+        }
+        Ok(empty)
+    }
+
+    fn remove_tree(&mut self, path: &Utf8Path) -> HostResult<()> {
+        self.changing()?;
+        self.facts.nodes.retain(|node, _| !node.starts_with(path));
+        Ok(())
+    }
+
+    fn units(&mut self, verb: UnitVerb, unit: &str) -> HostResult<()> {
+        self.changing()?;
+        let known = self.has_unit(unit);
+        match verb {
+            UnitVerb::Enable if known => drop(self.facts.enabled.insert(unit.to_owned())),
+            UnitVerb::Start if known => {
+                self.facts.active.insert(unit.to_owned());
+                // A target brings what it wants; the dashboard's first start makes its data.
+                if unit == "fettle.target" || unit.starts_with("fettle-dashboard") {
+                    self.facts.active.insert("fettle-dashboard.service".to_owned());
+                    let ledger =
+                        Node::File(b"rows".to_vec(), Attrs { mode: 0o600, owner: Owner::new("fettle", "fettle") });
+                    let folder = Node::Dir(Attrs { mode: 0o700, owner: Owner::new("fettle", "fettle") });
+                    self.facts.nodes.entry("/var/lib/fettle/dashboard".into()).or_insert(folder);
+                    self.facts.nodes.entry("/var/lib/fettle/dashboard/ledger.sqlite".into()).or_insert(ledger);
+                }
+            }
+            UnitVerb::Enable | UnitVerb::Start => return Err(HostError::Program(format!("Unit {unit} not found."))),
+            UnitVerb::Disable => drop(self.facts.enabled.remove(unit)),
+            UnitVerb::Stop => {
+                self.facts.active.remove(unit);
+                if unit == "fettle.target" || unit == "fettle-dashboard.service" {
+                    self.facts.active.remove("fettle-dashboard.service");
+                }
+            }
+            UnitVerb::TryRestart => {}
+        }
+        Ok(())
+    }
+
+    fn daemon_reload(&mut self) -> HostResult<()> {
+        self.changing()?;
+        self.facts.loaded = self.units_on_disk();
+        Ok(())
+    }
+
+    fn sysusers(&mut self, file: &Utf8Path) -> HostResult<()> {
+        self.changing()?;
+        let text = self.text(file.as_str()).ok_or_else(|| missing(file))?.to_owned();
+        let users = text.lines().filter_map(|line| line.strip_prefix("u ")?.split_whitespace().next());
+        self.facts.users.extend(users.map(str::to_owned));
+        Ok(())
+    }
+
+    fn remove_user(&mut self, name: &str) -> HostResult<()> {
+        self.changing()?;
+        self.facts.users.remove(name);
+        Ok(())
+    }
+
+    fn load_apparmor(&mut self, profile: &Utf8Path) -> HostResult<()> {
+        self.changing()?;
+        self.facts.profiles.insert(profile.to_owned());
+        Ok(())
+    }
+
+    fn unload_apparmor(&mut self, profile: &Utf8Path) -> HostResult<()> {
+        self.changing()?;
+        self.facts.profiles.remove(profile);
+        Ok(())
+    }
+
+    fn change(&mut self, _program: &Utf8Path, _arguments: &[&str]) -> HostResult<Said> {
+        self.changing()?;
+        Ok(Said { ok: true, text: String::new() })
+    }
+
+    fn random(&mut self, count: usize) -> HostResult<Vec<u8>> {
+        Ok(vec![7; count])
+    }
+
+    fn pause(&mut self) {}
+
+    fn boundary(&mut self, _name: &str) {}
+}

@@ -1,0 +1,44 @@
+//! Where things are on a host, and what belongs to whom.
+
+use camino::Utf8PathBuf;
+
+pub const RELEASES: &str = "/opt/fettle/releases";
+/// Leads to the release that runs.
+pub const CURRENT: &str = "/opt/fettle/current";
+pub const CONFIG_DIR: &str = "/etc/fettle";
+pub const CONFIG: &str = "/etc/fettle/fettle.toml";
+pub const SECRETS: &str = "/etc/fettle/secrets";
+pub const UNITS: &str = "/etc/systemd/system";
+pub const STATE: &str = "/var/lib/fettle";
+pub const BACKUPS: &str = "/var/lib/fettle/backups";
+pub const LOGS: &str = "/var/log/fettle";
+pub const HOME: &str = "/var/lib/fettle-installer";
+
+pub const DASHBOARD: &str = "fettle-dashboard.service";
+pub const TARGET: &str = "fettle.target";
+pub const SOCKETS: [&str; 2] = ["fettle-dashboard.socket", "fettle-dashboard-internal.socket"];
+pub const BACKUP_TIMER: &str = "fettle-backup.timer";
+/// Runs the dashboard; may read the configuration.
+pub const USER: &str = "fettle";
+pub const WORKER_USER: &str = "fettle-worker";
+/// Two digits name an instance, and its port.
+pub const MAX_WORKERS: u8 = 99;
+
+pub fn worker(instance: u8) -> String {
+    format!("fettle-worker@{instance:02}.service")
+}
+
+/// Where a worker tells its health.
+pub fn worker_health(instance: u8) -> String {
+    format!("http://127.0.0.1:92{instance:02}/readyz")
+}
+
+pub fn unit_file(name: &str) -> Utf8PathBuf {
+    Utf8PathBuf::from(UNITS).join(name)
+}
+
+pub fn drop_in(unit: &str, name: &str) -> (Utf8PathBuf, Utf8PathBuf) {
+    let folder = unit_file(&format!("{unit}.d"));
+    let file = folder.join(name);
+    (folder, file)
+}

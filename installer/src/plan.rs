@@ -1,0 +1,401 @@
+//! What has to be done to a host so that a release runs on it: facts, answers and the receipt go in; actions, their order and
+//! refusals come out. Pure: the same input gives the same bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fettle_runtime::config::Config;
+use fettle_runtime::environment::Environment;
+use serde::{Deserialize, Serialize};
+
+use crate::action::{ActResult, Action, Check, Gate, Keeping, Manifest, Way};
+use crate::answers::Answers;
+use crate::host::{Attrs, HostView, Owner};
+use crate::journal::{Product, Step};
+use crate::layout::{self, BACKUP_TIMER, CONFIG, CURRENT, DASHBOARD, RELEASES, SECRETS, SOCKETS, STATE, TARGET, USER};
+use crate::receipt::Receipt;
+
+/// Bytes of a generated secret: 256 bits.
+const SECRET_BYTES: usize = 32;
+const WORKER_KEY: &str = "worker.key";
+/// The head of a configuration that the installer wrote.
+const CONFIG_HEAD: &str = "# Fettle's configuration. The installer wrote it once; it is yours now.\n\
+# After a change: fettle check-config /etc/fettle/fettle.toml && fettle-installer apply\n\n";
+
+/// A release tree, read and verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    pub source: Utf8PathBuf,
+    pub manifest: Manifest,
+    pub manifest_sha256: String,
+    /// Files below `share/fettle`, by their path there.
+    pub shared: BTreeMap<Utf8PathBuf, String>,
+}
+
+impl Release {
+    /// The folder's name below `releases`: a version may be built more than once.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.manifest.version, &self.manifest_sha256[..12])
+    }
+
+    pub fn path(&self) -> Utf8PathBuf {
+        Utf8Path::new(RELEASES).join(self.name())
+    }
+}
+
+/// What the planner knows of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    /// `/etc/fettle/fettle.toml`, if it is there.
+    pub config: Option<String>,
+    /// Files that are there, of those that a configuration might name as secrets.
+    pub secrets: BTreeSet<Utf8PathBuf>,
+    /// The kernel lets only profiled programs make user namespaces.
+    pub apparmor_restricts_namespaces: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub product: Product,
+    pub actions: Vec<Action>,
+    /// Why it cannot be carried out; nothing is done while there is one.
+    pub refusals: Vec<String>,
+}
+
+pub fn plan(release: &Release, facts: &Facts, answers: &Answers) -> Plan {
+    let mut plan = Planning { release, facts, answers, actions: Vec::new(), refusals: Vec::new() };
+    plan.whole();
+    let product = Product { version: release.manifest.version.clone(), release: release.name() };
+    Plan { product, actions: plan.actions, refusals: plan.refusals }
+}
+
+struct Planning<'a> {
+    release: &'a Release,
+    facts: &'a Facts,
+    answers: &'a Answers,
+    actions: Vec<Action>,
+    refusals: Vec<String>,
+}
+
+impl Planning<'_> {
+    fn whole(&mut self) {
+        let text = self.config_text();
+        let config = match Config::parse(CONFIG, &text, &Environment::default()) {
+            Ok(config) => config,
+            Err(error) => return self.refusals.push(error.to_string()),
+        };
+        let credentials = self.credentials(&config);
+        self.programs();
+        self.users();
+        self.folders();
+        self.configuration(text);
+        let units: Vec<String> = std::iter::once(DASHBOARD.to_owned()).chain(self.workers()).collect();
+        self.actions.push(Action::Restart { units: units.clone(), way: Way::Back });
+        self.actions.push(Action::Reload { way: Way::Back });
+        self.actions.push(Action::SwitchRelease { path: CURRENT.into(), target: self.release.path() });
+        self.units(&config, &credentials);
+        self.actions.push(Action::Reload { way: Way::Forth });
+        self.apparmor();
+        self.actions.push(Action::Restart { units, way: Way::Forth });
+        self.start();
+        self.gate(&config);
+    }
+
+    fn workers(&self) -> impl Iterator<Item = String> + use<> {
+        (1..=self.answers.workers).map(layout::worker)
+    }
+
+    fn dir(&mut self, path: impl Into<Utf8PathBuf>, mode: u32, keeping: Keeping) {
+        self.actions.push(Action::Dir { path: path.into(), attrs: Attrs::root(mode), keeping });
+    }
+
+    fn file(&mut self, path: impl Into<Utf8PathBuf>, text: String, why: &str) {
+        let (path, attrs) = (path.into(), Attrs::root(0o644));
+        self.actions.push(Action::File { path, attrs, text, keeping: Keeping::Managed, why: why.to_owned() });
+    }
+
+    fn shared(&self, folder: &str) -> Vec<(String, String)> {
+        let inside =
+            self.release.shared.iter().filter(|(path, _)| path.parent().is_some_and(|parent| parent == folder));
+        inside.filter_map(|(path, text)| Some((path.file_name()?.to_owned(), text.clone()))).collect()
+    }
+
+    fn programs(&mut self) {
+        self.dir("/opt/fettle", 0o755, Keeping::Managed);
+        self.dir(RELEASES, 0o755, Keeping::Managed);
+        self.actions.push(Action::Release {
+            source: self.release.source.clone(),
+            path: self.release.path(),
+            manifest_sha256: self.release.manifest_sha256.clone(),
+        });
+    }
+
+    fn users(&mut self) {
+        for (name, text) in self.shared("sysusers") {
+            let file = Utf8Path::new("/etc/sysusers.d").join(name);
+            let users: Vec<String> = text.lines().filter_map(user_of).collect();
+            self.file(file.clone(), text, "systemd makes the users of the services from it");
+            self.actions.push(Action::Users { file, users });
+        }
+    }
+
+    fn folders(&mut self) {
+        for (name, text) in self.shared("tmpfiles") {
+            self.file(Utf8Path::new("/etc/tmpfiles.d").join(name), text, "folders come back after they were cleared");
+        }
+        self.dir(STATE, 0o755, Keeping::Seeded);
+        self.dir(layout::BACKUPS, 0o700, Keeping::Seeded);
+        self.dir(layout::LOGS, 0o755, Keeping::Seeded);
+        self.dir(layout::CONFIG_DIR, 0o755, Keeping::Seeded);
+        self.dir(SECRETS, 0o700, Keeping::Seeded);
+    }
+
+    /// What the host has, else what the answers make of the defaults.
+    fn config_text(&self) -> String {
+        if let Some(text) = &self.facts.config {
+            return text.clone();
+        }
+        let mut settings = self.answers.settings.clone();
+        let auth = settings.entry("auth").or_insert_with(|| toml::Table::new().into());
+        if let Some(auth) = auth.as_table_mut() {
+            auth.entry("worker_key_file").or_insert_with(|| format!("secrets/{WORKER_KEY}").into());
+        }
+        format!("{CONFIG_HEAD}{}", toml::to_string_pretty(&settings).expect("a table that was read can be written"))
+    }
+
+    fn configuration(&mut self, text: String) {
+        let attrs = Attrs { mode: 0o640, owner: Owner::new("root", USER) };
+        let why = "all processes read it; no secret is in it".to_owned();
+        self.actions.push(Action::File { path: CONFIG.into(), attrs, text, keeping: Keeping::Seeded, why });
+        let path = Utf8Path::new(SECRETS).join(WORKER_KEY);
+        if !self.answers.secrets.contains_key(WORKER_KEY) {
+            let why = "workers show it to the dashboard".to_owned();
+            self.actions.push(Action::GenerateSecret { path, bytes: SECRET_BYTES, why });
+        }
+        for (name, from) in &self.answers.secrets {
+            self.actions.push(Action::CopySecret { from: from.clone(), path: Utf8Path::new(SECRETS).join(name) });
+        }
+        let program = self.release.path().join("bin/fettle");
+        self.actions.push(Action::CheckConfig { program, config: CONFIG.into() });
+    }
+
+    /// Per unit: name and path of each secret that it gets.
+    fn credentials(&mut self, config: &Config) -> BTreeMap<&'static str, BTreeMap<String, Utf8PathBuf>> {
+        let mut credentials: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for (key, file) in config.secret_files() {
+            let path = Utf8Path::new(layout::CONFIG_DIR).join(file);
+            let name = path.file_name().unwrap_or_default().to_owned();
+            let planned = path.parent().is_some_and(|folder| folder == SECRETS)
+                && (name == WORKER_KEY || self.answers.secrets.contains_key(&name));
+            if !planned && !self.facts.secrets.contains(&path) {
+                self.refusals.push(format!(
+                    "{key} names {path}, which is not there: put the secret there (owner root, mode 0600), or name it in the answers' [secrets]"
+                ));
+                continue;
+            }
+            for unit in receivers(&key) {
+                let earlier = credentials.entry(*unit).or_default().insert(name.clone(), path.clone());
+                if earlier.is_some_and(|earlier| earlier != path) {
+                    self.refusals.push(format!(
+                        "two secrets have the file name {name}; a unit tells them apart by it, so rename one"
+                    ));
+                }
+            }
+        }
+        credentials
+    }
+
+    fn units(&mut self, config: &Config, credentials: &BTreeMap<&'static str, BTreeMap<String, Utf8PathBuf>>) {
+        for (name, text) in self.shared("units") {
+            self.file(layout::unit_file(&name), text, "systemd runs Fettle by it");
+        }
+        for (unit, secrets) in credentials {
+            let lines: String = secrets.iter().map(|(name, path)| format!("LoadCredential={name}:{path}\n")).collect();
+            self.drop_in(unit, "10-secrets.conf", format!("[Service]\n{lines}"), "systemd hands the unit its secrets");
+        }
+        let listens = [&config.server.listen, &config.server.internal_listen];
+        for (socket, address) in SOCKETS.iter().zip(listens) {
+            // An empty value first: an address given again would be added to the unit's own.
+            let text = format!("[Socket]\nListenStream=\nListenStream={address}\n");
+            let unit = self.shared("units").into_iter().find(|(name, _)| name == socket);
+            if !unit.is_some_and(|(_, text)| text.lines().any(|line| line == format!("ListenStream={address}"))) {
+                self.drop_in(socket, "10-listen.conf", text, "the configuration names another address");
+            }
+        }
+    }
+
+    fn drop_in(&mut self, unit: &str, name: &str, text: String, why: &str) {
+        let (folder, file) = layout::drop_in(unit, name);
+        // Drop-ins of the administrator keep the folder.
+        self.dir(folder, 0o755, Keeping::Managed);
+        self.file(file, text, why);
+    }
+
+    fn apparmor(&mut self) {
+        if !self.facts.apparmor_restricts_namespaces {
+            return;
+        }
+        for (name, text) in self.shared("apparmor") {
+            let profile = Utf8Path::new("/etc/apparmor.d").join(name);
+            self.file(profile.clone(), text, "without it the sandbox could not make its namespaces");
+            self.actions.push(Action::AppArmor { profile });
+        }
+    }
+
+    fn start(&mut self) {
+        let timer = self.answers.backup.then(|| BACKUP_TIMER.to_owned());
+        let wanted =
+            SOCKETS.map(str::to_owned).into_iter().chain([DASHBOARD.to_owned()]).chain(self.workers()).chain(timer);
+        let wanted: Vec<String> = wanted.collect();
+        for unit in wanted.iter().cloned().chain([TARGET.to_owned()]) {
+            self.actions.push(Action::Enable { unit });
+        }
+        // Sockets first: what connects while a service starts waits and is not refused.
+        for unit in wanted.into_iter().chain([TARGET.to_owned()]) {
+            self.actions.push(Action::Start { unit });
+        }
+    }
+
+    fn gate(&mut self, config: &Config) {
+        let dashboard = format!("http://{}/readyz", local(&config.server.internal_listen));
+        let urls = std::iter::once(dashboard).chain((1..=self.answers.workers).map(layout::worker_health)).collect();
+        let version = self.release.manifest.version.clone();
+        self.actions.push(Action::HealthGate { gate: Gate { urls, version, limit_s: self.answers.gate_timeout } });
+    }
+}
+
+/// Who needs a secret, by its key in the configuration. The worker never gets what can write to the forge.
+fn receivers(key: &str) -> &'static [&'static str] {
+    const WORKERS: &str = "fettle-worker@.service";
+    match key {
+        "auth.worker_key_file" | "forge.read_token_file" => &[DASHBOARD, WORKERS],
+        key if key.starts_with("gateway.models") => &[WORKERS],
+        _ => &[DASHBOARD],
+    }
+}
+
+fn user_of(line: &str) -> Option<String> {
+    line.strip_prefix("u ").and_then(|rest| rest.split_whitespace().next()).map(str::to_owned)
+}
+
+/// The address at which this host itself reaches a listener.
+fn local(listen: &str) -> String {
+    match listen.parse::<std::net::SocketAddr>() {
+        Ok(address) if address.ip().is_unspecified() => format!("127.0.0.1:{}", address.port()),
+        _ => listen.to_owned(),
+    }
+}
+
+/// What is done about files that somebody else has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Foreign {
+    #[default]
+    Refuse,
+    /// A copy is kept.
+    Overwrite,
+}
+
+/// A plan, compared with the host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settled {
+    pub steps: Vec<Step>,
+    /// For each step, what would change.
+    pub needs: Vec<String>,
+    /// By path or key, with the difference.
+    pub conflicts: Vec<(String, String)>,
+    pub blocked: Vec<String>,
+}
+
+/// Keeps what has to be done. What an earlier run did and this plan does not want any more is taken back first.
+pub fn settle(plan: &Plan, host: &dyn HostView, receipt: Option<&Receipt>, foreign: Foreign) -> ActResult<Settled> {
+    let mut settled = Settled::default();
+    let wanted: BTreeSet<String> = plan.actions.iter().map(Action::key).collect();
+    let obsolete = receipt.into_iter().flat_map(|receipt| receipt.known().rev());
+    let obsolete: Vec<_> = obsolete.filter(|entry| is_obsolete(entry, &wanted)).collect();
+    let mut changed: BTreeSet<String> = BTreeSet::new();
+    for entry in obsolete {
+        changed.insert(entry.id.clone());
+        let (action, before, after) = (entry.action.clone(), entry.before.clone(), entry.after.clone());
+        settled.steps.push(Step::Undo { action, before, after });
+        settled.needs.push("no longer wanted".to_owned());
+    }
+    let mut steps: Vec<(Action, String)> = Vec::new();
+    for action in &plan.actions {
+        let known = receipt.and_then(|receipt| receipt.find(&action.key())).map(|entry| &entry.after);
+        match action.check(host, known)? {
+            Check::Done => {}
+            Check::Needed(what) => steps.push((action.clone(), what)),
+            Check::Foreign(what) => match foreign {
+                Foreign::Refuse => settled.conflicts.push((action.key(), what)),
+                Foreign::Overwrite => steps.push((action.clone(), what)),
+            },
+            Check::Blocked(what) => settled.blocked.push(what),
+        }
+    }
+    changed.extend(steps.iter().filter(|(action, _)| !is_companion(action)).map(|(action, _)| action.key()));
+    let installed = receipt.is_some_and(|receipt| receipt.known().any(|entry| entry.id == format!("switch:{CURRENT}")));
+    let first = changed.contains(&format!("switch:{CURRENT}")) && !installed;
+    for (action, what) in steps {
+        let Some(action) = companion(action, &changed, first) else { continue };
+        settled.steps.push(Step::Do { action });
+        settled.needs.push(what);
+    }
+    Ok(settled)
+}
+
+/// Something lasting that the plan lacks. Releases stay, to be gone back to; whatever is kept stays as well.
+fn is_obsolete(entry: &crate::receipt::Entry, wanted: &BTreeSet<String>) -> bool {
+    let passing = matches!(entry.action, Action::Release { .. } | Action::Reload { .. });
+    !wanted.contains(&entry.id) && !entry.action.is_kept() && !passing
+}
+
+/// Needed only because of something else.
+fn is_companion(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Reload { .. } | Action::Restart { .. } | Action::AppArmor { .. } | Action::CheckConfig { .. }
+    )
+}
+
+/// A companion as far as what `changed` needs it; everything else as it is.
+fn companion(action: Action, changed: &BTreeSet<String>, first: bool) -> Option<Action> {
+    let units = format!("file:{}", layout::UNITS);
+    let any_unit = changed.iter().any(|key| key.starts_with(&units));
+    match action {
+        Action::Reload { way } => any_unit.then_some(Action::Reload { way }),
+        // Nothing runs yet at the first installation.
+        Action::Restart { .. } if first => None,
+        Action::Restart { units, way } => {
+            let units: Vec<String> = units.into_iter().filter(|unit| concerns(unit, changed)).collect();
+            (!units.is_empty()).then_some(Action::Restart { units, way })
+        }
+        Action::AppArmor { profile } => {
+            changed.contains(&format!("file:{profile}")).then_some(Action::AppArmor { profile })
+        }
+        Action::CheckConfig { .. } if changed.is_empty() => None,
+        other => Some(other),
+    }
+}
+
+/// A service runs something else after these changes.
+fn concerns(unit: &str, changed: &BTreeSet<String>) -> bool {
+    let template = unit.split_once('@').map_or_else(|| unit.to_owned(), |(stem, _)| format!("{stem}@.service"));
+    changed.iter().any(|key| {
+        let of_unit = key
+            .strip_prefix(&format!("file:{}/", layout::UNITS))
+            .is_some_and(|file| file == template || file.starts_with(&format!("{template}.d/")));
+        of_unit || *key == format!("switch:{CURRENT}") || *key == format!("file:{CONFIG}") || key.starts_with("secret:")
+    })
+}
+
+/// Everything that an uninstallation takes back, newest first.
+pub fn uninstall(receipt: &Receipt, purge: bool) -> Vec<Step> {
+    let entries = receipt.known().rev().filter(|entry| purge || !entry.action.is_kept());
+    entries
+        .map(|entry| Step::Undo {
+            action: entry.action.clone(),
+            before: entry.before.clone(),
+            after: entry.after.clone(),
+        })
+        .collect()
+}

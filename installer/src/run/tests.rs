@@ -1,0 +1,401 @@
+//! Runs are killed before each change that they make, refused each change that they make, and must always end in one of two
+//! states: all done, or as it was.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::action::{Manifest, ManifestFile};
+use crate::answers::Answers;
+use crate::host::fake::{FakeHost, Fault, Killed};
+use crate::host::{HostView as _, sha256};
+use crate::journal::Product;
+use crate::layout::HOME;
+use crate::plan::{Facts, Foreign, Plan, Release, Settled, plan, settle, uninstall};
+
+const SYSUSERS: &str = "u fettle - \"Fettle\"\nu fettle-worker - \"Fettle's workers\"\nm fettle-worker fettle\n";
+
+/// A release tree on the host, as `release-tree` makes it.
+fn release(host: &mut FakeHost, version: &str) -> Release {
+    let source = format!("/root/fettle-{version}");
+    let shared = [
+        ("sysusers/fettle.conf", SYSUSERS.to_owned()),
+        ("tmpfiles/fettle.conf", "d /run/fettle 0755\n".to_owned()),
+        ("apparmor/fettle-worker", "profile".to_owned()),
+        ("units/fettle.target", format!("# {version}")),
+        ("units/fettle-dashboard.service", format!("# {version}")),
+        ("units/fettle-dashboard.socket", "ListenStream=127.0.0.1:8080\n".to_owned()),
+        ("units/fettle-dashboard-internal.socket", "ListenStream=127.0.0.1:8081\n".to_owned()),
+        ("units/fettle-worker@.service", format!("# {version}")),
+        ("units/fettle-backup.service", String::new()),
+        ("units/fettle-backup.timer", String::new()),
+    ];
+    let programs = ["bin/fettle", "bin/fettle-dashboard"].map(|path| (path.to_owned(), version.to_owned(), "0755"));
+    let shared_files = shared.iter().map(|(path, text)| (format!("share/fettle/{path}"), text.clone(), "0644"));
+    let mut files = std::collections::BTreeMap::new();
+    for (path, text, mode) in programs.into_iter().chain(shared_files) {
+        host.put(&format!("{source}/{path}"), &text, 0o644);
+        files.insert(path.into(), ManifestFile { sha256: sha256(text.as_bytes()), mode: mode.to_owned() });
+    }
+    let manifest =
+        Manifest { schema: 1, version: version.to_owned(), arch: "x86_64".to_owned(), oldest_reader: 1, files };
+    let text = serde_json::to_string(&manifest).unwrap();
+    host.put(&format!("{source}/manifest.json"), &text, 0o644);
+    let shared = shared.into_iter().map(|(path, text)| (path.into(), text)).collect();
+    Release { source: source.into(), manifest, manifest_sha256: sha256(text.as_bytes()), shared }
+}
+
+fn planned(host: &FakeHost, release: &Release, answers: &Answers) -> Plan {
+    let config = host.text("/etc/fettle/fettle.toml").map(str::to_owned);
+    let facts = Facts { config, apparmor_restricts_namespaces: true, ..Facts::default() };
+    let plan = plan(release, &facts, answers);
+    assert_eq!(plan.refusals, Vec::<String>::new());
+    plan
+}
+
+fn settled(host: &FakeHost, plan: &Plan) -> Settled {
+    let receipt = Receipt::read(host, &home().receipt()).unwrap();
+    let settled = settle(plan, host, receipt.as_ref(), Foreign::Refuse).unwrap();
+    assert_eq!((settled.conflicts.len(), settled.blocked.len()), (0, 0), "{settled:?}");
+    settled
+}
+
+fn home() -> Home {
+    Home(HOME.into())
+}
+
+fn run(purpose: Purpose, product: Product, steps: Vec<Step>) -> Run {
+    Run {
+        id: product.release.clone(),
+        purpose,
+        on_failure: OnFailure::Revert,
+        started: "2026-01-01T00:00:00Z".to_owned(),
+        product,
+        mode: "systemd".to_owned(),
+        steps,
+    }
+}
+
+/// The panics that stand for SIGKILL are no news.
+fn quiet() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !info.payload().is::<Killed>() {
+                hook(info)
+            }
+        }));
+    });
+}
+
+/// What a process did, or none when it was killed.
+fn process<T>(host: &mut FakeHost, work: impl FnOnce(&mut FakeHost, &mut Runner<'_>) -> T) -> Option<T> {
+    quiet();
+    let home = home();
+    let mut watch = |_: Event<'_>| {};
+    let mut runner = Runner { home: &home, watch: &mut watch };
+    match catch_unwind(AssertUnwindSafe(|| work(host, &mut runner))) {
+        Ok(value) => Some(value),
+        Err(payload) if payload.is::<Killed>() => None,
+        Err(payload) => std::panic::resume_unwind(payload),
+    }
+}
+
+fn apply(host: &mut FakeHost, release: &Release, answers: &Answers) -> Option<Result<Outcome, RunError>> {
+    let plan = planned(host, release, answers);
+    let steps = settled(host, &plan).steps;
+    let run = run(Purpose::Apply, plan.product, steps);
+    process(host, |host, runner| runner.start(host, run))
+}
+
+fn remove(host: &mut FakeHost, purge: bool) -> Option<Result<Outcome, RunError>> {
+    let receipt = Receipt::read(host, &home().receipt()).unwrap().expect("something is installed");
+    let run = run(Purpose::Uninstall { purge }, Product::default(), uninstall(&receipt, purge));
+    process(host, |host, runner| runner.start(host, run))
+}
+
+fn resume(host: &mut FakeHost) -> Option<Outcome> {
+    host.fault = None;
+    process(host, |host, runner| runner.resume(host).unwrap()).expect("nobody kills it now")
+}
+
+fn turn_back(host: &mut FakeHost) -> Option<Outcome> {
+    host.fault = None;
+    process(host, |host, runner| runner.turn_back(host, "asked for").unwrap()).expect("nobody kills it now")
+}
+
+fn same(left: &crate::host::fake::Facts, right: &crate::host::fake::Facts, when: &str) {
+    assert_eq!(left.differences(right), Vec::<String>::new(), "{when}");
+}
+
+/// A machine with the release's tree lying about.
+fn fresh() -> (FakeHost, Release) {
+    let mut host = FakeHost::fresh();
+    let release = release(&mut host, "1.0.0");
+    (host, release)
+}
+
+fn installed() -> (FakeHost, Release) {
+    let (mut host, release) = fresh();
+    assert_eq!(apply(&mut host, &release, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    (host, release)
+}
+
+/// Runs `work` once undisturbed to count its changes, then once for every change with `fault` at it.
+fn at_each_change(start: &FakeHost, fault: Fault, work: impl Fn(&mut FakeHost), mut then: impl FnMut(usize, FakeHost)) {
+    let mut undisturbed = start.clone();
+    work(&mut undisturbed);
+    let changes = undisturbed.changes() - start.changes();
+    assert!(changes > 5, "only {changes} changes");
+    for change in start.changes() + 1..=start.changes() + changes {
+        let mut host = start.clone();
+        host.fault = Some((change, fault));
+        work(&mut host);
+        host.fault = None;
+        then(change, host);
+    }
+}
+
+#[test]
+fn an_installation_killed_before_any_change_is_finished_by_resume() {
+    let (start, release) = fresh();
+    let (wanted, _) = installed();
+    at_each_change(
+        &start,
+        Fault::Killed,
+        |host| drop(apply(host, &release, &Answers::default())),
+        |change, mut host| {
+            match resume(&mut host) {
+                Some(outcome) => assert_eq!(outcome, Outcome::Done, "at change {change}"),
+                // Killed before the journal began, or after it had ended.
+                None => assert_eq!(apply(&mut host, &release, &Answers::default()).unwrap().unwrap(), Outcome::Done),
+            }
+            same(&host.without(HOME), &wanted.without(HOME), &format!("at change {change}"));
+            assert_eq!(
+                host.text("/var/lib/fettle-installer/receipt.json"),
+                wanted.text("/var/lib/fettle-installer/receipt.json")
+            );
+        },
+    );
+}
+
+#[test]
+fn an_installation_killed_before_any_change_leaves_nothing_when_it_is_taken_back() {
+    let (start, release) = fresh();
+    at_each_change(
+        &start,
+        Fault::Killed,
+        |host| drop(apply(host, &release, &Answers::default())),
+        |change, mut host| {
+            if turn_back(&mut host).is_none() && Receipt::read(&host, &home().receipt()).unwrap().is_some() {
+                assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
+            }
+            same(&host.without(HOME), &start.without(HOME), &format!("at change {change}"));
+        },
+    );
+}
+
+#[test]
+fn an_installation_that_is_refused_a_change_takes_itself_back() {
+    let (start, release) = fresh();
+    at_each_change(
+        &start,
+        Fault::Refused,
+        |host| drop(apply(host, &release, &Answers::default())),
+        |change, mut host| {
+            // Without its journal a run can do nothing, not even go back: that is for the next one.
+            turn_back(&mut host);
+            if Receipt::read(&host, &home().receipt()).unwrap().is_some() {
+                assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
+            }
+            same(&host.without(HOME), &start.without(HOME), &format!("at change {change}"));
+        },
+    );
+}
+
+#[test]
+fn a_second_apply_has_nothing_to_do() {
+    let (host, release) = installed();
+    assert_eq!(settled(&host, &planned(&host, &release, &Answers::default())).steps, []);
+}
+
+#[test]
+fn an_upgrade_killed_before_any_change_ends_as_the_new_or_the_old_release() {
+    let (mut start, old) = installed();
+    let new = release(&mut start, "2.0.0");
+    let mut wanted = start.clone();
+    assert_eq!(apply(&mut wanted, &new, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(settled(&wanted, &planned(&wanted, &new, &Answers::default())).steps, []);
+    at_each_change(
+        &start,
+        Fault::Killed,
+        |host| drop(apply(host, &new, &Answers::default())),
+        |change, host| {
+            let mut forth = host.clone();
+            if resume(&mut forth).is_none() {
+                apply(&mut forth, &new, &Answers::default());
+            }
+            same(&forth.without(HOME), &wanted.without(HOME), &format!("forth, at change {change}"));
+            let mut back = host;
+            if turn_back(&mut back).is_some() {
+                same(&back.without(HOME), &start.without(HOME), &format!("back, at change {change}"));
+                assert_eq!(settled(&back, &planned(&back, &old, &Answers::default())).steps, []);
+            }
+        },
+    );
+}
+
+#[test]
+fn an_upgrade_to_a_release_that_never_gets_ready_is_switched_back_and_says_that_it_was_the_gate() {
+    let (mut start, _) = installed();
+    let new = release(&mut start, "2.0.0");
+    let mut host = start.clone();
+    host.broken.insert("2.0.0".to_owned());
+    let outcome = apply(&mut host, &new, &Answers::default()).unwrap().unwrap();
+    assert!(matches!(&outcome, Outcome::Reverted { gate: true, reason } if reason.contains("503")), "{outcome:?}");
+    same(&host.without(HOME), &start.without(HOME), "");
+}
+
+#[test]
+fn a_configuration_that_the_new_release_refuses_is_not_switched_to() {
+    let (mut start, _) = installed();
+    let new = release(&mut start, "2.0.0");
+    let mut host = start.clone();
+    host.refused_config = Some("worker_key_file");
+    let outcome = apply(&mut host, &new, &Answers::default()).unwrap().unwrap();
+    assert!(
+        matches!(&outcome, Outcome::Reverted { gate: false, reason } if reason.contains("unknown key")),
+        "{outcome:?}"
+    );
+    same(&host.without(HOME), &start.without(HOME), "");
+}
+
+#[test]
+fn an_uninstallation_killed_before_any_change_goes_on_and_leaves_what_is_the_operators() {
+    let (start, _) = installed();
+    let kept = ["/etc/fettle/fettle.toml", "/etc/fettle/secrets/worker.key", "/var/lib/fettle/dashboard/ledger.sqlite"];
+    at_each_change(
+        &start,
+        Fault::Killed,
+        |host| drop(remove(host, false)),
+        |change, mut host| {
+            // Not even begun, or ended already.
+            if resume(&mut host).is_none() && host.text("/etc/systemd/system/fettle.target").is_some() {
+                assert_eq!(remove(&mut host, false).unwrap().unwrap(), Outcome::Done);
+            }
+            for path in kept {
+                assert!(host.text(path).is_some(), "{path} at change {change}");
+            }
+            assert_eq!(host.text("/etc/systemd/system/fettle.target"), None, "at change {change}");
+            assert_eq!(host.entry("/opt/fettle".into()).unwrap(), crate::host::Entry::Absent, "at change {change}");
+            assert!(!host.unit("fettle-dashboard.service").unwrap().active);
+        },
+    );
+}
+
+#[test]
+fn a_purge_killed_before_any_change_goes_on_and_leaves_the_host_as_it_was() {
+    let (before, _) = fresh();
+    let (start, _) = installed();
+    at_each_change(
+        &start,
+        Fault::Killed,
+        |host| drop(remove(host, true)),
+        |change, mut host| {
+            if resume(&mut host).is_none() && Receipt::read(&host, &home().receipt()).unwrap().is_some() {
+                assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
+            }
+            forget(&mut host, HOME.into()).unwrap();
+            same(&host.facts, &before.facts, &format!("at change {change}"));
+        },
+    );
+}
+
+#[test]
+fn a_purge_after_an_uninstallation_leaves_the_host_as_it_was() {
+    let (before, _) = fresh();
+    let (mut host, _) = installed();
+    assert_eq!(remove(&mut host, false).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
+    forget(&mut host, HOME.into()).unwrap();
+    same(&host.facts, &before.facts, "");
+}
+
+#[test]
+fn what_was_there_before_the_first_installation_comes_back_even_after_an_upgrade() {
+    let (mut host, old) = fresh();
+    host.put("/etc/sysusers.d/fettle.conf", "# somebody's\n", 0o600);
+    let before = host.clone();
+    let plan = planned(&host, &old, &Answers::default());
+    let settled = settle(&plan, &host, None, Foreign::Refuse).unwrap();
+    assert_eq!(settled.conflicts.len(), 1, "{settled:?}");
+    assert!(settled.conflicts[0].1.contains("-# somebody's"), "{settled:?}");
+    let steps = settle(&plan, &host, None, Foreign::Overwrite).unwrap().steps;
+    let first = run(Purpose::Apply, plan.product, steps);
+    assert_eq!(process(&mut host, |host, runner| runner.start(host, first)).unwrap().unwrap(), Outcome::Done);
+    let new = release(&mut host, "2.0.0");
+    assert_eq!(apply(&mut host, &new, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(host.text("/etc/sysusers.d/fettle.conf"), before.text("/etc/sysusers.d/fettle.conf"));
+}
+
+#[test]
+fn fewer_workers_are_the_only_change_and_more_come_back() {
+    let (mut host, release) = fresh();
+    let answers = |workers| Answers { workers, ..Answers::default() };
+    assert_eq!(apply(&mut host, &release, &answers(3)).unwrap().unwrap(), Outcome::Done);
+    let three = host.clone();
+    let fewer = settled(&host, &planned(&host, &release, &answers(2))).steps;
+    let keys: Vec<String> = fewer.iter().map(|step| step.action().key()).collect();
+    assert_eq!(keys, ["start:fettle-worker@03.service", "enable:fettle-worker@03.service"]);
+    assert_eq!(apply(&mut host, &release, &answers(2)).unwrap().unwrap(), Outcome::Done);
+    assert!(!host.unit("fettle-worker@03.service").unwrap().active);
+    assert_eq!(apply(&mut host, &release, &answers(3)).unwrap().unwrap(), Outcome::Done);
+    same(&host.without(HOME), &three.without(HOME), "");
+}
+
+#[test]
+fn the_operators_changes_of_the_configuration_stay_through_apply_and_upgrade() {
+    let (mut host, release_1) = installed();
+    let text = "[auth]\nworker_key_file = \"secrets/worker.key\"\n[server]\nlisten = \"0.0.0.0:8443\"\n";
+    host.put("/etc/fettle/fettle.toml", text, 0o640);
+    host.set_attrs(
+        "/etc/fettle/fettle.toml".into(),
+        &Attrs { mode: 0o640, owner: crate::host::Owner::new("root", "fettle") },
+    )
+    .unwrap();
+    assert_eq!(apply(&mut host, &release_1, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(host.text("/etc/fettle/fettle.toml"), Some(text));
+    let listen = host.text("/etc/systemd/system/fettle-dashboard.socket.d/10-listen.conf").unwrap();
+    assert!(listen.contains("ListenStream=0.0.0.0:8443"), "{listen}");
+    let new = release(&mut host, "2.0.0");
+    assert_eq!(apply(&mut host, &new, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(host.text("/etc/fettle/fettle.toml"), Some(text));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Killed, resumed, killed again, turned back, killed again …
+    #[test]
+    fn whatever_kills_it_and_however_often_it_ends_installed_or_as_it_was(kills in prop::collection::vec((1usize..80, any::<bool>()), 1..5)) {
+        let (start, release) = fresh();
+        let wanted = installed().0.without(HOME);
+        let mut host = start.clone();
+        host.fault = Some((kills[0].0, Fault::Killed));
+        apply(&mut host, &release, &Answers::default());
+        for (after, turn) in &kills[1..] {
+            host.fault = Some((host.changes() + after, Fault::Killed));
+            process(&mut host, |host, runner| if *turn { runner.turn_back(host, "asked for") } else { runner.resume(host) });
+        }
+        resume(&mut host);
+        let receipt = Receipt::read(&host, &home().receipt()).unwrap();
+        if receipt.is_some() {
+            prop_assert_eq!(host.without(HOME).differences(&wanted), Vec::<String>::new());
+        } else {
+            prop_assert_eq!(host.without(HOME).differences(&start.without(HOME)), Vec::<String>::new());
+        }
+    }
+}
