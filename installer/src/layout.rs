@@ -7,6 +7,8 @@ pub const RELEASES: &str = "/opt/fettle/releases";
 pub const CURRENT: &str = "/opt/fettle/current";
 pub const CONFIG_DIR: &str = "/etc/fettle";
 pub const CONFIG: &str = "/etc/fettle/fettle.toml";
+/// The answers of the last `apply`.
+pub const ANSWERS: &str = "/etc/fettle/installer.toml";
 pub const SECRETS: &str = "/etc/fettle/secrets";
 pub const UNITS: &str = "/etc/systemd/system";
 pub const STATE: &str = "/var/lib/fettle";

@@ -3,9 +3,15 @@
 
 pub mod action;
 pub mod answers;
+pub mod cli;
+pub mod commands;
+pub mod exit;
 pub mod host;
 pub mod journal;
 pub mod layout;
+pub mod lock;
 pub mod plan;
 pub mod receipt;
+pub mod release;
+pub mod report;
 pub mod run;

@@ -13,7 +13,7 @@ use crate::answers::Answers;
 use crate::host::{Attrs, HostView, Owner};
 use crate::journal::{Product, Step};
 use crate::layout::{self, BACKUP_TIMER, CONFIG, CURRENT, DASHBOARD, RELEASES, SECRETS, SOCKETS, STATE, TARGET, USER};
-use crate::receipt::Receipt;
+use crate::receipt::{GENERATIONS, Receipt};
 
 /// Bytes of a generated secret: 256 bits.
 const SECRET_BYTES: usize = 32;
@@ -21,6 +21,9 @@ const WORKER_KEY: &str = "worker.key";
 /// The head of a configuration that the installer wrote.
 const CONFIG_HEAD: &str = "# Fettle's configuration. The installer wrote it once; it is yours now.\n\
 # After a change: fettle check-config /etc/fettle/fettle.toml && fettle-installer apply\n\n";
+
+const ANSWERS_HEAD: &str = "# What fettle-installer was asked for. `fettle-installer apply` starts from it; \
+`apply --answers FILE` replaces it.\n\n";
 
 /// A release tree, read and verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,6 +170,10 @@ impl Planning<'_> {
         let attrs = Attrs { mode: 0o640, owner: Owner::new("root", USER) };
         let why = "all processes read it; no secret is in it".to_owned();
         self.actions.push(Action::File { path: CONFIG.into(), attrs, text, keeping: Keeping::Seeded, why });
+        let text = format!("{ANSWERS_HEAD}{}", toml::to_string_pretty(self.answers).expect("answers are plain data"));
+        let why = "the next apply, upgrade or rollback starts from these answers".to_owned();
+        let (path, attrs) = (layout::ANSWERS.into(), Attrs::root(0o644));
+        self.actions.push(Action::File { path, attrs, text, keeping: Keeping::Kept, why });
         let path = Utf8Path::new(SECRETS).join(WORKER_KEY);
         if !self.answers.secrets.contains_key(WORKER_KEY) {
             let why = "workers show it to the dashboard".to_owned();
@@ -310,8 +317,8 @@ pub struct Settled {
 pub fn settle(plan: &Plan, host: &dyn HostView, receipt: Option<&Receipt>, foreign: Foreign) -> ActResult<Settled> {
     let mut settled = Settled::default();
     let wanted: BTreeSet<String> = plan.actions.iter().map(Action::key).collect();
-    let obsolete = receipt.into_iter().flat_map(|receipt| receipt.known().rev());
-    let obsolete: Vec<_> = obsolete.filter(|entry| is_obsolete(entry, &wanted)).collect();
+    let earlier = || receipt.into_iter().flat_map(|receipt| receipt.known().rev());
+    let obsolete = earlier().filter(|entry| is_obsolete(entry, &wanted));
     let mut changed: BTreeSet<String> = BTreeSet::new();
     for entry in obsolete {
         changed.insert(entry.id.clone());
@@ -333,14 +340,32 @@ pub fn settle(plan: &Plan, host: &dyn HostView, receipt: Option<&Receipt>, forei
         }
     }
     changed.extend(steps.iter().filter(|(action, _)| !is_companion(action)).map(|(action, _)| action.key()));
-    let installed = receipt.is_some_and(|receipt| receipt.known().any(|entry| entry.id == format!("switch:{CURRENT}")));
+    let installed = receipt.is_some_and(Receipt::is_installed);
     let first = changed.contains(&format!("switch:{CURRENT}")) && !installed;
     for (action, what) in steps {
         let Some(action) = companion(action, &changed, first) else { continue };
         settled.steps.push(Step::Do { action });
         settled.needs.push(what);
     }
+    // Last: while anything before can fail, every release that could be gone back to is still there.
+    if !settled.steps.is_empty() {
+        for entry in earlier().filter(|entry| is_outdated(entry, plan, receipt)) {
+            let (action, before, after) = (entry.action.clone(), entry.before.clone(), entry.after.clone());
+            settled.steps.push(Step::Undo { action, before, after });
+            settled.needs.push(format!("more than {GENERATIONS} generations old"));
+        }
+    }
     Ok(settled)
+}
+
+/// A release that no generation leads to once this plan is carried out.
+fn is_outdated(entry: &crate::receipt::Entry, plan: &Plan, receipt: Option<&Receipt>) -> bool {
+    let Action::Release { path, .. } = &entry.action else { return false };
+    let generations = receipt.into_iter().flat_map(|receipt| receipt.generations.iter().rev());
+    let kept =
+        generations.map(|generation| generation.release.as_str()).filter(|release| *release != plan.product.release);
+    let kept: Vec<&str> = kept.take(GENERATIONS - 1).collect();
+    path.file_name().is_some_and(|name| name != plan.product.release && !kept.contains(&name))
 }
 
 /// Something lasting that the plan lacks. Releases stay, to be gone back to; whatever is kept stays as well.

@@ -94,6 +94,11 @@ impl Receipt {
         host.write(path, &text, &Attrs::root(0o600))
     }
 
+    /// False when only what an uninstallation keeps is left.
+    pub fn is_installed(&self) -> bool {
+        self.known().any(|entry| matches!(entry.action, Action::SwitchRelease { .. }))
+    }
+
     pub fn find(&self, id: &str) -> Option<&Entry> {
         self.known().find(|entry| entry.id == id)
     }

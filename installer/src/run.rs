@@ -3,7 +3,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::action::{ActError, Saving, Trace};
+use crate::action::{ActError, Action, Saving, Trace};
 use crate::host::{Attrs, Host, HostError};
 use crate::journal::{self, JournalError, OnFailure, Progress, Purpose, Record, Run, Step};
 use crate::receipt::{Receipt, ReceiptError};
@@ -243,6 +243,8 @@ impl Runner<'_> {
             self.tell(progress, number, Phase::TakesBack);
             let undone = match progress.run.steps[number].clone() {
                 Step::Do { action } => action.revert(host, &before, after.as_ref()),
+                // Its source may be gone; an old release that is missed is no reason not to go back.
+                Step::Undo { action: Action::Release { .. }, .. } => Ok(()),
                 // Its own `before` is what there was before Fettle: executing on it makes Fettle's part again.
                 Step::Undo { action, before, .. } => action.execute(host, &before).map(drop),
             };

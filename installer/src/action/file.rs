@@ -18,7 +18,7 @@ pub(super) fn describe(action: &Action) -> Description {
             "files and services below it need it".to_owned(),
             match keeping {
                 Keeping::Managed => "is removed when it is empty",
-                Keeping::Seeded => "stays, with what is in it, until --purge",
+                Keeping::Seeded | Keeping::Kept => "stays, with what is in it, until --purge",
             },
         ),
         Action::File { path, attrs, keeping, why, .. } => (
@@ -27,6 +27,7 @@ pub(super) fn describe(action: &Action) -> Description {
             match keeping {
                 Keeping::Managed => "becomes what it was before",
                 Keeping::Seeded => "stays until --purge: from now on it is yours",
+                Keeping::Kept => "stays until --purge",
             },
         ),
         Action::GenerateSecret { path, bytes, why } => {
@@ -154,7 +155,7 @@ pub(super) fn revert_dir(host: &mut dyn Host, path: &Utf8Path, keeping: Keeping,
         }
         Trace::Path { entry: Entry::Absent, .. } => match keeping {
             // Ours with all in it: taken back only by a purge, or by the very run that made it.
-            Keeping::Seeded => Ok(host.remove_tree(path)?),
+            Keeping::Seeded | Keeping::Kept => Ok(host.remove_tree(path)?),
             // Somebody else's files keep it.
             Keeping::Managed => Ok(host.rmdir(path).map(drop)?),
         },

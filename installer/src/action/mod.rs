@@ -22,6 +22,8 @@ pub enum Keeping {
     Managed,
     /// Written once, then the operator's; only `--purge` removes it.
     Seeded,
+    /// The installer's, but only `--purge` removes it.
+    Kept,
 }
 
 /// Some actions matter on one way only: units must be read again after they were written, and, on the way back, after they
@@ -191,7 +193,7 @@ impl Action {
     /// Whether an uninstallation leaves it: data, configuration, secrets, and the users who own them. `--purge` does not.
     pub fn is_kept(&self) -> bool {
         match self {
-            Self::Dir { keeping, .. } | Self::File { keeping, .. } => *keeping == Keeping::Seeded,
+            Self::Dir { keeping, .. } | Self::File { keeping, .. } => *keeping != Keeping::Managed,
             Self::GenerateSecret { .. } | Self::CopySecret { .. } | Self::Users { .. } => true,
             _ => false,
         }

@@ -349,7 +349,10 @@ fn fewer_workers_are_the_only_change_and_more_come_back() {
     let three = host.clone();
     let fewer = settled(&host, &planned(&host, &release, &answers(2))).steps;
     let keys: Vec<String> = fewer.iter().map(|step| step.action().key()).collect();
-    assert_eq!(keys, ["start:fettle-worker@03.service", "enable:fettle-worker@03.service"]);
+    assert_eq!(
+        keys,
+        ["start:fettle-worker@03.service", "enable:fettle-worker@03.service", "file:/etc/fettle/installer.toml"]
+    );
     assert_eq!(apply(&mut host, &release, &answers(2)).unwrap().unwrap(), Outcome::Done);
     assert!(!host.unit("fettle-worker@03.service").unwrap().active);
     assert_eq!(apply(&mut host, &release, &answers(3)).unwrap().unwrap(), Outcome::Done);
@@ -398,4 +401,19 @@ proptest! {
             prop_assert_eq!(host.without(HOME).differences(&start.without(HOME)), Vec::<String>::new());
         }
     }
+}
+
+#[test]
+fn releases_older_than_three_generations_go_and_those_that_can_be_gone_back_to_stay() {
+    let (mut host, _) = installed();
+    for version in ["2.0.0", "3.0.0", "4.0.0"] {
+        let new = release(&mut host, version);
+        assert_eq!(apply(&mut host, &new, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+        assert_eq!(settled(&host, &planned(&host, &new, &Answers::default())).steps, []);
+    }
+    let kept: Vec<String> = host.list(crate::layout::RELEASES.into()).unwrap();
+    let versions: Vec<&str> = kept.iter().filter_map(|name| name.split('-').next()).collect();
+    assert_eq!(versions, ["2.0.0", "3.0.0", "4.0.0"]);
+    let receipt = Receipt::read(&host, &home().receipt()).unwrap().unwrap();
+    assert_eq!(receipt.generations.iter().map(|generation| generation.n).collect::<Vec<_>>(), [2, 3, 4]);
 }

@@ -1,0 +1,113 @@
+//! The commands of `fettle-installer`, as typed.
+
+use camino::Utf8PathBuf;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const STATUS: &str = "Exit status: 0 done or nothing to do, 2 usage, 10 preflight failed, 11 conflict, 20 failed and all taken back, \
+21 failed and not all taken back, 30 not healthy and switched back, 31 not healthy and not switched back, 40 another run is at \
+work, 50 backup, 60 release or bundle damaged, 1 anything else.";
+
+/// Installs Fettle on this host, upgrades it, and takes it away again without a trace.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = STATUS)]
+pub struct Flags {
+    /// JSON lines on standard output, a summary last.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what would be done, and write nothing.
+    Plan {
+        #[command(flatten)]
+        wanted: Wanted,
+        /// Write the plan to a file.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<Utf8PathBuf>,
+        /// With the reason of each step, and what taking it back would do.
+        #[arg(long)]
+        explain: bool,
+    },
+    /// Install, or bring an installation to what is asked for now.
+    Apply {
+        #[command(flatten)]
+        wanted: Wanted,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Go on with a run that was interrupted.
+    Resume,
+    /// Show what is installed, what runs, and whether a run is unfinished.
+    Status,
+    /// Compare the host with what was installed.
+    Verify,
+    /// Switch to another release; the earlier one comes back by itself when this one does not become healthy.
+    Upgrade {
+        /// The release tree to switch to.
+        #[arg(long, value_name = "FOLDER")]
+        to: Utf8PathBuf,
+        #[command(flatten)]
+        how: How,
+        /// How long the services may take to become ready, in seconds.
+        #[arg(long, value_name = "SECONDS")]
+        gate_timeout: Option<u32>,
+    },
+    /// Switch back to an earlier generation; `status` lists them.
+    Rollback {
+        /// The generation's number; default: the one before.
+        #[arg(long, value_name = "N")]
+        to: Option<u32>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Take Fettle away. Data, configuration, secrets and users stay unless --purge.
+    Uninstall {
+        /// Take everything away, data and secrets too.
+        #[arg(long)]
+        purge: bool,
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Wanted {
+    /// What is asked for, as TOML: workers, settings, secrets. Default: /etc/fettle/installer.toml if it is there.
+    #[arg(long, value_name = "FILE")]
+    pub answers: Option<Utf8PathBuf>,
+    /// The release tree to install; default: the one that this program lies in.
+    #[arg(long, value_name = "FOLDER")]
+    pub release: Option<Utf8PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct How {
+    /// Show what would be done, and write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// What happens to what was done when a later step fails.
+    #[arg(long, value_enum, default_value = "revert")]
+    pub on_failure: OnFailure,
+    /// Replace files that somebody else has changed; a copy is kept.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// For tests: end with SIGKILL at this boundary between two durable facts.
+    #[cfg(feature = "crash-points")]
+    #[arg(long, hide = true)]
+    pub kill_at: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnFailure {
+    Revert,
+    Keep,
+}

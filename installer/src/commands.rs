@@ -1,0 +1,517 @@
+//! What each command does: facts from the edge, the planner's decision, the run, and the exit status.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fettle_app::ports::clock::Clock as _;
+use fettle_runtime::system::SystemClock;
+
+use crate::action::{Action, Check};
+use crate::answers::Answers;
+use crate::cli::{Command, Flags, How, OnFailure as KeepOrRevert, Wanted};
+use crate::exit::{Exit, where_it_stands};
+use crate::host::{HostView, RealHost, sha256};
+use crate::journal::{OnFailure, Product, Purpose, Run, Step};
+use crate::layout::{self, ANSWERS, CONFIG, CURRENT, HOME, RELEASES, SECRETS};
+use crate::lock::{self, Lock, LockError};
+use crate::plan::{Facts, Foreign, Plan, Release, Settled, plan, settle, uninstall};
+use crate::receipt::{Generation, Receipt};
+use crate::release;
+use crate::report::Reporter;
+use crate::run::{Home, Outcome, RunError, Runner, forget};
+
+/// Why a command ended otherwise than done: the status, and a sentence with what to do.
+#[derive(Debug)]
+pub struct Ended {
+    pub exit: Exit,
+    pub why: String,
+}
+
+type Ends<T> = Result<T, Ended>;
+
+fn ended(exit: Exit) -> impl Fn(String) -> Ended {
+    move |why| Ended { exit, why }
+}
+
+fn unexpected(error: impl std::error::Error) -> Ended {
+    let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    Ended { exit: Exit::Unexpected, why: causes.map(ToString::to_string).collect::<Vec<_>>().join(": ") }
+}
+
+impl From<RunError> for Ended {
+    fn from(error: RunError) -> Self {
+        let exit = if matches!(error, RunError::Unfinished) { Exit::Conflict } else { Exit::Unexpected };
+        Self { exit, ..unexpected(error) }
+    }
+}
+
+impl From<LockError> for Ended {
+    fn from(error: LockError) -> Self {
+        let exit = if matches!(error, LockError::Held) { Exit::Locked } else { Exit::Unexpected };
+        Self { exit, ..unexpected(error) }
+    }
+}
+
+/// Does what was typed; the sentence of a failure is told here.
+pub fn run(flags: Flags) -> Exit {
+    let mut reporter = Reporter::new(flags.json);
+    let outcome = RealHost::new().map_err(unexpected).and_then(|host| {
+        let mut session = Session { host, home: Home(HOME.into()), reporter: &mut reporter };
+        session.command(flags.command)
+    });
+    let (exit, why) = match outcome {
+        Ok(exit) => (exit, String::new()),
+        Err(Ended { exit, why }) => {
+            reporter.say(&format!("error: {why}"));
+            (exit, why)
+        }
+    };
+    reporter.summary(&serde_json::json!({ "exit": exit as u8, "reason": why }));
+    exit
+}
+
+struct Session<'a> {
+    host: RealHost,
+    home: Home,
+    reporter: &'a mut Reporter,
+}
+
+impl Session<'_> {
+    fn command(&mut self, command: Command) -> Ends<Exit> {
+        match command {
+            Command::Plan { wanted, output, explain } => self.plan(&wanted, output.as_deref(), explain),
+            Command::Apply { wanted, how } => self.apply(&wanted, &how),
+            Command::Resume => self.resume(),
+            Command::Status => self.status(),
+            Command::Verify => self.verify(),
+            Command::Upgrade { to, how, gate_timeout } => {
+                let release = self.release(Some(&to))?;
+                self.switch(&release, &how, Purpose::Upgrade, gate_timeout)
+            }
+            Command::Rollback { to, how } => self.rollback(to, &how),
+            Command::Uninstall { purge, dry_run, yes } => self.uninstall(purge, dry_run, yes),
+        }
+    }
+
+    fn plan(&mut self, wanted: &Wanted, output: Option<&Utf8Path>, explain: bool) -> Ends<Exit> {
+        let release = self.release(wanted.release.as_deref())?;
+        let answers = self.answers(wanted.answers.as_deref())?;
+        let plan = self.planned(&release, &answers)?;
+        let settled = self.settled(&plan, Foreign::Refuse)?;
+        if let Some(output) = output {
+            let text = serde_json::to_string_pretty(&plan).map_err(unexpected)?;
+            fs_err::write(output, text + "\n").map_err(unexpected)?;
+        }
+        self.show(&settled, explain);
+        refuse(&settled)?;
+        Ok(Exit::Done)
+    }
+
+    fn apply(&mut self, wanted: &Wanted, how: &How) -> Ends<Exit> {
+        let release = self.release(wanted.release.as_deref())?;
+        let answers = self.answers(wanted.answers.as_deref())?;
+        let installed = self.receipt()?.filter(Receipt::is_installed);
+        let purpose = match installed {
+            Some(receipt) if receipt.product.release != release.name() => Purpose::Upgrade,
+            _ => Purpose::Apply,
+        };
+        self.carry_out(&release, &answers, how, purpose)
+    }
+
+    fn rollback(&mut self, to: Option<u32>, how: &How) -> Ends<Exit> {
+        let receipt = self.installed()?;
+        let generation = earlier(&receipt, to).map_err(ended(Exit::Usage))?;
+        let path = Utf8Path::new(RELEASES).join(&generation.release);
+        let release = self.release(Some(&path))?;
+        self.switch(&release, how, Purpose::Rollback, None)
+    }
+
+    fn switch(&mut self, release: &Release, how: &How, purpose: Purpose, gate_timeout: Option<u32>) -> Ends<Exit> {
+        self.installed()?;
+        let mut answers = self.answers(None)?;
+        answers.gate_timeout = gate_timeout.unwrap_or(answers.gate_timeout);
+        self.carry_out(release, &answers, how, purpose)
+    }
+
+    fn carry_out(&mut self, release: &Release, answers: &Answers, how: &How, purpose: Purpose) -> Ends<Exit> {
+        self.refuse_unfinished()?;
+        let plan = self.planned(release, answers)?;
+        let foreign = if how.overwrite { Foreign::Overwrite } else { Foreign::Refuse };
+        let settled = self.settled(&plan, foreign)?;
+        if settled.steps.is_empty() && settled.conflicts.is_empty() && settled.blocked.is_empty() {
+            self.reporter
+                .say(&format!("Fettle {} is installed and well; there is nothing to do.", plan.product.version));
+            return Ok(Exit::Done);
+        }
+        if how.dry_run {
+            self.show(&settled, true);
+            return refuse(&settled).map(|()| Exit::Done);
+        }
+        refuse(&settled)?;
+        self.show(&settled, false);
+        self.need_root()?;
+        self.confirm(how.yes, &format!("{} steps will be taken.", settled.steps.len()))?;
+        let _lock = self.lock()?;
+        let on_failure = match how.on_failure {
+            KeepOrRevert::Revert => OnFailure::Revert,
+            KeepOrRevert::Keep => OnFailure::Keep,
+        };
+        #[cfg(feature = "crash-points")]
+        self.host.kill_at(how.kill_at);
+        let exit = self.start(purpose, on_failure, plan.product.clone(), settled.steps)?;
+        if exit == Exit::Done {
+            self.reporter.say(&format!("Fettle {} runs. {}", plan.product.version, next_steps()));
+        }
+        Ok(exit)
+    }
+
+    fn start(&mut self, purpose: Purpose, on_failure: OnFailure, product: Product, steps: Vec<Step>) -> Ends<Exit> {
+        let started = SystemClock.now().to_string();
+        let text = serde_json::to_vec(&(&started, &steps)).map_err(unexpected)?;
+        let id = sha256(&text)[..16].to_owned();
+        self.reporter.of_plan(&id);
+        let run = Run { id, purpose, on_failure, started, product, mode: "systemd".to_owned(), steps };
+        let (home, reporter) = (self.home.clone(), &mut *self.reporter);
+        let mut watch = |event: crate::run::Event<'_>| reporter.step(&event);
+        let outcome = Runner { home: &home, watch: &mut watch }.start(&mut self.host, run)?;
+        Ok(self.tell(&outcome, purpose))
+    }
+
+    fn resume(&mut self) -> Ends<Exit> {
+        self.need_root()?;
+        let Some(progress) = self.unfinished()? else {
+            self.reporter.say("No run is unfinished; there is nothing to resume.");
+            return Ok(Exit::Done);
+        };
+        let _lock = self.lock()?;
+        self.reporter.of_plan(&progress.run.id);
+        let (home, reporter) = (self.home.clone(), &mut *self.reporter);
+        let mut watch = |event: crate::run::Event<'_>| reporter.step(&event);
+        let outcome = Runner { home: &home, watch: &mut watch }.resume(&mut self.host)?;
+        Ok(outcome.map_or(Exit::Done, |outcome| self.tell(&outcome, progress.run.purpose)))
+    }
+
+    fn tell(&mut self, outcome: &Outcome, purpose: Purpose) -> Exit {
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Reverted { reason, .. } => {
+                self.reporter.say(&format!("It failed, and everything is as it was before: {reason}"));
+            }
+            Outcome::Kept { reason, .. } => self.reporter.say(&format!(
+                "It failed, and what was done stays: {reason}\n`fettle-installer resume` tries again, `fettle-installer uninstall` takes it back."
+            )),
+            Outcome::Stuck { reason, stuck, .. } => self.reporter.say(&format!(
+                "It failed: {reason}\nTaking it back failed as well: {stuck}\nMend that and run `fettle-installer resume`."
+            )),
+        }
+        Exit::of(outcome, purpose)
+    }
+
+    fn uninstall(&mut self, purge: bool, dry_run: bool, yes: bool) -> Ends<Exit> {
+        let unfinished = self.unfinished()?;
+        let receipt = self.receipt()?;
+        if unfinished.is_none() && receipt.is_none() {
+            let left = purge && !self.host.entry(self.home.0.as_path()).map_err(unexpected)?.is_absent();
+            if left && !dry_run {
+                self.need_root()?;
+                forget(&mut self.host, &self.home.0).map_err(unexpected)?;
+            }
+            self.reporter.say("Fettle is not installed; there is nothing to take away.");
+            return Ok(Exit::Done);
+        }
+        if let Some(progress) = &unfinished {
+            self.reporter
+                .say(&format!("An earlier run is unfinished ({}); it is taken back first.", where_it_stands(progress)));
+        }
+        if dry_run {
+            let receipt = receipt.unwrap_or_default();
+            let steps = uninstall(&receipt, purge);
+            self.show(&Settled { needs: vec![String::new(); steps.len()], steps, ..Settled::default() }, true);
+            return Ok(Exit::Done);
+        }
+        self.need_root()?;
+        let what = if purge {
+            "Fettle will be removed with all its data, configuration and secrets."
+        } else {
+            "Fettle will be removed; data, configuration and secrets stay."
+        };
+        self.confirm(yes, what)?;
+        let lock = self.lock()?;
+        if unfinished.is_some() {
+            let (home, reporter) = (self.home.clone(), &mut *self.reporter);
+            let mut watch = |event: crate::run::Event<'_>| reporter.step(&event);
+            let mut runner = Runner { home: &home, watch: &mut watch };
+            if let Some(Outcome::Stuck { stuck, .. }) = runner.turn_back(&mut self.host, "uninstall was asked for")? {
+                return Err(Ended { exit: Exit::NotReverted, why: stuck });
+            }
+        }
+        if let Some(receipt) = self.receipt()? {
+            let unknown: Vec<String> = receipt.unknown().map(ToString::to_string).collect();
+            if !unknown.is_empty() {
+                let why = format!(
+                    "the receipt names actions of a newer installer, which must take them back: {}",
+                    unknown.join(", ")
+                );
+                return Err(Ended { exit: Exit::NotReverted, why });
+            }
+            let steps = uninstall(&receipt, purge);
+            let exit = self.start(Purpose::Uninstall { purge }, OnFailure::Keep, Product::default(), steps)?;
+            if exit != Exit::Done {
+                return Ok(exit);
+            }
+        }
+        drop(lock);
+        match self.receipt()? {
+            Some(receipt) => {
+                let kept: Vec<String> = receipt.known().map(|entry| entry.id.clone()).collect();
+                self.reporter.say(&format!(
+                    "Fettle is removed. These stay: {}. `fettle-installer uninstall --purge` removes them too.",
+                    kept.join(", ")
+                ));
+            }
+            None => {
+                forget(&mut self.host, &self.home.0).map_err(unexpected)?;
+                self.reporter.say("Fettle is removed, and nothing of it stays.");
+            }
+        }
+        Ok(Exit::Done)
+    }
+
+    fn status(&mut self) -> Ends<Exit> {
+        let receipt = self.receipt()?;
+        let mut lines = Vec::new();
+        match &receipt {
+            None => lines.push("Fettle is not installed.".to_owned()),
+            Some(receipt) if !receipt.is_installed() => {
+                lines.push("Fettle was removed; data, configuration and secrets are still there.".to_owned());
+            }
+            Some(receipt) => {
+                lines.push(format!(
+                    "Fettle {} ({}), installed {}",
+                    receipt.product.version, receipt.product.release, receipt.created
+                ));
+                for generation in &receipt.generations {
+                    let runs = if generation.release == receipt.product.release { "  <- runs" } else { "" };
+                    lines.push(format!(
+                        "  generation {} {} {}{runs}",
+                        generation.n, generation.release, generation.installed
+                    ));
+                }
+                for entry in receipt.known() {
+                    let Action::Start { unit } = &entry.action else { continue };
+                    let state = self.host.unit(unit).map_err(unexpected)?;
+                    let word = if state.active { "active" } else { "NOT ACTIVE" };
+                    lines.push(format!("  {unit:<42} {word}"));
+                }
+            }
+        }
+        if let Some(progress) = self.unfinished()? {
+            lines.push(format!(
+                "A run is unfinished: {}. `fettle-installer resume` goes on with it.",
+                where_it_stands(&progress)
+            ));
+        }
+        let mut stdout = std::io::stdout().lock();
+        if self.reporter.is_json() {
+            let _ = writeln!(stdout, "{}", serde_json::json!({ "receipt": receipt }));
+        } else {
+            let _ = writeln!(stdout, "{}", lines.join("\n"));
+        }
+        Ok(Exit::Done)
+    }
+
+    /// Each action on record against the host.
+    fn verify(&mut self) -> Ends<Exit> {
+        let receipt = self.installed()?;
+        let mut drift = Vec::new();
+        for entry in receipt.known() {
+            match entry.action.check(&self.host, Some(&entry.after)).map_err(unexpected)? {
+                Check::Done => {}
+                Check::Needed(_) if matches!(entry.action, Action::Reload { .. } | Action::AppArmor { .. }) => {}
+                Check::Needed(what) | Check::Foreign(what) | Check::Blocked(what) => {
+                    drift.push(format!("{}: {what}", entry.id));
+                }
+            }
+        }
+        if drift.is_empty() {
+            self.reporter.say("The host is as it was installed.");
+            return Ok(Exit::Done);
+        }
+        Err(Ended {
+            exit: Exit::Conflict,
+            why: format!("the host differs from what was installed:\n{}", drift.join("\n")),
+        })
+    }
+
+    fn release(&self, named: Option<&Utf8Path>) -> Ends<Release> {
+        let source = match named {
+            Some(path) => path
+                .canonicalize_utf8()
+                .map_err(|error| Ended { exit: Exit::Usage, why: format!("{path}: {error}") })?,
+            None => {
+                release::own().or_else(|| Utf8Path::new(CURRENT).canonicalize_utf8().ok()).ok_or_else(|| Ended {
+                    exit: Exit::Usage,
+                    why: "this program lies in no release tree; name one with --release".to_owned(),
+                })?
+            }
+        };
+        release::read(&self.host, &source).map_err(ended(Exit::Bundle))
+    }
+
+    fn answers(&self, named: Option<&Utf8Path>) -> Ends<Answers> {
+        let path = match named {
+            Some(path) => path,
+            None if Utf8Path::new(ANSWERS).is_file() => Utf8Path::new(ANSWERS),
+            None => return Ok(Answers::default()),
+        };
+        let text = fs_err::read_to_string(path).map_err(|error| Ended { exit: Exit::Usage, why: error.to_string() })?;
+        Answers::parse(&text).map_err(|error| Ended { exit: Exit::Usage, why: format!("{path}: {error}") })
+    }
+
+    fn planned(&self, release: &Release, answers: &Answers) -> Ends<Plan> {
+        let plan = plan(release, &facts(&self.host, answers)?, answers);
+        if plan.refusals.is_empty() {
+            Ok(plan)
+        } else {
+            Err(Ended { exit: Exit::Conflict, why: plan.refusals.join("\n") })
+        }
+    }
+
+    fn settled(&self, plan: &Plan, foreign: Foreign) -> Ends<Settled> {
+        settle(plan, &self.host, self.receipt()?.as_ref(), foreign).map_err(unexpected)
+    }
+
+    fn receipt(&self) -> Ends<Option<Receipt>> {
+        Receipt::read(&self.host, &self.home.receipt()).map_err(unexpected)
+    }
+
+    fn installed(&self) -> Ends<Receipt> {
+        self.receipt()?.filter(Receipt::is_installed).ok_or_else(|| Ended {
+            exit: Exit::Usage,
+            why: "Fettle is not installed on this host; `fettle-installer apply` installs it".to_owned(),
+        })
+    }
+
+    fn unfinished(&self) -> Ends<Option<crate::journal::Progress>> {
+        let progress = crate::journal::read(&self.host, &self.home.journal()).map_err(unexpected)?;
+        Ok(progress.filter(|progress| !progress.ended))
+    }
+
+    fn refuse_unfinished(&self) -> Ends<()> {
+        if self.unfinished()?.is_some() { Err(RunError::Unfinished.into()) } else { Ok(()) }
+    }
+
+    fn need_root(&self) -> Ends<()> {
+        if rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        Err(Ended {
+            exit: Exit::Usage,
+            why: "this changes the host: run it as root. What it would do is shown without, by `plan` or --dry-run"
+                .to_owned(),
+        })
+    }
+
+    fn lock(&mut self) -> Ends<Lock> {
+        self.home.make(&mut self.host).map_err(unexpected)?;
+        Ok(lock::take(&self.home.0)?)
+    }
+
+    /// Unattended, nobody could answer: then giving the command is the answer.
+    fn confirm(&mut self, yes: bool, what: &str) -> Ends<()> {
+        if yes || !std::io::stdin().is_terminal() {
+            return Ok(());
+        }
+        let _ = write!(std::io::stderr(), "{what} Go on? [y/N] ");
+        let mut answer = String::new();
+        std::io::stdin().lock().read_line(&mut answer).map_err(unexpected)?;
+        match answer.trim() {
+            "y" | "Y" | "yes" => Ok(()),
+            _ => Err(Ended { exit: Exit::Usage, why: "nothing was done".to_owned() }),
+        }
+    }
+
+    fn show(&self, settled: &Settled, explain: bool) {
+        let mut stderr = std::io::stderr().lock();
+        for (step, need) in settled.steps.iter().zip(&settled.needs) {
+            let description = step.action().describe();
+            let undo = if matches!(step, Step::Undo { .. }) { "take back: " } else { "" };
+            let _ = writeln!(stderr, "  - {undo}{}", description.what);
+            if explain {
+                let _ = writeln!(stderr, "      why: {}", description.why);
+                if !need.is_empty() {
+                    let _ = writeln!(stderr, "      now: {}", need.replace('\n', "\n           "));
+                }
+                let _ = writeln!(stderr, "      taken back: {}", description.revert);
+            }
+        }
+    }
+}
+
+/// Errors with everything that keeps the plan from being carried out.
+fn refuse(settled: &Settled) -> Ends<()> {
+    if let Some(first) = settled.blocked.first() {
+        return Err(Ended { exit: Exit::Preflight, why: first.clone() });
+    }
+    if settled.conflicts.is_empty() {
+        return Ok(());
+    }
+    let conflicts: Vec<String> =
+        settled.conflicts.iter().map(|(key, what)| format!("{key} was changed by somebody else:\n{what}")).collect();
+    let why = format!(
+        "{}\nPut your change into a drop-in or `fettle.toml`, or use --overwrite (a copy is kept).",
+        conflicts.join("\n")
+    );
+    Err(Ended { exit: Exit::Conflict, why })
+}
+
+/// What the planner needs to know of this host.
+fn facts(host: &dyn HostView, answers: &Answers) -> Ends<Facts> {
+    let read = |path: &str| -> Ends<Option<String>> {
+        match fs_err::read_to_string(path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Ended { exit: Exit::Usage, why: format!("{error}; run this as root") }),
+        }
+    };
+    let config = read(CONFIG)?;
+    let mut secrets: std::collections::BTreeSet<Utf8PathBuf> = std::collections::BTreeSet::new();
+    if rustix::process::geteuid().is_root() {
+        let names = host.list(Utf8Path::new(SECRETS)).map_err(unexpected)?;
+        secrets.extend(names.iter().map(|name| Utf8Path::new(SECRETS).join(name)));
+    }
+    // A configuration may name secrets anywhere; which are there is all that the planner asks.
+    let text = config.clone().unwrap_or_else(|| toml::to_string(&answers.settings).unwrap_or_default());
+    let named = fettle_runtime::config::Config::parse(CONFIG, &text, &Default::default());
+    if let Ok(named) = &named {
+        let paths = named.secret_files().into_iter().map(|(_, file)| Utf8Path::new(layout::CONFIG_DIR).join(file));
+        secrets.extend(paths.filter(|path| path.is_file()));
+    }
+    let restricted = fs_err::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns");
+    let apparmor_restricts_namespaces = restricted.is_ok_and(|value| value.trim() == "1");
+    Ok(Facts { config, secrets, apparmor_restricts_namespaces })
+}
+
+/// The generation that is meant.
+///
+/// Errors with those that there are.
+fn earlier(receipt: &Receipt, to: Option<u32>) -> Result<&Generation, String> {
+    let others: Vec<&Generation> =
+        receipt.generations.iter().filter(|one| one.release != receipt.product.release).collect();
+    let found = match to {
+        Some(n) => others.iter().find(|generation| generation.n == n),
+        None => others.last(),
+    };
+    found.copied().ok_or_else(|| {
+        let known: Vec<String> =
+            others.iter().map(|generation| format!("{} ({})", generation.n, generation.version)).collect();
+        match known.as_slice() {
+            [] => "there is no earlier generation to go back to".to_owned(),
+            known => format!("there is no such generation to go back to; there are {}", known.join(", ")),
+        }
+    })
+}
+
+fn next_steps() -> &'static str {
+    "Health: curl http://127.0.0.1:8081/healthz · configuration: /etc/fettle/fettle.toml, then `fettle-installer apply` · `fettle-installer status` shows more."
+}
