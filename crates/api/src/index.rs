@@ -18,7 +18,9 @@ pub(crate) async fn get_index(State(api): State<ApiState>, health: HealthAt) -> 
         HealthAt::Here => {
             "<a href=\"/healthz\">/healthz</a>, <a href=\"/readyz\">/readyz</a>, <a href=\"/metrics\">/metrics</a>"
         }
-        HealthAt::InternalListener => "<code>/healthz</code>, <code>/readyz</code>, <code>/metrics</code> at <code>server.internal_listen</code>",
+        HealthAt::InternalListener => {
+            "<code>/healthz</code>, <code>/readyz</code>, <code>/metrics</code> at <code>server.internal_listen</code>"
+        }
     };
     Html(format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Fettle</title>\n\

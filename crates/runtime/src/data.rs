@@ -67,6 +67,11 @@ impl DataDir {
         self.root.join("address")
     }
 
+    /// The address of its internal listener, where health is told; absent where one listener has it all.
+    pub fn internal_address(&self) -> Utf8PathBuf {
+        self.root.join("internal-address")
+    }
+
     /// The publisher's mirrors; never shared with a worker of another process.
     pub fn publisher_mirrors(&self) -> Utf8PathBuf {
         self.root.join("mirrors")

@@ -97,12 +97,15 @@ fn difference(started: &Values, current: &Values, new: &Values, keys: Keys, unse
         changed(current, new).chain(changed(started, new)).partition(|key| covers(keys.live, key));
     let mut found = Difference {
         applied: live.into_iter().filter(|key| current.get(key) != new.get(key)).collect(),
-        needs_restart: rest.into_iter().filter(|key| started.get(key) != new.get(key)).chain(unseen).collect(),
+        needs_restart: rest.into_iter().filter(|key| started.get(key) != new.get(key)).collect(),
     };
-    for keys_of in [&mut found.applied, &mut found.needs_restart] {
-        keys_of.retain(|key| covers(keys.read, key));
-        keys_of.sort_unstable();
-        keys_of.dedup();
+    for found in [&mut found.applied, &mut found.needs_restart] {
+        found.retain(|key| covers(keys.read, key));
+    }
+    found.needs_restart.extend(unseen);
+    for found in [&mut found.applied, &mut found.needs_restart] {
+        found.sort_unstable();
+        found.dedup();
     }
     found
 }
@@ -125,7 +128,7 @@ fn covers(keys: &[&str], key: &str) -> bool {
 impl Difference {
     fn tell(&self) {
         match self.applied.as_slice() {
-            [] => info!("SIGHUP: the configuration was read again; secrets too"),
+            [] => info!("SIGHUP: the configuration was read again; no key has changed"),
             applied => info!("SIGHUP: the configuration was read again; in force now: {}", applied.join(", ")),
         }
         if !self.needs_restart.is_empty() {

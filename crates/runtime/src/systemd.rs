@@ -118,8 +118,8 @@ impl Manager {
     pub fn of(environment: &Environment) -> Self {
         let listens = environment.find("NOTIFY_SOCKET").is_some();
         let number = |name: &str| environment.find(name)?.parse::<u64>().ok();
-        let ours = environment.find("WATCHDOG_PID").is_none()
-            || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
+        let ours =
+            environment.find("WATCHDOG_PID").is_none() || number("WATCHDOG_PID") == Some(u64::from(std::process::id()));
         let period = number("WATCHDOG_USEC").filter(|&period| listens && ours && period > 0);
         Self { listens, watchdog: period.map(Duration::from_micros) }
     }
@@ -140,7 +140,11 @@ impl Manager {
     /// What is being done is brought to an end. The last sign of life: from now on the time for stopping counts, and parts
     /// that have ended can prove nothing.
     pub fn stopping(&self) {
-        self.tell(&[NotifyState::Stopping, NotifyState::Status("Letting go of what is under way"), NotifyState::Watchdog]);
+        self.tell(&[
+            NotifyState::Stopping,
+            NotifyState::Status("Letting go of what is under way"),
+            NotifyState::Watchdog,
+        ]);
     }
 
     /// Gives a sign of life three times in each period of the watchdog, as long as all `vitals` are well. A part of

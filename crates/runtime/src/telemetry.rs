@@ -81,7 +81,8 @@ pub fn init(settings: &Settings, process: &str, environment: &Environment) -> Re
         fmt::layer().with_target(false).with_ansi(ansi).with_writer(std::io::stderr).boxed()
     };
     // A second initialisation in one process (tests) keeps the first.
-    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(filter).with(shown).with(written));
+    let _ =
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(filter).with(shown).with(written));
     if let Some((path, error)) = failed {
         tracing::error!(error = &error as &dyn std::error::Error, "no log is written to {path}");
     }
@@ -100,7 +101,11 @@ where
 fn open(path: Utf8PathBuf) -> Result<(NonBlocking, WorkerGuard), (Utf8PathBuf, std::io::Error)> {
     let condition = RollingConditionBasic::new().max_size(FILE_BYTES);
     let file = RollingFileAppender::new(&path, condition, KEPT_FILES).map_err(|error| (path, error))?;
-    Ok(NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES).thread_name("log file").finish(file))
+    Ok(NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(WAITING_LINES)
+        .thread_name("log file")
+        .finish(file))
 }
 
 /// An error with its causes on one line.

@@ -9,7 +9,7 @@ use axum::http::{Request, StatusCode};
 use fettle_api::{
     Contact, ProbeTiming, WorkerClient, WorkerHealth, WorkerHealthParts, internal_router, public_router, router,
 };
-use fettle_app::ports::ledger::{Ledger, Leases as _};
+use fettle_app::ports::ledger::{Leases as _, Ledger};
 use fettle_app::vitals::Vitals;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -160,7 +160,11 @@ async fn a_worker_is_ready_while_its_dashboard_answers_and_well_while_its_slots_
     let (status, body) = asked("/livez").await;
     assert!(status == 503 && body.contains(r#""name":"worker","ok":false"#), "{body}");
     let metrics = asked("/metrics").await.1;
-    for line in ["fettle_worker_leases 0", "fettle_worker_dashboard_away_seconds 6", r#"fettle_part_silence_seconds{part="worker"} 6"#] {
+    for line in [
+        "fettle_worker_leases 0",
+        "fettle_worker_dashboard_away_seconds 6",
+        r#"fettle_part_silence_seconds{part="worker"} 6"#,
+    ] {
         assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
     }
     pulse.beat();
