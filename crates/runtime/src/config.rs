@@ -32,9 +32,9 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Address of webhooks, API and health. Behind a reverse proxy, leave it on loopback.
+    /// Address of webhooks and API, and with `fettle up` of health and metrics. Behind a reverse proxy, leave it on loopback.
     pub listen: String,
-    /// Address of the worker API; only `fettle-dashboard` opens it, `fettle up` needs none.
+    /// Address of the worker API, health and metrics; only `fettle-dashboard` opens it, `fettle up` needs none.
     pub internal_listen: String,
 }
 
