@@ -13,7 +13,7 @@ use tokio::time::Instant;
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const OFF_LIMIT: Duration = Duration::from_secs(90);
 /// One command inside, unless it says otherwise.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// Between two looks at something outside this process.
 const LOOK: Duration = Duration::from_millis(50);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
