@@ -10,6 +10,7 @@ mod sqlx_prepare;
 mod test;
 mod test_output;
 mod tidy;
+mod units;
 mod workspace;
 
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ enum Command {
     },
     /// Compare the tree with the rules of its design
     Tidy,
-    /// Write the generated files: the OpenAPI document and the offline query data
+    /// Write the generated files: the systemd units, the OpenAPI document and the offline query data
     Codegen {
         /// Only say whether the committed files are current
         #[arg(long)]
