@@ -82,6 +82,9 @@ let
     appendOverlays = _: pkgs;
     extend = _: pkgs;
     buildPackages = pkgs;
+    pkgsStatic = pkgs;
+    callPackage = _: _: package "called";
+    writers.writeNginxConfig = name: _: package name;
     stdenv = {
       hostPlatform = platform;
       buildPlatform = platform;
@@ -90,7 +93,9 @@ let
       isDarwin = false;
       isx86_64 = true;
       isAarch64 = false;
-      cc = package "cc";
+      cc = package "cc" // {
+        bintools.dynamicLinker = "/lib/ld.so";
+      };
     };
     hostPlatform = platform;
     linuxPackages = kernel;

@@ -20,6 +20,8 @@ let
           description = name;
           mainProgram = name;
         };
+        # nginx is asked for these.
+        modules = [ ];
         override = _: self;
         overrideAttrs = _: self;
       }

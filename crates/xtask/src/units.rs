@@ -115,7 +115,8 @@ fn fill(line: &str, placeholders: &BTreeMap<String, String>) -> anyhow::Result<S
 
 /// Writes the unit files below `root`, or with `check` says which would change. A file that no unit made is one too many.
 pub(crate) fn codegen(root: &Utf8Path, check: bool) -> anyhow::Result<()> {
-    let made = render(&fs_err::read_to_string(root.join(SOURCE))?).with_context(|| format!("while reading {SOURCE}"))?;
+    let made =
+        render(&fs_err::read_to_string(root.join(SOURCE))?).with_context(|| format!("while reading {SOURCE}"))?;
     let folder = root.join(RENDERED);
     fs_err::create_dir_all(&folder)?;
     let mut committed = BTreeMap::new();
