@@ -203,7 +203,15 @@ in
       systemd.services."fettle-worker@" = mkMerge [
         (service "fettle-worker@")
         {
-          path = cfg.worker.extraPackages;
+          # What a repository's commands expect of any system; the sandbox shows no tool that is not on this path.
+          path = cfg.worker.extraPackages ++ [
+            pkgs.bash
+            pkgs.diffutils
+            pkgs.gawk
+            pkgs.git
+            pkgs.gnutar
+            pkgs.gzip
+          ];
           serviceConfig.LoadCredential = credentials named.worker;
         }
         (mkIf (cfg.worker.memoryMax != null) {
