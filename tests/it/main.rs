@@ -7,4 +7,5 @@ mod hostile_issues;
 mod hostile_models;
 mod ledger;
 mod nix;
+mod units;
 mod webhook;

@@ -6,6 +6,7 @@ mod codegen;
 mod needs;
 mod process;
 mod programs;
+mod release_tree;
 mod sqlx_prepare;
 mod test;
 mod test_output;
@@ -15,6 +16,7 @@ mod workspace;
 
 use std::process::ExitCode;
 
+use cargo_metadata::camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::programs::Bench;
@@ -60,6 +62,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Build what gets installed, with a manifest; the same bytes wherever it is built
+    ReleaseTree {
+        /// Where the tree goes; without it, below `target/`
+        #[arg(long)]
+        out: Option<Utf8PathBuf>,
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Measure one thing, in the release profile
     Bench {
         what: Bench,
@@ -77,6 +87,9 @@ fn main() -> ExitCode {
         Command::Codegen { check } => codegen::run(&workspace, check).map(|()| ExitCode::SUCCESS),
         Command::Demo { rest } => programs::demo(&workspace, &rest),
         Command::CrashMatrix { backend, rest } => programs::crash_matrix(&workspace, &backend, &rest),
+        Command::ReleaseTree { out, profile } => {
+            release_tree::run(&workspace, out.as_deref(), &profile).map(|()| ExitCode::SUCCESS)
+        }
         Command::Bench { what, rest } => programs::bench(&workspace, what, &rest),
     });
     done.unwrap_or_else(|error| {
