@@ -113,16 +113,12 @@ in
   dgx-spark = example "dgx-spark" ./examples/dgx-spark.nix;
   datacenter = example "datacenter" ./examples/datacenter.nix;
 
-  # Exposure in tenths, as gated for the committed files.
+  # With the paths of this build; the tests hold the committed files to their gates of exposure.
   units = pkgs.runCommand "fettle-units-verified" { nativeBuildInputs = [ pkgs.systemd ]; } ''
     cp --recursive --dereference ${unitFolder} units
     cd units
     SYSTEMD_UNIT_PATH="$PWD:" systemd-analyze verify --man=no --recursive-errors=no \
       fettle-dashboard.service fettle-worker@01.service fettle-backup.service
-    gate() { systemd-analyze security --offline=true --no-pager --threshold="$1" "$2" > /dev/null; }
-    gate 11 fettle-dashboard.service
-    gate 23 fettle-worker@.service
-    gate 5 fettle-backup.service
     touch "$out"
   '';
 

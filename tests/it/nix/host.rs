@@ -194,6 +194,10 @@ fn options_change_what_they_say(hosts: &BTreeMap<String, Value>) {
         ],
     );
     let unit = |host: &str, unit: &str| stripped(hosts[host]["units"][unit].as_str().unwrap()).0;
+    let path = hosts["dgx-spark"]["units"]["fettle-worker@.service"].as_str().unwrap();
+    for tool in ["cargo", "gcc", "git", "bash", "coreutils"] {
+        assert!(path.contains(&format!("/nix/store/stand-in-{tool}/bin:")), "{tool} is not on the worker's path");
+    }
     assert_eq!(unit("dashboard-only", "fettle-dashboard.socket")["Socket.ListenStream"], ["0.0.0.0:8080"]);
     assert_eq!(hosts["dashboard-only"]["ports"], json!([8080]));
     let instances = "fettle-worker@01.service fettle-worker@02.service fettle-worker@03.service";
