@@ -6,6 +6,7 @@ mod github;
 mod hostile_issues;
 mod hostile_models;
 mod ledger;
+mod nix;
 mod service;
 mod units;
 mod webhook;
