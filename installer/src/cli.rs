@@ -63,6 +63,18 @@ pub enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Try the running services: health, queue, webhook, events, sandbox, metrics. Nothing is written to any forge.
+    Smoke {
+        /// The dashboard's public address; default: as fettle.toml says.
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+        /// The admin key; default: the dashboard's own, which root can read.
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<Utf8PathBuf>,
+        /// Only this one, such as SM03.
+        #[arg(long, value_name = "ID")]
+        only: Option<String>,
+    },
     /// Take Fettle away. Data, configuration, secrets and users stay unless --purge.
     Uninstall {
         /// Take everything away, data and secrets too.

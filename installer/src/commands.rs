@@ -9,6 +9,7 @@ use fettle_runtime::system::SystemClock;
 use crate::action::{Action, Check};
 use crate::answers::Answers;
 use crate::cli::{Command, Flags, How, OnFailure as KeepOrRevert, Wanted};
+use crate::console::Reporter;
 use crate::exit::{Exit, where_it_stands};
 use crate::host::{HostView, RealHost, sha256};
 use crate::journal::{OnFailure, Product, Purpose, Run, Step};
@@ -17,8 +18,8 @@ use crate::lock::{self, Lock, LockError};
 use crate::plan::{Facts, Foreign, Plan, Release, Settled, plan, settle, uninstall};
 use crate::receipt::{Generation, Receipt};
 use crate::release;
-use crate::report::Reporter;
 use crate::run::{Home, Outcome, RunError, Runner, forget};
+use crate::smoke::{Smoke, State, Tried};
 
 /// Why a command ended otherwise than done: the status, and a sentence with what to do.
 #[derive(Debug)]
@@ -89,6 +90,9 @@ impl Session<'_> {
                 self.switch(&release, &how, Purpose::Upgrade, gate_timeout)
             }
             Command::Rollback { to, how } => self.rollback(to, &how),
+            Command::Smoke { url, token_file, only } => {
+                self.smoke(url.as_deref(), token_file.as_deref(), only.as_deref())
+            }
             Command::Uninstall { purge, dry_run, yes } => self.uninstall(purge, dry_run, yes),
         }
     }
@@ -318,6 +322,36 @@ impl Session<'_> {
             let _ = writeln!(stdout, "{}", lines.join("\n"));
         }
         Ok(Exit::Done)
+    }
+
+    fn smoke(&mut self, url: Option<&str>, token_file: Option<&Utf8Path>, only: Option<&str>) -> Ends<Exit> {
+        // Without root the receipt cannot be read; then the usual one worker is taken for granted.
+        let workers = match self.receipt() {
+            Ok(Some(receipt)) => receipt.workers(),
+            Ok(None) => Vec::new(),
+            Err(_) => vec![1],
+        };
+        let smoke = Smoke::of_host(url, token_file, workers).map_err(ended(Exit::Usage))?;
+        let reporter = &mut *self.reporter;
+        let told = |tried: &Tried| {
+            let word = match tried.state {
+                State::Passed => "passed",
+                State::Failed => "FAILED",
+                State::Skipped => "skipped",
+            };
+            reporter.say(&format!("{} {word:<8} {:>6} ms  {}: {}", tried.id, tried.took_ms, tried.what, tried.detail));
+        };
+        let tried = smoke.run(only, told).map_err(ended(Exit::Usage))?;
+        let count = |state: State| tried.iter().filter(|tried| tried.state == state).count();
+        let (passed, failed, skipped) = (count(State::Passed), count(State::Failed), count(State::Skipped));
+        self.reporter.say(&format!("{passed} passed, {failed} failed, {skipped} skipped"));
+        Ok(if failed > 0 {
+            Exit::Unexpected
+        } else if passed == 0 {
+            Exit::Skipped
+        } else {
+            Exit::Done
+        })
     }
 
     /// Each action on record against the host.

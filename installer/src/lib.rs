@@ -5,6 +5,7 @@ pub mod action;
 pub mod answers;
 pub mod cli;
 pub mod commands;
+pub mod console;
 pub mod exit;
 pub mod host;
 pub mod journal;
@@ -13,5 +14,6 @@ pub mod lock;
 pub mod plan;
 pub mod receipt;
 pub mod release;
-pub mod report;
+
 pub mod run;
+pub mod smoke;

@@ -264,8 +264,9 @@ impl Planning<'_> {
     }
 
     fn gate(&mut self, config: &Config) {
-        let dashboard = format!("http://{}/readyz", local(&config.server.internal_listen));
-        let urls = std::iter::once(dashboard).chain((1..=self.answers.workers).map(layout::worker_health)).collect();
+        let dashboard = format!("http://{}/readyz", layout::local(&config.server.internal_listen));
+        let workers = (1..=self.answers.workers).map(|worker| format!("{}/readyz", layout::worker_address(worker)));
+        let urls = std::iter::once(dashboard).chain(workers).collect();
         let version = self.release.manifest.version.clone();
         self.actions.push(Action::HealthGate { gate: Gate { urls, version, limit_s: self.answers.gate_timeout } });
     }
@@ -283,14 +284,6 @@ fn receivers(key: &str) -> &'static [&'static str] {
 
 fn user_of(line: &str) -> Option<String> {
     line.strip_prefix("u ").and_then(|rest| rest.split_whitespace().next()).map(str::to_owned)
-}
-
-/// The address at which this host itself reaches a listener.
-fn local(listen: &str) -> String {
-    match listen.parse::<std::net::SocketAddr>() {
-        Ok(address) if address.ip().is_unspecified() => format!("127.0.0.1:{}", address.port()),
-        _ => listen.to_owned(),
-    }
 }
 
 /// What is done about files that somebody else has changed.
