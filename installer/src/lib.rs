@@ -3,6 +3,7 @@
 
 pub mod action;
 pub mod answers;
+pub mod facts;
 pub mod host;
 pub mod journal;
 pub mod layout;
