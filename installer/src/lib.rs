@@ -8,5 +8,8 @@ pub mod host;
 pub mod journal;
 pub mod layout;
 pub mod plan;
+pub mod preflight;
+pub mod production;
 pub mod receipt;
+pub mod report;
 pub mod run;
