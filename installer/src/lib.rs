@@ -7,13 +7,16 @@ pub mod cli;
 pub mod commands;
 pub mod console;
 pub mod exit;
+pub mod facts;
 pub mod host;
 pub mod journal;
 pub mod layout;
 pub mod lock;
 pub mod plan;
+pub mod preflight;
+pub mod production;
 pub mod receipt;
 pub mod release;
-
+pub mod report;
 pub mod run;
 pub mod smoke;
