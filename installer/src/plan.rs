@@ -134,6 +134,7 @@ impl Planning<'_> {
     }
 
     fn users(&mut self) {
+        self.dir("/etc/sysusers.d", 0o755, Keeping::System);
         for (name, text) in self.shared("sysusers") {
             let file = Utf8Path::new("/etc/sysusers.d").join(name);
             let users: Vec<String> = text.lines().filter_map(user_of).collect();
@@ -143,6 +144,7 @@ impl Planning<'_> {
     }
 
     fn folders(&mut self) {
+        self.dir("/etc/tmpfiles.d", 0o755, Keeping::System);
         for (name, text) in self.shared("tmpfiles") {
             self.file(Utf8Path::new("/etc/tmpfiles.d").join(name), text, "folders come back after they were cleared");
         }
@@ -242,6 +244,7 @@ impl Planning<'_> {
         if !self.facts.apparmor_restricts_namespaces {
             return;
         }
+        self.dir("/etc/apparmor.d", 0o755, Keeping::System);
         for (name, text) in self.shared("apparmor") {
             let profile = Utf8Path::new("/etc/apparmor.d").join(name);
             self.file(profile.clone(), text, "without it the sandbox could not make its namespaces");

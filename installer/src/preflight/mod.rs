@@ -16,7 +16,7 @@ use crate::report::{Check, Finding, Outcome};
 pub use sandbox::level;
 
 /// How Fettle is carried on a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
     Systemd,
     Nixos,
