@@ -386,7 +386,9 @@ fn installed(files: &Files) -> Installed {
     let home = Utf8Path::new(layout::HOME);
     let lock = files.stat(home.join("lock").as_str()).and_then(|lock| {
         let Some(lock) = lock else { return Ok(None) };
-        Ok(parse::lock_holder(&files.read("/proc/locks")?.unwrap_or_default(), lock.inode))
+        let holder = parse::lock_holder(&files.read("/proc/locks")?.unwrap_or_default(), lock.inode);
+        // A run looks after it has locked.
+        Ok(holder.filter(|pid| *pid != std::process::id()))
     });
     Installed {
         receipt: seen(files.read(home.join("receipt.json").as_str()))

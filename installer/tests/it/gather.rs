@@ -1,4 +1,4 @@
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::clock::Clock as _;
@@ -239,6 +239,18 @@ fn what_an_earlier_run_left_is_recognised() {
     let tree = Tree::new();
     tree.put(&format!("{home}/receipt.json"), "{\"schema\"");
     assert!(matches!(tree.gather_quietly().installed.receipt, Seen::Known(ReceiptFacts::Unreadable(_))));
+}
+
+#[test]
+fn the_lock_of_another_installer_is_told_and_ones_own_is_not() {
+    let own = std::process::id();
+    for (holder, expected) in [(own + 1, Some(own + 1)), (own, None)] {
+        let tree = Tree::new();
+        tree.put("/var/lib/fettle-installer/lock", "");
+        let inode = fs_err::metadata(tree.at("/var/lib/fettle-installer/lock")).unwrap().ino();
+        tree.put("/proc/locks", &format!("1: FLOCK  ADVISORY  WRITE {holder} 00:01:{inode} 0 EOF\n"));
+        assert_eq!(tree.gather_quietly().installed.lock, Seen::Known(expected));
+    }
 }
 
 /// The kernel shows who holds a port; here this process does.
