@@ -61,7 +61,7 @@ mod tests {
             ("workers = 100", "99"),
             ("wrokers = 2", "wrokers"),
             ("gate_timeout = 0", "gate_timeout"),
-            ("[secrets]\n\"../x\" = \"/root/x\"", "../x"),
+            ("[secrets]\n\"../x\" = \"/srv/x\"", "../x"),
             ("[secrets]\nx = \"root/x\"", "root/x"),
         ] {
             assert!(Answers::parse(text).unwrap_err().contains(named), "{text}");

@@ -33,6 +33,7 @@ pub enum OnFailure {
 /// One thing that a run does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "a run has some dozen of them, and they are cloned rarely")]
 pub enum Step {
     Do {
         action: Action,

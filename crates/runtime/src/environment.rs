@@ -57,11 +57,11 @@ mod tests {
 
     #[test]
     fn a_service_keeps_its_state_where_its_manager_says_and_people_in_their_home() {
-        let home = ("HOME", "/home/kim");
+        let home = ("HOME", "/users/kim");
         for (pairs, folder) in [
             (vec![home, ("STATE_DIRECTORY", "/var/lib/fettle/dashboard:/var/lib/other")], "/var/lib/fettle/dashboard"),
             (vec![home, ("STATE_DIRECTORY", "relative"), ("XDG_STATE_HOME", "/state")], "/state/fettle"),
-            (vec![home], "/home/kim/.local/state/fettle"),
+            (vec![home], "/users/kim/.local/state/fettle"),
         ] {
             let environment = Environment(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect());
             assert_eq!(environment.default_data_dir(), Some(folder.into()), "{pairs:?}");

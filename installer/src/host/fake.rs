@@ -90,7 +90,7 @@ impl FakeHost {
             "/var",
             "/var/lib",
             "/var/log",
-            "/root",
+            "/srv",
         ] {
             host.facts.nodes.insert(folder.into(), Node::Dir(Attrs::root(0o755)));
         }

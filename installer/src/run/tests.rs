@@ -18,7 +18,7 @@ const SYSUSERS: &str = "u fettle - \"Fettle\"\nu fettle-worker - \"Fettle's work
 
 /// A release tree on the host, as `release-tree` makes it.
 fn release(host: &mut FakeHost, version: &str) -> Release {
-    let source = format!("/root/fettle-{version}");
+    let source = format!("/srv/fettle-{version}");
     let shared = [
         ("sysusers/fettle.conf", SYSUSERS.to_owned()),
         ("tmpfiles/fettle.conf", "d /run/fettle 0755\n".to_owned()),

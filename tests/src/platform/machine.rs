@@ -139,7 +139,7 @@ impl Machine {
             .env_clear()
             .env("PATH", PATH)
             .env("LC_ALL", "C.UTF-8")
-            .env("HOME", "/root");
+            .env("HOME", "/srv");
         run(command, limit)
     }
 

@@ -19,7 +19,7 @@ const PUBLIC: &str = "127.0.0.1:8080";
 const INTERNAL: &str = "127.0.0.1:8081";
 const WORKER: &str = "127.0.0.1:9201";
 /// The way to the installer, inside.
-const INSTALLER: &str = "/root/good/bin/fettle-installer";
+const INSTALLER: &str = "/srv/good/bin/fettle-installer";
 const INSTALLED: &str = "/opt/fettle/current/bin/fettle-installer";
 const APPLY_LIMIT: Duration = Duration::from_secs(180);
 /// A service that was killed is ready again: two seconds of systemd's patience and its own start.
@@ -61,10 +61,10 @@ struct Teller {
 pub fn tell(root: &Root, folder: &Utf8Path, systemd: &Utf8Path, own: &Utf8Path, depth: Depth) -> anyhow::Result<Tale> {
     let place = folder.join("machine");
     root.unpack(&place)?;
-    lay(Kind::Good, systemd, &place.join("root/good"))?;
+    lay(Kind::Good, systemd, &place.join("srv/good"))?;
     if depth == Depth::Full {
-        lay(Kind::Rebuilt, systemd, &place.join("root/rebuilt"))?;
-        lay(Kind::Broken, systemd, &place.join("root/broken"))?;
+        lay(Kind::Rebuilt, systemd, &place.join("srv/rebuilt"))?;
+        lay(Kind::Broken, systemd, &place.join("srv/broken"))?;
     }
     let begun = Instant::now();
     let machine = Machine::boot(&place)?;
@@ -137,10 +137,10 @@ impl Teller {
 
     fn apply(&self, stage: &Stage) -> anyhow::Result<()> {
         stage.write_answers(self.machine().root())?;
-        let said = self.installer(INSTALLER, "plan --answers /root/answers.toml --explain")?.whole()?;
+        let said = self.installer(INSTALLER, "plan --answers /srv/answers.toml --explain")?.whole()?;
         ensure!(said.text.contains("why:"), "{}", said.text);
         ensure!(!said.text.contains(&stage.secret("write_token")), "the plan shows a secret");
-        self.installer(INSTALLER, "apply --yes --answers /root/answers.toml")?.whole()?;
+        self.installer(INSTALLER, "apply --yes --answers /srv/answers.toml")?.whole()?;
         Ok(())
     }
 
@@ -251,16 +251,16 @@ c = sqlite3.connect('/var/lib/fettle/dashboard/ledger.sqlite', isolation_level=N
 c.execute('PRAGMA busy_timeout=5000')
 c.execute('BEGIN IMMEDIATE')
 time.sleep(200)";
-        self.machine().run(&format!("echo \"{lock}\" > /root/lock.py; setsid python3 /root/lock.py >/dev/null 2>&1 & sleep 1; pgrep -f lock.py"))?.whole()?;
+        self.machine().run(&format!("echo \"{lock}\" > /srv/lock.py; setsid python3 /srv/lock.py >/dev/null 2>&1 & sleep 1; pgrep -f lock.py"))?.whole()?;
         let changed = self.changed(unit, before, WATCHDOG_LIMIT);
-        self.machine().run("pkill -f lock.py; rm /root/lock.py")?;
+        self.machine().run("pkill -f lock.py; rm /srv/lock.py")?;
         changed?;
         self.ready(BACK_LIMIT * 2).map(drop)
     }
 
     fn upgrade(&mut self) -> anyhow::Result<()> {
         let hammer = Hammer::start(self.machine(), &self.own)?;
-        let said = self.installer("/root/rebuilt/bin/fettle-installer", "upgrade --yes --to /root/rebuilt");
+        let said = self.installer("/srv/rebuilt/bin/fettle-installer", "upgrade --yes --to /srv/rebuilt");
         let seen = hammer.end()?;
         said?.whole()?;
         ensure!(seen["failed"] == 0 && seen["answered"].as_u64() > Some(0), "connections were refused: {seen}");
@@ -278,7 +278,7 @@ time.sleep(200)";
     fn broken_upgrade(&mut self) -> anyhow::Result<()> {
         let before = self.machine().run("readlink /opt/fettle/current; ls /opt/fettle/releases")?.whole()?;
         let said =
-            self.installer("/root/broken/bin/fettle-installer", "upgrade --yes --to /root/broken --gate-timeout 20")?;
+            self.installer("/srv/broken/bin/fettle-installer", "upgrade --yes --to /srv/broken --gate-timeout 20")?;
         ensure!(said.code == Some(30), "exit status {:?} and not 30: {}", said.code, said.text);
         ensure!(said.took < SWITCHED_BACK_LIMIT, "it took {:?}", said.took);
         let after = self.machine().run("readlink /opt/fettle/current; ls /opt/fettle/releases")?.whole()?;
@@ -320,7 +320,7 @@ time.sleep(200)";
 
     /// The real program, killed at each boundary between two durable facts.
     fn killed(&mut self, before: &Trace) -> anyhow::Result<()> {
-        self.machine().run("rm -f /root/answers.toml")?;
+        self.machine().run("rm -f /srv/answers.toml")?;
         for boundary in 1.. {
             let said = self.installer(INSTALLER, &format!("apply --yes --kill-at {boundary}"))?;
             if said.ok() {
@@ -371,17 +371,17 @@ impl Stage {
         let secrets =
             [("read-token", "read_token"), ("write-token", "write_token"), ("webhook-secret", "webhook_secret")];
         for (file, name) in secrets {
-            fs_err::write(root.join("root").join(file), self.secret(name))?;
+            fs_err::write(root.join("srv").join(file), self.secret(name))?;
         }
         let text = format!(
             "workers = 1\n\n[settings.forge]\napi_url = {}\nhosts = [{}]\nread_token_file = 'secrets/read-token'\n\
              write_token_file = 'secrets/write-token'\nwebhook_secret_file = 'secrets/webhook-secret'\n\n\
              [settings.agent.sandbox]\nprepare_network = 'none'\nmin_level = 'full'\n\n\
              [[settings.gateway.models]]\nname = 'scripted'\nbase_url = {}\n\n\
-             [secrets]\nread-token = '/root/read-token'\nwrite-token = '/root/write-token'\nwebhook-secret = '/root/webhook-secret'\n",
+             [secrets]\nread-token = '/srv/read-token'\nwrite-token = '/srv/write-token'\nwebhook-secret = '/srv/webhook-secret'\n",
             self.facts["forge"], self.facts["host"], self.facts["model"],
         );
-        Ok(fs_err::write(root.join("root/answers.toml"), text)?)
+        Ok(fs_err::write(root.join("srv/answers.toml"), text)?)
     }
 
     /// An issue becomes a pull request through what is installed.
