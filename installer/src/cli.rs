@@ -63,6 +63,13 @@ pub enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Make, list, verify and prune backups.
+    #[command(subcommand)]
+    Backup(crate::backup::Backup),
+    /// Bring a backup back; what is there comes back by itself when that does not become healthy.
+    Restore(crate::backup::Restore),
+    /// Collect what somebody who helps needs to see, without secrets.
+    SupportBundle(crate::support::SupportBundle),
     /// Take Fettle away. Data, configuration, secrets and users stay unless --purge.
     Uninstall {
         /// Take everything away, data and secrets too.

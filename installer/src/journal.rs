@@ -19,7 +19,11 @@ pub enum Purpose {
     Apply,
     Upgrade,
     Rollback,
-    Uninstall { purge: bool },
+    /// A backup takes the place of what is there.
+    Restore,
+    Uninstall {
+        purge: bool,
+    },
 }
 
 /// What happens to what was done when a later step fails.

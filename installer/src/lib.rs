@@ -3,6 +3,8 @@
 
 pub mod action;
 pub mod answers;
+pub mod backup;
+mod child;
 pub mod cli;
 pub mod commands;
 pub mod exit;
@@ -15,3 +17,4 @@ pub mod receipt;
 pub mod release;
 pub mod report;
 pub mod run;
+pub mod support;

@@ -6,4 +6,5 @@ mod github;
 mod hostile_issues;
 mod hostile_models;
 mod ledger;
+mod snapshot;
 mod webhook;
