@@ -123,8 +123,9 @@ impl Runner<'_> {
     pub fn turn_back(&mut self, host: &mut dyn Host, reason: &str) -> Result<Option<Outcome>, RunError> {
         let Some(mut progress) = self.unfinished(host)? else { return Ok(None) };
         journal::mend(host, &self.home.journal())?;
-        if matches!(progress.run.purpose, Purpose::Uninstall { .. }) {
-            // Half uninstalled is not worth going back to.
+        let restored = progress.run.purpose == Purpose::Restore && progress.done.len() == progress.run.steps.len();
+        if matches!(progress.run.purpose, Purpose::Uninstall { .. }) || restored {
+            // Half uninstalled is not worth going back to, and of what a healthy restoration has replaced some may be gone.
             return self.go_on(host, progress).map(Some);
         }
         if progress.turned.is_none() {
