@@ -3,6 +3,8 @@
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::preflight::Mode;
+
 const STATUS: &str = "Exit status: 0 done or nothing to do, 2 usage, 10 preflight failed, 11 conflict, 20 failed and all taken back, \
 21 failed and not all taken back, 30 not healthy and switched back, 31 not healthy and not switched back, 40 another run is at \
 work, 50 backup, 60 release or bundle damaged, 1 anything else.";
@@ -20,6 +22,19 @@ pub struct Flags {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show what this host is.
+    Detect,
+    /// Check whether Fettle can be installed here, and say what to do where it cannot. Writes nothing; some checks need root.
+    Preflight {
+        /// systemd or nixos; default: as the host itself says.
+        #[arg(long, value_name = "MODE")]
+        mode: Option<Mode>,
+        /// Checks whose failure is all right, such as PF012,PF030.
+        #[arg(long, value_delimiter = ',', value_name = "IDS")]
+        ignore: Vec<String>,
+    },
+    /// Show what stands between this host and production: TLS, secrets, backups, disk, clock, updates.
+    ProductionChecks,
     /// Show what would be done, and write nothing.
     Plan {
         #[command(flatten)]
@@ -70,6 +85,18 @@ pub enum Command {
     Restore(crate::backup::Restore),
     /// Collect what somebody who helps needs to see, without secrets.
     SupportBundle(crate::support::SupportBundle),
+    /// Try the running services: health, queue, webhook, events, sandbox, metrics. Nothing is written to any forge.
+    Smoke {
+        /// The dashboard's public address; default: as fettle.toml says.
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+        /// The admin key; default: the dashboard's own, which root can read.
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<Utf8PathBuf>,
+        /// Only this one, such as SM03.
+        #[arg(long, value_name = "ID")]
+        only: Option<String>,
+    },
     /// Take Fettle away. Data, configuration, secrets and users stay unless --purge.
     Uninstall {
         /// Take everything away, data and secrets too.
@@ -104,6 +131,9 @@ pub struct How {
     /// What happens to what was done when a later step fails.
     #[arg(long, value_enum, default_value = "revert")]
     pub on_failure: OnFailure,
+    /// Preflight checks whose failure is all right, such as PF012,PF030.
+    #[arg(long, value_delimiter = ',', value_name = "IDS")]
+    pub ignore: Vec<String>,
     /// Replace files that somebody else has changed; a copy is kept.
     #[arg(long)]
     pub overwrite: bool,

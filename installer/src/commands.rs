@@ -4,21 +4,26 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::clock::Clock as _;
+use fettle_runtime::environment::Environment;
 use fettle_runtime::system::SystemClock;
 
 use crate::action::{Action, Check};
 use crate::answers::Answers;
 use crate::cli::{Command, Flags, How, OnFailure as KeepOrRevert, Wanted};
+use crate::console::Reporter;
 use crate::exit::{Exit, where_it_stands};
+use crate::facts::{self, Files, HostFacts, RealAsk, gather};
 use crate::host::{HostView, RealHost, sha256};
 use crate::journal::{OnFailure, Product, Purpose, Run, Step};
 use crate::layout::{self, ANSWERS, CONFIG, CURRENT, HOME, RELEASES, SECRETS};
 use crate::lock::{self, Lock, LockError};
 use crate::plan::{Facts, Foreign, Plan, Release, Settled, plan, settle, uninstall};
+use crate::preflight::{self, Context, Mode};
 use crate::receipt::{Generation, Receipt};
 use crate::release;
-use crate::report::Reporter;
+use crate::report::{self, Preflight, Show};
 use crate::run::{Home, Outcome, RunError, Runner, forget};
+use crate::smoke::{Smoke, State, Tried};
 
 /// Why a command ended otherwise than done: the status, and a sentence with what to do.
 #[derive(Debug)]
@@ -79,6 +84,13 @@ pub(crate) struct Session<'a> {
 impl Session<'_> {
     fn command(&mut self, command: Command) -> Ends<Exit> {
         match command {
+            Command::Detect => self.told(|out, facts, show| report::detect(out, facts, show)),
+            Command::ProductionChecks => self.told(|out, facts, show| report::production_checks(out, facts, show)),
+            Command::Preflight { mode, ignore } => {
+                let asked = Preflight { mode, ignore, context: Context::of(mode.unwrap_or(Mode::Systemd)) };
+                let judged = report::judge(&observe(), &asked).map_err(ended(Exit::Usage))?;
+                self.told(|out, _, show| report::preflight(out, &judged, show))
+            }
             Command::Plan { wanted, output, explain } => self.plan(&wanted, output.as_deref(), explain),
             Command::Apply { wanted, how } => self.apply(&wanted, &how),
             Command::Resume => self.resume(),
@@ -92,8 +104,50 @@ impl Session<'_> {
             Command::Backup(command) => crate::backup::backup(self, &command),
             Command::Restore(flags) => crate::backup::restore(self, &flags),
             Command::SupportBundle(flags) => crate::support::support_bundle(self, &flags),
+            Command::Smoke { url, token_file, only } => {
+                self.smoke(url.as_deref(), token_file.as_deref(), only.as_deref())
+            }
             Command::Uninstall { purge, dry_run, yes } => self.uninstall(purge, dry_run, yes),
         }
+    }
+
+    /// What a report says, and its exit status.
+    fn told(&self, say: impl FnOnce(&mut dyn std::io::Write, &HostFacts, Show) -> std::io::Result<u8>) -> Ends<Exit> {
+        let mut stdout = std::io::stdout().lock();
+        let show = Show { json: self.reporter.is_json(), colour: stdout.is_terminal(), brief: false };
+        match say(&mut stdout, &observe(), show).map_err(unexpected)? {
+            report::DONE => Ok(Exit::Done),
+            _ => Ok(Exit::Preflight),
+        }
+    }
+
+    /// Shows what does not pass.
+    ///
+    /// Errors when something failed that nobody said is all right.
+    fn preflight(&mut self, release: &Release, answers: &Answers, ignore: &[String]) -> Ends<()> {
+        let bytes = release.manifest.files.keys().filter_map(|name| fs_err::metadata(release.source.join(name)).ok());
+        let context = Context {
+            release: Some(preflight::Release {
+                version: release.manifest.version.clone(),
+                arch: release.manifest.arch.clone(),
+                bytes: bytes.map(|found| found.len()).sum(),
+                flake: false,
+            }),
+            purpose: preflight::Purpose::Apply,
+            ports: preflight::Ports { workers: answers.workers, ..preflight::Ports::default() },
+            ..Context::of(Mode::Systemd)
+        };
+        let asked = Preflight { mode: Some(Mode::Systemd), ignore: ignore.to_vec(), context };
+        let judged = report::judge(&observe(), &asked).map_err(ended(Exit::Usage))?;
+        let mut stderr = std::io::stderr().lock();
+        let show = Show { json: false, colour: stderr.is_terminal(), brief: true };
+        report::preflight(&mut stderr, &judged, show).map_err(unexpected)?;
+        if judged.passed() {
+            return Ok(());
+        }
+        let why =
+            "preflight failed: do what its lines say, or name what is all right with --ignore; nothing was changed";
+        Err(Ended { exit: Exit::Preflight, why: why.to_owned() })
     }
 
     fn plan(&mut self, wanted: &Wanted, output: Option<&Utf8Path>, explain: bool) -> Ends<Exit> {
@@ -151,8 +205,9 @@ impl Session<'_> {
             return refuse(&settled).map(|()| Exit::Done);
         }
         refuse(&settled)?;
-        self.show(&settled, false);
         self.need_root()?;
+        self.preflight(release, answers, &how.ignore)?;
+        self.show(&settled, false);
         self.confirm(how.yes, &format!("{} steps will be taken.", settled.steps.len()))?;
         let _lock = self.lock()?;
         let on_failure = match how.on_failure {
@@ -329,6 +384,36 @@ impl Session<'_> {
         Ok(Exit::Done)
     }
 
+    fn smoke(&mut self, url: Option<&str>, token_file: Option<&Utf8Path>, only: Option<&str>) -> Ends<Exit> {
+        // Without root the receipt cannot be read; then the usual one worker is taken for granted.
+        let workers = match self.receipt() {
+            Ok(Some(receipt)) => receipt.workers(),
+            Ok(None) => Vec::new(),
+            Err(_) => vec![1],
+        };
+        let smoke = Smoke::of_host(url, token_file, workers).map_err(ended(Exit::Usage))?;
+        let reporter = &mut *self.reporter;
+        let told = |tried: &Tried| {
+            let word = match tried.state {
+                State::Passed => "passed",
+                State::Failed => "FAILED",
+                State::Skipped => "skipped",
+            };
+            reporter.say(&format!("{} {word:<8} {:>6} ms  {}: {}", tried.id, tried.took_ms, tried.what, tried.detail));
+        };
+        let tried = smoke.run(only, told).map_err(ended(Exit::Usage))?;
+        let count = |state: State| tried.iter().filter(|tried| tried.state == state).count();
+        let (passed, failed, skipped) = (count(State::Passed), count(State::Failed), count(State::Skipped));
+        self.reporter.say(&format!("{passed} passed, {failed} failed, {skipped} skipped"));
+        Ok(if failed > 0 {
+            Exit::Unexpected
+        } else if passed == 0 {
+            Exit::Skipped
+        } else {
+            Exit::Done
+        })
+    }
+
     /// Each action on record against the host.
     fn verify(&mut self) -> Ends<Exit> {
         let receipt = self.installed()?;
@@ -378,7 +463,7 @@ impl Session<'_> {
     }
 
     fn planned(&self, release: &Release, answers: &Answers) -> Ends<Plan> {
-        let plan = plan(release, &facts(&self.host, answers)?, answers);
+        let plan = plan(release, &planner_facts(&self.host, answers)?, answers);
         if plan.refusals.is_empty() {
             Ok(plan)
         } else {
@@ -474,8 +559,16 @@ fn refuse(settled: &Settled) -> Ends<()> {
     Err(Ended { exit: Exit::Conflict, why })
 }
 
+pub(crate) fn observe() -> HostFacts {
+    gather(
+        &Files::below("/"),
+        &RealAsk,
+        &facts::Wanted { environment: Environment::of_process(), ..facts::Wanted::default() },
+    )
+}
+
 /// What the planner needs to know of this host.
-pub(crate) fn facts(host: &dyn HostView, answers: &Answers) -> Ends<Facts> {
+pub(crate) fn planner_facts(host: &dyn HostView, answers: &Answers) -> Ends<Facts> {
     let read = |path: &str| -> Ends<Option<String>> {
         match fs_err::read_to_string(path) {
             Ok(text) => Ok(Some(text)),

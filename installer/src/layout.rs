@@ -34,8 +34,16 @@ pub fn worker(instance: u8) -> String {
 }
 
 /// Where a worker tells its health.
-pub fn worker_health(instance: u8) -> String {
-    format!("http://127.0.0.1:92{instance:02}/readyz")
+pub fn worker_address(instance: u8) -> String {
+    format!("http://127.0.0.1:92{instance:02}")
+}
+
+/// The address at which this host itself reaches a listener.
+pub fn local(listen: &str) -> String {
+    match listen.parse::<std::net::SocketAddr>() {
+        Ok(address) if address.ip().is_unspecified() => format!("127.0.0.1:{}", address.port()),
+        _ => listen.to_owned(),
+    }
 }
 
 pub fn unit_file(name: &str) -> Utf8PathBuf {

@@ -134,6 +134,7 @@ impl Planning<'_> {
     }
 
     fn users(&mut self) {
+        self.dir("/etc/sysusers.d", 0o755, Keeping::System);
         for (name, text) in self.shared("sysusers") {
             let file = Utf8Path::new("/etc/sysusers.d").join(name);
             let users: Vec<String> = text.lines().filter_map(user_of).collect();
@@ -143,6 +144,7 @@ impl Planning<'_> {
     }
 
     fn folders(&mut self) {
+        self.dir("/etc/tmpfiles.d", 0o755, Keeping::System);
         for (name, text) in self.shared("tmpfiles") {
             self.file(Utf8Path::new("/etc/tmpfiles.d").join(name), text, "folders come back after they were cleared");
         }
@@ -242,6 +244,7 @@ impl Planning<'_> {
         if !self.facts.apparmor_restricts_namespaces {
             return;
         }
+        self.dir("/etc/apparmor.d", 0o755, Keeping::System);
         for (name, text) in self.shared("apparmor") {
             let profile = Utf8Path::new("/etc/apparmor.d").join(name);
             self.file(profile.clone(), text, "without it the sandbox could not make its namespaces");
@@ -264,8 +267,9 @@ impl Planning<'_> {
     }
 
     fn gate(&mut self, config: &Config) {
-        let dashboard = format!("http://{}/readyz", local(&config.server.internal_listen));
-        let urls = std::iter::once(dashboard).chain((1..=self.answers.workers).map(layout::worker_health)).collect();
+        let dashboard = format!("http://{}/readyz", layout::local(&config.server.internal_listen));
+        let workers = (1..=self.answers.workers).map(|worker| format!("{}/readyz", layout::worker_address(worker)));
+        let urls = std::iter::once(dashboard).chain(workers).collect();
         let version = self.release.manifest.version.clone();
         self.actions.push(Action::HealthGate { gate: Gate { urls, version, limit_s: self.answers.gate_timeout } });
     }
@@ -283,14 +287,6 @@ fn receivers(key: &str) -> &'static [&'static str] {
 
 fn user_of(line: &str) -> Option<String> {
     line.strip_prefix("u ").and_then(|rest| rest.split_whitespace().next()).map(str::to_owned)
-}
-
-/// The address at which this host itself reaches a listener.
-fn local(listen: &str) -> String {
-    match listen.parse::<std::net::SocketAddr>() {
-        Ok(address) if address.ip().is_unspecified() => format!("127.0.0.1:{}", address.port()),
-        _ => listen.to_owned(),
-    }
 }
 
 /// What is done about files that somebody else has changed.

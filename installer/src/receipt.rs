@@ -99,6 +99,15 @@ impl Receipt {
         self.known().any(|entry| matches!(entry.action, Action::SwitchRelease { .. }))
     }
 
+    /// The numbers of the workers that are installed here.
+    pub fn workers(&self) -> Vec<u8> {
+        let units = self.known().filter_map(|entry| match &entry.action {
+            Action::Start { unit } => Some(unit),
+            _ => None,
+        });
+        units.filter_map(|unit| unit.strip_prefix("fettle-worker@")?.strip_suffix(".service")?.parse().ok()).collect()
+    }
+
     pub fn find(&self, id: &str) -> Option<&Entry> {
         self.known().find(|entry| entry.id == id)
     }

@@ -6,5 +6,8 @@ mod github;
 mod hostile_issues;
 mod hostile_models;
 mod ledger;
+mod nix;
+mod service;
 mod snapshot;
+mod units;
 mod webhook;

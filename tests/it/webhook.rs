@@ -44,7 +44,7 @@ fn assert_nothing_pushed(fettle: &TestBox) {
 }
 
 /// A model that answers the first turn of a phase when the test says so.
-fn holding(phases: Phases, phase: &str, then: Vec<Answer>) -> (Phases, mpsc::Sender<()>) {
+pub(crate) fn holding(phases: Phases, phase: &str, then: Vec<Answer>) -> (Phases, mpsc::Sender<()>) {
     let (go, held) = mpsc::channel::<()>();
     let held = Mutex::new(held);
     let phases = phases.phase_with(phase, move |conversation| {

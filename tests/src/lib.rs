@@ -8,5 +8,6 @@ pub mod downloads;
 pub mod fixtures;
 pub mod forge;
 pub mod model;
+pub mod platform;
 pub mod skip;
 pub mod world;

@@ -57,7 +57,7 @@ impl ProbeTiming {
 pub struct Health {
     timing: ProbeTiming,
     clock: Arc<dyn Clock>,
-    phase: Mutex<(Phase, Timestamp)>,
+    stage: Stage,
     ledger: Mutex<Probed>,
     vitals: Arc<Vitals>,
     probes: Pulse,
@@ -72,8 +72,31 @@ struct Probed {
     failing: bool,
 }
 
+/// Where a process stands between its start and its end.
+pub(crate) struct Stage(Mutex<(Phase, Timestamp)>);
+
+impl Stage {
+    pub(crate) fn starting(at: Timestamp) -> Self {
+        Self(Mutex::new((Phase::Starting, at)))
+    }
+
+    pub(crate) fn enter(&self, phase: Phase, at: Timestamp) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (phase, at);
+    }
+
+    pub(crate) fn check(&self) -> Check {
+        let (phase, since) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let detail = match phase {
+            Phase::Serving => None,
+            Phase::Starting => Some("starting".to_owned()),
+            Phase::Draining => Some("draining".to_owned()),
+        };
+        Check { name: "serving".to_owned(), ok: detail.is_none(), since, detail }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(crate) enum Phase {
     Starting,
     Serving,
     Draining,
@@ -85,21 +108,17 @@ impl Health {
         let since = clock.now();
         let probes = vitals.pulse("ledger probe", timing.patience + timing.every);
         let probed = Probed { good_at: Instant::now(), since, failing: false };
-        Self { timing, clock, phase: Mutex::new((Phase::Starting, since)), ledger: Mutex::new(probed), vitals, probes }
+        Self { timing, clock, stage: Stage::starting(since), ledger: Mutex::new(probed), vitals, probes }
     }
 
     /// All parts run; requests may come.
     pub fn serving(&self) {
-        self.enter(Phase::Serving);
+        self.stage.enter(Phase::Serving, self.clock.now());
     }
 
     /// No new work, please: the process is about to end.
     pub fn draining(&self) {
-        self.enter(Phase::Draining);
-    }
-
-    fn enter(&self, phase: Phase) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = (phase, self.clock.now());
+        self.stage.enter(Phase::Draining, self.clock.now());
     }
 
     /// Makes progress: the ledger took a write not long ago.
@@ -109,7 +128,7 @@ impl Health {
 
     /// Live, and neither starting nor draining.
     pub fn is_ready(&self) -> bool {
-        self.phase_check().ok && self.is_live()
+        self.stage.check().ok && self.is_live()
     }
 
     /// Probes the ledger and reads its depth into the metrics until `stop`. Never returns an error: what fails is what
@@ -166,14 +185,7 @@ impl Health {
     }
 
     fn checks(&self) -> Vec<Check> {
-        let now = self.clock.now();
-        let part = |vital: Vital| Check {
-            name: vital.name.to_owned(),
-            ok: vital.is_well(),
-            since: now.saturating_sub(SignedDuration::try_from(vital.silent).unwrap_or_default()).unwrap_or(now),
-            detail: (!vital.is_well()).then(|| format!("it has not come round for {} s", vital.silent.as_secs())),
-        };
-        std::iter::once(self.ledger_check()).chain(self.vitals.observe().into_iter().map(part)).collect()
+        std::iter::once(self.ledger_check()).chain(parts(&self.vitals, self.clock.now())).collect()
     }
 
     fn ledger_check(&self) -> Check {
@@ -183,16 +195,16 @@ impl Health {
         let detail = (!ok).then(|| format!("no write has succeeded for {} s", silent.as_secs()));
         Check { name: "ledger".to_owned(), ok, since: probed.since, detail }
     }
+}
 
-    fn phase_check(&self) -> Check {
-        let (phase, since) = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        let detail = match phase {
-            Phase::Serving => None,
-            Phase::Starting => Some("starting".to_owned()),
-            Phase::Draining => Some("draining".to_owned()),
-        };
-        Check { name: "serving".to_owned(), ok: detail.is_none(), since, detail }
-    }
+/// One check for each part that must come round.
+pub(crate) fn parts(vitals: &Vitals, now: Timestamp) -> impl Iterator<Item = Check> {
+    vitals.observe().into_iter().map(move |vital: Vital| Check {
+        name: vital.name.to_owned(),
+        ok: vital.is_well(),
+        since: now.saturating_sub(SignedDuration::try_from(vital.silent).unwrap_or_default()).unwrap_or(now),
+        detail: (!vital.is_well()).then(|| format!("it has not come round for {} s", vital.silent.as_secs())),
+    })
 }
 
 /// The health of this process.
@@ -214,15 +226,15 @@ enum Status {
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[schema(as = HealthCheck)]
-struct Check {
-    name: String,
-    ok: bool,
+pub(crate) struct Check {
+    pub(crate) name: String,
+    pub(crate) ok: bool,
     /// When the check last turned; of a part, when it last came round.
     #[schema(value_type = String, format = DateTime)]
-    since: Timestamp,
+    pub(crate) since: Timestamp,
     /// What is wrong, when something is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
+    pub(crate) detail: Option<String>,
 }
 
 /// Whether the process makes progress. Also at `/livez` and `/health/live`.
@@ -231,7 +243,7 @@ struct Check {
     responses((status = 200, description = "All checks pass", body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
 )]
 pub(crate) async fn get_health(State(api): State<ApiState>) -> Response {
-    answer(&api, api.health.checks())
+    answer(api.version, api.health.checks())
 }
 
 /// Whether the process may get work. Also at `/health/ready`.
@@ -240,15 +252,15 @@ pub(crate) async fn get_health(State(api): State<ApiState>) -> Response {
     responses((status = 200, description = "All checks pass", body = HealthBody), (status = 503, description = "A check fails; it is named", body = HealthBody))
 )]
 pub(crate) async fn get_readiness(State(api): State<ApiState>) -> Response {
-    let checks = std::iter::once(api.health.phase_check()).chain(api.health.checks());
-    answer(&api, checks.collect())
+    let checks = std::iter::once(api.health.stage.check()).chain(api.health.checks());
+    answer(api.version, checks.collect())
 }
 
-fn answer(api: &ApiState, checks: Vec<Check>) -> Response {
+pub(crate) fn answer(version: &str, checks: Vec<Check>) -> Response {
     let ok = checks.iter().all(|check| check.ok);
     let (code, status) =
         if ok { (StatusCode::OK, Status::Ok) } else { (StatusCode::SERVICE_UNAVAILABLE, Status::Failing) };
-    (code, Json(HealthBody { status, version: api.version.to_owned(), checks })).into_response()
+    (code, Json(HealthBody { status, version: version.to_owned(), checks })).into_response()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod v1;
 mod webhook;
 mod worker;
 mod worker_client;
+mod worker_health;
 
 use axum::extract::DefaultBodyLimit;
 use axum::http::header::CONTENT_TYPE;
@@ -31,14 +32,24 @@ pub use health::{Health, ProbeTiming};
 pub use metrics::HttpMetrics;
 pub use serve::serve;
 pub use state::{ApiState, Parts, WebhookSecrets};
-pub use worker_client::{WorkerClient, WorkerClientError};
+pub use worker_client::{Contact, WorkerClient, WorkerClientError};
+pub use worker_health::{WorkerHealth, WorkerHealthParts};
 
 /// An issue's text at its largest fits several times.
 const MAX_API_BODY_BYTES: usize = 1024 * 1024;
 
-/// The public listener: start page, API, webhook. Health and metrics are here too: they tell nothing secret, and a single
-/// process has no other listener.
+/// The one listener of a single process: what [`public_router`] has, and health and metrics.
 pub fn router(api: ApiState) -> Router {
+    finished(public(&api, index::HealthAt::Here).merge(operations()), api)
+}
+
+/// The public listener of a dashboard that has an internal one: start page, API, webhook. Health and metrics are not for
+/// those who can reach it.
+pub fn public_router(api: ApiState) -> Router {
+    finished(public(&api, index::HealthAt::InternalListener), api)
+}
+
+fn public(api: &ApiState, health: index::HealthAt) -> Router<ApiState> {
     let (v1, _) = v1_routes().split_for_parts();
     let v1 = v1
         .layer(DefaultBodyLimit::max(MAX_API_BODY_BYTES))
@@ -51,14 +62,14 @@ pub fn router(api: ApiState) -> Router {
         .route_layer(middleware::from_fn(edge::time_limit));
     let document = openapi_json();
     let pages = Router::new()
-        .route("/", get(index::get_index))
+        .route("/", get(move |state| index::get_index(state, health)))
         .route("/api/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], document) }));
-    finished(v1.merge(webhooks).merge(pages), api)
+    v1.merge(webhooks).merge(pages)
 }
 
 /// The internal listener: the worker API behind the service key, health and metrics.
-pub fn worker_router(api: ApiState) -> Router {
-    finished(worker::routes(&api), api)
+pub fn internal_router(api: ApiState) -> Router {
+    finished(worker::routes(&api).merge(operations()), api)
 }
 
 /// The public API's document.
@@ -107,7 +118,7 @@ pub fn openapi_json() -> String {
         (name = "tasks", description = "What somebody asked for"),
         (name = "events", description = "Following Tasks as server-sent events"),
         (name = "webhooks", description = "Where the forge reports"),
-        (name = "operations", description = "How the process is doing"),
+        (name = "operations", description = "How the process is doing; on the internal listener, where there is one"),
     )
 )]
 struct Document;
@@ -130,15 +141,19 @@ fn health_routes() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new().routes(routes!(health::get_health)).routes(routes!(health::get_readiness))
 }
 
-/// What both listeners have: health under all its names, metrics, and the outermost layer.
-fn finished(routes: Router<ApiState>, api: ApiState) -> Router {
+/// Health under all its names, and metrics.
+fn operations() -> Router<ApiState> {
     let (health, _) = health_routes().split_for_parts();
-    routes
-        .merge(health)
+    health
         .route("/livez", get(health::get_health))
         .route("/health/live", get(health::get_health))
         .route("/health/ready", get(health::get_readiness))
         .route("/metrics", get(metrics::get_metrics))
+}
+
+/// What every listener of the dashboard has: answers for wrong addresses, and the outermost layer.
+fn finished(routes: Router<ApiState>, api: ApiState) -> Router {
+    routes
         .fallback(edge::no_such_route)
         .method_not_allowed_fallback(edge::no_such_method)
         .layer(middleware::from_fn_with_state(api.clone(), edge::exchange))

@@ -17,7 +17,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +29,8 @@ const MAX_CONNECTIONS: u32 = 4096;
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// After the shutdown signal, requests in flight get this long; below the 30 s that supervisors wait before they kill.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// Who connected right before the shutdown signal may take this long to begin its request.
+const FIRST_REQUEST_LIMIT: Duration = Duration::from_millis(500);
 /// Without file descriptors there is nothing to do but wait for a connection to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -73,7 +75,10 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdow
         debug!(error = &error as &dyn std::error::Error, "could not set TCP_NODELAY");
     }
     let router = TowerToHyperService::new(router);
+    let begun = Arc::new(Notify::new());
+    let begins = begun.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        begins.notify_one();
         request.extensions_mut().insert(ConnectInfo(peer));
         router.call(request.map(Body::new))
     });
@@ -86,8 +91,20 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdow
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // A connection on which nothing has been read yet would be closed at once. Its request is on its way, and where a
+            // socket outlives the process nobody shall notice that this one ends.
+            let ended = tokio::select! {
+                ended = &mut connection => Some(ended),
+                () = begun.notified() => None,
+                () = sleep(FIRST_REQUEST_LIMIT) => None,
+            };
+            match ended {
+                Some(ended) => ended,
+                None => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(error) = ended {

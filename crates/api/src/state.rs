@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::Ledger;
 use fettle_app::submit::SubmitTask;
@@ -62,7 +63,7 @@ pub struct Inner {
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) admin_key: Key,
     pub(crate) worker_key: Key,
-    pub(crate) webhook: Option<Verifier>,
+    pub(crate) webhook: Live<Option<Verifier>>,
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: HttpMetrics,
     pub(crate) registry: Registry,
@@ -82,7 +83,7 @@ impl ApiState {
             ids: parts.ids,
             admin_key: Key::new(&parts.admin_key),
             worker_key: Key::new(&parts.worker_key),
-            webhook: parts.webhook.as_ref().map(Verifier::new),
+            webhook: Live::new(parts.webhook.as_ref().map(Verifier::new)),
             health: parts.health,
             metrics: parts.metrics,
             registry: parts.registry,
@@ -92,6 +93,11 @@ impl ApiState {
             blobs_in_flight: Semaphore::new(MAX_BLOBS_IN_FLIGHT),
             large_webhooks: Semaphore::new(MAX_LARGE_WEBHOOKS),
         }))
+    }
+
+    /// Deliveries that come from now on are checked with these.
+    pub fn set_webhook_secrets(&self, secrets: Option<&WebhookSecrets>) {
+        self.webhook.set(secrets.map(Verifier::new));
     }
 }
 

@@ -150,7 +150,8 @@ async fn receive(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(Verdict, StatusCode, DeliveryBody), (Verdict, Problem)> {
     let refused = |problem| (Verdict::Refused, problem);
-    let verifier = api.webhook.as_ref().ok_or_else(|| refused(no_secret()))?;
+    let verifier = api.webhook.now();
+    let verifier = (*verifier).as_ref().ok_or_else(|| refused(no_secret()))?;
     let body = body.map_err(|rejection| refused(extract::unread(rejection)))?;
     if !verifier.is_signed(headers, &body) {
         return Err((

@@ -3,6 +3,7 @@
 //! Every verb is safe to repeat (a lease by its request id, a write by its fence), so a lost answer is asked for again
 //! within the verb's time. What stays unanswered is `Unavailable`, and the worker keeps working.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,7 +25,7 @@ use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::problem::ProblemBody;
 use crate::worker::wire::{
@@ -55,11 +56,32 @@ const BLOB: Patience = Patience { limit: Duration::from_secs(120), tries: 2 };
 /// What an answer to `lease` may take beyond the wait that was asked for.
 const LEASE_SLACK: Duration = Duration::from_secs(10);
 
+/// Whether the dashboard answers, as its clients see it.
+#[derive(Debug, Default)]
+pub struct Contact(Mutex<Option<Instant>>);
+
+impl Contact {
+    /// How long nothing has been answered; zero after an answer of any kind, and before the first question.
+    pub fn away(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn note(&self, answered: bool) {
+        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if answered {
+            *since = None;
+        } else {
+            since.get_or_insert_with(Instant::now);
+        }
+    }
+}
+
 /// [`Leases`] over the worker API.
 pub struct WorkerClient {
     http: reqwest::Client,
     base: Url,
     authorization: HeaderValue,
+    contact: Arc<Contact>,
 }
 
 /// The client cannot be made from this configuration.
@@ -95,7 +117,12 @@ impl WorkerClient {
             .user_agent("fettle-worker")
             .build()
             .map_err(WorkerClientError::Setup)?;
-        Ok(Self { http, base, authorization })
+        Ok(Self { http, base, authorization, contact: Arc::default() })
+    }
+
+    /// Tells `contact` of every answer, and of every question without one.
+    pub fn telling(self, contact: Arc<Contact>) -> Self {
+        Self { contact, ..self }
     }
 
     async fn post<A: DeserializeOwned>(&self, verb: &str, patience: &Patience, body: &(impl Serialize + Sync)) -> L<A> {
@@ -138,7 +165,9 @@ impl WorkerClient {
 
     async fn try_once(&self, request: RequestBuilder) -> Result<Bytes, Failed> {
         let request = request.header(AUTHORIZATION, self.authorization.clone());
-        let mut answer = request.send().await.map_err(unanswered)?;
+        let sent = request.send().await;
+        self.contact.note(sent.is_ok());
+        let mut answer = sent.map_err(unanswered)?;
         let status = answer.status();
         let wait = retry_after(answer.headers());
         let mut body = Vec::new();

@@ -7,9 +7,11 @@ use async_trait::async_trait;
 use fettle_domain::intake::is_same_label;
 use fettle_domain::repo::Repo;
 
+use crate::live::Live;
 use crate::ports::chain;
 use crate::ports::forge::{F, Forge, ForgeError};
 use crate::ports::ledger::{Admission, Admissions, TaskView};
+use crate::publishing::PublishOptions;
 
 /// A forge that does not answer is asked again after this; meanwhile the worker takes other work.
 const FORGE_PAUSE: Duration = Duration::from_secs(15);
@@ -17,8 +19,8 @@ const FORGE_PAUSE: Duration = Duration::from_secs(15);
 /// Answers whether a leased Run may begin, by asking the forge.
 pub struct Gate {
     pub forge: Arc<dyn Forge>,
-    /// The label whose presence triggered; a Task triggered by it is not worked on once it is gone.
-    pub trigger_label: String,
+    /// Its label is the one whose presence triggered; a Task triggered by it is not worked on once it is gone.
+    pub options: Live<PublishOptions>,
 }
 
 #[async_trait]
@@ -42,7 +44,7 @@ impl Admissions for Gate {
 
 impl Gate {
     async fn ask(&self, task: &TaskView, repo: &Repo) -> F<Admission> {
-        if let Some(reason) = withdrawn(&*self.forge, task, repo, &self.trigger_label).await? {
+        if let Some(reason) = withdrawn(&*self.forge, task, repo, &self.options.now().trigger_label).await? {
             return Ok(Admission::Withdrawn { reason });
         }
         Ok(Admission::Go { read_token: self.forge.read_token(repo).await? })

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::crash::{self, Point};
+use crate::live::Live;
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError, IssueComment, LabeledEvent};
 use crate::ports::ledger::{Delivery, Ledger, LedgerError, Opened, TaskPlan};
@@ -52,15 +53,22 @@ pub trait ReadWebhook: Send + Sync {
     fn read(&self, event: &str, body: &[u8]) -> Result<Incoming, String>;
 }
 
+/// What the operator decides about intake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntakeOptions {
+    pub rules: IntakeRules,
+    /// Tasks an installation (or, without one, this appliance) may open in 24 h by webhooks.
+    pub daily_tasks: u64,
+}
+
 pub struct Intake {
     pub ledger: Arc<dyn Ledger>,
     pub forge: Arc<dyn Forge>,
     pub reader: Arc<dyn ReadWebhook>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
-    pub rules: IntakeRules,
-    /// Tasks an installation (or, without one, this appliance) may open in 24 h by webhooks.
-    pub daily_tasks: u64,
+    /// Taken once for each delivery.
+    pub options: Live<IntakeOptions>,
     /// Beats within [`PROCESSED_WITHIN`].
     pub pulse: Pulse,
 }
@@ -182,10 +190,12 @@ impl Intake {
             Ok(Incoming::Ping | Incoming::Other { .. }) => return closed("an event that asks for nothing"),
             Err(why) => return closed(format!("unreadable: {why}")),
         };
-        match trigger_of(&incoming, &self.rules) {
+        let options = self.options.now();
+        let options = &*options;
+        match trigger_of(&incoming, &options.rules) {
             Trigger::None(why) => closed(why),
-            Trigger::Label => self.labeled(delivery, &incoming).await,
-            Trigger::Command { command: Command::Stop, .. } => self.stop(&incoming).await,
+            Trigger::Label => self.labeled(delivery, &incoming, options).await,
+            Trigger::Command { command: Command::Stop, .. } => self.stop(&incoming, &options.rules).await,
             Trigger::Command { command: Command::Fix(mode), comment_id, at, said } => {
                 let repo = self.known_repo(&incoming).await?;
                 let wish = Wish {
@@ -196,22 +206,28 @@ impl Intake {
                     at,
                     said,
                 };
-                self.open(delivery, &incoming, repo, wish).await
+                self.open(delivery, &incoming, options, repo, wish).await
             }
         }
     }
 
-    async fn labeled(&self, delivery: &Delivery, incoming: &IncomingIssue) -> Result<Verdict, Later> {
+    async fn labeled(
+        &self,
+        delivery: &Delivery,
+        incoming: &IncomingIssue,
+        options: &IntakeOptions,
+    ) -> Result<Verdict, Later> {
+        let rules = &options.rules;
         let number = incoming.issue.number;
         let repo = self.known_repo(incoming).await?;
-        let found = self.forge.labeled(&repo, number, &self.rules.label).await?;
+        let found = self.forge.labeled(&repo, number, &rules.label).await?;
         // An older event by somebody else, who may have more rights, is not the one that this delivery tells of.
         let event = match found {
             Some(event) if told_by_sender(incoming, &event) => event,
             other => {
                 let now = self.forge.issue(&repo, number).await?;
                 let young = self.clock.now().duration_since(delivery.received_at) < EVENT_LAG;
-                if young && now.labels.iter().any(|label| self.rules.is_trigger(label)) {
+                if young && now.labels.iter().any(|label| rules.is_trigger(label)) {
                     return Err(Later::Lags);
                 }
                 return closed(match other {
@@ -222,19 +238,19 @@ impl Intake {
         };
         let wish = Wish {
             intent: intent_key(repo.forge_id, number, "label", event.id),
-            mode: self.rules.label_mode,
+            mode: rules.label_mode,
             actor: event.actor,
             trigger: "label",
             at: event.at,
             said: None,
         };
-        self.open(delivery, incoming, repo, wish).await
+        self.open(delivery, incoming, options, repo, wish).await
     }
 
-    async fn stop(&self, incoming: &IncomingIssue) -> Result<Verdict, Later> {
+    async fn stop(&self, incoming: &IncomingIssue, rules: &IntakeRules) -> Result<Verdict, Later> {
         let repo = self.known_repo(incoming).await?;
         let actor = &incoming.sender.login;
-        if let Some(why) = self.may_not_ask(incoming, &repo, actor).await? {
+        if let Some(why) = self.may_not_ask(incoming, rules, &repo, actor).await? {
             return closed(why);
         }
         match self.ledger.active_task(repo.forge_id, incoming.issue.number).await? {
@@ -250,21 +266,22 @@ impl Intake {
         &self,
         delivery: &Delivery,
         incoming: &IncomingIssue,
+        options: &IntakeOptions,
         repo: Repo,
         wish: Wish,
     ) -> Result<Verdict, Later> {
-        if let Some(why) = self.may_not_ask(incoming, &repo, &wish.actor).await? {
+        if let Some(why) = self.may_not_ask(incoming, &options.rules, &repo, &wish.actor).await? {
             return closed(why);
         }
         let now = self.forge.issue(&repo, incoming.issue.number).await?;
         if !now.open || now.locked {
             return closed("the issue is closed or locked");
         }
-        if wish.trigger == "label" && !now.labels.iter().any(|label| self.rules.is_trigger(label)) {
+        if wish.trigger == "label" && !now.labels.iter().any(|label| options.rules.is_trigger(label)) {
             return closed("the label was taken off again");
         }
-        if self.opened_today(&repo).await? >= self.daily_tasks {
-            return closed(format!("the daily limit of {} Tasks is reached", self.daily_tasks));
+        if self.opened_today(&repo).await? >= options.daily_tasks {
+            return closed(format!("the daily limit of {} Tasks is reached", options.daily_tasks));
         }
         let earlier = self.ledger.actors(repo.forge_id, incoming.issue.number, BOT_TURNS).await?;
         if bots_talk_alone(&wish.actor, &earlier) {
@@ -311,9 +328,15 @@ impl Intake {
     }
 
     /// Why `login` may not order work here, if so.
-    async fn may_not_ask(&self, incoming: &IncomingIssue, repo: &Repo, login: &str) -> Result<Option<String>, Later> {
+    async fn may_not_ask(
+        &self,
+        incoming: &IncomingIssue,
+        rules: &IntakeRules,
+        repo: &Repo,
+        login: &str,
+    ) -> Result<Option<String>, Later> {
         let sender = &incoming.sender;
-        if sender.login == login && self.rules.is_allowed_bot(sender) {
+        if sender.login == login && rules.is_allowed_bot(sender) {
             return Ok(None);
         }
         self.not_permitted(repo, login).await

@@ -3,7 +3,7 @@
 //! A busy executor or sandbox cannot starve the heartbeat, and a holder that cannot renew stops by itself before the next
 //! one begins. Clocks of worker and ledger are never compared: all times here are this process's own.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,30 @@ use tracing::{debug, info, warn};
 
 use crate::ports::journal::Stop;
 use crate::ports::ledger::{Beat, BeatAnswer, Leases};
+
+/// How many leases a process holds now.
+#[derive(Debug, Default)]
+pub struct Holdings(AtomicUsize);
+
+impl Holdings {
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more, until it is dropped.
+    pub(crate) fn hold(self: &Arc<Self>) -> Holding {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Holding(self.clone())
+    }
+}
+
+pub(crate) struct Holding(Arc<Holdings>);
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A live lease with its heartbeat. Dropping it ends the heartbeat; the lease itself ends by a verb or by expiry.
 pub struct HeldLease {

@@ -6,6 +6,7 @@ pub mod admission;
 pub mod crash;
 pub mod intake;
 pub mod leasing;
+pub mod live;
 pub mod ports;
 pub mod publishing;
 pub mod reaping;

@@ -23,6 +23,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::crash::{self, Point};
 use crate::leasing::HeldLease;
+use crate::live::Live;
 use crate::ports::chain;
 use crate::ports::clock::IdSource;
 use crate::ports::forge::{Forge, ForgeError};
@@ -64,7 +65,8 @@ pub struct Publisher {
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
     pub timing: Timing,
-    pub options: PublishOptions,
+    /// Taken once for each effect.
+    pub options: Live<PublishOptions>,
     /// Beats within [`PUBLISHED_WITHIN`].
     pub pulse: Pulse,
 }

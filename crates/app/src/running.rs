@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::crash::{self, Point};
-use crate::leasing::HeldLease;
+use crate::leasing::{HeldLease, Holdings};
 use crate::ports::clock::IdSource;
 use crate::ports::journal::{Journal, Stop};
 use crate::ports::ledger::{
@@ -87,6 +87,8 @@ pub struct Worker {
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
     pub timing: Timing,
+    /// Counts what is held by all slots.
+    pub holdings: Arc<Holdings>,
     /// Beats within [`WORKED_WITHIN`].
     pub pulse: Pulse,
 }
@@ -145,6 +147,7 @@ impl Worker {
                 return;
             }
         };
+        let _holding = self.holdings.hold();
         crash::after(Point::WorkerLeased);
         let span = info_span!(
             "run",

@@ -197,6 +197,19 @@ pub(crate) fn address(common: &Common, flags: &Dashboard, config: &Config, envir
     base_url(&format!("http://{reachable}")).with_context(|| format!("`{address}` is not an address; give --url"))
 }
 
+/// Where the dashboard tells its health, when it has written down that this is not where the API is. Only of the dashboard
+/// on this machine, not of one that was named.
+pub(crate) fn health_address(
+    common: &Common,
+    flags: &Dashboard,
+    config: &Config,
+    environment: &Environment,
+) -> Option<Url> {
+    let data = DataDir::open(common.data_dir.as_deref(), config, environment).ok().filter(|_| flags.url.is_none())?;
+    let written = fs_err::read_to_string(data.internal_address()).ok()?;
+    base_url(&format!("http://{}", reachable(written.trim())?))
+}
+
 /// Who listens on every address is reached over loopback.
 fn reachable(address: &str) -> Option<SocketAddr> {
     let mut address: SocketAddr = address.parse().ok()?;

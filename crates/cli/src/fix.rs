@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_agent::solve::{Agent, Brief};
+use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock as _, IdSource as _};
 use fettle_app::ports::git::{BaseRef, CommitSpec, GitError, Pushed, Repositories, Source};
 use fettle_app::ports::model::Model;
@@ -161,7 +162,8 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         }
     }
     let cancel = CancellationToken::new();
-    shutdown::on_signals(cancel.clone())?;
+    // Nothing to reload; caught, a hangup does not end the work.
+    let _hangups = shutdown::on_signals(cancel.clone())?;
     let run = RunId::from_uuid(ids.uuid());
     let progress = Arc::new(Progress::new());
     let process = format!("fix-{}", run.as_uuid().simple());
@@ -173,6 +175,7 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         watch: progress.clone(),
         process: &process,
         keep: flags.keep,
+        paths: Live::new(config.forge.paths.clone()),
     };
     let agent = fettle_worker::agent(parts, models).await?;
     let brief = Brief {

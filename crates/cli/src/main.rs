@@ -44,7 +44,7 @@ struct Common {
     /// The configuration file; without one, the built-in configuration.
     #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     config: Option<Utf8PathBuf>,
-    /// Where state is kept; default: store.data_dir, else fettle in the user's state folder.
+    /// Where state is kept; default: store.data_dir, else $STATE_DIRECTORY, else fettle in the user's state folder.
     #[arg(long, global = true, value_name = "FOLDER", help_heading = GLOBAL)]
     data_dir: Option<Utf8PathBuf>,
 }

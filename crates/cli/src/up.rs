@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use fettle_agent::solve::Unwatched;
-use fettle_api::ProbeTiming;
+use fettle_app::live::Live;
 use fettle_app::running::Stay;
 use fettle_dashboard::{Credentials, Start};
 use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
+use fettle_runtime::reload::{Keys, Reload};
 use fettle_runtime::supervisor::Supervisor;
+use fettle_runtime::systemd::Manager;
 use fettle_runtime::{secrets, shutdown, system, telemetry};
 use fettle_worker::{AgentParts, WorkerParts, timing};
 use tracing::{error, info, warn};
@@ -20,13 +22,14 @@ use crate::Common;
 
 pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()> {
     let config = Config::load(common.config.as_deref(), environment)?;
-    telemetry::init(&config.telemetry.log, config.telemetry.format).map_err(anyhow::Error::msg)?;
+    let logs = telemetry::init(&config.telemetry, "fettle", environment).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(common.data_dir.as_deref(), &config, environment)?;
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
     secrets::exposed(&config, Some(&data), environment).iter().for_each(|exposed| warn!("{exposed}"));
     let listener = fettle_dashboard::listen(&config.server.listen, "server.listen", &data).await?;
     let supervisor = Supervisor::default();
-    shutdown::on_signals(supervisor.shutdown().clone())?;
+    let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
+    let manager = Manager::of(environment);
     // One process, one cache: publisher and worker share the mirrors.
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
     let timing = timing(environment);
@@ -36,15 +39,15 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         credentials: &credentials,
         git: git.clone(),
         timing,
-        probing: ProbeTiming::default(),
+        probing: fettle_dashboard::probing(environment),
         listener,
         internal: None,
         supervisor: &supervisor,
     })
     .await?;
-    fs_err::write(data.address(), running.address.to_string())?;
     tell(&config, &data, &credentials, running.address);
 
+    let paths = Live::new(config.forge.paths.clone());
     let parts = AgentParts {
         config: &config,
         environment,
@@ -53,6 +56,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         watch: Arc::new(Unwatched),
         process: "up",
         keep: false,
+        paths: paths.clone(),
     };
     match fettle_worker::agent(parts, fettle_worker::models(&config)?).await {
         Ok(agent) => {
@@ -67,6 +71,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
                 timing,
                 slots,
                 stay: Stay::UntilShutdown,
+                holdings: Arc::default(),
                 vitals: running.vitals.clone(),
             };
             let stop = supervisor.shutdown().clone();
@@ -79,7 +84,30 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         // Intake and publishing go on: Tasks wait for a worker that can work safely.
         Err(error) => error!("no Runs are worked on here: {error:#}"),
     }
+    manager.feed_watchdog(&running.vitals, &supervisor);
+    let status = format!("Serving on {}", running.address);
+    manager.serving(&status);
+    let reload = Reload {
+        path: common.config.clone(),
+        environment: environment.clone(),
+        started: config,
+        keys: Keys { read: &[""], ..fettle_dashboard::KEYS },
+        filter: logs.filter.clone(),
+        manager: manager.clone(),
+        status,
+    };
+    let (exchange, stop) = (running.exchange.clone(), supervisor.shutdown().clone());
+    supervisor.spawn("the reloader", async move {
+        let apply = |config: &Config| {
+            let fresh = Credentials::load(config, &data, &system::RandomIds).map_err(|error| format!("{error:#}"))?;
+            exchange.apply(config, &fresh);
+            paths.set(config.forge.paths.clone());
+            Ok(credentials.needing_restart(&fresh))
+        };
+        reload.work(hangups, apply, &stop).await;
+    });
     supervisor.shutdown().cancelled().await;
+    manager.stopping();
     running.draining();
     let ended = supervisor.ended().await;
     running.close().await;

@@ -54,7 +54,6 @@ impl World {
         })
         .await
         .unwrap();
-        fs_err::write(data.address(), running.address.to_string()).unwrap();
         Self { home, running, supervisor }
     }
 

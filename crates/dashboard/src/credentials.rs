@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use camino::Utf8Path;
+use fettle_api::WebhookSecrets;
 use fettle_app::ports::clock::IdSource;
 use fettle_domain::secret::KnownSecrets;
 use fettle_github::GitHubAuth;
@@ -86,6 +87,28 @@ impl Credentials {
     /// Whether anything can be written to the forge.
     pub fn can_write(&self, config: &Config) -> bool {
         self.write_token.is_some() || (config.forge.app_id.is_some() && self.app_key.is_some())
+    }
+
+    /// Keys of secrets that differ in `fresh` and are read at start only.
+    pub fn needing_restart(&self, fresh: &Self) -> Vec<String> {
+        let one = |secret: &SecretString| Some(secret.expose_secret().to_owned());
+        let optional = |secret: &Option<SecretString>| secret.as_ref().and_then(one);
+        let all = |secrets: &[SecretString]| secrets.iter().filter_map(one).collect::<Vec<_>>();
+        let differing = [
+            ("the admin key", one(&self.admin_key) != one(&fresh.admin_key)),
+            ("auth.worker_key_file", one(&self.worker_key) != one(&fresh.worker_key)),
+            ("forge.read_token_file", optional(&self.read_token) != optional(&fresh.read_token)),
+            ("forge.write_token_file", optional(&self.write_token) != optional(&fresh.write_token)),
+            ("forge.app_key_file", optional(&self.app_key) != optional(&fresh.app_key)),
+            ("gateway.models", all(&self.model_keys) != all(&fresh.model_keys)),
+        ];
+        differing.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
+    }
+
+    /// What deliveries are checked with.
+    pub(crate) fn webhook_secrets(&self) -> Option<WebhookSecrets> {
+        let current = self.webhook.clone()?;
+        Some(WebhookSecrets { current, previous: self.webhook_previous.clone() })
     }
 
     /// All of them, to be searched for in whatever leaves.

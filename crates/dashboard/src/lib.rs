@@ -1,29 +1,32 @@
 //! The dashboard's composition root: ledger, forge, intake, publisher, reconcilers and the HTTP edge in one process.
 
 mod credentials;
+mod exchange;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets};
+use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming};
 use fettle_app::admission::Gate;
 use fettle_app::intake::{Intake, PROCESSED_WITHIN, ReadWebhook};
+use fettle_app::live::Live;
 use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Holder, Ledger};
-use fettle_app::publishing::{PUBLISHED_WITHIN, PublishOptions, Publisher};
+use fettle_app::publishing::{PUBLISHED_WITHIN, Publisher};
 use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
 use fettle_app::submitting::Submitting;
 use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
 use fettle_domain::incoming::Incoming;
-use fettle_domain::intake::IntakeRules;
 use fettle_domain::lease::Timing;
 use fettle_git::Git;
 use fettle_github::{GitHub, GitHubOptions, Timeouts, Url};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
+use fettle_runtime::environment::Environment;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::system;
 use fettle_store_sqlite::{Options, SqliteLedger};
@@ -32,6 +35,7 @@ use tokio::net::TcpListener;
 use tracing::info;
 
 pub use credentials::Credentials;
+pub use exchange::{Exchange, KEYS};
 
 /// What a dashboard is started with.
 pub struct Start<'a> {
@@ -43,7 +47,7 @@ pub struct Start<'a> {
     pub timing: Timing,
     pub probing: ProbeTiming,
     pub listener: TcpListener,
-    /// For the worker API; absent in one process.
+    /// For the worker API, health and metrics; absent in one process, whose one listener carries health and metrics too.
     pub internal: Option<TcpListener>,
     /// Owns every task of the dashboard.
     pub supervisor: &'a Supervisor,
@@ -52,14 +56,30 @@ pub struct Start<'a> {
 /// A dashboard that serves.
 pub struct Running {
     pub address: SocketAddr,
+    /// Where health is told, when that is elsewhere.
+    pub internal_address: Option<SocketAddr>,
     pub ledger: Arc<SqliteLedger>,
     pub ids: Arc<dyn IdSource>,
     /// For further parts of this process, such as workers: `/healthz` tells of them too.
     pub vitals: Arc<Vitals>,
+    pub exchange: Exchange,
     health: Arc<Health>,
 }
 
 impl Running {
+    /// For programs on this machine.
+    fn write_addresses(&self, data: &DataDir) -> Result<()> {
+        match self.internal_address {
+            Some(address) => fs_err::write(data.internal_address(), address.to_string())?,
+            // One that another program left here would lead astray.
+            None => match fs_err::remove_file(data.internal_address()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            },
+        }
+        Ok(fs_err::write(data.address(), self.address.to_string())?)
+    }
+
     /// Not ready for new work from now on; what is being answered is still answered.
     pub fn draining(&self) {
         self.health.draining();
@@ -70,6 +90,19 @@ impl Running {
         if let Err(error) = self.ledger.close().await {
             tracing::warn!("the ledger did not close cleanly: {error}; it recovers at the next start");
         }
+    }
+}
+
+/// The socket that was passed to this process, else [`listen`].
+pub async fn passed_or_listen(
+    passed: Option<std::net::TcpListener>,
+    address: &str,
+    key: &str,
+    data: &DataDir,
+) -> Result<TcpListener> {
+    match passed {
+        Some(passed) => TcpListener::from_std(passed).context("while taking over a passed socket"),
+        None => listen(address, key, data).await,
     }
 }
 
@@ -87,6 +120,18 @@ pub async fn listen(address: &str, key: &str, data: &DataDir) -> Result<TcpListe
     }
 }
 
+/// How the ledger is probed; quicker for tests with real processes when `FETTLE_TEST_PROBING` is set.
+pub fn probing(environment: &Environment) -> ProbeTiming {
+    match environment.find("FETTLE_TEST_PROBING") {
+        Some(_) => ProbeTiming {
+            every: Duration::from_millis(100),
+            timeout: Duration::from_secs(1),
+            patience: Duration::from_secs(1),
+        },
+        None => ProbeTiming::default(),
+    }
+}
+
 /// Builds all parts and starts their tasks. Contacts nobody: the forge is asked when there is work.
 pub async fn start(start: Start<'_>) -> Result<Running> {
     let Start { config, data, credentials, git, timing, probing, listener, internal, supervisor } = start;
@@ -97,9 +142,11 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let options =
         GitHubOptions { base_url: Some(api_url), auth: credentials.forge_auth(config), timeouts: Timeouts::default() };
     let forge = Arc::new(GitHub::new(options)?);
+    let intake_options = Live::new(exchange::intake_options(config));
+    let publishing = Live::new(exchange::publish_options(config, credentials));
     let options = Options {
         timing,
-        admissions: Some(Arc::new(Gate { forge: forge.clone(), trigger_label: config.forge.label.clone() })),
+        admissions: Some(Arc::new(Gate { forge: forge.clone(), options: publishing.clone() })),
         ..Options::new(clock.clone(), ids.clone())
     };
     let ledger = Arc::new(SqliteLedger::open(data.ledger(), options).await.context("while opening the ledger")?);
@@ -114,12 +161,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         reader: Arc::new(Webhooks),
         clock: clock.clone(),
         ids: ids.clone(),
-        rules: IntakeRules {
-            label: config.forge.label.clone(),
-            label_mode: config.forge.label_mode,
-            allowed_bots: config.forge.allowed_bots.clone(),
-        },
-        daily_tasks: config.forge.daily_tasks,
+        options: intake_options.clone(),
         pulse: vitals.pulse("intake", PROCESSED_WITHIN),
     };
     let publisher = Publisher {
@@ -133,11 +175,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             name: format!("publisher on {}", system::process_name()),
         },
         timing,
-        options: PublishOptions {
-            paths: config.forge.paths.clone(),
-            secrets: credentials.known(),
-            trigger_label: config.forge.label.clone(),
-        },
+        options: publishing.clone(),
         pulse: vitals.pulse("publisher", PUBLISHED_WITHIN),
     };
     let submit = Submitting {
@@ -155,10 +193,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         ids: ids.clone(),
         admin_key: credentials.admin_key.clone(),
         worker_key: credentials.worker_key.clone(),
-        webhook: credentials
-            .webhook
-            .clone()
-            .map(|current| WebhookSecrets { current, previous: credentials.webhook_previous.clone() }),
+        webhook: credentials.webhook_secrets(),
         health: health.clone(),
         metrics: metrics.clone(),
         registry,
@@ -183,16 +218,21 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     supervisor.spawn("the reconciler", async move { reconcile(reconciled, pulse, &stop).await });
     let (watched, probed, stop) = (health.clone(), ledger.clone(), shutdown.clone());
     supervisor.spawn("the watch over the ledger", async move { watched.watch(&*probed, &metrics, &stop).await });
+    let exchange = Exchange { intake: intake_options, publishing, api: api.clone() };
+    let (mut router, mut internal_address) = (fettle_api::router(api.clone()), None);
     if let Some(internal) = internal {
-        info!("the worker API listens on {}", internal.local_addr().context("while listening for workers")?);
-        let router = fettle_api::worker_router(api.clone());
-        let serving = fettle_api::serve(internal, router, shutdown.clone(), supervisor.tasks().clone());
+        let address = internal.local_addr().context("while listening for workers")?;
+        info!("the worker API listens on {address}");
+        let internal_router = fettle_api::internal_router(api.clone());
+        let serving = fettle_api::serve(internal, internal_router, shutdown.clone(), supervisor.tasks().clone());
         supervisor.spawn("the worker API", serving);
+        (router, internal_address) = (fettle_api::public_router(api), Some(address));
     }
-    supervisor
-        .spawn("the API", fettle_api::serve(listener, fettle_api::router(api), shutdown, supervisor.tasks().clone()));
+    supervisor.spawn("the API", fettle_api::serve(listener, router, shutdown, supervisor.tasks().clone()));
     health.serving();
-    Ok(Running { address, ledger, ids, vitals, health })
+    let running = Running { address, internal_address, ledger, ids, vitals, exchange, health };
+    running.write_addresses(data)?;
+    Ok(running)
 }
 
 /// Reads deliveries as GitHub writes them.

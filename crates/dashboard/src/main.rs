@@ -6,14 +6,15 @@ use std::process::ExitCode;
 use anyhow::Result;
 use camino::Utf8PathBuf;
 use clap::Parser;
-use fettle_api::ProbeTiming;
-use fettle_dashboard::{Credentials, Start, listen, start};
+use fettle_dashboard::{Credentials, KEYS, Start, passed_or_listen, probing, start};
 use fettle_domain::lease::Timing;
 use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
+use fettle_runtime::reload::Reload;
 use fettle_runtime::supervisor::Supervisor;
+use fettle_runtime::systemd::{Manager, PassedSockets, SocketError};
 use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
 use tracing::{info, warn};
 
@@ -28,9 +29,11 @@ struct Flags {
     data_dir: Option<Utf8PathBuf>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run().await {
+fn main() -> ExitCode {
+    let environment = Environment::of_process();
+    // Before the runtime's threads begin.
+    let sockets = PassedSockets::take(&environment);
+    match run(environment, sockets) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // What and why for a person; a backtrace would only hide it.
@@ -40,20 +43,23 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<()> {
+#[tokio::main]
+async fn run(environment: Environment, sockets: Result<PassedSockets, SocketError>) -> Result<()> {
     install_tls();
     let flags = Flags::parse();
-    let environment = Environment::of_process();
+    let sockets = sockets?;
     fettle_runtime::arm_crash_point(&environment);
     let config = Config::load(flags.config.as_deref(), &environment)?;
-    telemetry::init(&config.telemetry.log, config.telemetry.format).map_err(anyhow::Error::msg)?;
+    let logs = telemetry::init(&config.telemetry, "fettle-dashboard", &environment).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
     secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
-    let listener = listen(&config.server.listen, "server.listen", &data).await?;
-    let internal = listen(&config.server.internal_listen, "server.internal_listen", &data).await?;
+    let server = &config.server;
+    let listener = passed_or_listen(sockets.public, &server.listen, "server.listen", &data).await?;
+    let internal = passed_or_listen(sockets.internal, &server.internal_listen, "server.internal_listen", &data).await?;
     let supervisor = Supervisor::default();
-    shutdown::on_signals(supervisor.shutdown().clone())?;
+    let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
+    let manager = Manager::of(&environment);
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
     let test_timing = environment.find("FETTLE_TEST_TIMING").is_some();
     let running = start(Start {
@@ -62,15 +68,36 @@ async fn run() -> Result<()> {
         credentials: &credentials,
         git,
         timing: if test_timing { Timing::for_tests() } else { Timing::default() },
-        probing: ProbeTiming::default(),
+        probing: probing(&environment),
         listener,
         internal: Some(internal),
         supervisor: &supervisor,
     })
     .await?;
-    fs_err::write(data.address(), running.address.to_string())?;
     info!("fettle-dashboard listens on http://{}", running.address);
+    manager.feed_watchdog(&running.vitals, &supervisor);
+    let status = format!("Serving on {}", running.address);
+    manager.serving(&status);
+    let reload = Reload {
+        path: flags.config,
+        environment,
+        started: config,
+        keys: KEYS,
+        filter: logs.filter.clone(),
+        manager: manager.clone(),
+        status,
+    };
+    let (exchange, stop) = (running.exchange.clone(), supervisor.shutdown().clone());
+    supervisor.spawn("the reloader", async move {
+        let apply = |config: &Config| {
+            let fresh = Credentials::load(config, &data, &system::RandomIds).map_err(|error| format!("{error:#}"))?;
+            exchange.apply(config, &fresh);
+            Ok(credentials.needing_restart(&fresh))
+        };
+        reload.work(hangups, apply, &stop).await;
+    });
     supervisor.shutdown().cancelled().await;
+    manager.stopping();
     running.draining();
     let ended = supervisor.ended().await;
     running.close().await;

@@ -9,6 +9,7 @@ use fettle_domain::task::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
+use crate::reload::Values;
 use crate::telemetry::LogFormat;
 use crate::units::{Size, Span};
 
@@ -31,9 +32,9 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Address of webhooks, API and health. Behind a reverse proxy, leave it on loopback.
+    /// Address of webhooks and API, and with `fettle up` of health and metrics. Behind a reverse proxy, leave it on loopback.
     pub listen: String,
-    /// Address of the worker API; only `fettle-dashboard` opens it, `fettle up` needs none.
+    /// Address of the worker API, health and metrics; only `fettle-dashboard` opens it, `fettle up` needs none.
     pub internal_listen: String,
 }
 
@@ -313,6 +314,14 @@ impl Config {
         named.chain(models).collect()
     }
 
+    /// Every key that has a value, by its full name, as in `server.listen`. Secrets are paths of files here too.
+    pub fn values(&self) -> Values {
+        let table = toml::Table::try_from(self).expect("a configuration came from TOML and can be written as such");
+        let mut values = Values::new();
+        flatten("", table, &mut values);
+        values
+    }
+
     /// Errors with a sentence about the first setting that cannot work.
     fn check(&self) -> Result<(), String> {
         let invalid = Err::<(), String>;
@@ -435,6 +444,18 @@ fn with_overrides(text: &str, overrides: &[(&str, &str)]) -> Result<Config, Conf
         table = outcome?;
     }
     table.try_into().map_err(|e: toml::de::Error| ConfigError::Invalid(e.message().to_owned()))
+}
+
+fn flatten(above: &str, table: toml::Table, values: &mut Values) {
+    for (key, value) in table {
+        let name = if above.is_empty() { key } else { format!("{above}.{key}") };
+        match value {
+            toml::Value::Table(inner) => flatten(&name, inner, values),
+            value => {
+                values.insert(name, value);
+            }
+        }
+    }
 }
 
 /// The text as a TOML value (number, boolean, list), if it is one.

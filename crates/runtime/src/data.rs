@@ -14,7 +14,7 @@ pub struct DataDir {
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    #[error("no data folder is known: give --data-dir, set store.data_dir, or set HOME")]
+    #[error("no data folder is known: give --data-dir, set store.data_dir, or set STATE_DIRECTORY or HOME")]
     Unknown,
     #[error("could not make the data folder {path}")]
     Make {
@@ -25,7 +25,11 @@ pub enum DataDirError {
 }
 
 impl DataDir {
-    /// `given` on the command line, else `store.data_dir`, else the user's state folder. Made when it is missing.
+    /// `given` on the command line, else `store.data_dir`, else the folder that systemd made for the service, else the
+    /// user's state folder. Made when it is missing.
+    ///
+    /// The worker's workspaces and caches lie below it, also under systemd: `$CACHE_DIRECTORY` is not asked, since a cache
+    /// that is cleared under a running worker takes its Runs with it. `agent.cache_dir` moves them.
     pub fn open(given: Option<&Utf8Path>, config: &Config, environment: &Environment) -> Result<Self, DataDirError> {
         use std::os::unix::fs::DirBuilderExt as _;
         let root = given
@@ -61,6 +65,11 @@ impl DataDir {
     /// The address that a running dashboard listens on, for the CLI.
     pub fn address(&self) -> Utf8PathBuf {
         self.root.join("address")
+    }
+
+    /// The address of its internal listener, where health is told; absent where one listener has it all.
+    pub fn internal_address(&self) -> Utf8PathBuf {
+        self.root.join("internal-address")
     }
 
     /// The publisher's mirrors; never shared with a worker of another process.

@@ -29,11 +29,42 @@ impl Environment {
         self.find("HOME").map(Utf8PathBuf::from)
     }
 
-    /// `$XDG_STATE_HOME/fettle`, else `$HOME/.local/state/fettle`.
+    /// The first folder that the service manager has made under this name: systemd sets it to a list with colons.
+    fn first_of(&self, name: &str) -> Option<Utf8PathBuf> {
+        self.find(name)?.split(':').next().map(Utf8PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    /// Where log files go: the first entry of `$LOGS_DIRECTORY`.
+    pub fn logs_dir(&self) -> Option<Utf8PathBuf> {
+        self.first_of("LOGS_DIRECTORY")
+    }
+
+    /// The first entry of `$STATE_DIRECTORY`, else `$XDG_STATE_HOME/fettle`, else `$HOME/.local/state/fettle`.
     pub fn default_data_dir(&self) -> Option<Utf8PathBuf> {
+        if let Some(state) = self.first_of("STATE_DIRECTORY") {
+            return Some(state);
+        }
         match self.find("XDG_STATE_HOME").map(Utf8PathBuf::from).filter(|path| path.is_absolute()) {
             Some(state) => Some(state.join("fettle")),
             None => self.home().map(|home| home.join(".local/state/fettle")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_keeps_its_state_where_its_manager_says_and_people_in_their_home() {
+        let home = ("HOME", "/home/kim");
+        for (pairs, folder) in [
+            (vec![home, ("STATE_DIRECTORY", "/var/lib/fettle/dashboard:/var/lib/other")], "/var/lib/fettle/dashboard"),
+            (vec![home, ("STATE_DIRECTORY", "relative"), ("XDG_STATE_HOME", "/state")], "/state/fettle"),
+            (vec![home], "/home/kim/.local/state/fettle"),
+        ] {
+            let environment = Environment(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect());
+            assert_eq!(environment.default_data_dir(), Some(folder.into()), "{pairs:?}");
         }
     }
 }

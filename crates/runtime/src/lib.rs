@@ -4,10 +4,12 @@
 pub mod config;
 pub mod data;
 pub mod environment;
+pub mod reload;
 pub mod secrets;
 pub mod shutdown;
 pub mod supervisor;
 pub mod system;
+pub mod systemd;
 pub mod telemetry;
 pub mod units;
 

@@ -1,32 +1,38 @@
-//! From a signal to a token that everybody waits on.
+//! From signals to what the process waits on: a token for its end, hangups for a reload.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+/// SIGHUPs as they come. Without an owner they do nothing; in particular they end no process.
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Waits for one; several that came meanwhile are one. May be dropped while it waits.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            // The runtime is going down.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Cancels `token` on SIGTERM or SIGINT; ends the process at once on the second. The task behind it ends with the runtime.
-pub fn on_signals(token: CancellationToken) -> std::io::Result<()> {
+pub fn on_signals(token: CancellationToken) -> std::io::Result<Hangups> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // A peer that closes its end of a pipe must not end a server.
-    let mut hangup = signal(SignalKind::hangup())?;
+    // Caught from the beginning, before anybody asks for a reload: else it would end the process.
+    let hangups = Hangups(signal(SignalKind::hangup())?);
     // Its own tracker: waiting for a process's tasks must not wait for a signal that never comes.
     TaskTracker::new().spawn(async move {
-        loop {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-                _ = hangup.recv() => {
-                    info!("SIGHUP: the configuration is read at start only");
-                    continue;
-                }
-                () = token.cancelled() => return,
-            };
-            info!("{name}: shutting down; once more ends the process at once");
-            token.cancel();
-            break;
-        }
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = token.cancelled() => return,
+        };
+        info!("{name}: shutting down; once more ends the process at once");
+        token.cancel();
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -36,5 +42,5 @@ pub fn on_signals(token: CancellationToken) -> std::io::Result<()> {
         #[expect(clippy::exit, reason = "the second signal asks for exactly this")]
         std::process::exit(130);
     });
-    Ok(())
+    Ok(hangups)
 }

@@ -1,10 +1,23 @@
-//! Logs: lines for people on a terminal, JSON with the whole chain of causes elsewhere.
+//! Logs: lines for people on a terminal, JSON with the whole chain of causes elsewhere, and JSON in files where the service
+//! manager has made a folder for them.
 
 use std::io::IsTerminal;
 
+use camino::Utf8PathBuf;
+use rolling_file::{RollingConditionBasic, RollingFileAppender};
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::writer::MakeWriterExt;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+use crate::config::Telemetry as Settings;
+use crate::environment::Environment;
+
+/// A log file is put aside at this size, and this many are kept beside the current one: 80 MiB for each process at most.
+const FILE_BYTES: u64 = 16 * 1024 * 1024;
+const KEPT_FILES: usize = 4;
+/// Lines that wait for the disk. Beyond them lines are dropped: a slow or full disk must not hold up the work.
+const WAITING_LINES: usize = 8192;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -16,6 +29,26 @@ pub enum LogFormat {
     Json,
 }
 
+/// The logs of this process. Dropping it writes out what waits for the file.
+pub struct Logs {
+    pub filter: LogFilter,
+    _file: Option<WorkerGuard>,
+}
+
+/// Exchanges what is logged.
+#[derive(Clone)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// Errors, and changes nothing, when `log` cannot be read.
+    pub fn set(&self, log: &str) -> Result<(), String> {
+        let filter = filter(log)?;
+        // It fails when the logs have ended with their subscriber; then nobody misses the filter.
+        let _ = self.0.reload(filter);
+        Ok(())
+    }
+}
+
 /// Which lines are logged.
 ///
 /// Errors with a sentence when `text` cannot be read.
@@ -24,25 +57,55 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         .map_err(|e| format!("telemetry.log: `{text}` cannot be read ({e}); write it as in `info,fettle_git=debug`"))
 }
 
-/// Logs go to standard error, so that standard output is the command's own. `log` as in `info,fettle_git=debug`.
+/// Logs go to standard error, so that standard output is the command's own, and to `<process>.jsonl` in the first entry of
+/// `$LOGS_DIRECTORY`. That folder belongs to one process: two would rotate each other's file.
 ///
-/// Errors when it cannot be read.
-pub fn init(log: &str, format: LogFormat) -> Result<(), String> {
-    let filter = filter(log)?;
-    let json = match format {
+/// Errors when `telemetry.log` cannot be read. A file that cannot be opened is told in the log.
+pub fn init(settings: &Settings, process: &str, environment: &Environment) -> Result<Logs, String> {
+    let (filter, handle) = reload::Layer::new(filter(&settings.log)?);
+    let json = match settings.format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let writer = std::io::stderr.with_max_level(tracing::Level::TRACE);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
-    // A second initialisation in one process (tests) keeps the first.
-    let _ = if json {
-        tracing::subscriber::set_global_default(builder.json().flatten_event(true).with_span_list(false).finish())
-    } else {
-        tracing::subscriber::set_global_default(builder.with_ansi(std::io::stderr().is_terminal()).finish())
+    let file = environment.logs_dir().map(|folder| open(folder.join(process).with_extension("jsonl")));
+    let (written, guard, failed) = match file {
+        None => (None, None, None),
+        Some(Ok((writer, guard))) => (Some(json_lines(writer)), Some(guard), None),
+        Some(Err(failed)) => (None, None, Some(failed)),
     };
-    Ok(())
+    let shown = if json {
+        json_lines(std::io::stderr)
+    } else {
+        let ansi = std::io::stderr().is_terminal();
+        fmt::layer().with_target(false).with_ansi(ansi).with_writer(std::io::stderr).boxed()
+    };
+    // A second initialisation in one process (tests) keeps the first.
+    let _ =
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(filter).with(shown).with(written));
+    if let Some((path, error)) = failed {
+        tracing::error!(error = &error as &dyn std::error::Error, "no log is written to {path}");
+    }
+    Ok(Logs { filter: LogFilter(handle), _file: guard })
+}
+
+fn json_lines<S, W>(writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
+    W: for<'writer> fmt::MakeWriter<'writer> + Send + Sync + 'static,
+{
+    fmt::layer().with_target(false).json().flatten_event(true).with_span_list(false).with_writer(writer).boxed()
+}
+
+/// The file, behind a thread of its own that alone waits for the disk.
+fn open(path: Utf8PathBuf) -> Result<(NonBlocking, WorkerGuard), (Utf8PathBuf, std::io::Error)> {
+    let condition = RollingConditionBasic::new().max_size(FILE_BYTES);
+    let file = RollingFileAppender::new(&path, condition, KEPT_FILES).map_err(|error| (path, error))?;
+    Ok(NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(WAITING_LINES)
+        .thread_name("log file")
+        .finish(file))
 }
 
 /// An error with its causes on one line.

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use fettle_agent::prepare::{PrepareNetwork, PrepareOptions};
 use fettle_agent::solve::{Agent, AgentOptions, Watch, clear_leftovers};
+use fettle_app::leasing::Holdings;
+use fettle_app::live::Live;
 use fettle_app::ports::clock::IdSource;
 use fettle_app::ports::git::Repositories;
 use fettle_app::ports::ledger::{Holder, Leases, LedgerError};
@@ -17,10 +19,12 @@ use fettle_app::running::{Stay, WORKED_WITHIN, Worker};
 use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
 use fettle_domain::lease::Timing;
+use fettle_domain::path_policy::PathPolicy;
 use fettle_llm::{OpenAiCompatible, OpenAiOptions};
 use fettle_runtime::config::{self, Config, ModelConfig, ModelKind};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
+use fettle_runtime::reload::{Keys, LOG};
 use fettle_runtime::{secrets, system};
 use fettle_sandbox::{ProcessSandbox, SandboxOptions, helper_beside_current_exe};
 use tokio::task::JoinSet;
@@ -45,6 +49,12 @@ const INSTALL_VARIABLES: [&str; 11] = [
     "npm_config_registry",
 ];
 
+/// The keys of a worker.
+pub const KEYS: Keys = Keys {
+    live: &[LOG, "forge.paths"],
+    read: &["store", "agent", "gateway", "auth", "telemetry", "forge.paths", "forge.read_token_file"],
+};
+
 /// What an agent is built from.
 pub struct AgentParts<'a> {
     pub config: &'a Config,
@@ -56,6 +66,8 @@ pub struct AgentParts<'a> {
     pub process: &'a str,
     /// Folders of Runs stay.
     pub keep: bool,
+    /// Which paths a change may touch; taken anew for each Run.
+    pub paths: Live<PathPolicy>,
 }
 
 /// The sandbox at the strongest level that this host allows; refused below `agent.sandbox.min_level`.
@@ -71,7 +83,7 @@ pub async fn sandbox(config: &Config, data: &DataDir, process: &str) -> Result<A
 
 /// The agent with sandbox and models. Contacts nobody.
 pub async fn agent(parts: AgentParts<'_>, models: Vec<Arc<dyn Model>>) -> Result<Agent> {
-    let AgentParts { config, environment, data, repositories, watch, process, keep } = parts;
+    let AgentParts { config, environment, data, repositories, watch, process, keep, paths } = parts;
     let scratch = data.scratch(process);
     clear_leftovers(&scratch).await.with_context(|| format!("while clearing {scratch}"))?;
     let sandbox = sandbox(config, data, process).await?;
@@ -80,7 +92,7 @@ pub async fn agent(parts: AgentParts<'_>, models: Vec<Arc<dyn Model>>) -> Result
         base_cache: data.bases(),
         prepare: prepare_options(config, environment, data)?,
         suite_time: config.agent.sandbox.suite_time.0,
-        paths: config.forge.paths.clone(),
+        paths,
         read_token: config.forge.read_token_file.as_deref().map(secrets::read).transpose()?,
         keep_folders: keep,
     };
@@ -163,6 +175,7 @@ pub struct WorkerParts {
     /// Runs at a time.
     pub slots: u16,
     pub stay: Stay,
+    pub holdings: Arc<Holdings>,
     /// Each slot is a part of the process that must come round.
     pub vitals: Arc<Vitals>,
 }
@@ -182,6 +195,7 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             ids: parts.ids.clone(),
             holder: Holder { worker: WorkerId::from_uuid(parts.ids.uuid()), name: system::process_name() },
             timing: parts.timing,
+            holdings: parts.holdings.clone(),
             pulse: parts.vitals.pulse("worker", WORKED_WITHIN),
         });
         slots.spawn(slot(worker, parts.stay, shutdown.clone()));

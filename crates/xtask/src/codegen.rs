@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 use crate::workspace::Workspace;
-use crate::{process, sqlx_prepare};
+use crate::{process, sqlx_prepare, units};
 
 const OPENAPI: &str = "crates/api/openapi.json";
 /// The example of `fettle-api` that prints the document.
@@ -16,7 +16,11 @@ const PRINT_LIMIT: Duration = Duration::from_secs(30); // it computes a constant
 
 /// Writes every generated file; with `check` fails when one is out of date, after having looked at all of them.
 pub(crate) fn run(workspace: &Workspace, check: bool) -> anyhow::Result<()> {
-    let outcomes = [("OpenAPI document", openapi(workspace, check)), ("query data", sqlx_prepare::prepare(check))];
+    let outcomes = [
+        ("systemd units", units::codegen(workspace.root(), check)),
+        ("OpenAPI document", openapi(workspace, check)),
+        ("query data", sqlx_prepare::prepare(check)),
+    ];
     let mut failed = Vec::new();
     for (what, outcome) in outcomes {
         if let Err(error) = outcome {

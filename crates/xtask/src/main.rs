@@ -6,14 +6,17 @@ mod codegen;
 mod needs;
 mod process;
 mod programs;
+mod release_tree;
 mod sqlx_prepare;
 mod test;
 mod test_output;
 mod tidy;
+mod units;
 mod workspace;
 
 use std::process::ExitCode;
 
+use cargo_metadata::camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::programs::Bench;
@@ -38,7 +41,7 @@ enum Command {
     },
     /// Compare the tree with the rules of its design
     Tidy,
-    /// Write the generated files: the OpenAPI document and the offline query data
+    /// Write the generated files: the systemd units, the OpenAPI document and the offline query data
     Codegen {
         /// Only say whether the committed files are current
         #[arg(long)]
@@ -59,6 +62,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Build what gets installed, with a manifest; the same bytes wherever it is built
+    ReleaseTree {
+        /// Where the tree goes; without it, below `target/`
+        #[arg(long)]
+        out: Option<Utf8PathBuf>,
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Measure one thing, in the release profile
     Bench {
         what: Bench,
@@ -76,6 +87,9 @@ fn main() -> ExitCode {
         Command::Codegen { check } => codegen::run(&workspace, check).map(|()| ExitCode::SUCCESS),
         Command::Demo { rest } => programs::demo(&workspace, &rest),
         Command::CrashMatrix { backend, rest } => programs::crash_matrix(&workspace, &backend, &rest),
+        Command::ReleaseTree { out, profile } => {
+            release_tree::run(&workspace, out.as_deref(), &profile).map(|()| ExitCode::SUCCESS)
+        }
         Command::Bench { what, rest } => programs::bench(&workspace, what, &rest),
     });
     done.unwrap_or_else(|error| {

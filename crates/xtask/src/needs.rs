@@ -31,6 +31,8 @@ const NEEDS: &[Need] = &[
     Need { name: "python3", probe: &["python3", "--version"], from: From::Debian("python3") },
     Need { name: "venv", probe: &["python3", "-c", "import venv, ensurepip"], from: From::Debian("python3-venv") },
     Need { name: "pytest", probe: &["python3", "-m", "pytest", "--version"], from: From::Debian("python3-pytest") },
+    Need { name: "nix", probe: &["nix-instantiate", "--version"], from: From::Debian("nix-bin") },
+    Need { name: "systemd-analyze", probe: &["systemd-analyze", "--version"], from: From::Debian("systemd") },
     Need { name: "rustfmt", probe: &["cargo", "fmt", "--version"], from: From::Rustup("rustfmt") },
     Need { name: "clippy", probe: &["cargo", "clippy", "--version"], from: From::Rustup("clippy") },
 ];

@@ -36,6 +36,10 @@ impl Workspace {
             .any(|target| target.name == name && target.kind.contains(&TargetKind::Bin))
     }
 
+    pub(crate) fn version(&self, package: &str) -> Option<String> {
+        self.members().find(|member| member.name == package).map(|member| member.version.to_string())
+    }
+
     /// Where a build in `profile`'s folder leaves what is called `name`.
     pub(crate) fn built(&self, folder: &str, name: &str) -> Utf8PathBuf {
         self.metadata.target_directory.join(folder).join(name)

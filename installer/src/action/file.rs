@@ -17,7 +17,7 @@ pub(super) fn describe(action: &Action) -> Description {
             format!("make the folder {path} ({:o} {}:{})", attrs.mode, attrs.owner.user, attrs.owner.group),
             "files and services below it need it".to_owned(),
             match keeping {
-                Keeping::Managed => "is removed when it is empty",
+                Keeping::Managed | Keeping::System => "is removed when it is empty",
                 Keeping::Seeded | Keeping::Kept => "stays, with what is in it, until --purge",
             },
         ),
@@ -25,7 +25,7 @@ pub(super) fn describe(action: &Action) -> Description {
             format!("write {path} ({:o} {}:{})", attrs.mode, attrs.owner.user, attrs.owner.group),
             why.clone(),
             match keeping {
-                Keeping::Managed => "becomes what it was before",
+                Keeping::Managed | Keeping::System => "becomes what it was before",
                 Keeping::Seeded => "stays until --purge: from now on it is yours",
                 Keeping::Kept => "stays until --purge",
             },
@@ -43,8 +43,9 @@ pub(super) fn describe(action: &Action) -> Description {
     Description { what, why, revert: revert.to_owned() }
 }
 
-pub(super) fn check_dir(host: &dyn HostView, path: &Utf8Path, attrs: &Attrs) -> ActResult<Check> {
+pub(super) fn check_dir(host: &dyn HostView, path: &Utf8Path, attrs: &Attrs, keeping: Keeping) -> ActResult<Check> {
     Ok(match host.entry(path)? {
+        Entry::Dir { .. } | Entry::Link { .. } if keeping == Keeping::System => Check::Done,
         Entry::Dir { attrs: now } if now == *attrs => Check::Done,
         Entry::Dir { attrs: now } => Check::Needed(format!("mode {:o} instead of {:o}", attrs.mode, now.mode)),
         Entry::Absent => Check::Needed("it is not there".to_owned()),
@@ -157,7 +158,7 @@ pub(super) fn revert_dir(host: &mut dyn Host, path: &Utf8Path, keeping: Keeping,
             // Ours with all in it: taken back only by a purge, or by the very run that made it.
             Keeping::Seeded | Keeping::Kept => Ok(host.remove_tree(path)?),
             // Somebody else's files keep it.
-            Keeping::Managed => Ok(host.rmdir(path).map(drop)?),
+            Keeping::Managed | Keeping::System => Ok(host.rmdir(path).map(drop)?),
         },
         _ => Ok(()),
     }

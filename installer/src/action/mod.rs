@@ -25,6 +25,8 @@ pub enum Keeping {
     Seeded,
     /// The installer's, but only `--purge` removes it.
     Kept,
+    /// The system's: a folder that most hosts have, made where it is missing, and never changed.
+    System,
 }
 
 /// Some actions matter on one way only: units must be read again after they were written, and, on the way back, after they
@@ -212,7 +214,9 @@ impl Action {
     /// Whether an uninstallation leaves it: data, configuration, secrets, and the users who own them. `--purge` does not.
     pub fn is_kept(&self) -> bool {
         match self {
-            Self::Dir { keeping, .. } | Self::File { keeping, .. } => *keeping != Keeping::Managed,
+            Self::Dir { keeping, .. } | Self::File { keeping, .. } => {
+                matches!(keeping, Keeping::Seeded | Keeping::Kept)
+            }
             Self::GenerateSecret { .. } | Self::CopySecret { .. } | Self::Users { .. } => true,
             _ => false,
         }
@@ -233,7 +237,7 @@ impl Action {
     /// `known` is what the receipt says that we left there.
     pub fn check(&self, host: &dyn HostView, known: Option<&Trace>) -> ActResult<Check> {
         match self {
-            Self::Dir { path, attrs, .. } => file::check_dir(host, path, attrs),
+            Self::Dir { path, attrs, keeping } => file::check_dir(host, path, attrs, *keeping),
             Self::File { path, attrs, text, keeping, .. } => {
                 file::check_file(host, path, attrs, text.as_bytes(), *keeping, known)
             }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use camino::{Utf8Path, Utf8PathBuf};
-use sha2::{Digest as _, Sha256};
 
 use super::error::{BackupError, BackupResult, at};
 use super::manifest::{LEDGER, MANIFEST, Manifest, Member, Name, blob_digits};
@@ -25,17 +25,17 @@ const MAX_PADDING: u64 = 1 << 20;
 /// Counts and hashes what passes.
 struct Hashed<T> {
     inner: T,
-    digest: Sha256,
+    digest: Context,
     bytes: u64,
 }
 
 impl<T> Hashed<T> {
     fn new(inner: T) -> Self {
-        Self { inner, digest: Sha256::new(), bytes: 0 }
+        Self { inner, digest: Context::new(&SHA256), bytes: 0 }
     }
 
     fn member(self) -> Member {
-        Member { sha256: hex::encode(self.digest.finalize()), size: self.bytes }
+        Member { sha256: hex::encode(self.digest.finish()), size: self.bytes }
     }
 }
 
@@ -106,7 +106,7 @@ impl<W: Write> Writer<W> {
         text.push(b'\n');
         self.add(MANIFEST, text.as_slice(), text.len() as u64)?;
         let hashed = self.tar.into_inner()?.finish()?;
-        let member = Member { sha256: hex::encode(hashed.digest.finalize()), size: hashed.bytes };
+        let member = Member { sha256: hex::encode(hashed.digest.finish()), size: hashed.bytes };
         Ok((hashed.inner, member))
     }
 }

@@ -16,7 +16,7 @@ use super::store::{self, Kept};
 use super::verify::{Verified, verify};
 use crate::action::Action;
 use crate::answers::Answers;
-use crate::commands::{Ended, Ends, Session, facts, unexpected};
+use crate::commands::{Ended, Ends, Session, planner_facts, unexpected};
 use crate::exit::Exit;
 use crate::journal::{OnFailure, Purpose, Step};
 use crate::layout::{CONFIG, CURRENT};
@@ -315,7 +315,7 @@ fn prepared(
         None => session.answers(None)?,
     };
     answers.gate_timeout = flags.gate_timeout.unwrap_or(answers.gate_timeout);
-    let mut facts = facts(&session.host, &answers)?;
+    let mut facts = planner_facts(&session.host, &answers)?;
     facts.config = Some(staged.config.clone());
     facts.secrets.extend(staged.secrets.iter().cloned());
     let current = Utf8Path::new(CURRENT).canonicalize_utf8().map_err(unexpected)?;

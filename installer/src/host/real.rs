@@ -5,10 +5,10 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use rustix::fs::{Gid, Uid};
-use sha2::{Digest as _, Sha256};
 
 use super::{Answer, Attrs, Entry, Host, HostError, HostResult, HostView, Owner, PAUSE, Said, UnitState, UnitVerb};
 
@@ -22,6 +22,8 @@ const REBUILD_LIMIT: Duration = Duration::from_secs(4 * 3600);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// What a program says beyond this nobody reads.
 const SAID_BYTES: usize = 16 << 10;
+/// Programs are some ten megabytes each.
+const HASHED_AT_ONCE: usize = 1 << 18;
 /// Between two looks at a program that runs.
 const LOOK: Duration = Duration::from_millis(10);
 /// Where programs of the system are, whatever the caller's environment says.
@@ -135,6 +137,18 @@ fn number_of(file: &str, name: &str) -> HostResult<u32> {
     known.or_else(|| name.parse().ok()).ok_or_else(|| HostError::Program(format!("{file} has no `{name}`")))
 }
 
+fn sha256_of(path: &Utf8Path) -> std::io::Result<String> {
+    let mut file = fs_err::File::open(path)?;
+    let mut digest = digest::Context::new(&digest::SHA256);
+    let mut part = vec![0; HASHED_AT_ONCE];
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok(hex::encode(digest.finish())),
+            read => digest.update(&part[..read]),
+        }
+    }
+}
+
 fn own(path: &Utf8Path, owner: &Owner) -> HostResult<()> {
     let (user, group) = (number_of(USERS, &owner.user)?, number_of(GROUPS, &owner.group)?);
     let changed = rustix::fs::chown(path.as_std_path(), Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
@@ -188,10 +202,7 @@ impl HostView for RealHost {
         } else if found.is_dir() {
             Entry::Dir { attrs }
         } else if found.is_file() {
-            let mut digest = Sha256::new();
-            let read = fs_err::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut digest));
-            at("could not read", path, read)?;
-            Entry::File { sha256: hex::encode(digest.finalize()), attrs }
+            Entry::File { sha256: at("could not read", path, sha256_of(path))?, attrs }
         } else {
             Entry::Other
         })

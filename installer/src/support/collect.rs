@@ -12,9 +12,11 @@ use super::{Part, units};
 use crate::action::Action;
 use crate::answers::Answers;
 use crate::child::Child;
+use crate::commands::observe;
 use crate::host::{HostView, RealHost};
 use crate::layout;
 use crate::receipt::Receipt;
+use crate::report;
 
 /// Of one file, command or answer.
 const PART_BYTES: usize = 4 << 20;
@@ -32,6 +34,8 @@ pub(super) trait Look {
     fn file(&self, path: &Utf8Path) -> Option<Vec<u8>>;
     /// Names in a folder.
     fn names(&self, folder: &Utf8Path) -> Vec<String>;
+    /// What is known of the host, as `detect` shows it.
+    fn detected(&self) -> String;
     /// The body that a server on this host answers.
     fn answer(&self, url: &str) -> String;
 }
@@ -54,6 +58,14 @@ impl Look for RealLook<'_> {
 
     fn names(&self, folder: &Utf8Path) -> Vec<String> {
         self.host.list(folder).unwrap_or_default()
+    }
+
+    fn detected(&self) -> String {
+        let mut out = Vec::new();
+        let show = report::Show { json: true, colour: false, brief: false };
+        // What could not be shown is missing, and the bundle is no worse for it.
+        let _ = report::detect(&mut out, &observe(), show);
+        String::from_utf8_lossy(&out).into_owned()
     }
 
     fn answer(&self, url: &str) -> String {
@@ -115,6 +127,7 @@ pub(super) fn collect(look: &dyn Look, paths: &Paths, anonymous: bool) -> Result
     ] {
         add(name, look.said(program, arguments));
     }
+    add("facts/detected.jsonl", look.detected());
     add("facts/os-release.txt", text("/etc/os-release".into()).unwrap_or_default());
     add("config/fettle.toml", configuration(&known, &config_text));
     add("config/installer.toml", configuration(&known, &answers_text));
@@ -130,9 +143,8 @@ pub(super) fn collect(look: &dyn Look, paths: &Paths, anonymous: bool) -> Result
         }
     }
     add("logs/installer.jsonl", text(&paths.logs.join("installer.jsonl")).unwrap_or_default());
-    let dashboard = format!("http://{}", config.server.internal_listen);
-    let workers =
-        (1..=workers).map(|instance| (format!("worker-{instance:02}"), format!("http://127.0.0.1:92{instance:02}")));
+    let dashboard = format!("http://{}", layout::local(&config.server.internal_listen));
+    let workers = (1..=workers).map(|instance| (format!("worker-{instance:02}"), layout::worker_address(instance)));
     for (name, at) in std::iter::once(("dashboard".to_owned(), dashboard)).chain(workers) {
         for page in ["healthz", "metrics"] {
             add(&format!("{page}/{name}.txt"), look.answer(&format!("{at}/{page}")));
@@ -233,6 +245,10 @@ mod tests {
             inside.filter_map(|path| path.file_name()).map(str::to_owned).collect()
         }
 
+        fn detected(&self) -> String {
+            format!("{{\"kernel\": \"6.8\"}}\n{{\"proxy\": \"http://me:{CANARY}@proxy:3128\"}}\n")
+        }
+
         fn answer(&self, url: &str) -> String {
             format!("HTTP 200\n# {url}?token={CANARY}\nfettle_up 1\n")
         }
@@ -295,6 +311,9 @@ mod tests {
             }
             fn names(&self, folder: &Utf8Path) -> Vec<String> {
                 self.0.names(folder)
+            }
+            fn detected(&self) -> String {
+                self.0.detected()
             }
             fn answer(&self, url: &str) -> String {
                 self.0.answer(url)

@@ -13,6 +13,9 @@ pub const SERVER: usize = 0;
 /// The first worker, where it is a program of its own.
 pub const WORKER: usize = 1;
 
+/// Every worker of a box tells its health.
+const WORKER_ARGUMENTS: &[&str] = &["--internal-listen", "127.0.0.1:0"];
+
 /// A program with what starts it again.
 pub(super) struct Program {
     name: &'static str,
@@ -64,7 +67,7 @@ impl TestBox {
         let internal = self.internal.as_ref().context("only a dashboard of its own takes workers")?;
         let url = ("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}"));
         let nth = self.programs.len();
-        self.programs.push(Program::start("fettle-worker", &[], &self.root, nth, vec![url], armed)?);
+        self.programs.push(Program::start("fettle-worker", WORKER_ARGUMENTS, &self.root, nth, vec![url], armed)?);
         Ok(())
     }
 

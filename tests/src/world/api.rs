@@ -14,6 +14,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 pub struct Api {
     base: String,
+    /// Where health is told: the internal listener, where there is one.
+    health: String,
     key: String,
     client: reqwest::Client,
     /// Whatever was answered, to be searched afterwards.
@@ -24,9 +26,14 @@ impl Api {
     /// Address and key as a dashboard leaves them in its data folder.
     pub fn of(data: &Utf8Path) -> anyhow::Result<Self> {
         let base = format!("http://{}", fs_err::read_to_string(data.join("address"))?.trim());
+        let internal = data.join("internal-address");
+        let health = match internal.exists() {
+            true => format!("http://{}", fs_err::read_to_string(internal)?.trim()),
+            false => base.clone(),
+        };
         let key = fs_err::read_to_string(data.join("admin.key"))?.trim().to_owned();
         let client = reqwest::Client::builder().no_proxy().connect_timeout(ANSWER_LIMIT).build()?;
-        Ok(Self { base, key, client, answers: Mutex::default() })
+        Ok(Self { base, health, key, client, answers: Mutex::default() })
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -51,6 +58,11 @@ impl Api {
     /// The status and the text of any path.
     pub async fn raw(&self, path: &str) -> anyhow::Result<(u16, String)> {
         self.answer(self.client.get(format!("{}{path}", self.base))).await
+    }
+
+    /// The status and the text of a path where health is told, asked without a key.
+    pub async fn health(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        self.public(&format!("{}{path}", self.health)).await
     }
 
     /// The status and the text of an address outside of this API, asked without a key.

@@ -271,6 +271,11 @@ impl TestBox {
         self.programs.iter().flat_map(Program::log).collect()
     }
 
+    /// The configuration of all programs.
+    pub fn config(&self) -> Utf8PathBuf {
+        self.root.join("fettle.toml")
+    }
+
     pub fn process(&self, nth: usize) -> &Process {
         &self.programs[nth].process
     }
@@ -396,7 +401,7 @@ pub async fn ready(process: &Process, data: &Utf8Path) -> anyhow::Result<Api> {
     let serves = |line: &str| message(line)?.contains(" listens on http://").then_some(());
     process.logged("it serves", READY, serves).await?;
     let api = Api::of(data)?;
-    let (status, text) = api.raw("/readyz").await?;
+    let (status, text) = api.health("/readyz").await?;
     ensure!(status == 200, "not ready after saying so: {text}");
     Ok(api)
 }

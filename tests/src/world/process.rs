@@ -40,7 +40,12 @@ impl Shared {
 impl Process {
     /// Starts `command` with its output collected and nothing to read.
     pub fn start(name: &str, command: &mut Command) -> anyhow::Result<Self> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::start_reading(name, command, Stdio::null())
+    }
+
+    /// Starts `command` with its output collected and `input` as its standard input.
+    pub fn start_reading(name: &str, command: &mut Command, input: Stdio) -> anyhow::Result<Self> {
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("while starting {name}"))?;
         let shared = Arc::new(Shared {
             log: Mutex::default(),
@@ -118,6 +123,11 @@ impl Process {
     /// Asks it to end.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
+    }
+
+    /// Asks it to read its configuration again.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
     }
 
     /// Stops it in its tracks, as a suspended machine does.

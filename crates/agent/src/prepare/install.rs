@@ -272,7 +272,7 @@ mod tests {
         let executable = Utf8PathBuf::from("/usr/bin/python3");
         let bin = Utf8PathBuf::from("/usr/bin");
         let tool = Tool { ecosystem: Ecosystem::Pytest, version: "python 3".into(), bin, roots: vec![], executable };
-        plan(&files, &discover(&files, None).unwrap(), &Toolchains { tools: vec![tool] })
+        plan(&files, &discover(&files, None).unwrap(), &Toolchains { tools: vec![tool], ..Toolchains::default() })
     }
 
     fn script(plan: &Plan) -> &str {

@@ -14,6 +14,8 @@ use crate::ecosystem::{BaseFiles, Ecosystem};
 const PROBE_TIME: Duration = Duration::from_secs(20);
 /// Where every sandbox sees the system's own tools.
 const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+/// NixOS has nearly nothing in those folders: what a service may use is in folders below this one, on its own `PATH`.
+const STORE: &str = "/nix/store/";
 /// Folders that the sandbox shows anyway.
 const SYSTEM_FOLDERS: &[&str] = &["/usr", "/bin", "/lib", "/lib64", "/sbin"];
 
@@ -35,6 +37,8 @@ pub struct Tool {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Toolchains {
     pub tools: Vec<Tool>,
+    /// Folders of the worker's `PATH` that lie in the store of Nix.
+    pub store: Vec<String>,
 }
 
 impl Toolchains {
@@ -51,19 +55,25 @@ impl Toolchains {
                 Ecosystem::Make => tools.push(make(path).await?),
             }
         }
-        Ok(Self { tools })
+        let store = path.split(':').filter(|folder| folder.starts_with(STORE)).map(str::to_owned).collect();
+        Ok(Self { tools, store })
     }
 
     pub fn get(&self, ecosystem: Ecosystem) -> Option<&Tool> {
         self.tools.iter().find(|tool| tool.ecosystem == ecosystem)
     }
 
-    /// `PATH` inside: the toolchains before the system.
+    /// `PATH` inside: the toolchains before the store of Nix, and that before the system.
     pub fn path(&self) -> String {
         let mut folders: Vec<&str> = Vec::new();
         for tool in &self.tools {
             if !folders.contains(&tool.bin.as_str()) && !SYSTEM_PATH.split(':').any(|folder| folder == tool.bin) {
                 folders.push(tool.bin.as_str());
+            }
+        }
+        for folder in &self.store {
+            if !folders.contains(&folder.as_str()) {
+                folders.push(folder);
             }
         }
         folders.push(SYSTEM_PATH);
@@ -229,6 +239,21 @@ mod tests {
         assert_eq!(installed_channel(&default, "stable"), Some(default.clone()));
         assert_eq!(installed_channel(&default, "1.70.0"), Some(root.join("1.70.0-x86_64")));
         assert_eq!(installed_channel(&default, "1.7"), None);
+    }
+
+    #[tokio::test]
+    async fn what_the_worker_has_of_the_store_of_nix_is_found_inside_and_nothing_else_of_its_path() {
+        let path = "/nix/store/a-cargo/bin:/opt/own/bin:/nix/store/b-coreutils/bin:/usr/bin";
+        let mut toolchains = Toolchains::find(path, &[], &BaseFiles::default()).await.unwrap();
+        let outside = "/usr/local/bin:/usr/bin:/bin";
+        assert_eq!(toolchains.path(), format!("/nix/store/a-cargo/bin:/nix/store/b-coreutils/bin:{outside}"));
+        let bin = Utf8PathBuf::from("/nix/store/b-coreutils/bin");
+        let executable = bin.join("node");
+        toolchains.tools.push(Tool { ecosystem: Ecosystem::Npm, version: "1".into(), bin, roots: vec![], executable });
+        assert_eq!(toolchains.path(), format!("/nix/store/b-coreutils/bin:/nix/store/a-cargo/bin:{outside}"));
+        toolchains.store.clear();
+        toolchains.tools.clear();
+        assert_eq!(toolchains.path(), outside);
     }
 
     #[tokio::test]

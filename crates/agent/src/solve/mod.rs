@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::Utf8PathBuf;
+use fettle_app::live::Live;
 use fettle_app::ports::git::{BaseRef, Repositories, Source};
 use fettle_app::ports::ledger::RunOrder;
 use fettle_app::ports::model::Model;
@@ -60,7 +61,8 @@ pub struct AgentOptions {
     pub prepare: PrepareOptions,
     /// The longest run of a whole test suite.
     pub suite_time: Duration,
-    pub paths: PathPolicy,
+    /// Taken once for each Run.
+    pub paths: Live<PathPolicy>,
     /// What workers read repositories with when the dashboard gives no token.
     pub read_token: Option<SecretString>,
     /// Folders of Runs stay, for a person who wants to look.

@@ -14,7 +14,7 @@ use fettle_app::running::{RunContext, RunEnd};
 use fettle_domain::budget::Spent;
 use fettle_domain::object::TreeId;
 use fettle_domain::patch::Patch;
-use fettle_domain::path_policy::glob_matches;
+use fettle_domain::path_policy::{PathPolicy, glob_matches};
 use fettle_domain::proof::{Level, Proof, ReasonCode};
 use fettle_domain::run::{ProvenChange, RunOutcome, RunResult};
 use fettle_domain::step::{StepKind, StepRecord};
@@ -400,7 +400,7 @@ impl Story<'_> {
         let sandbox = &self.agent.sandbox;
         let bench =
             ground.prepared.bench_for(&**sandbox, &workspace, &build).await.map_err(|e| RunEnd::Retry(chain(&e)))?;
-        let mut paths = self.agent.options.paths.clone();
+        let mut paths = PathPolicy::clone(&self.agent.options.paths.now());
         paths.forbidden.extend(ground.commands.paths.forbidden.iter().cloned());
         let options = ToolBoxOptions {
             workspace,

@@ -182,7 +182,7 @@ impl World {
         let (public_url, internal_url) = (address(&public), address(&internal));
         let router = fettle_api::router(api.clone());
         tracker.spawn(fettle_api::serve(public, router, shutdown.clone(), tracker.clone()));
-        tracker.spawn(fettle_api::serve(internal, fettle_api::worker_router(api), shutdown.clone(), tracker.clone()));
+        tracker.spawn(fettle_api::serve(internal, fettle_api::internal_router(api), shutdown.clone(), tracker.clone()));
         tracker.close();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
         let (public, internal, ids) = (public_url, internal_url, Counted::default());

@@ -34,11 +34,12 @@ impl Publisher {
         let (Some(repo), Some(change)) = (&publication.task.repo, change(publication)) else {
             return self.withhold(held, effect, "there is no patch to push".into()).await;
         };
-        let label = &self.options.trigger_label;
+        let options = self.options.now();
+        let label = &options.trigger_label;
         if let Some(reason) = withdrawn(&*self.forge, &publication.task, repo, label).await? {
             return self.withhold(held, effect, reason).await;
         }
-        let prepared = self.prepare(publication, repo, change).await?;
+        let prepared = self.prepare(publication, repo, change, &options).await?;
         match &prepared.verdict {
             Verdict::Publish | Verdict::Draft(_) => {}
             Verdict::NeedsHuman(reasons) => {
@@ -161,7 +162,7 @@ impl Publisher {
             info!("adopting pull request #{}", pull.number);
             return self.settle_pull(held, effect, pull).await;
         }
-        let verdict = self.prepare(publication, repo, change).await?.verdict;
+        let verdict = self.prepare(publication, repo, change, &self.options.now()).await?.verdict;
         let texts = texts::pull_request(publication, change).with_verdict(&verdict, change.proof.level);
         let base = publication.task.base_branch(repo);
         let draft = verdict != Verdict::Publish;
@@ -294,7 +295,7 @@ impl Publisher {
 
     /// A comment is outgoing text like any other; with a secret in it, only the fact is told.
     fn without_secrets(&self, body: String, publication: &Publication, marker: &str) -> String {
-        let findings = secret::scan(&self.options.secrets, "comment", &body);
+        let findings = secret::scan(&self.options.now().secrets, "comment", &body);
         if findings.is_empty() {
             return body;
         }

@@ -14,7 +14,7 @@ use fettle_domain::run::ProvenChange;
 use fettle_domain::secret::KnownSecrets;
 
 use super::texts::{self, Identity};
-use super::{Halt, Publisher};
+use super::{Halt, PublishOptions, Publisher};
 use crate::ports::git::{BaseRef, CommitSpec, GitError, Repositories, Source};
 use crate::ports::ledger::Publication;
 
@@ -32,6 +32,7 @@ impl Publisher {
         publication: &Publication,
         repo: &Repo,
         change: &ProvenChange,
+        options: &PublishOptions,
     ) -> Result<Prepared, Halt> {
         let source = self.source(repo).await?;
         self.repositories.resolve(&source, &BaseRef::Commit(change.proof.base)).await?;
@@ -64,7 +65,7 @@ impl Publisher {
                 ("commit message", &message),
             ],
         };
-        let verdict = judge(&*self.repositories, outgoing, &self.options.paths, &self.options.secrets).await?;
+        let verdict = judge(&*self.repositories, outgoing, &options.paths, &options.secrets).await?;
         Ok(Prepared { source, commit, verdict })
     }
 

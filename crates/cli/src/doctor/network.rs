@@ -74,13 +74,15 @@ pub(super) async fn dashboard(common: &Common, flags: &Flags, config: &Config, e
         Err(error) => return Check::warn(ID, format!("{error:#}"), "give --url"),
     };
     let shown = client::shown(&base);
-    let health = match ready(&base).await {
+    let told_at = client::health_address(common, &flags.client, config, environment).unwrap_or_else(|| base.clone());
+    let health = match ready(&told_at).await {
         Ok(health) => health,
         Err(error) => {
             return Check::warn(ID, client::unanswered(&base, &error), "without it, `fettle fix` works alone");
         }
     };
-    let failing: Vec<String> = health.checks.iter().filter(|check| !check.ok).map(Part::told).collect();
+    let checks = health.iter().flat_map(|health| &health.checks);
+    let failing: Vec<String> = checks.filter(|check| !check.ok).map(Part::told).collect();
     if !failing.is_empty() {
         let sentence = format!("{shown} is not ready: {}", failing.join("; "));
         return Check::fail(ID, sentence, "look at the dashboard's log");
@@ -92,6 +94,9 @@ pub(super) async fn dashboard(common: &Common, flags: &Flags, config: &Config, e
     if let Err(error) = client.get(&["api", "v1", "tasks"], &[("limit", "1")]).await {
         return Check::fail(ID, format!("{error:#}"), "give --data-dir or --key-file of the dashboard that runs there");
     }
+    let Some(health) = health else {
+        return Check::ok(ID, format!("{shown} answers; it tells its health on its internal listener only"));
+    };
     let own = env!("CARGO_PKG_VERSION");
     if health.version != own {
         let sentence = format!("{shown} is ready, in version {}; this is {own}", health.version);
@@ -119,11 +124,14 @@ impl Part {
     }
 }
 
-/// Health needs no key, and tells what fails with a status of its own.
-async fn ready(base: &Url) -> Result<Health> {
+/// Health needs no key, and tells what fails with a status of its own. `None`: it is not told here.
+async fn ready(base: &Url) -> Result<Option<Health>> {
     let response = client::http(base)?.get(client::join(base, &["readyz"], &[])).timeout(ANSWER_LIMIT).send().await?;
+    if response.status() == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
     let body = client::read(response).await?;
-    serde_json::from_slice(&body).context("what answers there is no Fettle dashboard")
+    serde_json::from_slice(&body).map(Some).context("what answers there is no Fettle dashboard")
 }
 
 #[cfg(test)]

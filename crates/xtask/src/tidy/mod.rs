@@ -29,13 +29,12 @@ const DOMAIN: &str = "crates/domain";
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     let files = workspace.files()?;
     let members = layers::members(workspace);
-    let (top_level, notes) = top_level::check(&files);
     let mut findings = [
         layers::check(&members, layers::CRATES),
         layers::check_adapters(layers::CRATES),
         graph::check_owner_named(&members, graph::OWNER_NAMED),
         graph::check_banned(&normal_graph(workspace)?, &graph::banned(&read(workspace, ".deny.toml")?)?),
-        top_level,
+        top_level::check(&files),
     ]
     .concat();
     for package in workspace.members() {
@@ -48,9 +47,6 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         if let Ok(content) = fs_err::read_to_string(workspace.root().join(file)) {
             findings.extend(text::check(file, &content));
         }
-    }
-    for note in notes {
-        println!("note: {note}");
     }
     for finding in &findings {
         eprintln!("tidy: {finding}");

@@ -20,6 +20,8 @@ const REQUIRED: &[&str] = &[
     "README.md",
     "charts",
     "crates",
+    "flake.lock",
+    "flake.nix",
     "installer",
     "nixos",
     "systemd",
@@ -27,21 +29,16 @@ const REQUIRED: &[&str] = &[
 ];
 /// Present as soon as something needs them.
 const OPTIONAL: &[&str] = &[".config"];
-/// Still to be written: their absence is told, not refused.
-const EXPECTED: &[&str] = &["flake.nix", "flake.lock"];
 
-/// The findings, and notes beside them.
-pub(super) fn check(files: &[Utf8PathBuf]) -> (Findings, Vec<String>) {
+pub(super) fn check(files: &[Utf8PathBuf]) -> Findings {
     let present: BTreeSet<&str> =
         files.iter().filter_map(|file| file.components().next()).map(|first| first.as_str()).collect();
-    let known = |entry: &str| [REQUIRED, OPTIONAL, EXPECTED].iter().any(|list| list.contains(&entry));
-    let strange = present.iter().filter(|entry| !known(entry));
-    let absent = |list: &'static [&'static str]| list.iter().filter(|entry| !present.contains(**entry));
-    let findings = strange
+    let strange = present.iter().filter(|entry| !REQUIRED.contains(entry) && !OPTIONAL.contains(entry));
+    let absent = REQUIRED.iter().filter(|entry| !present.contains(**entry));
+    strange
         .map(|entry| format!("`{entry}` has no place at the top level"))
-        .chain(absent(REQUIRED).map(|entry| format!("`{entry}` is missing at the top level")))
-        .collect();
-    (findings, absent(EXPECTED).map(|entry| format!("`{entry}` is not there yet")).collect())
+        .chain(absent.map(|entry| format!("`{entry}` is missing at the top level")))
+        .collect()
 }
 
 #[cfg(test)]
@@ -53,10 +50,10 @@ mod tests {
     }
 
     #[test]
-    fn strange_and_missing_entries_are_found_and_expected_ones_are_noted() {
-        let whole = tree(&[REQUIRED, &["flake.nix"]].concat());
-        assert_eq!(check(&whole), (Findings::new(), vec!["`flake.lock` is not there yet".to_owned()]));
-        let (findings, _) = check(&tree(&[&REQUIRED[1..], &["scripts"]].concat()));
+    fn strange_and_missing_entries_are_found_and_optional_ones_may_be_there() {
+        assert_eq!(check(&tree(REQUIRED)), Findings::new());
+        assert_eq!(check(&tree(&[REQUIRED, OPTIONAL].concat())), Findings::new());
+        let findings = check(&tree(&[&REQUIRED[1..], &["scripts"]].concat()));
         assert_eq!(findings, ["`scripts` has no place at the top level", "`.cargo` is missing at the top level"]);
     }
 }

@@ -1,0 +1,2 @@
+# refused: make it with `openssl rand -hex 32`
+{ services.fettle.enable = true; }

@@ -1,0 +1,5 @@
+# refused: set it to 99 at most
+{
+  imports = [ ../base.nix ];
+  services.fettle.worker.instances = 100;
+}

@@ -1,0 +1,434 @@
+//! The life of an installation, told on one machine: each step does what an operator would do, or what happens to one, and
+//! looks at what came of it.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::machine::{Machine, Said};
+use super::release::{Kind, lay};
+use super::root::Root;
+use super::trace::Trace;
+
+const PUBLIC: &str = "127.0.0.1:8080";
+const INTERNAL: &str = "127.0.0.1:8081";
+const WORKER: &str = "127.0.0.1:9201";
+/// The way to the installer, inside.
+const INSTALLER: &str = "/root/good/bin/fettle-installer";
+const INSTALLED: &str = "/opt/fettle/current/bin/fettle-installer";
+const APPLY_LIMIT: Duration = Duration::from_secs(180);
+/// A service that was killed is ready again: two seconds of systemd's patience and its own start.
+const BACK_LIMIT: Duration = Duration::from_secs(30);
+/// A service that stands still: patience of the probe, the watchdog's 30 s, and the time to end it.
+const WATCHDOG_LIMIT: Duration = Duration::from_secs(120);
+/// What an upgrade that is switched back may take, as the design asks.
+const SWITCHED_BACK_LIMIT: Duration = Duration::from_secs(90);
+const REQUESTS_PER_SECOND: u32 = 200;
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How much is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Installed, at work, and gone without a trace.
+    Quick,
+    Full,
+}
+
+/// What was told.
+#[derive(Debug, Default)]
+pub struct Tale {
+    pub steps: Vec<(String, Duration)>,
+    /// What was not tried, and why.
+    pub not_run: Vec<String>,
+}
+
+struct Teller {
+    /// Absent while it reboots.
+    machine: Option<Machine>,
+    place: Utf8PathBuf,
+    tale: Tale,
+    own: Utf8PathBuf,
+}
+
+/// Tells it in `folder`, which is used up. `systemd` is the repository's folder of units, `own` this program.
+///
+/// Errors with the step that went otherwise, and the last lines of the machine's journal.
+pub fn tell(root: &Root, folder: &Utf8Path, systemd: &Utf8Path, own: &Utf8Path, depth: Depth) -> anyhow::Result<Tale> {
+    let place = folder.join("machine");
+    root.unpack(&place)?;
+    lay(Kind::Good, systemd, &place.join("root/good"))?;
+    if depth == Depth::Full {
+        lay(Kind::Rebuilt, systemd, &place.join("root/rebuilt"))?;
+        lay(Kind::Broken, systemd, &place.join("root/broken"))?;
+    }
+    let begun = Instant::now();
+    let machine = Machine::boot(&place)?;
+    let mut teller = Teller { machine: Some(machine), place, tale: Tale::default(), own: own.to_owned() };
+    teller.note("boot", begun);
+    match teller.whole(depth) {
+        Ok(()) => {
+            let Teller { machine, tale, .. } = teller;
+            machine.map_or(Ok(()), Machine::off)?;
+            Ok(tale)
+        }
+        Err(error) => {
+            let journal =
+                teller.machine().run("journalctl --no-pager --lines 60 --output short-precise --unit 'fettle*'");
+            Err(error.context(journal.map_or_else(|error| error.to_string(), |said| said.text)))
+        }
+    }
+}
+
+impl Teller {
+    fn whole(&mut self, depth: Depth) -> anyhow::Result<()> {
+        let before = Trace::of(self.machine())?;
+        let mut stage = Stage::set(self.machine(), &self.own)?;
+        self.step("apply", |teller| teller.apply(&stage))?;
+        self.step("answers on the addresses it should", Self::health)?;
+        self.step("a second apply writes nothing", Self::again)?;
+        self.step("a Task through the hardened services", |teller| stage.task(teller.machine()))?;
+        if depth == Depth::Full {
+            self.full(&mut stage)?;
+        }
+        self.step("uninstall keeps what is the operator's", Self::uninstall)?;
+        self.step("purge leaves no trace", |teller| teller.purge(&before))?;
+        if depth == Depth::Full {
+            self.step("killed at each boundary, resumed or taken back", |teller| teller.killed(&before))?;
+        }
+        Ok(())
+    }
+
+    fn full(&mut self, stage: &mut Stage) -> anyhow::Result<()> {
+        self.step("each service comes back after kill -9", Self::kill_services)?;
+        self.step("a frozen dashboard is ended by the watchdog", |teller| teller.frozen("fettle-dashboard.service"))?;
+        self.step("a blocked ledger is noticed by the watchdog", Self::blocked_ledger)?;
+        self.step("an upgrade refuses no connection", Self::upgrade)?;
+        self.step("a broken upgrade is switched back", Self::broken_upgrade)?;
+        self.step("the Tasks are still there, and a new one is done", |teller| stage.task(teller.machine()))?;
+        self.step("rollback by hand", Self::rollback)?;
+        self.step("reboot", Self::reboot)
+    }
+
+    fn machine(&self) -> &Machine {
+        self.machine.as_ref().expect("the machine is up but while it reboots")
+    }
+
+    fn step(&mut self, name: &str, work: impl FnOnce(&mut Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        work(self).with_context(|| format!("at the step \"{name}\""))?;
+        self.note(name, begun);
+        Ok(())
+    }
+
+    fn note(&mut self, name: &str, begun: Instant) {
+        let took = begun.elapsed();
+        let _ = writeln!(std::io::stdout(), "{:>8.1} s  {name}", took.as_secs_f64());
+        self.tale.steps.push((name.to_owned(), took));
+    }
+
+    fn installer(&self, program: &str, arguments: &str) -> anyhow::Result<Said> {
+        self.machine().run_for(&format!("{program} {arguments}"), APPLY_LIMIT)
+    }
+
+    fn apply(&self, stage: &Stage) -> anyhow::Result<()> {
+        stage.write_answers(self.machine().root())?;
+        let said = self.installer(INSTALLER, "plan --answers /root/answers.toml --explain")?.whole()?;
+        ensure!(said.text.contains("why:"), "{}", said.text);
+        ensure!(!said.text.contains(&stage.secret("write_token")), "the plan shows a secret");
+        self.installer(INSTALLER, "apply --yes --answers /root/answers.toml")?.whole()?;
+        Ok(())
+    }
+
+    fn health(&mut self) -> anyhow::Result<()> {
+        for (address, path, wanted) in [
+            (INTERNAL, "/healthz", 200),
+            (INTERNAL, "/readyz", 200),
+            (INTERNAL, "/metrics", 200),
+            (WORKER, "/healthz", 200),
+            (WORKER, "/readyz", 200),
+            (PUBLIC, "/healthz", 404),
+            (PUBLIC, "/api/v1/tasks", 401),
+        ] {
+            let status = self.get(address, path)?;
+            ensure!(status == wanted, "{address}{path} is answered with {status}, not {wanted}");
+        }
+        // The wall that matters most stands: a Run would be refused below it, since the answers ask for `full`.
+        let said =
+            self.machine().run("journalctl --no-pager --unit fettle-worker@01 | grep -c 'sandbox level full'")?;
+        ensure!(said.ok(), "the worker does not say that its sandbox is at level full");
+        let modes = self
+            .machine()
+            .run("stat -c '%a %U:%G' /etc/fettle/fettle.toml /etc/fettle/secrets /etc/fettle/secrets/*")?
+            .whole()?;
+        let mut lines = modes.text.lines();
+        ensure!(lines.next() == Some("640 root:fettle") && lines.next() == Some("700 root:root"), "{}", modes.text);
+        ensure!(lines.all(|line| line == "600 root:root"), "{}", modes.text);
+        Ok(())
+    }
+
+    fn get(&self, address: &str, path: &str) -> anyhow::Result<u16> {
+        // Python is there and curl is not.
+        let line = format!(
+            "python3 -c \"
+import urllib.request, urllib.error
+try: print(urllib.request.urlopen('http://{address}{path}', timeout=10).status)
+except urllib.error.HTTPError as e: print(e.code)
+except Exception as e: print(0)\""
+        );
+        let said = self.machine().run(&line)?.whole()?;
+        said.text.parse().with_context(|| format!("strange status `{}`", said.text))
+    }
+
+    fn ready(&self, limit: Duration) -> anyhow::Result<Duration> {
+        let begun = Instant::now();
+        loop {
+            if self.get(INTERNAL, "/readyz")? == 200 && self.get(WORKER, "/readyz")? == 200 {
+                return Ok(begun.elapsed());
+            }
+            ensure!(begun.elapsed() < limit, "not ready after {} s", limit.as_secs());
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn again(&mut self) -> anyhow::Result<()> {
+        let list = "find /etc /opt /usr/lib/systemd /var/lib/fettle-installer -type f -printf '%p %s %C@\\n' | sort";
+        let before = self.machine().run(list)?.whole()?;
+        let said = self.installer(INSTALLED, "apply --yes")?.whole()?;
+        ensure!(said.text.contains("nothing to do"), "{}", said.text);
+        ensure!(said.took < Duration::from_secs(10), "it took {:?}", said.took);
+        let after = self.machine().run(list)?.whole()?;
+        ensure!(before.text == after.text, "a second apply wrote something");
+        self.installer(INSTALLED, "verify")?.whole()?;
+        Ok(())
+    }
+
+    fn kill_services(&mut self) -> anyhow::Result<()> {
+        for unit in ["fettle-dashboard.service", "fettle-worker@01.service"] {
+            let before = self.pid(unit)?;
+            self.machine().run(&format!("kill -9 {before}"))?.whole()?;
+            self.changed(unit, before, BACK_LIMIT)?;
+            self.ready(BACK_LIMIT).with_context(|| format!("after kill -9 of {unit}"))?;
+        }
+        Ok(())
+    }
+
+    fn pid(&self, unit: &str) -> anyhow::Result<u32> {
+        let said = self.machine().run(&format!("systemctl show --value --property MainPID {unit}"))?.whole()?;
+        said.text.parse().with_context(|| format!("strange pid `{}`", said.text))
+    }
+
+    /// Waits until the unit has another process.
+    fn changed(&self, unit: &str, before: u32, limit: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let now = self.pid(unit)?;
+            if now != 0 && now != before {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < limit, "{unit} still has the process {before} after {} s", limit.as_secs());
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn frozen(&mut self, unit: &str) -> anyhow::Result<()> {
+        let before = self.pid(unit)?;
+        self.machine().run(&format!("kill -STOP {before}"))?.whole()?;
+        self.changed(unit, before, WATCHDOG_LIMIT)?;
+        self.ready(BACK_LIMIT).map(drop)
+    }
+
+    /// Somebody holds the ledger's write lock: every part runs, and nothing gets anywhere.
+    fn blocked_ledger(&mut self) -> anyhow::Result<()> {
+        let unit = "fettle-dashboard.service";
+        let before = self.pid(unit)?;
+        let lock = "import sqlite3, time
+c = sqlite3.connect('/var/lib/fettle/dashboard/ledger.sqlite', isolation_level=None)
+c.execute('PRAGMA busy_timeout=5000')
+c.execute('BEGIN IMMEDIATE')
+time.sleep(200)";
+        self.machine().run(&format!("echo \"{lock}\" > /root/lock.py; setsid python3 /root/lock.py >/dev/null 2>&1 & sleep 1; pgrep -f lock.py"))?.whole()?;
+        let changed = self.changed(unit, before, WATCHDOG_LIMIT);
+        self.machine().run("pkill -f lock.py; rm /root/lock.py")?;
+        changed?;
+        self.ready(BACK_LIMIT * 2).map(drop)
+    }
+
+    fn upgrade(&mut self) -> anyhow::Result<()> {
+        let hammer = Hammer::start(self.machine(), &self.own)?;
+        let said = self.installer("/root/rebuilt/bin/fettle-installer", "upgrade --yes --to /root/rebuilt");
+        let seen = hammer.end()?;
+        said?.whole()?;
+        ensure!(seen["failed"] == 0 && seen["answered"].as_u64() > Some(0), "connections were refused: {seen}");
+        let _ = writeln!(std::io::stdout(), "            {seen}");
+        let current = self.machine().run("readlink /opt/fettle/current")?.whole()?;
+        ensure!(self.generations()? == 2, "{}", current.text);
+        Ok(())
+    }
+
+    fn generations(&self) -> anyhow::Result<usize> {
+        let said = self.installer(INSTALLED, "status")?.whole()?;
+        Ok(said.text.lines().filter(|line| line.trim_start().starts_with("generation ")).count())
+    }
+
+    fn broken_upgrade(&mut self) -> anyhow::Result<()> {
+        let before = self.machine().run("readlink /opt/fettle/current; ls /opt/fettle/releases")?.whole()?;
+        let said =
+            self.installer("/root/broken/bin/fettle-installer", "upgrade --yes --to /root/broken --gate-timeout 20")?;
+        ensure!(said.code == Some(30), "exit status {:?} and not 30: {}", said.code, said.text);
+        ensure!(said.took < SWITCHED_BACK_LIMIT, "it took {:?}", said.took);
+        let after = self.machine().run("readlink /opt/fettle/current; ls /opt/fettle/releases")?.whole()?;
+        ensure!(before.text == after.text, "{} became {}", before.text, after.text);
+        self.ready(BACK_LIMIT).map(drop)
+    }
+
+    fn rollback(&mut self) -> anyhow::Result<()> {
+        let before = self.machine().run("readlink /opt/fettle/current")?.whole()?;
+        self.installer(INSTALLED, "rollback --yes")?.whole()?;
+        let after = self.machine().run("readlink /opt/fettle/current")?.whole()?;
+        ensure!(before.text != after.text, "rollback left {}", after.text);
+        self.ready(BACK_LIMIT).map(drop)
+    }
+
+    fn reboot(&mut self) -> anyhow::Result<()> {
+        self.machine.take().map_or(Ok(()), Machine::off)?;
+        self.machine = Some(Machine::boot(&self.place)?);
+        self.ready(BACK_LIMIT * 2).map(drop)
+    }
+
+    fn uninstall(&mut self) -> anyhow::Result<()> {
+        self.installer(INSTALLED, "uninstall --yes")?.whole()?;
+        let left = self
+            .machine()
+            .run("ls -d /etc/fettle/fettle.toml /etc/fettle/secrets/worker.key /var/lib/fettle/dashboard")?;
+        ensure!(left.ok(), "what is the operator's was removed: {}", left.text);
+        let gone = self.machine().run("ls -d /opt/fettle /etc/systemd/system/fettle* 2>/dev/null")?;
+        ensure!(gone.text.is_empty(), "these stayed: {}", gone.text);
+        Ok(())
+    }
+
+    fn purge(&mut self, before: &Trace) -> anyhow::Result<()> {
+        self.installer(INSTALLER, "uninstall --purge --yes")?.whole()?;
+        let left = before.differences(&Trace::of(self.machine())?);
+        ensure!(left.is_empty(), "left behind:\n{}", left.join("\n"));
+        Ok(())
+    }
+
+    /// The real program, killed at each boundary between two durable facts.
+    fn killed(&mut self, before: &Trace) -> anyhow::Result<()> {
+        self.machine().run("rm -f /root/answers.toml")?;
+        for boundary in 1.. {
+            let said = self.installer(INSTALLER, &format!("apply --yes --kill-at {boundary}"))?;
+            if said.ok() {
+                ensure!(boundary > 20, "only {boundary} boundaries");
+                self.installer(INSTALLER, "uninstall --purge --yes")?.whole()?;
+                break;
+            }
+            ensure!(said.text.contains("killed at boundary"), "it ended otherwise: {}", said.text);
+            if boundary % 2 == 0 {
+                let said = self.installer(INSTALLER, "resume")?.whole()?;
+                ensure!(said.ok(), "boundary {boundary}: {}", said.text);
+                let said = self.installer(INSTALLER, "apply --yes")?.whole()?;
+                ensure!(said.text.contains("nothing to do"), "boundary {boundary}: {}", said.text);
+            }
+            self.installer(INSTALLER, "uninstall --purge --yes")?
+                .whole()
+                .with_context(|| format!("boundary {boundary}"))?;
+            let left = before.differences(&Trace::of(self.machine())?);
+            ensure!(left.is_empty(), "boundary {boundary}, left behind:\n{}", left.join("\n"));
+        }
+        Ok(())
+    }
+}
+
+/// Forge and model, in the machine's network.
+struct Stage {
+    child: Child,
+    asks: ChildStdin,
+    tells: BufReader<ChildStdout>,
+    facts: Value,
+}
+
+impl Stage {
+    fn set(machine: &Machine, own: &Utf8Path) -> anyhow::Result<Self> {
+        let mut command = machine.beside(own, &["stage"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let asks = child.stdin.take().context("standard input was piped")?;
+        let mut tells = BufReader::new(child.stdout.take().context("standard output was piped")?);
+        let facts = told(&mut tells)?;
+        Ok(Self { child, asks, tells, facts })
+    }
+
+    fn secret(&self, name: &str) -> String {
+        self.facts[name].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn write_answers(&self, root: &Utf8Path) -> anyhow::Result<()> {
+        let secrets =
+            [("read-token", "read_token"), ("write-token", "write_token"), ("webhook-secret", "webhook_secret")];
+        for (file, name) in secrets {
+            fs_err::write(root.join("root").join(file), self.secret(name))?;
+        }
+        let text = format!(
+            "workers = 1\n\n[settings.forge]\napi_url = {}\nhosts = [{}]\nread_token_file = 'secrets/read-token'\n\
+             write_token_file = 'secrets/write-token'\nwebhook_secret_file = 'secrets/webhook-secret'\n\n\
+             [settings.agent.sandbox]\nprepare_network = 'none'\nmin_level = 'full'\n\n\
+             [[settings.gateway.models]]\nname = 'scripted'\nbase_url = {}\n\n\
+             [secrets]\nread-token = '/root/read-token'\nwrite-token = '/root/write-token'\nwebhook-secret = '/root/webhook-secret'\n",
+            self.facts["forge"], self.facts["host"], self.facts["model"],
+        );
+        Ok(fs_err::write(root.join("root/answers.toml"), text)?)
+    }
+
+    /// An issue becomes a pull request through what is installed.
+    fn task(&mut self, _machine: &Machine) -> anyhow::Result<()> {
+        writeln!(self.asks, "http://{PUBLIC}")?;
+        self.asks.flush()?;
+        let told = told(&mut self.tells)?;
+        ensure!(told["pulls"] == 1 && told["draft"] == false, "{told}");
+        Ok(())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Clients that connect all the while.
+struct Hammer {
+    child: Child,
+    tells: BufReader<ChildStdout>,
+}
+
+impl Hammer {
+    fn start(machine: &Machine, own: &Utf8Path) -> anyhow::Result<Self> {
+        let rate = REQUESTS_PER_SECOND.to_string();
+        let mut command = machine.beside(own, &["hammer", "--address", PUBLIC, "--per-second", &rate]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut tells = BufReader::new(child.stdout.take().context("standard output was piped")?);
+        told(&mut tells)?;
+        Ok(Self { child, tells })
+    }
+
+    fn end(mut self) -> anyhow::Result<Value> {
+        drop(self.child.stdin.take());
+        let seen = told(&mut self.tells)?;
+        self.child.wait()?;
+        Ok(seen)
+    }
+}
+
+fn told(tells: &mut BufReader<ChildStdout>) -> anyhow::Result<Value> {
+    let mut line = String::new();
+    if tells.read_line(&mut line)? == 0 {
+        bail!("what runs beside the machine ended without a word");
+    }
+    serde_json::from_str(&line).with_context(|| format!("strange line `{line}`"))
+}
