@@ -37,6 +37,7 @@ pub enum OnFailure {
 /// One thing that a run does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "a run has some dozens, and a box would be in everybody's way")]
 pub enum Step {
     Do {
         action: Action,

@@ -151,10 +151,10 @@ impl Runner<'_> {
             let Failed { step, reason, gate } = failed;
             self.note(host, &mut progress, Record::Turn { step, reason, gate })?;
         }
-        if let Some(turned) = progress.turned.clone() {
-            if let Err(stuck) = self.back(host, &mut progress)? {
-                return Ok(Outcome::Stuck { reason: turned.reason, gate: turned.gate, stuck });
-            }
+        if let Some(turned) = progress.turned.clone()
+            && let Err(stuck) = self.back(host, &mut progress)?
+        {
+            return Ok(Outcome::Stuck { reason: turned.reason, gate: turned.gate, stuck });
         }
         self.end(host, &mut progress, earlier.as_ref())?;
         Ok(match progress.turned {
