@@ -64,7 +64,7 @@ fn installed() -> Installed {
     let installed = empty();
     let places = &installed.places;
     put(&places.config, CONFIG, 0o640);
-    put(&places.answers, "workers = 3\n[secrets]\n\"worker.key\" = \"/root/worker.key\"\n", 0o644);
+    put(&places.answers, "workers = 3\n[secrets]\n\"worker.key\" = \"/srv/keys/worker.key\"\n", 0o644);
     put(&places.secrets.join("worker.key"), CANARY, 0o600);
     put(&places.receipt, "{\"schema\": 1}", 0o600);
     put(&places.ledger().join("ledger.db"), "rows", 0o600);
