@@ -18,13 +18,51 @@ pub struct Answers {
     pub secrets: BTreeMap<String, Utf8PathBuf>,
     /// How long the services may take to become ready, in seconds.
     pub gate_timeout: u32,
+    /// How backups are made; `true` and `false` alone say whether there is one every night.
+    #[serde(deserialize_with = "backup")]
+    pub backup: Backup,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backup {
     /// A backup every night.
-    pub backup: bool,
+    pub nightly: bool,
+    /// Who can open the secrets in a backup: age recipients (`age1…`), as `age-keygen` shows them. Without one, secrets are in
+    /// no backup. Keep the keys that belong to them on another machine.
+    pub recipients: Vec<String>,
+    /// How many backups are kept, and the last verified one besides. At least 1.
+    pub keep: usize,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Self { nightly: true, recipients: Vec::new(), keep: 7 }
+    }
+}
+
+fn backup<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Backup, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Said {
+        Nightly(bool),
+        Whole(Backup),
+    }
+    Ok(match Said::deserialize(deserializer)? {
+        Said::Nightly(nightly) => Backup { nightly, ..Backup::default() },
+        Said::Whole(backup) => backup,
+    })
 }
 
 impl Default for Answers {
     fn default() -> Self {
-        Self { workers: 1, settings: toml::Table::new(), secrets: BTreeMap::new(), gate_timeout: 60, backup: true }
+        Self {
+            workers: 1,
+            settings: toml::Table::new(),
+            secrets: BTreeMap::new(),
+            gate_timeout: 60,
+            backup: Backup::default(),
+        }
     }
 }
 
@@ -37,6 +75,17 @@ impl Answers {
         }
         if answers.gate_timeout == 0 {
             return Err("gate_timeout: 0 s is no time in which a service could start".to_owned());
+        }
+        if answers.backup.keep == 0 {
+            return Err(
+                "backup.keep: 0 would keep no backup; write backup.nightly = false to have none made".to_owned()
+            );
+        }
+        for recipient in &answers.backup.recipients {
+            let parsed: Result<age::x25519::Recipient, _> = recipient.trim().parse();
+            parsed.map_err(|why| {
+                format!("backup.recipients: `{recipient}` is no age recipient ({why}); one begins with age1")
+            })?;
         }
         let strange = answers
             .secrets
@@ -63,8 +112,23 @@ mod tests {
             ("gate_timeout = 0", "gate_timeout"),
             ("[secrets]\n\"../x\" = \"/srv/x\"", "../x"),
             ("[secrets]\nx = \"root/x\"", "root/x"),
+            ("[backup]\nkeep = 0", "backup.keep"),
+            ("[backup]\nrecipients = [\"age1x\"]", "`age1x`"),
+            ("[backup]\nnightli = false", "backup"),
         ] {
             assert!(Answers::parse(text).unwrap_err().contains(named), "{text}");
+        }
+    }
+
+    #[test]
+    fn whether_there_are_backups_can_be_said_alone_and_what_is_written_is_read_again() {
+        for (text, backup) in [
+            ("backup = false", Backup { nightly: false, ..Backup::default() }),
+            ("[backup]\nkeep = 3", Backup { keep: 3, ..Backup::default() }),
+        ] {
+            let answers = Answers::parse(text).unwrap();
+            assert_eq!(answers.backup, backup, "{text}");
+            assert_eq!(Answers::parse(&toml::to_string_pretty(&answers).unwrap()).unwrap(), answers);
         }
     }
 }

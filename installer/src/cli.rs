@@ -78,6 +78,13 @@ pub enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Make, list, verify and prune backups.
+    #[command(subcommand)]
+    Backup(crate::backup::Backup),
+    /// Bring a backup back; what is there comes back by itself when that does not become healthy.
+    Restore(crate::backup::Restore),
+    /// Collect what somebody who helps needs to see, without secrets.
+    SupportBundle(crate::support::SupportBundle),
     /// Try the running services: health, queue, webhook, events, sandbox, metrics. Nothing is written to any forge.
     Smoke {
         /// The dashboard's public address; default: as fettle.toml says.

@@ -32,13 +32,13 @@ pub struct Ended {
     pub why: String,
 }
 
-type Ends<T> = Result<T, Ended>;
+pub(crate) type Ends<T> = Result<T, Ended>;
 
 fn ended(exit: Exit) -> impl Fn(String) -> Ended {
     move |why| Ended { exit, why }
 }
 
-fn unexpected(error: impl std::error::Error) -> Ended {
+pub(crate) fn unexpected(error: impl std::error::Error) -> Ended {
     let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
     Ended { exit: Exit::Unexpected, why: causes.map(ToString::to_string).collect::<Vec<_>>().join(": ") }
 }
@@ -75,10 +75,10 @@ pub fn run(flags: Flags) -> Exit {
     exit
 }
 
-struct Session<'a> {
-    host: RealHost,
-    home: Home,
-    reporter: &'a mut Reporter,
+pub(crate) struct Session<'a> {
+    pub(crate) host: RealHost,
+    pub(crate) home: Home,
+    pub(crate) reporter: &'a mut Reporter,
 }
 
 impl Session<'_> {
@@ -101,6 +101,9 @@ impl Session<'_> {
                 self.switch(&release, &how, Purpose::Upgrade, gate_timeout)
             }
             Command::Rollback { to, how } => self.rollback(to, &how),
+            Command::Backup(command) => crate::backup::backup(self, &command),
+            Command::Restore(flags) => crate::backup::restore(self, &flags),
+            Command::SupportBundle(flags) => crate::support::support_bundle(self, &flags),
             Command::Smoke { url, token_file, only } => {
                 self.smoke(url.as_deref(), token_file.as_deref(), only.as_deref())
             }
@@ -220,7 +223,13 @@ impl Session<'_> {
         Ok(exit)
     }
 
-    fn start(&mut self, purpose: Purpose, on_failure: OnFailure, product: Product, steps: Vec<Step>) -> Ends<Exit> {
+    pub(crate) fn start(
+        &mut self,
+        purpose: Purpose,
+        on_failure: OnFailure,
+        product: Product,
+        steps: Vec<Step>,
+    ) -> Ends<Exit> {
         let started = SystemClock.now().to_string();
         let text = serde_json::to_vec(&(&started, &steps)).map_err(unexpected)?;
         let id = sha256(&text)[..16].to_owned();
@@ -443,7 +452,7 @@ impl Session<'_> {
         release::read(&self.host, &source).map_err(ended(Exit::Bundle))
     }
 
-    fn answers(&self, named: Option<&Utf8Path>) -> Ends<Answers> {
+    pub(crate) fn answers(&self, named: Option<&Utf8Path>) -> Ends<Answers> {
         let path = match named {
             Some(path) => path,
             None if Utf8Path::new(ANSWERS).is_file() => Utf8Path::new(ANSWERS),
@@ -466,11 +475,11 @@ impl Session<'_> {
         settle(plan, &self.host, self.receipt()?.as_ref(), foreign).map_err(unexpected)
     }
 
-    fn receipt(&self) -> Ends<Option<Receipt>> {
+    pub(crate) fn receipt(&self) -> Ends<Option<Receipt>> {
         Receipt::read(&self.host, &self.home.receipt()).map_err(unexpected)
     }
 
-    fn installed(&self) -> Ends<Receipt> {
+    pub(crate) fn installed(&self) -> Ends<Receipt> {
         self.receipt()?.filter(Receipt::is_installed).ok_or_else(|| Ended {
             exit: Exit::Usage,
             why: "Fettle is not installed on this host; `fettle-installer apply` installs it".to_owned(),
@@ -482,11 +491,11 @@ impl Session<'_> {
         Ok(progress.filter(|progress| !progress.ended))
     }
 
-    fn refuse_unfinished(&self) -> Ends<()> {
+    pub(crate) fn refuse_unfinished(&self) -> Ends<()> {
         if self.unfinished()?.is_some() { Err(RunError::Unfinished.into()) } else { Ok(()) }
     }
 
-    fn need_root(&self) -> Ends<()> {
+    pub(crate) fn need_root(&self) -> Ends<()> {
         if rustix::process::geteuid().is_root() {
             return Ok(());
         }
@@ -497,7 +506,7 @@ impl Session<'_> {
         })
     }
 
-    fn lock(&mut self) -> Ends<Lock> {
+    pub(crate) fn lock(&mut self) -> Ends<Lock> {
         self.home.make(&mut self.host).map_err(unexpected)?;
         Ok(lock::take(&self.home.0)?)
     }
@@ -550,7 +559,7 @@ fn refuse(settled: &Settled) -> Ends<()> {
     Err(Ended { exit: Exit::Conflict, why })
 }
 
-fn observe() -> HostFacts {
+pub(crate) fn observe() -> HostFacts {
     gather(
         &Files::below("/"),
         &RealAsk,
@@ -559,7 +568,7 @@ fn observe() -> HostFacts {
 }
 
 /// What the planner needs to know of this host.
-fn planner_facts(host: &dyn HostView, answers: &Answers) -> Ends<Facts> {
+pub(crate) fn planner_facts(host: &dyn HostView, answers: &Answers) -> Ends<Facts> {
     let read = |path: &str| -> Ends<Option<String>> {
         match fs_err::read_to_string(path) {
             Ok(text) => Ok(Some(text)),

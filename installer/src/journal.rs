@@ -19,7 +19,11 @@ pub enum Purpose {
     Apply,
     Upgrade,
     Rollback,
-    Uninstall { purge: bool },
+    /// A backup takes the place of what is there.
+    Restore,
+    Uninstall {
+        purge: bool,
+    },
 }
 
 /// What happens to what was done when a later step fails.
@@ -33,7 +37,7 @@ pub enum OnFailure {
 /// One thing that a run does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(clippy::large_enum_variant, reason = "a run has some dozen of them, and they are cloned rarely")]
+#[expect(clippy::large_enum_variant, reason = "a run has some dozens, and a box would be in everybody's way")]
 pub enum Step {
     Do {
         action: Action,

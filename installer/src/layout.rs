@@ -16,6 +16,9 @@ pub const BACKUPS: &str = "/var/lib/fettle/backups";
 pub const LOGS: &str = "/var/log/fettle";
 pub const HOME: &str = "/var/lib/fettle-installer";
 
+/// Beside what a restoration exchanges, on the same file system: what is new and what is replaced wait in it.
+pub const STAGING: &str = ".restore";
+
 pub const DASHBOARD: &str = "fettle-dashboard.service";
 pub const TARGET: &str = "fettle.target";
 pub const SOCKETS: [&str; 2] = ["fettle-dashboard.socket", "fettle-dashboard-internal.socket"];

@@ -3,6 +3,8 @@
 
 pub mod action;
 pub mod answers;
+pub mod backup;
+mod child;
 pub mod cli;
 pub mod commands;
 pub mod console;
@@ -20,3 +22,4 @@ pub mod release;
 pub mod report;
 pub mod run;
 pub mod smoke;
+pub mod support;

@@ -253,7 +253,7 @@ impl Planning<'_> {
     }
 
     fn start(&mut self) {
-        let timer = self.answers.backup.then(|| BACKUP_TIMER.to_owned());
+        let timer = self.answers.backup.nightly.then(|| BACKUP_TIMER.to_owned());
         let wanted =
             SOCKETS.map(str::to_owned).into_iter().chain([DASHBOARD.to_owned()]).chain(self.workers()).chain(timer);
         let wanted: Vec<String> = wanted.collect();

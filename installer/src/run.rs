@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use crate::action::{ActError, Action, Saving, Trace};
 use crate::host::{Attrs, Host, HostError};
 use crate::journal::{self, JournalError, OnFailure, Progress, Purpose, Record, Run, Step};
+use crate::layout::STAGING;
 use crate::receipt::{Receipt, ReceiptError};
 
 /// The installer's own folder: root's alone, outside all service data.
@@ -122,8 +123,9 @@ impl Runner<'_> {
     pub fn turn_back(&mut self, host: &mut dyn Host, reason: &str) -> Result<Option<Outcome>, RunError> {
         let Some(mut progress) = self.unfinished(host)? else { return Ok(None) };
         journal::mend(host, &self.home.journal())?;
-        if matches!(progress.run.purpose, Purpose::Uninstall { .. }) {
-            // Half uninstalled is not worth going back to.
+        let restored = progress.run.purpose == Purpose::Restore && progress.done.len() == progress.run.steps.len();
+        if matches!(progress.run.purpose, Purpose::Uninstall { .. }) || restored {
+            // Half uninstalled is not worth going back to, and of what a healthy restoration has replaced some may be gone.
             return self.go_on(host, progress).map(Some);
         }
         if progress.turned.is_none() {
@@ -264,6 +266,9 @@ impl Runner<'_> {
     fn end(&self, host: &mut dyn Host, progress: &mut Progress, earlier: Option<&Receipt>) -> Result<(), RunError> {
         self.write_receipt(host, progress, earlier)?;
         host.boundary("receipt written");
+        for folder in waiting(&progress.run) {
+            host.remove_tree(folder)?;
+        }
         self.note(host, progress, Record::End)
     }
 
@@ -311,6 +316,15 @@ impl From<ActError> for StepError {
 
 fn with_causes(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Where a restoration keeps what it exchanges. When it is over, one way or the other, nobody waits for that any more.
+fn waiting(run: &Run) -> std::collections::BTreeSet<&Utf8Path> {
+    let asides = run.steps.iter().filter_map(|step| match step.action() {
+        Action::Swap { aside, .. } => Some(aside),
+        _ => None,
+    });
+    asides.filter_map(|aside| aside.ancestors().find(|path| path.file_name() == Some(STAGING))).collect()
 }
 
 /// For whoever removes the installer's own folder at the end of a purge.

@@ -8,5 +8,6 @@ mod hostile_models;
 mod ledger;
 mod nix;
 mod service;
+mod snapshot;
 mod units;
 mod webhook;

@@ -9,6 +9,7 @@ mod journal;
 mod log;
 mod progress;
 mod served;
+mod snapshot;
 mod submit;
 mod tasks;
 mod up;
@@ -68,6 +69,11 @@ enum Command {
     /// Check a configuration file without starting anything.
     #[command(after_help = "Exit status: 0 when the file is accepted, 1 when it is refused.")]
     CheckConfig(check_config::Flags),
+    /// Copy the ledger into one file, also while Fettle runs.
+    Snapshot(snapshot::Flags),
+    /// Check that a copy of the ledger is whole.
+    #[command(after_help = "Exit status: 0 when it is whole, 1 when it is not or cannot be read.")]
+    CheckSnapshot(snapshot::CheckFlags),
 }
 
 #[tokio::main]
@@ -84,6 +90,8 @@ async fn main() -> ExitCode {
         Command::Task(task) => tasks::one(&flags.common, task, &environment).await,
         Command::Doctor(doctor) => doctor::run(&flags.common, doctor, &environment).await,
         Command::CheckConfig(check) => check_config::run(check, &environment),
+        Command::Snapshot(snapshot) => snapshot::run(&flags.common, snapshot, &environment).await,
+        Command::CheckSnapshot(check) => snapshot::check(check).await,
     };
     ended.unwrap_or_else(|error| {
         if !progress::is_closed_pipe(&error) {

@@ -15,6 +15,7 @@ mod ledger;
 mod message;
 mod open;
 mod run;
+mod snapshot;
 mod stored;
 mod task;
 mod time;
@@ -35,6 +36,7 @@ use sqlx::SqlitePool;
 use tokio::sync::watch;
 
 pub use open::{OpenError, refuse_if_in_use};
+pub use snapshot::{Checked, SnapshotError, check_snapshot, snapshot};
 pub use time::{RunningStopwatch, Stopwatch};
 
 use blob::Blobs;

@@ -21,20 +21,20 @@ use crate::{DATABASE_FILE, Options, SqliteLedger};
 /// Older ones can corrupt a database in WAL mode.
 const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
 /// The schema this binary knows; a migration that old binaries cannot live with raises `oldest_reader` to it.
-const SCHEMA: i64 = 2;
+pub(crate) const SCHEMA: i64 = 2;
 /// Pages, lists and streams; each connection costs a thread.
 const READERS: u32 = 4;
 /// A reader that is not free within this long is a sign of overload.
 const READER_WAIT: Duration = Duration::from_secs(5);
 /// As long as SQLite itself waits for a lock, which only a backup tool or a dying predecessor can hold.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than the statements of this crate: none is prepared twice.
 const STATEMENTS: usize = 256;
 /// Between two looks at a lock that a predecessor still holds.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 const LOCK_FILE: &str = "ledger.lock";
 
-static MIGRATIONS: Migrator = sqlx::migrate!();
+pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!();
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

@@ -4,6 +4,7 @@
 mod file;
 mod gate;
 mod release;
+mod swap;
 mod system;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -98,6 +99,17 @@ pub enum Action {
         units: Vec<String>,
         way: Way,
     },
+    /// Units, in this order. Taken back, those that ran are started again, in the reverse order.
+    Stop {
+        units: Vec<String>,
+    },
+    /// What is at `from` takes the place of what is at `path`, which is kept at `aside` until somebody removes it. All three
+    /// are on one file system.
+    Swap {
+        from: Utf8PathBuf,
+        path: Utf8PathBuf,
+        aside: Utf8PathBuf,
+    },
     /// Ends well when the installed services answer.
     HealthGate {
         gate: Gate,
@@ -121,6 +133,10 @@ pub enum Trace {
     },
     Unit {
         state: UnitState,
+    },
+    /// The units that ran.
+    Active {
+        units: Vec<String>,
     },
 }
 
@@ -183,13 +199,16 @@ impl Action {
             Self::Start { unit } => format!("start:{unit}"),
             Self::Restart { way: Way::Forth, .. } => "restart:forth".to_owned(),
             Self::Restart { way: Way::Back, .. } => "restart:back".to_owned(),
+            Self::Stop { .. } => "stop".to_owned(),
+            Self::Swap { path, .. } => format!("swap:{path}"),
             Self::HealthGate { .. } => "gate".to_owned(),
         }
     }
 
     /// Whether it leaves something behind that an uninstallation takes back.
     pub fn is_lasting(&self) -> bool {
-        !matches!(self, Self::CheckConfig { .. } | Self::Restart { .. } | Self::HealthGate { .. })
+        let passing = matches!(self, Self::CheckConfig { .. } | Self::Restart { .. } | Self::HealthGate { .. });
+        !passing && !matches!(self, Self::Stop { .. } | Self::Swap { .. })
     }
 
     /// Whether an uninstallation leaves it: data, configuration, secrets, and the users who own them. `--purge` does not.
@@ -209,6 +228,7 @@ impl Action {
                 file::describe(self)
             }
             Self::Release { .. } | Self::SwitchRelease { .. } => release::describe(self),
+            Self::Swap { .. } => swap::describe(self),
             Self::HealthGate { gate } => gate.describe(),
             _ => system::describe(self),
         }
@@ -225,6 +245,7 @@ impl Action {
             Self::CopySecret { from, path } => file::check_copied(host, from, path),
             Self::Release { path, manifest_sha256, .. } => release::check(host, path, manifest_sha256),
             Self::SwitchRelease { path, target } => release::check_link(host, path, target),
+            Self::Swap { from, .. } => swap::check(host, from),
             Self::HealthGate { gate } => gate.check(host),
             _ => system::check(self, host),
         }
@@ -237,6 +258,7 @@ impl Action {
             Self::Dir { path, .. }
             | Self::GenerateSecret { path, .. }
             | Self::Release { path, .. }
+            | Self::Swap { path, .. }
             | Self::SwitchRelease { path, .. } => Ok(Trace::Path { entry: host.entry(path)?, saved: None }),
             _ => system::before(self, host),
         }
@@ -253,6 +275,7 @@ impl Action {
             Self::CopySecret { from, path } => file::copy_secret(host, from, path),
             Self::Release { source, path, manifest_sha256 } => release::copy(host, source, path, manifest_sha256),
             Self::SwitchRelease { path, target } => release::switch(host, path, target),
+            Self::Swap { from, path, aside } => swap::execute(host, from, path, aside),
             Self::HealthGate { gate } => gate.wait(host),
             _ => system::execute(self, host),
         }
@@ -267,6 +290,7 @@ impl Action {
             }
             Self::Release { path, .. } => release::remove(host, path, before),
             Self::SwitchRelease { path, .. } => release::switch_back(host, path, before),
+            Self::Swap { from, path, aside } => swap::revert(host, from, path, aside, before),
             Self::HealthGate { .. } => Ok(()),
             _ => system::revert(self, host, before),
         }

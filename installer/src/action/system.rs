@@ -64,6 +64,7 @@ pub(super) fn check(action: &Action, host: &dyn HostView) -> ActResult<Check> {
         }
         Action::Enable { unit } => needed_unless(host.unit(unit)?.enabled, "it is not enabled"),
         Action::Start { unit } => needed_unless(host.unit(unit)?.active, "it does not run"),
+        Action::Stop { units } => needed_unless(active(host, units)?.is_empty(), "they run"),
         // Whether these are needed follows from what else is done; the planner drops them.
         Action::AppArmor { .. } | Action::Reload { .. } | Action::Restart { .. } => Check::Needed(String::new()),
         _ => unreachable!("only what concerns the system is checked here"),
@@ -74,8 +75,19 @@ pub(super) fn before(action: &Action, host: &dyn HostView) -> ActResult<Trace> {
     Ok(match action {
         Action::Users { users, .. } => Trace::Users { absent: absent_users(host, users)? },
         Action::Enable { unit } | Action::Start { unit } => Trace::Unit { state: host.unit(unit)? },
+        Action::Stop { units } => Trace::Active { units: active(host, units)? },
         _ => Trace::Nothing,
     })
+}
+
+fn active(host: &dyn HostView, units: &[String]) -> ActResult<Vec<String>> {
+    let mut active = Vec::new();
+    for unit in units {
+        if host.unit(unit)?.active {
+            active.push(unit.clone());
+        }
+    }
+    Ok(active)
 }
 
 fn absent_users(host: &dyn HostView, users: &[String]) -> ActResult<Vec<String>> {
@@ -107,6 +119,11 @@ pub(super) fn execute(action: &Action, host: &mut dyn Host) -> ActResult<Trace> 
         Action::Reload { way: Way::Back } | Action::Restart { way: Way::Back, .. } => {}
         Action::Enable { unit } => host.units(UnitVerb::Enable, unit)?,
         Action::Start { unit } => host.units(UnitVerb::Start, unit)?,
+        Action::Stop { units } => {
+            for unit in units {
+                host.units(UnitVerb::Stop, unit)?;
+            }
+        }
         _ => unreachable!("only what concerns the system is executed here"),
     }
     match action {
@@ -127,6 +144,11 @@ pub(super) fn revert(action: &Action, host: &mut dyn Host, before: &Trace) -> Ac
         (Action::Restart { units, way: Way::Back }, _) => {
             for unit in units {
                 host.units(UnitVerb::TryRestart, unit)?;
+            }
+        }
+        (Action::Stop { .. }, Trace::Active { units }) => {
+            for unit in units.iter().rev() {
+                host.units(UnitVerb::Start, unit)?;
             }
         }
         (Action::Enable { unit }, Trace::Unit { state }) if !state.enabled => host.units(UnitVerb::Disable, unit)?,

@@ -403,6 +403,107 @@ proptest! {
     }
 }
 
+const LEDGER: &str = "/var/lib/fettle/dashboard/ledger";
+const KEY: &str = "/etc/fettle/secrets/worker.key";
+const NEW_SECRET: &str = "/etc/fettle/secrets/webhook";
+
+/// An installation with a backup laid out beside it.
+fn with_backup() -> FakeHost {
+    let (mut host, _) = installed();
+    host.put(&format!("{LEDGER}/ledger.db"), "now", 0o600);
+    host.put("/var/lib/fettle/.restore/new/ledger/ledger.db", "then", 0o600);
+    host.put("/var/lib/fettle/.restore/old/.keep", "", 0o600);
+    host.put("/etc/fettle/.restore/new/key", "the key of then", 0o600);
+    host.put("/etc/fettle/.restore/new/webhook", "a secret of then", 0o600);
+    host.put("/etc/fettle/.restore/old/.keep", "", 0o600);
+    host
+}
+
+fn restore(host: &mut FakeHost) -> Option<Result<Outcome, RunError>> {
+    let receipt = Receipt::read(host, &home().receipt()).unwrap().unwrap();
+    let swap = |from: &str, path: &str, aside: &str| Action::Swap {
+        from: from.into(),
+        path: path.into(),
+        aside: aside.into(),
+    };
+    let started: Vec<Action> = receipt
+        .known()
+        .map(|entry| entry.action.clone())
+        .filter(|action| matches!(action, Action::Start { .. }))
+        .collect();
+    let units = started.iter().rev().map(|action| action.key()["start:".len()..].to_owned()).collect();
+    let gate = crate::action::Gate {
+        urls: vec!["http://127.0.0.1:8081/readyz".to_owned()],
+        version: "1.0.0".to_owned(),
+        limit_s: 1,
+    };
+    let mut actions = vec![
+        Action::Stop { units },
+        swap("/var/lib/fettle/.restore/new/ledger", LEDGER, "/var/lib/fettle/.restore/old/ledger"),
+        swap("/etc/fettle/.restore/new/key", KEY, "/etc/fettle/.restore/old/key"),
+        swap("/etc/fettle/.restore/new/webhook", NEW_SECRET, "/etc/fettle/.restore/old/webhook"),
+    ];
+    actions.extend(started);
+    actions.push(Action::HealthGate { gate });
+    let steps = actions.into_iter().map(|action| Step::Do { action }).collect();
+    let mut run = run(Purpose::Restore, receipt.product, steps);
+    run.id = "restore".to_owned();
+    process(host, |host, runner| runner.start(host, run))
+}
+
+#[test]
+fn a_restoration_killed_before_any_change_ends_with_the_data_of_then_or_of_now() {
+    let start = with_backup();
+    at_each_change(
+        &start,
+        Fault::Killed,
+        |host| drop(restore(host)),
+        |change, host| {
+            let mut forth = host.clone();
+            match resume(&mut forth) {
+                Some(outcome) => assert_eq!(outcome, Outcome::Done, "at change {change}"),
+                // Before its journal began, or after it had ended.
+                None if forth.text(&format!("{LEDGER}/ledger.db")) == Some("then") => {}
+                None => assert_eq!(restore(&mut forth).unwrap().unwrap(), Outcome::Done, "at change {change}"),
+            }
+            assert_eq!(forth.text(&format!("{LEDGER}/ledger.db")), Some("then"), "at change {change}");
+            assert_eq!(forth.text(KEY), Some("the key of then"), "at change {change}");
+            assert_eq!(forth.text(NEW_SECRET), Some("a secret of then"), "at change {change}");
+            let mut back = host;
+            let turned = turn_back(&mut back);
+            if matches!(turned, Some(Outcome::Reverted { .. })) {
+                assert_eq!(back.text(&format!("{LEDGER}/ledger.db")), Some("now"), "at change {change}");
+                assert_eq!(back.text(KEY), start.text(KEY), "at change {change}");
+                assert_eq!(back.text(NEW_SECRET), None, "at change {change}");
+            } else if turned.is_some() {
+                // Too late: its gate had passed.
+                assert_eq!(turned, Some(Outcome::Done), "at change {change}");
+                assert_eq!(back.text(&format!("{LEDGER}/ledger.db")), Some("then"), "at change {change}");
+                assert_eq!(back.text(KEY), Some("the key of then"), "at change {change}");
+            }
+            for host in [&forth, &back] {
+                assert!(host.unit("fettle-dashboard.service").unwrap().active, "at change {change}");
+                assert!(host.unit("fettle-worker@01.service").unwrap().active, "at change {change}");
+            }
+            for left in ["/etc/fettle/.restore", "/var/lib/fettle/.restore"] {
+                assert_eq!(forth.entry(left.into()).unwrap(), crate::host::Entry::Absent, "at change {change}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_restoration_that_does_not_become_healthy_brings_back_what_was_there() {
+    let mut host = with_backup();
+    host.broken.insert("1.0.0".to_owned());
+    let outcome = restore(&mut host).unwrap().unwrap();
+    assert!(matches!(&outcome, Outcome::Reverted { gate: true, .. }), "{outcome:?}");
+    let (before, _) = installed();
+    let mut before = before;
+    before.put(&format!("{LEDGER}/ledger.db"), "now", 0o600);
+    same(&host.without(HOME), &before.without(HOME), "");
+}
+
 #[test]
 fn releases_older_than_three_generations_go_and_those_that_can_be_gone_back_to_stay() {
     let (mut host, _) = installed();
