@@ -85,6 +85,10 @@ pub struct Restore {
     /// Replace the data that is there.
     #[arg(long)]
     pub yes: bool,
+    /// For tests: end with SIGKILL at this boundary between two durable facts.
+    #[cfg(feature = "crash-points")]
+    #[arg(long, hide = true)]
+    pub kill_at: Option<usize>,
 }
 
 impl From<BackupError> for Ended {
@@ -269,16 +273,22 @@ pub(crate) fn restore(session: &mut Session<'_>, flags: &Restore) -> Ends<Exit> 
     }
     let _lock = session.lock()?;
     let _backups = lock(&places)?;
-    if there && !flags.no_backup {
-        first(session, &places)?;
-    }
-    let (steps, created) = match prepared(session, &places, flags, &archive, &receipt) {
+    // Laid out and looked at first: what does not fit costs nothing but time.
+    let prepared = prepared(session, &places, flags, &archive, &receipt).and_then(|prepared| {
+        if there && !flags.no_backup {
+            first(session, &places)?;
+        }
+        Ok(prepared)
+    });
+    let (steps, created) = match prepared {
         Ok(prepared) => prepared,
         Err(ended) => {
             discard(&places);
             return Err(ended);
         }
     };
+    #[cfg(feature = "crash-points")]
+    session.host.kill_at(flags.kill_at);
     let exit = session.start(Purpose::Restore, OnFailure::Revert, receipt.product.clone(), steps)?;
     match exit {
         Exit::Done => session.reporter.say(&format!(

@@ -9,7 +9,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fettle_runtime::config::Config;
 use fettle_runtime::environment::Environment;
 use jiff::Timestamp;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::archive::Writer;
 use super::error::{BackupError, BackupResult, at};
@@ -110,12 +110,13 @@ fn blobs(places: &Places, out: &mut Out, damaged: &mut Vec<String>) -> BackupRes
             let inside = format!("{above}/{below}");
             let Some(digits) = blob_digits(&format!("blobs/{inside}")) else { continue };
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-            let safe = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
             let path = root.join(&inside);
-            let opened = rustix::fs::openat2(&folder, inside.as_str(), flags, Mode::empty(), safe);
+            // One step at a time, none of them along a link. `openat2` would do it in one, and RestrictSUIDSGID= refuses it.
+            let opened = rustix::fs::openat(&folder, above.as_str(), flags | OFlags::DIRECTORY, Mode::empty())
+                .and_then(|above| rustix::fs::openat(above, below.as_str(), flags, Mode::empty()));
             let file = match opened {
                 Ok(file) => std::fs::File::from(file),
-                Err(rustix::io::Errno::LOOP | rustix::io::Errno::XDEV) => {
+                Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR) => {
                     damaged.push(format!("blobs/{inside}"));
                     continue;
                 }

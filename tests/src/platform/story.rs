@@ -28,6 +28,10 @@ const BACK_LIMIT: Duration = Duration::from_secs(30);
 const WATCHDOG_LIMIT: Duration = Duration::from_secs(120);
 /// What an upgrade that is switched back may take, as the design asks.
 const SWITCHED_BACK_LIMIT: Duration = Duration::from_secs(90);
+/// The archive of the story and what opens it.
+const KEPT: &str = "/srv/kept.tar.zst --passphrase-file /srv/passphrase";
+/// Each boundary is tried on a host in memory; on a machine some are enough.
+const RESTORE_STRIDE: usize = 7;
 const REQUESTS_PER_SECOND: u32 = 200;
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -92,11 +96,17 @@ impl Teller {
         self.step("answers on the addresses it should", Self::health)?;
         self.step("a second apply writes nothing", Self::again)?;
         self.step("a Task through the hardened services", |teller| stage.task(teller.machine()))?;
+        self.step("a nightly backup, behind its own walls", Self::nightly_backup)?;
+        self.step("a backup comes back over what is there", Self::restore_over)?;
         if depth == Depth::Full {
+            self.step("a restoration killed on its way goes on", Self::restore_killed)?;
             self.full(&mut stage)?;
         }
         self.step("uninstall keeps what is the operator's", Self::uninstall)?;
         self.step("purge leaves no trace", |teller| teller.purge(&before))?;
+        if depth == Depth::Full {
+            self.step("a backup comes back on an empty host", |teller| teller.restore_elsewhere(&before))?;
+        }
         if depth == Depth::Full {
             self.step("killed at each boundary, resumed or taken back", |teller| teller.killed(&before))?;
         }
@@ -205,6 +215,104 @@ except Exception as e: print(0)\""
         ensure!(before.text == after.text, "a second apply wrote something");
         self.installer(INSTALLED, "verify")?.whole()?;
         Ok(())
+    }
+
+    /// A unit of its own with little of what root may do; the ledger's files stay the dashboard's.
+    fn nightly_backup(&mut self) -> anyhow::Result<()> {
+        let owners = "stat -c '%n %a %U:%G' /var/lib/fettle/dashboard/ledger/* /var/lib/fettle/backups";
+        let before = self.machine().run(owners)?.whole()?;
+        self.machine().run("systemctl start fettle-backup.service")?.whole()?;
+        let after = self.machine().run(owners)?.whole()?;
+        ensure!(before.text == after.text, "{} became {}", before.text, after.text);
+        let listed = self.installer(INSTALLED, "backup list")?.whole()?;
+        ensure!(listed.text.contains("verified 2") && !listed.text.contains("NOT"), "{}", listed.text);
+        let said = self.machine().run("journalctl --no-pager --unit fettle-backup | grep 'NOT in the backup'")?;
+        ensure!(said.ok(), "nobody is told that the secrets are left out");
+        let modes = self.machine().run("stat -c '%a %U:%G' /var/lib/fettle/backups/fettle-backup-*")?.whole()?;
+        ensure!(modes.text.lines().all(|line| line == "600 root:root"), "{}", modes.text);
+        Ok(())
+    }
+
+    /// What the operator has and the processes use, by content, owner and mode.
+    fn restorable(&self) -> anyhow::Result<String> {
+        let line = "cd / && for f in /etc/fettle/fettle.toml /etc/fettle/secrets/* /var/lib/fettle/dashboard/*.key; do \
+                    stat -c '%n %a %U:%G' $f; sha256sum < $f; done; stat -c '%n %a %U:%G' /var/lib/fettle/dashboard/ledger \
+                    /var/lib/fettle/dashboard/ledger/ledger.db; find /var/lib/fettle/dashboard/ledger/blobs -type f | sort; \
+                    python3 -c \"import sqlite3; c = sqlite3.connect('file:/var/lib/fettle/dashboard/ledger/ledger.db?mode=ro', uri=True); \
+                    print(sorted(r[0].hex() for r in c.execute('SELECT id FROM task')))\"";
+        Ok(self.machine().run(line)?.whole()?.text)
+    }
+
+    /// Afterwards the newest backup that opens with the passphrase is what is there.
+    fn restore_over(&mut self) -> anyhow::Result<()> {
+        self.machine()
+            .run("echo 'a passphrase of the operator' > /srv/passphrase; chmod 600 /srv/passphrase")?
+            .whole()?;
+        self.installer(INSTALLED, "backup create --to /srv --passphrase-file /srv/passphrase")?.whole()?;
+        self.machine().run("mv /srv/fettle-backup-*.tar.zst /srv/kept.tar.zst")?.whole()?;
+        let then = self.restorable()?;
+        self.spoil()?;
+        let refused = self.installer(INSTALLED, &format!("restore {KEPT}"))?;
+        ensure!(refused.code == Some(2) && refused.text.contains("--yes"), "{:?}: {}", refused.code, refused.text);
+        let refused = self.installer(INSTALLED, "restore /srv/kept.tar.zst --yes")?;
+        ensure!(refused.code == Some(2) && refused.text.contains("--identity"), "{}", refused.text);
+        self.installer(INSTALLED, &format!("restore {KEPT} --dry-run"))?.whole()?;
+        let said = self.installer(INSTALLED, &format!("restore {KEPT} --yes"))?.whole()?;
+        ensure!(said.text.contains("backed up first"), "{}", said.text);
+        self.restored(&then)
+    }
+
+    /// As after a mistake: other secrets, another configuration, no Task any more.
+    fn spoil(&self) -> anyhow::Result<()> {
+        let line = "echo spoiled > /etc/fettle/secrets/webhook-secret && echo '# spoiled' >> /etc/fettle/fettle.toml && \
+                    rm /var/lib/fettle/dashboard/admin.key && systemctl stop fettle.target fettle-dashboard.service && \
+                    rm -r /var/lib/fettle/dashboard/ledger && systemctl start fettle.target";
+        self.machine().run(line)?.whole()?;
+        self.ready(BACK_LIMIT).map(drop)
+    }
+
+    fn restored(&self, then: &str) -> anyhow::Result<()> {
+        self.ready(BACK_LIMIT)?;
+        let now = self.restorable()?;
+        ensure!(now == then, "{now}\nis not\n{then}");
+        let left = self.machine().run("ls -d /etc/fettle/.restore /var/lib/fettle/.restore 2>/dev/null")?;
+        ensure!(left.text.is_empty(), "these stayed: {}", left.text);
+        self.installer(INSTALLED, "verify")?.whole()?;
+        let said = self.installer(INSTALLED, "apply --yes")?.whole()?;
+        ensure!(said.text.contains("nothing to do"), "{}", said.text);
+        Ok(())
+    }
+
+    fn restore_killed(&mut self) -> anyhow::Result<()> {
+        let then = self.restorable()?;
+        for boundary in (1..).step_by(RESTORE_STRIDE) {
+            self.spoil()?;
+            let said = self.installer(INSTALLED, &format!("restore {KEPT} --yes --no-backup --kill-at {boundary}"))?;
+            if said.ok() {
+                ensure!(boundary > 20, "only {boundary} boundaries");
+                return self.restored(&then);
+            }
+            ensure!(said.text.contains("killed at boundary"), "it ended otherwise: {}", said.text);
+            self.installer(INSTALLED, "resume")?.whole().with_context(|| format!("boundary {boundary}"))?;
+            self.restored(&then).with_context(|| format!("boundary {boundary}"))?;
+        }
+        Ok(())
+    }
+
+    /// The answers of the backup name secrets by paths that are not on this host; their values are in the backup.
+    fn restore_elsewhere(&mut self, before: &Trace) -> anyhow::Result<()> {
+        let keep = "mkdir /srv/aside && mv /srv/answers.toml /srv/*-token /srv/webhook-secret /srv/aside";
+        self.machine().run(keep)?.whole()?;
+        self.installer(INSTALLER, "apply --yes")?.whole()?;
+        self.installer(INSTALLED, &format!("restore {KEPT} --yes --no-backup"))?.whole()?;
+        self.ready(BACK_LIMIT)?;
+        let said = self.machine().run(
+            "cmp /srv/aside/webhook-secret /etc/fettle/secrets/webhook-secret && \
+             grep -c LoadCredential=write-token /etc/systemd/system/fettle-dashboard.service.d/10-secrets.conf",
+        )?;
+        ensure!(said.ok(), "the secrets of the backup are not in use: {}", said.text);
+        self.machine().run("mv /srv/aside/* /srv && rmdir /srv/aside")?.whole()?;
+        self.purge(before)
     }
 
     fn kill_services(&mut self) -> anyhow::Result<()> {
