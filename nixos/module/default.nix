@@ -227,12 +227,12 @@ in
           serviceConfig.ExecStart = lib.mkForce (
             units."fettle-backup.service".Service.ExecStart
             + optionalString (cfg.backup.keep != 7) " --keep ${toString cfg.backup.keep}"
-            + optionalString (cfg.backup.destination != null) " --destination ${cfg.backup.destination}"
+            + optionalString (cfg.backup.destination != null) " --to ${cfg.backup.destination}"
           );
         })
         (mkIf (cfg.backup.destination != null) {
           unitConfig.RequiresMountsFor = cfg.backup.destination;
-          serviceConfig.ReadWritePaths = cfg.backup.destination;
+          serviceConfig.ReadWritePaths = lib.mkForce "${units."fettle-backup.service".Service.ReadWritePaths} ${cfg.backup.destination}";
         })
       ];
       systemd.timers.fettle-backup =
@@ -245,7 +245,7 @@ in
         };
       systemd.tmpfiles.rules = optional (
         cfg.backup.destination != null
-      ) "d ${cfg.backup.destination} 0700 fettle fettle -";
+      ) "d ${cfg.backup.destination} 0700 root root -";
     })
   ]);
 }

@@ -26,6 +26,7 @@ pub enum PathVerdict {
 
 /// The operator's exceptions and the repository's additions to the built-in rules.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PathPolicy {
     /// Exact paths that the operator allows although a built-in rule forbids them (`credentials.rs` is a fair name).
     pub exceptions: Vec<String>,

@@ -98,7 +98,7 @@ fn names(environment: &Environment, own: u32) -> Result<Vec<String>, SocketError
     let Some(count) = environment.find("LISTEN_FDS") else { return Ok(Vec::new()) };
     let count: usize = count.parse().map_err(|_| SocketError::Count(count.to_owned()))?;
     let text = environment.find("LISTEN_FDNAMES").unwrap_or_default();
-    let names: Vec<String> = text.split(':').filter(|_| count > 0).map(str::to_owned).collect();
+    let names: Vec<String> = text.split(':').filter(|_| count > 0 && !text.is_empty()).map(str::to_owned).collect();
     if names.len() != count {
         return Err(SocketError::Names { count, names: text.to_owned() });
     }

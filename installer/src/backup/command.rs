@@ -40,8 +40,11 @@ pub enum Backup {
         #[arg(long, value_name = "FILE", conflicts_with = "recipient")]
         passphrase_file: Option<Utf8PathBuf>,
         /// As the nightly timer does: make one, verify it, and remove the oldest.
-        #[arg(long, conflicts_with = "to")]
+        #[arg(long)]
         scheduled: bool,
+        /// With --scheduled, how many stay. Default: [backup] keep of installer.toml, else 7.
+        #[arg(long, value_name = "N", requires = "scheduled", value_parser = clap::value_parser!(u16).range(1..))]
+        keep: Option<u16>,
     },
     /// Show which backups there are.
     List,
@@ -105,7 +108,7 @@ impl From<BackupError> for Ended {
 pub(crate) fn backup(session: &mut Session<'_>, command: &Backup) -> Ends<Exit> {
     let places = places(session)?;
     match command {
-        Backup::Create { to, recipient, passphrase_file, scheduled } => {
+        Backup::Create { to, recipient, passphrase_file, scheduled, keep } => {
             let answers = session.answers(None)?;
             let _lock = lock(&places)?;
             let lock = locking(recipient, passphrase_file.as_deref(), &answers)?;
@@ -114,7 +117,7 @@ pub(crate) fn backup(session: &mut Session<'_>, command: &Backup) -> Ends<Exit> 
             if *scheduled {
                 let verified = verify(&places, &made.path, SystemClock.now())?;
                 tell_verified(session, &made.path, &verified);
-                for name in store::prune(&places.backups, answers.backup.keep)? {
+                for name in store::prune(to, keep.map_or(answers.backup.keep, usize::from))? {
                     session.reporter.say(&format!("Removed the old backup {name}."));
                 }
             }

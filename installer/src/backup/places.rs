@@ -46,7 +46,10 @@ impl Places {
             default_data: Utf8Path::new(layout::STATE).join("dashboard"),
             backups: layout::BACKUPS.into(),
             receipt: home.join("receipt.json"),
-            program: Utf8Path::new(layout::CURRENT).join("bin/fettle"),
+            // On NixOS there is no such link, and the programs lie beside this one.
+            program: crate::release::own()
+                .unwrap_or_else(|| Utf8Path::new(layout::CURRENT).to_owned())
+                .join("bin/fettle"),
         };
         places.of_config(config.unwrap_or_default())
     }

@@ -209,9 +209,7 @@ fn options_change_what_they_say(hosts: &BTreeMap<String, Value>) {
     assert_eq!(hosts["worker-only"]["settings"]["agent"]["dashboard_url"], "http://10.9.0.1:8081");
     assert_eq!(
         unit("datacenter", "fettle-backup.service")["Service.ExecStart"],
-        [
-            "/opt/fettle/current/bin/fettle-installer backup create --scheduled --keep 30 --destination /mnt/backup/fettle"
-        ]
+        ["/opt/fettle/current/bin/fettle-installer backup create --scheduled --keep 30 --to /mnt/backup/fettle"]
     );
 }
 

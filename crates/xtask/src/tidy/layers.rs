@@ -120,7 +120,6 @@ pub(super) mod tests {
         Row { name: "domain", kind: Kind::Layer(&[]) },
         Row { name: "git", kind: Kind::Adapter(&["domain"]) },
         Row { name: "github", kind: Kind::Adapter(&["domain", "git"]) },
-        Row { name: "installer", kind: Kind::Layer(USE_CASES_AND_RUNTIME) },
         Row { name: "tests", kind: Kind::Free },
     ];
 
