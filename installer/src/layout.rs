@@ -14,6 +14,10 @@ pub const UNITS: &str = "/etc/systemd/system";
 pub const STATE: &str = "/var/lib/fettle";
 pub const BACKUPS: &str = "/var/lib/fettle/backups";
 pub const LOGS: &str = "/var/log/fettle";
+pub const RUNTIME: &str = "/run/fettle";
+/// When the timer of backups last elapsed, as systemd remembers it.
+pub const TIMER_STAMP: &str = "/var/lib/systemd/timers/stamp-fettle-backup.timer";
+pub const SLICES: [&str; 2] = ["fettle-worker.slice", "fettle.slice"];
 pub const HOME: &str = "/var/lib/fettle-installer";
 
 /// Beside what a restoration exchanges, on the same file system: what is new and what is replaced wait in it.

@@ -100,6 +100,12 @@ impl Planning<'_> {
         self.actions.push(Action::Reload { way: Way::Forth });
         self.apparmor();
         self.actions.push(Action::Restart { units, way: Way::Forth });
+        self.actions.push(Action::Sweep {
+            // The inner one first.
+            units: layout::SLICES.map(str::to_owned).into(),
+            folders: vec![layout::RUNTIME.into()],
+            files: vec![layout::TIMER_STAMP.into()],
+        });
         self.start();
         self.gate(&config);
     }

@@ -36,6 +36,9 @@ enum Command {
         /// Only format, tidy and tests
         #[arg(long)]
         quick: bool,
+        /// Also the whole life of an installation on a booted machine; root, some twenty minutes
+        #[arg(long, conflicts_with = "quick")]
+        platform: bool,
         /// Run only the tests whose name contains this; finding none is a failure
         filter: Option<String>,
     },
@@ -82,7 +85,14 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = Workspace::load().and_then(|workspace| match arguments.command {
-        Command::Test { quick, filter } => test::run(&workspace, quick, filter.as_deref()),
+        Command::Test { quick, platform, filter } => {
+            let extent = match (quick, platform) {
+                (true, _) => test::Extent::Quick,
+                (_, true) => test::Extent::Platform,
+                _ => test::Extent::Usual,
+            };
+            test::run(&workspace, extent, filter.as_deref())
+        }
         Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
         Command::Codegen { check } => codegen::run(&workspace, check).map(|()| ExitCode::SUCCESS),
         Command::Demo { rest } => programs::demo(&workspace, &rest),

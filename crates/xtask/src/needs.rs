@@ -59,6 +59,22 @@ pub(crate) fn provide() -> anyhow::Result<()> {
     if missing.is_empty() { Ok(()) } else { bail!("missing: {}", missing.join(", ")) }
 }
 
+/// Installs Debian packages that a stage can do without: it skips itself then.
+pub(crate) fn offer(packages: &[&str]) {
+    let here = |package: &&str| answers(&["dpkg", "--status", package]);
+    if packages.iter().all(here) || !rustix::process::geteuid().is_root() || !answers(&["apt-get", "--version"]) {
+        return;
+    }
+    let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
+    for arguments in [&["update"], install.as_slice()] {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+        if let Err(error) = process::run(command, INSTALL_LIMIT) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
 fn missing() -> Vec<&'static Need> {
     NEEDS.iter().filter(|need| !answers(need.probe)).collect()
 }

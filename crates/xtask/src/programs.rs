@@ -13,6 +13,7 @@ use crate::workspace::Workspace;
 pub(crate) const EMBEDDED: &str = "embedded";
 pub(crate) const DEMO: &str = "fettle-demo";
 pub(crate) const CRASH_MATRIX: &str = "crash-matrix";
+pub(crate) const PLATFORM: &str = "platform";
 
 const BENCH: &str = "bench";
 /// The packages whose binaries stand beside each other when the system runs.

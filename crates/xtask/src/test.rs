@@ -20,12 +20,27 @@ const BUILD_LIMIT: Duration = Duration::from_secs(25 * 60);
 const TESTS_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// One Task from issue to pull request, with a scripted model.
 const DEMO_LIMIT: Duration = Duration::from_secs(3 * 60);
+/// One installation, with the Debian root made anew over a slow line.
+const INSTALLED_LIMIT: Duration = Duration::from_secs(10 * 60);
+const PLATFORM_LIMIT: Duration = Duration::from_secs(40 * 60);
+/// What `platform` exits with when there can be no machine.
+const SKIPPED: i32 = 77;
 const CRASH_LIMIT: Duration = Duration::from_secs(8 * 60);
 /// As many crash points as fit beside the other stages; the whole matrix is for the night.
 const CRASH_SAMPLE: &str = "8";
 
+/// How much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    Quick,
+    Usual,
+    /// The whole life of an installation, too.
+    Platform,
+}
+
 /// Succeeds only when every stage did.
-pub(crate) fn run(workspace: &Workspace, quick: bool, filter: Option<&str>) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(workspace: &Workspace, extent: Extent, filter: Option<&str>) -> anyhow::Result<ExitCode> {
+    let quick = extent == Extent::Quick;
     let mut report = Report::default();
     let mut tests = TestOutput::default();
     if !quick {
@@ -50,12 +65,15 @@ pub(crate) fn run(workspace: &Workspace, quick: bool, filter: Option<&str>) -> a
             if workspace.has_binary(programs::CRASH_MATRIX) {
                 report.stage("crash-matrix", || crash_sample(workspace));
             }
+            if workspace.has_binary(programs::PLATFORM) {
+                report.stage("platform", || platform(workspace, extent, &mut tests));
+            }
         } else {
             println!("\nclippy, codegen, tests and what follows did not run: they need the build");
         }
     }
     if quick {
-        println!("\nleft out by --quick: needs, build of all targets, clippy, codegen, demo, crash-matrix");
+        println!("\nleft out by --quick: needs, build of all targets, clippy, codegen, demo, crash-matrix, platform");
     }
     println!("\n{}", report.table());
     println!("tests: {} passed, {} failed", tests.passed, tests.failed);
@@ -129,6 +147,30 @@ fn crash_sample(workspace: &Workspace) -> anyhow::Result<()> {
     let mut command = Command::new(workspace.built("debug", programs::CRASH_MATRIX));
     command.current_dir(workspace.root()).args(["--backend", programs::EMBEDDED, "--sample", CRASH_SAMPLE]);
     process::run(command, CRASH_LIMIT)
+}
+
+/// A machine is booted and Fettle installed on it; skips where there can be no machine.
+fn platform(workspace: &Workspace, extent: Extent, seen: &mut TestOutput) -> anyhow::Result<()> {
+    needs::offer(&["debootstrap", "systemd-container"]);
+    let log = workspace.built("", "skipped-tests.log");
+    fs_err::write(&log, "")?;
+    let mut command = Command::new(workspace.built("debug", programs::PLATFORM));
+    command.args(["tell", "--systemd"]).arg(workspace.root().join("systemd"));
+    command.arg("--cache").arg(workspace.built("", "fettle-test-cache/machine")).env(SKIP_LOG, &log);
+    let limit = match extent {
+        Extent::Platform => {
+            command.arg("--full");
+            PLATFORM_LIMIT
+        }
+        Extent::Quick | Extent::Usual => INSTALLED_LIMIT,
+    };
+    let status = process::run_lines(command, limit, &mut |stream, line| match stream {
+        Stream::Out => println!("{line}"),
+        Stream::Err => eprintln!("{line}"),
+    })?;
+    seen.add_log(&fs_err::read_to_string(&log)?);
+    ensure!(status.success() || status.code() == Some(SKIPPED), "the installation did not hold ({status})");
+    Ok(())
 }
 
 fn skipped_line(skipped: &[String]) -> String {

@@ -110,6 +110,12 @@ pub enum Action {
         path: Utf8PathBuf,
         aside: Utf8PathBuf,
     },
+    /// Does nothing, until it is taken back: then what services left behind while they ran goes with them.
+    Sweep {
+        units: Vec<String>,
+        folders: Vec<Utf8PathBuf>,
+        files: Vec<Utf8PathBuf>,
+    },
     /// Ends well when the installed services answer.
     HealthGate {
         gate: Gate,
@@ -200,6 +206,7 @@ impl Action {
             Self::Restart { way: Way::Forth, .. } => "restart:forth".to_owned(),
             Self::Restart { way: Way::Back, .. } => "restart:back".to_owned(),
             Self::Stop { .. } => "stop".to_owned(),
+            Self::Sweep { .. } => "sweep".to_owned(),
             Self::Swap { path, .. } => format!("swap:{path}"),
             Self::HealthGate { .. } => "gate".to_owned(),
         }
@@ -247,6 +254,7 @@ impl Action {
             Self::SwitchRelease { path, target } => release::check_link(host, path, target),
             Self::Swap { from, .. } => swap::check(host, from),
             Self::HealthGate { gate } => gate.check(host),
+            Self::Sweep { .. } if known.is_some() => Ok(Check::Done),
             _ => system::check(self, host),
         }
     }

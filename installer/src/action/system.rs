@@ -33,6 +33,16 @@ pub(super) fn describe(action: &Action) -> Description {
             (format!("enable {unit}"), "it comes back after a reboot", "becomes as enabled as it was")
         }
         Action::Start { unit } => (format!("start {unit}"), "Fettle runs when this is over", "is stopped if it was"),
+        Action::Sweep { .. } => (
+            "on the way back: sweep up what services left behind".to_owned(),
+            "slices, runtime folders and the timer's memory outlive the services",
+            "they are removed",
+        ),
+        Action::Stop { units } => (
+            format!("stop {}", units.join(", ")),
+            "nothing may write while what it writes to is exchanged",
+            "those that ran are started again",
+        ),
         Action::Restart { units, way: Way::Forth } => {
             (format!("restart {}, one after the other", units.join(", ")), "they run what is new", "nothing")
         }
@@ -66,7 +76,9 @@ pub(super) fn check(action: &Action, host: &dyn HostView) -> ActResult<Check> {
         Action::Start { unit } => needed_unless(host.unit(unit)?.active, "it does not run"),
         Action::Stop { units } => needed_unless(active(host, units)?.is_empty(), "they run"),
         // Whether these are needed follows from what else is done; the planner drops them.
-        Action::AppArmor { .. } | Action::Reload { .. } | Action::Restart { .. } => Check::Needed(String::new()),
+        Action::AppArmor { .. } | Action::Reload { .. } | Action::Restart { .. } | Action::Sweep { .. } => {
+            Check::Needed(String::new())
+        }
         _ => unreachable!("only what concerns the system is checked here"),
     })
 }
@@ -116,7 +128,7 @@ pub(super) fn execute(action: &Action, host: &mut dyn Host) -> ActResult<Trace> 
                 host.units(UnitVerb::TryRestart, unit)?;
             }
         }
-        Action::Reload { way: Way::Back } | Action::Restart { way: Way::Back, .. } => {}
+        Action::Reload { way: Way::Back } | Action::Restart { way: Way::Back, .. } | Action::Sweep { .. } => {}
         Action::Enable { unit } => host.units(UnitVerb::Enable, unit)?,
         Action::Start { unit } => host.units(UnitVerb::Start, unit)?,
         Action::Stop { units } => {
@@ -140,6 +152,17 @@ pub(super) fn revert(action: &Action, host: &mut dyn Host, before: &Trace) -> Ac
             }
         }
         (Action::AppArmor { profile }, _) => host.unload_apparmor(profile)?,
+        (Action::Sweep { units, folders, files }, _) => {
+            for unit in units {
+                host.units(UnitVerb::Stop, unit)?;
+            }
+            for folder in folders {
+                host.remove_tree(folder)?;
+            }
+            for file in files {
+                host.remove(file)?;
+            }
+        }
         (Action::Reload { way: Way::Back }, _) => host.daemon_reload()?,
         (Action::Restart { units, way: Way::Back }, _) => {
             for unit in units {
