@@ -91,7 +91,8 @@ struct Folders(Vec<(Utf8PathBuf, &'static str)>);
 
 impl Folders {
     fn ask(workspace: &Workspace) -> anyhow::Result<Self> {
-        let mut folders = vec![(workspace.root().to_owned(), "fettle"), (workspace.built("", ""), "fettle/target")];
+        let mut folders =
+            vec![(workspace.root().to_owned(), "fettle"), (workspace.target().to_owned(), "fettle/target")];
         let mut ask = MetadataCommand::new();
         ask.manifest_path(workspace.root().join("Cargo.toml")).other_options(vec!["--locked".to_owned()]);
         let packages = ask.exec().context("while asking cargo for the dependencies")?.packages;
@@ -118,8 +119,8 @@ impl Folders {
     fn refuse_named(&self, program: &Utf8Path) -> anyhow::Result<()> {
         let bytes = fs_err::read(program)?;
         for (folder, _) in &self.0 {
-            let folder = folder.as_str().trim_end_matches('/');
-            let found = bytes.windows(folder.len()).any(|window| window == folder.as_bytes());
+            let name = folder.as_str().as_bytes();
+            let found = bytes.windows(name.len()).any(|window| window == name);
             ensure!(!found, "{program} names the folder {folder} of this machine");
         }
         Ok(())
@@ -284,7 +285,7 @@ mod tests {
     #[test]
     fn a_program_that_names_a_folder_of_this_machine_is_refused() {
         let (_folder, root) = folder();
-        let folders = Folders(vec![("/builds/fettle/".into(), "fettle")]);
+        let folders = Folders(vec![("/builds/fettle".into(), "fettle")]);
         let program = root.join("program");
         fs_err::write(&program, b"\x7fELF /fettle/crates/a.rs").unwrap();
         assert!(folders.refuse_named(&program).is_ok());

@@ -40,6 +40,11 @@ impl Workspace {
         self.members().find(|member| member.name == package).map(|member| member.version.to_string())
     }
 
+    /// The folder of all that is built, within the workspace or wherever cargo is told to put it.
+    pub(crate) fn target(&self) -> &Utf8Path {
+        &self.metadata.target_directory
+    }
+
     /// Where a build in `profile`'s folder leaves what is called `name`.
     pub(crate) fn built(&self, folder: &str, name: &str) -> Utf8PathBuf {
         self.metadata.target_directory.join(folder).join(name)
