@@ -18,6 +18,7 @@ use crate::workspace::Workspace;
 const PROGRAMS: &[(&str, &str)] = &[
     ("fettle-cli", "fettle"),
     ("fettle-dashboard", "fettle-dashboard"),
+    ("fettle-installer", "fettle-installer"),
     ("fettle-sandbox", "fettle-sandbox"),
     ("fettle-worker", "fettle-worker"),
 ];

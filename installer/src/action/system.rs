@@ -125,7 +125,8 @@ pub(super) fn execute(action: &Action, host: &mut dyn Host) -> ActResult<Trace> 
         Action::Reload { way: Way::Forth } => host.daemon_reload()?,
         Action::Restart { units, way: Way::Forth } => {
             for unit in units {
-                host.units(UnitVerb::TryRestart, unit)?;
+                // What runs is about to be what is new: that it does not start says that it is not healthy.
+                host.units(UnitVerb::TryRestart, unit).map_err(|error| ActError::Gate(error.to_string()))?;
             }
         }
         Action::Reload { way: Way::Back } | Action::Restart { way: Way::Back, .. } | Action::Sweep { .. } => {}
