@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::MAX_WORKERS;
@@ -15,12 +15,49 @@ pub struct Answers {
     /// Becomes `fettle.toml`, when there is none yet; sections and keys as there.
     pub settings: toml::Table,
     /// Secrets by file name, as `settings` names them: where each is now. They are copied, never shown.
-    pub secrets: BTreeMap<String, Utf8PathBuf>,
+    pub secrets: BTreeMap<String, SecretFrom>,
+    /// Units of something that Fettle takes the place of: stopped and disabled while Fettle is installed, and as they were
+    /// again when it is removed.
+    pub retire: Vec<String>,
     /// How long the services may take to become ready, in seconds.
     pub gate_timeout: u32,
     /// How backups are made; `true` and `false` alone say whether there is one every night.
     #[serde(deserialize_with = "backup")]
     pub backup: Backup,
+}
+
+/// Where a secret is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SecretFrom {
+    /// The whole content of a file.
+    File(Utf8PathBuf),
+    /// One variable in a file as systemd's `EnvironmentFile=` reads it.
+    Variable(VariableOf),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VariableOf {
+    pub file: Utf8PathBuf,
+    pub variable: String,
+}
+
+impl SecretFrom {
+    pub fn file(&self) -> &Utf8Path {
+        match self {
+            Self::File(file) | Self::Variable(VariableOf { file, .. }) => file,
+        }
+    }
+}
+
+impl std::fmt::Display for SecretFrom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(file) => file.fmt(f),
+            Self::Variable(VariableOf { file, variable }) => write!(f, "{variable} in {file}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +97,7 @@ impl Default for Answers {
             workers: 1,
             settings: toml::Table::new(),
             secrets: BTreeMap::new(),
+            retire: Vec::new(),
             gate_timeout: 60,
             backup: Backup::default(),
         }
@@ -87,15 +125,27 @@ impl Answers {
                 format!("backup.recipients: `{recipient}` is no age recipient ({why}); one begins with age1")
             })?;
         }
-        let strange = answers
-            .secrets
-            .iter()
-            .find(|(name, path)| name.is_empty() || name.contains('/') || name.starts_with('.') || !path.is_absolute());
-        if let Some((name, path)) = strange {
-            return Err(format!("secrets: `{name}` must be a plain file name, and `{path}` an absolute path"));
+        let strange = answers.secrets.iter().find(|(name, from)| {
+            name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') || !from.file().is_absolute()
+        });
+        if let Some((name, from)) = strange {
+            return Err(format!("secrets: `{name}` must be a plain file name, and `{}` an absolute path", from.file()));
+        }
+        if let Some(unit) = answers.retire.iter().find(|unit| !is_retirable(unit)) {
+            return Err(format!(
+                "retire: `{unit}` is not a unit of something else; write its whole name, as in `aiagent.service`"
+            ));
         }
         Ok(answers)
     }
+}
+
+/// A unit's whole name, of nothing that is Fettle's.
+fn is_retirable(unit: &str) -> bool {
+    const KINDS: [&str; 4] = [".service", ".socket", ".timer", ".target"];
+    let plain = unit.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@:\\".contains(&byte));
+    let named = KINDS.iter().any(|kind| unit.strip_suffix(kind).is_some_and(|stem| !stem.is_empty()));
+    plain && named && !unit.starts_with(['-', '.']) && !unit.starts_with("fettle")
 }
 
 #[cfg(test)]
@@ -112,6 +162,10 @@ mod tests {
             ("gate_timeout = 0", "gate_timeout"),
             ("[secrets]\n\"../x\" = \"/srv/x\"", "../x"),
             ("[secrets]\nx = \"root/x\"", "root/x"),
+            ("[secrets]\nx = { file = \"x\", variable = \"X\" }", "absolute"),
+            ("retire = [\"sshd\"]", "`sshd`"),
+            ("retire = [\"--now.service\"]", "`--now.service`"),
+            ("retire = [\"fettle-dashboard.service\"]", "`fettle-dashboard.service`"),
             ("[backup]\nkeep = 0", "backup.keep"),
             ("[backup]\nrecipients = [\"age1x\"]", "`age1x`"),
             ("[backup]\nnightli = false", "backup"),

@@ -53,6 +53,24 @@ pub enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Take the place of another installation: show what would be carried over, then install with it. The other's files stay,
+    /// its services are stopped, and an uninstallation starts them again.
+    Import {
+        /// Which kind of installation.
+        #[arg(long, value_enum)]
+        from: Predecessor,
+        /// The model's name, where the installation does not say it.
+        #[arg(long, value_name = "NAME")]
+        model: Option<String>,
+        /// Only write the answers to this file, to be looked at and changed; then `apply --answers FILE`.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<Utf8PathBuf>,
+        /// The release tree to install; default: the one that this program lies in.
+        #[arg(long, value_name = "FOLDER")]
+        release: Option<Utf8PathBuf>,
+        #[command(flatten)]
+        how: How,
+    },
     /// Go on with a run that was interrupted.
     Resume,
     /// Show what is installed, what runs, and whether a run is unfinished.
@@ -108,6 +126,12 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Predecessor {
+    /// /opt/ai-agent, /etc/ai-agent/env, aiagent.service.
+    Aiagent,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use fettle_runtime::system::SystemClock;
 
 use crate::action::{Action, Check};
 use crate::answers::Answers;
-use crate::cli::{Command, Flags, How, OnFailure as KeepOrRevert, Wanted};
+use crate::cli::{Command, Flags, How, OnFailure as KeepOrRevert, Predecessor, Wanted};
 use crate::console::Reporter;
 use crate::exit::{Exit, where_it_stands};
 use crate::facts::{self, Files, HostFacts, RealAsk, gather};
@@ -24,6 +24,7 @@ use crate::release;
 use crate::report::{self, Preflight, Show};
 use crate::run::{Home, Outcome, RunError, Runner, forget};
 use crate::smoke::{Smoke, State, Tried};
+use crate::take_over;
 
 /// Why a command ended otherwise than done: the status, and a sentence with what to do.
 #[derive(Debug)]
@@ -93,6 +94,9 @@ impl Session<'_> {
             }
             Command::Plan { wanted, output, explain } => self.plan(&wanted, output.as_deref(), explain),
             Command::Apply { wanted, how } => self.apply(&wanted, &how),
+            Command::Import { from: Predecessor::Aiagent, model, output, release, how } => {
+                self.import(model.as_deref(), output.as_deref(), release.as_deref(), &how)
+            }
             Command::Resume => self.resume(),
             Command::Status => self.status(),
             Command::Verify => self.verify(),
@@ -173,6 +177,41 @@ impl Session<'_> {
             _ => Purpose::Apply,
         };
         self.carry_out(&release, &answers, how, purpose)
+    }
+
+    fn import(
+        &mut self,
+        model: Option<&str>,
+        output: Option<&Utf8Path>,
+        release: Option<&Utf8Path>,
+        how: &How,
+    ) -> Ends<Exit> {
+        // Its variables are root's alone.
+        self.need_root()?;
+        let Some(found) = take_over::look(&self.host).map_err(unexpected)? else {
+            let why = "there is no such installation here: no /opt/ai-agent, /etc/ai-agent/env or aiagent.service";
+            return Err(Ended { exit: Exit::Usage, why: why.to_owned() });
+        };
+        let take_over = take_over::take_over(&found, model);
+        self.reporter.say("Carried over:");
+        take_over.carried.iter().for_each(|told| self.reporter.say(&format!("  {} -> {}", told.what, told.how)));
+        self.reporter.say("Left as it is:");
+        take_over.left.iter().for_each(|told| self.reporter.say(&format!("  {}: {}", told.what, told.how)));
+        if let Some(output) = output {
+            let text = toml::to_string_pretty(&take_over.answers).expect("answers are plain data");
+            fs_err::write(output, text).map_err(unexpected)?;
+            self.reporter.say(&format!("The answers are in {output}: `fettle-installer apply --answers {output}`."));
+            return Ok(Exit::Done);
+        }
+        if Utf8Path::new(CONFIG).is_file() && self.answers(None)? != take_over.answers {
+            let why = format!(
+                "{CONFIG} is there already and is yours: nothing is written over it. Write the answers to a file with \
+                 --output, put what you want of them into it, and run `fettle-installer apply`"
+            );
+            return Err(Ended { exit: Exit::Conflict, why });
+        }
+        let release = self.release(release)?;
+        self.carry_out(&release, &take_over.answers, how, Purpose::Apply)
     }
 
     fn rollback(&mut self, to: Option<u32>, how: &How) -> Ends<Exit> {

@@ -106,6 +106,7 @@ impl Planning<'_> {
             folders: vec![layout::RUNTIME.into()],
             files: vec![layout::TIMER_STAMP.into()],
         });
+        self.retire();
         self.start();
         self.gate(&config);
     }
@@ -256,6 +257,11 @@ impl Planning<'_> {
             self.file(profile.clone(), text, "without it the sandbox could not make its namespaces");
             self.actions.push(Action::AppArmor { profile });
         }
+    }
+
+    /// After everything that can be prepared while what is retired still runs.
+    fn retire(&mut self) {
+        self.actions.extend(self.answers.retire.iter().map(|unit| Action::Retire { unit: unit.clone() }));
     }
 
     fn start(&mut self) {

@@ -4,6 +4,8 @@ use camino::Utf8Path;
 use similar::TextDiff;
 
 use super::{ActError, ActResult, Action, Check, Description, Keeping, Saving, Trace};
+use crate::answers::{SecretFrom, VariableOf};
+use crate::environment_file;
 use crate::host::{Attrs, Entry, Host, HostView, sha256};
 
 /// A secret is root's alone: systemd hands it to the unit that needs it.
@@ -85,9 +87,24 @@ pub(super) fn check_secret(host: &dyn HostView, path: &Utf8Path) -> ActResult<Ch
     })
 }
 
-pub(super) fn check_copied(host: &dyn HostView, from: &Utf8Path, path: &Utf8Path) -> ActResult<Check> {
-    let Entry::File { sha256: wanted, .. } = host.entry(from)? else {
-        return Ok(Check::Blocked(format!("{from} is not there or no regular file; name the secret's file anew")));
+/// What the secret is; the error names the place and never a value.
+fn value(host: &dyn HostView, from: &SecretFrom) -> ActResult<Result<Vec<u8>, String>> {
+    if !matches!(host.entry(from.file())?, Entry::File { .. }) {
+        return Ok(Err(format!("{} is not there or no regular file; name the secret's place anew", from.file())));
+    }
+    let bytes = host.read(from.file())?;
+    let SecretFrom::Variable(VariableOf { variable, .. }) = from else { return Ok(Ok(bytes)) };
+    let found = environment_file::read(&String::from_utf8_lossy(&bytes)).remove(variable);
+    let found = found.filter(|value| !value.is_empty()).map(String::into_bytes);
+    Ok(found.ok_or_else(|| format!("{from} has no value; name the secret's place anew")))
+}
+
+pub(super) fn check_copied(host: &dyn HostView, from: &SecretFrom, path: &Utf8Path) -> ActResult<Check> {
+    let wanted = match value(host, from)? {
+        Ok(value) => sha256(&value),
+        // The copy is what counts: nobody has to keep the original.
+        Err(_) if check_secret(host, path)? == Check::Done => return Ok(Check::Done),
+        Err(why) => return Ok(Check::Blocked(why)),
     };
     Ok(match host.entry(path)? {
         Entry::File { sha256, attrs } if sha256 == wanted && attrs == Attrs::root(SECRET_MODE) => Check::Done,
@@ -144,8 +161,9 @@ pub(super) fn generate(host: &mut dyn Host, path: &Utf8Path, bytes: usize) -> Ac
     seen(host, path)
 }
 
-pub(super) fn copy_secret(host: &mut dyn Host, from: &Utf8Path, path: &Utf8Path) -> ActResult<Trace> {
-    host.copy(from, path, &Attrs::root(SECRET_MODE))?;
+pub(super) fn copy_secret(host: &mut dyn Host, from: &SecretFrom, path: &Utf8Path) -> ActResult<Trace> {
+    let value = value(host, from)?.map_err(ActError::Refused)?;
+    host.write(path, &value, &Attrs::root(SECRET_MODE))?;
     seen(host, path)
 }
 

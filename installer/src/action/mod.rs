@@ -10,6 +10,7 @@ mod system;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use crate::answers::SecretFrom;
 use crate::host::{Attrs, Entry, Host, HostError, HostView, UnitState};
 
 pub use gate::Gate;
@@ -61,7 +62,7 @@ pub enum Action {
     },
     /// A secret that the operator has in another file.
     CopySecret {
-        from: Utf8PathBuf,
+        from: SecretFrom,
         path: Utf8PathBuf,
     },
     /// A release tree, copied and verified file by file.
@@ -98,6 +99,10 @@ pub enum Action {
     Restart {
         units: Vec<String>,
         way: Way,
+    },
+    /// Something else's unit, stopped and disabled; taken back, it is as it was.
+    Retire {
+        unit: String,
     },
     /// Units, in this order. Taken back, those that ran are started again, in the reverse order.
     Stop {
@@ -203,6 +208,7 @@ impl Action {
             Self::Reload { way: Way::Back } => "reload:back".to_owned(),
             Self::Enable { unit } => format!("enable:{unit}"),
             Self::Start { unit } => format!("start:{unit}"),
+            Self::Retire { unit } => format!("retire:{unit}"),
             Self::Restart { way: Way::Forth, .. } => "restart:forth".to_owned(),
             Self::Restart { way: Way::Back, .. } => "restart:back".to_owned(),
             Self::Stop { .. } => "stop".to_owned(),

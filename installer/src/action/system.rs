@@ -33,6 +33,11 @@ pub(super) fn describe(action: &Action) -> Description {
             (format!("enable {unit}"), "it comes back after a reboot", "becomes as enabled as it was")
         }
         Action::Start { unit } => (format!("start {unit}"), "Fettle runs when this is over", "is stopped if it was"),
+        Action::Retire { unit } => (
+            format!("stop and disable {unit}"),
+            "Fettle takes its place, and two would answer the same issues",
+            "is enabled and started again if it was",
+        ),
         Action::Sweep { .. } => (
             "on the way back: sweep up what services left behind".to_owned(),
             "slices, runtime folders and the timer's memory outlive the services",
@@ -74,6 +79,10 @@ pub(super) fn check(action: &Action, host: &dyn HostView) -> ActResult<Check> {
         }
         Action::Enable { unit } => needed_unless(host.unit(unit)?.enabled, "it is not enabled"),
         Action::Start { unit } => needed_unless(host.unit(unit)?.active, "it does not run"),
+        Action::Retire { unit } => {
+            let state = host.unit(unit)?;
+            needed_unless(!state.enabled && !state.active, "it is enabled or runs")
+        }
         Action::Stop { units } => needed_unless(active(host, units)?.is_empty(), "they run"),
         // Whether these are needed follows from what else is done; the planner drops them.
         Action::AppArmor { .. } | Action::Reload { .. } | Action::Restart { .. } | Action::Sweep { .. } => {
@@ -86,7 +95,9 @@ pub(super) fn check(action: &Action, host: &dyn HostView) -> ActResult<Check> {
 pub(super) fn before(action: &Action, host: &dyn HostView) -> ActResult<Trace> {
     Ok(match action {
         Action::Users { users, .. } => Trace::Users { absent: absent_users(host, users)? },
-        Action::Enable { unit } | Action::Start { unit } => Trace::Unit { state: host.unit(unit)? },
+        Action::Enable { unit } | Action::Start { unit } | Action::Retire { unit } => {
+            Trace::Unit { state: host.unit(unit)? }
+        }
         Action::Stop { units } => Trace::Active { units: active(host, units)? },
         _ => Trace::Nothing,
     })
@@ -132,6 +143,12 @@ pub(super) fn execute(action: &Action, host: &mut dyn Host) -> ActResult<Trace> 
         Action::Reload { way: Way::Back } | Action::Restart { way: Way::Back, .. } | Action::Sweep { .. } => {}
         Action::Enable { unit } => host.units(UnitVerb::Enable, unit)?,
         Action::Start { unit } => host.units(UnitVerb::Start, unit)?,
+        Action::Retire { unit } => {
+            if host.unit(unit)?.enabled {
+                host.units(UnitVerb::Disable, unit)?;
+            }
+            host.units(UnitVerb::Stop, unit)?;
+        }
         Action::Stop { units } => {
             for unit in units {
                 host.units(UnitVerb::Stop, unit)?;
@@ -140,7 +157,9 @@ pub(super) fn execute(action: &Action, host: &mut dyn Host) -> ActResult<Trace> 
         _ => unreachable!("only what concerns the system is executed here"),
     }
     match action {
-        Action::Enable { unit } | Action::Start { unit } => Ok(Trace::Unit { state: host.unit(unit)? }),
+        Action::Enable { unit } | Action::Start { unit } | Action::Retire { unit } => {
+            Ok(Trace::Unit { state: host.unit(unit)? })
+        }
         _ => Ok(Trace::Nothing),
     }
 }
@@ -176,6 +195,15 @@ pub(super) fn revert(action: &Action, host: &mut dyn Host, before: &Trace) -> Ac
             }
         }
         (Action::Enable { unit }, Trace::Unit { state }) if !state.enabled => host.units(UnitVerb::Disable, unit)?,
+        // Who has removed it since does not want it back.
+        (Action::Retire { unit }, Trace::Unit { state }) if !host.unit(unit)?.absent => {
+            if state.enabled {
+                host.units(UnitVerb::Enable, unit)?;
+            }
+            if state.active {
+                host.units(UnitVerb::Start, unit)?;
+            }
+        }
         (Action::Start { unit }, Trace::Unit { state }) if !state.active => {
             host.units(UnitVerb::Stop, unit)?;
             // A connection that came while only the service was stopped has started it again.

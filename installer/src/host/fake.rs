@@ -192,7 +192,11 @@ impl HostView for FakeHost {
     }
 
     fn unit(&self, name: &str) -> HostResult<UnitState> {
-        Ok(UnitState { enabled: self.facts.enabled.contains(name), active: self.facts.active.contains(name) })
+        Ok(UnitState {
+            enabled: self.facts.enabled.contains(name),
+            active: self.facts.active.contains(name),
+            absent: !self.has_unit(name),
+        })
     }
 
     fn has_user(&self, name: &str) -> HostResult<bool> {

@@ -72,6 +72,9 @@ pub struct UnitState {
     pub enabled: bool,
     /// Active, or on its way there.
     pub active: bool,
+    /// There is no such unit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
 }
 
 /// What a program said.

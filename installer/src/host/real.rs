@@ -225,11 +225,13 @@ impl HostView for RealHost {
     }
 
     fn unit(&self, name: &str) -> HostResult<UnitState> {
-        let text = succeed("systemctl", &["show", "--property=ActiveState,UnitFileState", name], PROGRAM_LIMIT)?;
+        let text =
+            succeed("systemctl", &["show", "--property=ActiveState,LoadState,UnitFileState", name], PROGRAM_LIMIT)?;
         let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         Ok(UnitState {
             enabled: value("UnitFileState") == Some("enabled"),
             active: matches!(value("ActiveState"), Some("active" | "activating" | "reloading")),
+            absent: value("LoadState") == Some("not-found"),
         })
     }
 

@@ -9,10 +9,11 @@ use super::*;
 use crate::action::{Manifest, ManifestFile};
 use crate::answers::Answers;
 use crate::host::fake::{FakeHost, Fault, Killed};
-use crate::host::{HostView as _, sha256};
+use crate::host::{HostView as _, UnitVerb, sha256};
 use crate::journal::Product;
 use crate::layout::HOME;
 use crate::plan::{Facts, Foreign, Plan, Release, Settled, plan, settle, uninstall};
+use crate::take_over::{look, take_over};
 
 const SYSUSERS: &str = "u fettle - \"Fettle\"\nu fettle-worker - \"Fettle's workers\"\nm fettle-worker fettle\n";
 
@@ -130,16 +131,29 @@ fn same(left: &crate::host::fake::Facts, right: &crate::host::fake::Facts, when:
     assert_eq!(left.differences(right), Vec::<String>::new(), "{when}");
 }
 
-/// A machine with the release's tree lying about.
+const PREDECESSOR: &str = "aiagent.service";
+
+/// Everything that can be asked for: to take another installation's place is part of it.
+fn asked() -> Answers {
+    let found = look(&fresh().0).unwrap().unwrap();
+    take_over(&found, None).answers
+}
+
+/// A machine on which another installation runs, with the release's tree lying about.
 fn fresh() -> (FakeHost, Release) {
     let mut host = FakeHost::fresh();
+    host.put("/etc/ai-agent/env", "GITHUB_WEBHOOK_SECRET='a secret of before'\nOLLAMA_MODEL=codellama:13b\n", 0o600);
+    host.put(&format!("/etc/systemd/system/{PREDECESSOR}"), "[Service]\n", 0o644);
+    host.daemon_reload().unwrap();
+    host.units(UnitVerb::Enable, PREDECESSOR).unwrap();
+    host.units(UnitVerb::Start, PREDECESSOR).unwrap();
     let release = release(&mut host, "1.0.0");
     (host, release)
 }
 
 fn installed() -> (FakeHost, Release) {
     let (mut host, release) = fresh();
-    assert_eq!(apply(&mut host, &release, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(apply(&mut host, &release, &asked()).unwrap().unwrap(), Outcome::Done);
     (host, release)
 }
 
@@ -165,12 +179,12 @@ fn an_installation_killed_before_any_change_is_finished_by_resume() {
     at_each_change(
         &start,
         Fault::Killed,
-        |host| drop(apply(host, &release, &Answers::default())),
+        |host| drop(apply(host, &release, &asked())),
         |change, mut host| {
             match resume(&mut host) {
                 Some(outcome) => assert_eq!(outcome, Outcome::Done, "at change {change}"),
                 // Killed before the journal began, or after it had ended.
-                None => assert_eq!(apply(&mut host, &release, &Answers::default()).unwrap().unwrap(), Outcome::Done),
+                None => assert_eq!(apply(&mut host, &release, &asked()).unwrap().unwrap(), Outcome::Done),
             }
             same(&host.without(HOME), &wanted.without(HOME), &format!("at change {change}"));
             assert_eq!(
@@ -187,7 +201,7 @@ fn an_installation_killed_before_any_change_leaves_nothing_when_it_is_taken_back
     at_each_change(
         &start,
         Fault::Killed,
-        |host| drop(apply(host, &release, &Answers::default())),
+        |host| drop(apply(host, &release, &asked())),
         |change, mut host| {
             if turn_back(&mut host).is_none() && Receipt::read(&host, &home().receipt()).unwrap().is_some() {
                 assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
@@ -203,7 +217,7 @@ fn an_installation_that_is_refused_a_change_takes_itself_back() {
     at_each_change(
         &start,
         Fault::Refused,
-        |host| drop(apply(host, &release, &Answers::default())),
+        |host| drop(apply(host, &release, &asked())),
         |change, mut host| {
             // Without its journal a run can do nothing, not even go back: that is for the next one.
             turn_back(&mut host);
@@ -216,9 +230,28 @@ fn an_installation_that_is_refused_a_change_takes_itself_back() {
 }
 
 #[test]
+fn what_ran_before_is_retired_with_its_secret_carried_over_and_comes_back_with_an_uninstallation() {
+    let (mut host, release) = installed();
+    assert_eq!(host.text("/etc/fettle/secrets/webhook-secret"), Some("a secret of before"));
+    assert!(host.text("/etc/fettle/fettle.toml").unwrap().contains("http://127.0.0.1:11434/v1"));
+    assert_eq!(host.unit(PREDECESSOR).unwrap(), crate::host::UnitState::default());
+    // Whoever is content removes what was there before; nothing hangs on it any more.
+    let mut content = host.clone();
+    for path in ["/etc/ai-agent/env", "/etc/systemd/system/aiagent.service"] {
+        content.remove(path.into()).unwrap();
+    }
+    content.daemon_reload().unwrap();
+    assert_eq!(settled(&content, &planned(&content, &release, &asked())).steps, []);
+    assert_eq!(remove(&mut content, true).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(remove(&mut host, false).unwrap().unwrap(), Outcome::Done);
+    let state = host.unit(PREDECESSOR).unwrap();
+    assert!(state.enabled && state.active);
+}
+
+#[test]
 fn a_second_apply_has_nothing_to_do() {
     let (host, release) = installed();
-    assert_eq!(settled(&host, &planned(&host, &release, &Answers::default())).steps, []);
+    assert_eq!(settled(&host, &planned(&host, &release, &asked())).steps, []);
 }
 
 #[test]
@@ -226,22 +259,22 @@ fn an_upgrade_killed_before_any_change_ends_as_the_new_or_the_old_release() {
     let (mut start, old) = installed();
     let new = release(&mut start, "2.0.0");
     let mut wanted = start.clone();
-    assert_eq!(apply(&mut wanted, &new, &Answers::default()).unwrap().unwrap(), Outcome::Done);
-    assert_eq!(settled(&wanted, &planned(&wanted, &new, &Answers::default())).steps, []);
+    assert_eq!(apply(&mut wanted, &new, &asked()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(settled(&wanted, &planned(&wanted, &new, &asked())).steps, []);
     at_each_change(
         &start,
         Fault::Killed,
-        |host| drop(apply(host, &new, &Answers::default())),
+        |host| drop(apply(host, &new, &asked())),
         |change, host| {
             let mut forth = host.clone();
             if resume(&mut forth).is_none() {
-                apply(&mut forth, &new, &Answers::default());
+                apply(&mut forth, &new, &asked());
             }
             same(&forth.without(HOME), &wanted.without(HOME), &format!("forth, at change {change}"));
             let mut back = host;
             if turn_back(&mut back).is_some() {
                 same(&back.without(HOME), &start.without(HOME), &format!("back, at change {change}"));
-                assert_eq!(settled(&back, &planned(&back, &old, &Answers::default())).steps, []);
+                assert_eq!(settled(&back, &planned(&back, &old, &asked())).steps, []);
             }
         },
     );
@@ -253,7 +286,7 @@ fn an_upgrade_to_a_release_that_never_gets_ready_is_switched_back_and_says_that_
     let new = release(&mut start, "2.0.0");
     let mut host = start.clone();
     host.broken.insert("2.0.0".to_owned());
-    let outcome = apply(&mut host, &new, &Answers::default()).unwrap().unwrap();
+    let outcome = apply(&mut host, &new, &asked()).unwrap().unwrap();
     assert!(matches!(&outcome, Outcome::Reverted { gate: true, reason } if reason.contains("503")), "{outcome:?}");
     same(&host.without(HOME), &start.without(HOME), "");
 }
@@ -264,7 +297,7 @@ fn a_configuration_that_the_new_release_refuses_is_not_switched_to() {
     let new = release(&mut start, "2.0.0");
     let mut host = start.clone();
     host.refused_config = Some("worker_key_file");
-    let outcome = apply(&mut host, &new, &Answers::default()).unwrap().unwrap();
+    let outcome = apply(&mut host, &new, &asked()).unwrap().unwrap();
     assert!(
         matches!(&outcome, Outcome::Reverted { gate: false, reason } if reason.contains("unknown key")),
         "{outcome:?}"
@@ -328,7 +361,7 @@ fn what_was_there_before_the_first_installation_comes_back_even_after_an_upgrade
     let (mut host, old) = fresh();
     host.put("/etc/sysusers.d/fettle.conf", "# somebody's\n", 0o600);
     let before = host.clone();
-    let plan = planned(&host, &old, &Answers::default());
+    let plan = planned(&host, &old, &asked());
     let settled = settle(&plan, &host, None, Foreign::Refuse).unwrap();
     assert_eq!(settled.conflicts.len(), 1, "{settled:?}");
     assert!(settled.conflicts[0].1.contains("-# somebody's"), "{settled:?}");
@@ -336,7 +369,7 @@ fn what_was_there_before_the_first_installation_comes_back_even_after_an_upgrade
     let first = run(Purpose::Apply, plan.product, steps);
     assert_eq!(process(&mut host, |host, runner| runner.start(host, first)).unwrap().unwrap(), Outcome::Done);
     let new = release(&mut host, "2.0.0");
-    assert_eq!(apply(&mut host, &new, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(apply(&mut host, &new, &asked()).unwrap().unwrap(), Outcome::Done);
     assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
     assert_eq!(host.text("/etc/sysusers.d/fettle.conf"), before.text("/etc/sysusers.d/fettle.conf"));
 }
@@ -369,12 +402,12 @@ fn the_operators_changes_of_the_configuration_stay_through_apply_and_upgrade() {
         &Attrs { mode: 0o640, owner: crate::host::Owner::new("root", "fettle") },
     )
     .unwrap();
-    assert_eq!(apply(&mut host, &release_1, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(apply(&mut host, &release_1, &asked()).unwrap().unwrap(), Outcome::Done);
     assert_eq!(host.text("/etc/fettle/fettle.toml"), Some(text));
     let listen = host.text("/etc/systemd/system/fettle-dashboard.socket.d/10-listen.conf").unwrap();
     assert!(listen.contains("ListenStream=0.0.0.0:8443"), "{listen}");
     let new = release(&mut host, "2.0.0");
-    assert_eq!(apply(&mut host, &new, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    assert_eq!(apply(&mut host, &new, &asked()).unwrap().unwrap(), Outcome::Done);
     assert_eq!(host.text("/etc/fettle/fettle.toml"), Some(text));
 }
 
@@ -388,7 +421,7 @@ proptest! {
         let wanted = installed().0.without(HOME);
         let mut host = start.clone();
         host.fault = Some((kills[0].0, Fault::Killed));
-        apply(&mut host, &release, &Answers::default());
+        apply(&mut host, &release, &asked());
         for (after, turn) in &kills[1..] {
             host.fault = Some((host.changes() + after, Fault::Killed));
             process(&mut host, |host, runner| if *turn { runner.turn_back(host, "asked for") } else { runner.resume(host) });
@@ -509,8 +542,8 @@ fn releases_older_than_three_generations_go_and_those_that_can_be_gone_back_to_s
     let (mut host, _) = installed();
     for version in ["2.0.0", "3.0.0", "4.0.0"] {
         let new = release(&mut host, version);
-        assert_eq!(apply(&mut host, &new, &Answers::default()).unwrap().unwrap(), Outcome::Done);
-        assert_eq!(settled(&host, &planned(&host, &new, &Answers::default())).steps, []);
+        assert_eq!(apply(&mut host, &new, &asked()).unwrap().unwrap(), Outcome::Done);
+        assert_eq!(settled(&host, &planned(&host, &new, &asked())).steps, []);
     }
     let kept: Vec<String> = host.list(crate::layout::RELEASES.into()).unwrap();
     let versions: Vec<&str> = kept.iter().filter_map(|name| name.split('-').next()).collect();
