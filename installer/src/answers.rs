@@ -21,6 +21,8 @@ pub struct Answers {
     pub retire: Vec<String>,
     /// How long the services may take to become ready, in seconds.
     pub gate_timeout: u32,
+    /// Whether an installation and an upgrade count only when the smoke list passes too.
+    pub smoke: bool,
     /// How backups are made; `true` and `false` alone say whether there is one every night.
     #[serde(deserialize_with = "backup")]
     pub backup: Backup,
@@ -99,6 +101,7 @@ impl Default for Answers {
             secrets: BTreeMap::new(),
             retire: Vec::new(),
             gate_timeout: 60,
+            smoke: true,
             backup: Backup::default(),
         }
     }

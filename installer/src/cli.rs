@@ -158,6 +158,9 @@ pub struct How {
     /// Preflight checks whose failure is all right, such as PF012,PF030.
     #[arg(long, value_delimiter = ',', value_name = "IDS")]
     pub ignore: Vec<String>,
+    /// Do not make a backup before an upgrade.
+    #[arg(long)]
+    pub no_backup: bool,
     /// Replace files that somebody else has changed; a copy is kept.
     #[arg(long)]
     pub overwrite: bool,

@@ -249,6 +249,9 @@ impl Session<'_> {
         self.show(&settled, false);
         self.confirm(how.yes, &format!("{} steps will be taken.", settled.steps.len()))?;
         let _lock = self.lock()?;
+        if purpose == Purpose::Upgrade && !how.no_backup {
+            crate::backup::before_upgrade(self)?;
+        }
         let on_failure = match how.on_failure {
             KeepOrRevert::Revert => OnFailure::Revert,
             KeepOrRevert::Keep => OnFailure::Keep,

@@ -284,6 +284,9 @@ impl Planning<'_> {
         let urls = std::iter::once(dashboard).chain(workers).collect();
         let version = self.release.manifest.version.clone();
         self.actions.push(Action::HealthGate { gate: Gate { urls, version, limit_s: self.answers.gate_timeout } });
+        if self.answers.smoke {
+            self.actions.push(Action::Smoke { program: self.release.path().join("bin/fettle-installer") });
+        }
     }
 }
 
@@ -335,9 +338,12 @@ pub fn settle(plan: &Plan, host: &dyn HostView, receipt: Option<&Receipt>, forei
         settled.needs.push("no longer wanted".to_owned());
     }
     let mut steps: Vec<(Action, String)> = Vec::new();
+    let mut gates: Vec<(Action, String)> = Vec::new();
     for action in &plan.actions {
         let known = receipt.and_then(|receipt| receipt.find(&action.key())).map(|entry| &entry.after);
         match action.check(host, known)? {
+            // How it is now says nothing about how it is after a change.
+            Check::Done if is_gate(action) => gates.push((action.clone(), String::new())),
             Check::Done => {}
             Check::Needed(what) => steps.push((action.clone(), what)),
             Check::Foreign(what) => match foreign {
@@ -346,6 +352,9 @@ pub fn settle(plan: &Plan, host: &dyn HostView, receipt: Option<&Receipt>, forei
             },
             Check::Blocked(what) => settled.blocked.push(what),
         }
+    }
+    if !changed.is_empty() || !steps.iter().all(|(action, _)| is_companion(action)) {
+        steps.extend(gates);
     }
     changed.extend(steps.iter().filter(|(action, _)| !is_companion(action)).map(|(action, _)| action.key()));
     let installed = receipt.is_some_and(Receipt::is_installed);
@@ -380,6 +389,11 @@ fn is_outdated(entry: &crate::receipt::Entry, plan: &Plan, receipt: Option<&Rece
 fn is_obsolete(entry: &crate::receipt::Entry, wanted: &BTreeSet<String>) -> bool {
     let passing = matches!(entry.action, Action::Release { .. } | Action::Reload { .. });
     !wanted.contains(&entry.id) && !entry.action.is_kept() && !passing
+}
+
+/// Decides whether what was done counts.
+fn is_gate(action: &Action) -> bool {
+    matches!(action, Action::HealthGate { .. } | Action::Smoke { .. })
 }
 
 /// Needed only because of something else.

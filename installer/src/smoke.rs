@@ -1,6 +1,7 @@
 //! The smoke list: what an installed Fettle must be able to do, tried on the running services from outside. It causes no
 //! effect on any forge: its one Task is a probe.
 
+use std::cell::OnceCell;
 use std::io::BufRead as _;
 use std::time::Duration;
 
@@ -64,10 +65,13 @@ pub struct Smoke {
     pub admin_key: Option<String>,
     pub webhook_secret: Option<String>,
     client: Client,
+    /// The Task of SM03, for whoever needs one.
+    probe: OnceCell<Result<String, Miss>>,
 }
 
 type Seen = Result<String, Miss>;
 
+#[derive(Debug, Clone)]
 enum Miss {
     Failed(String),
     Skipped(String),
@@ -108,6 +112,7 @@ impl Smoke {
             admin_key,
             webhook_secret,
             client: Client::builder().timeout(REQUEST_LIMIT).no_proxy().build().map_err(|error| error.to_string())?,
+            probe: OnceCell::new(),
         })
     }
 
@@ -171,14 +176,22 @@ impl Smoke {
         }
     }
 
-    /// The Task's id.
+    /// The id of a Task that was done.
     fn queue(&self) -> Result<String, Miss> {
         let key = self.admin_key.as_ref().ok_or_else(|| no_key("the dashboard's admin key"))?;
+        self.probe.get_or_init(|| self.probe(key)).clone()
+    }
+
+    fn probe(&self, key: &str) -> Result<String, Miss> {
         let url = format!("{}/api/v1/tasks", self.public);
         let made = self.client.post(&url).bearer_auth(key).json(&json!({ "mode": "probe" })).send().map_err(failed)?;
         let made = accepted(made)?;
         let task = made["task"]["id"].as_str().ok_or_else(|| failed("the answer names no Task"))?.to_owned();
         let begun = SystemClock.now();
+        let is_over = || {
+            let took = SystemClock.now().duration_since(begun);
+            took > jiff::SignedDuration::try_from(PROBE_LIMIT).unwrap_or_default()
+        };
         loop {
             let now = accepted(self.client.get(format!("{url}/{task}")).bearer_auth(key).send().map_err(failed)?)?;
             match (now["state"].as_str(), now["outcome"].as_str()) {
@@ -186,18 +199,28 @@ impl Smoke {
                 (Some("done" | "cancelled"), outcome) => {
                     return Err(Miss::Failed(format!("{task} ended with {outcome:?}")));
                 }
-                (state, _)
-                    if SystemClock.now().duration_since(begun)
-                        > jiff::SignedDuration::try_from(PROBE_LIMIT).unwrap_or_default() =>
-                {
+                // That a Task waits for work under way is no fault.
+                (Some(_), _) if is_over() && self.all_busy() => {
+                    return Err(Miss::Skipped(format!("{task} waits: every worker is at work")));
+                }
+                (state, _) if is_over() => {
+                    let limit = PROBE_LIMIT.as_secs();
                     return Err(Miss::Failed(format!(
-                        "{task} is still {state:?} after {} s; are all workers busy?",
-                        PROBE_LIMIT.as_secs()
+                        "{task} is still {state:?} after {limit} s, and a worker is idle"
                     )));
                 }
                 _ => std::thread::sleep(LOOK),
             }
         }
+    }
+
+    fn all_busy(&self) -> bool {
+        let workers = self.internal.iter().skip(1);
+        let busy = |base: &String| {
+            let answer = self.client.get(format!("{base}/leased")).send();
+            answer.is_ok_and(|answer| answer.status().is_success())
+        };
+        !self.workers.is_empty() && workers.into_iter().all(busy)
     }
 
     /// A ping opens no Task, whoever sends it.

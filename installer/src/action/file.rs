@@ -69,13 +69,23 @@ pub(super) fn check_file(
         Entry::File { sha256, attrs } => (sha256, attrs),
         _ => return Ok(Check::Blocked(format!("{path} is there and no regular file; move it away"))),
     };
+    let known = match known {
+        Some(Trace::Path { entry: Entry::File { sha256, .. }, .. }) => Some(sha256),
+        _ => None,
+    };
     if *digest == sha256(bytes) || keeping == Keeping::Seeded {
-        let same = now == attrs;
-        return Ok(if same { Check::Done } else { Check::Needed("other mode or owner".to_owned()) });
+        // The operator's own file is never written again, but what reads it has to be told.
+        let edited = keeping == Keeping::Seeded && known.is_some_and(|known| known != digest);
+        return Ok(match (now == attrs, edited) {
+            (false, _) => Check::Needed("other mode or owner".to_owned()),
+            (true, true) => {
+                Check::Needed("it was changed since the last apply, and the services do not use it yet".to_owned())
+            }
+            (true, false) => Check::Done,
+        });
     }
     let shown = difference(&host.read(path)?, bytes);
-    let ours = matches!(known, Some(Trace::Path { entry: Entry::File { sha256, .. }, .. }) if sha256 == digest);
-    Ok(if ours { Check::Needed(shown) } else { Check::Foreign(shown) })
+    Ok(if known == Some(digest) { Check::Needed(shown) } else { Check::Foreign(shown) })
 }
 
 pub(super) fn check_secret(host: &dyn HostView, path: &Utf8Path) -> ActResult<Check> {

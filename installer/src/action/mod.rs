@@ -121,6 +121,10 @@ pub enum Action {
         folders: Vec<Utf8PathBuf>,
         files: Vec<Utf8PathBuf>,
     },
+    /// The smoke list of the release that now runs, tried by its own installer.
+    Smoke {
+        program: Utf8PathBuf,
+    },
     /// Ends well when the installed services answer.
     HealthGate {
         gate: Gate,
@@ -215,13 +219,14 @@ impl Action {
             Self::Sweep { .. } => "sweep".to_owned(),
             Self::Swap { path, .. } => format!("swap:{path}"),
             Self::HealthGate { .. } => "gate".to_owned(),
+            Self::Smoke { .. } => "smoke".to_owned(),
         }
     }
 
     /// Whether it leaves something behind that an uninstallation takes back.
     pub fn is_lasting(&self) -> bool {
         let passing = matches!(self, Self::CheckConfig { .. } | Self::Restart { .. } | Self::HealthGate { .. });
-        !passing && !matches!(self, Self::Stop { .. } | Self::Swap { .. })
+        !passing && !matches!(self, Self::Smoke { .. } | Self::Stop { .. } | Self::Swap { .. })
     }
 
     /// Whether an uninstallation leaves it: data, configuration, secrets, and the users who own them. `--purge` does not.

@@ -38,6 +38,11 @@ pub(super) fn describe(action: &Action) -> Description {
             "Fettle takes its place, and two would answer the same issues",
             "is enabled and started again if it was",
         ),
+        Action::Smoke { .. } => (
+            "try the smoke list".to_owned(),
+            "ready is what a service says; that a Task passes through all of them is what counts",
+            "nothing",
+        ),
         Action::Sweep { .. } => (
             "on the way back: sweep up what services left behind".to_owned(),
             "slices, runtime folders and the timer's memory outlive the services",
@@ -85,6 +90,7 @@ pub(super) fn check(action: &Action, host: &dyn HostView) -> ActResult<Check> {
         }
         Action::Stop { units } => needed_unless(active(host, units)?.is_empty(), "they run"),
         // Whether these are needed follows from what else is done; the planner drops them.
+        Action::Smoke { .. } => Check::Done,
         Action::AppArmor { .. } | Action::Reload { .. } | Action::Restart { .. } | Action::Sweep { .. } => {
             Check::Needed(String::new())
         }
@@ -130,6 +136,12 @@ pub(super) fn execute(action: &Action, host: &mut dyn Host) -> ActResult<Trace> 
             let said = host.ask(program, &["check-config", config.as_str()])?;
             if !said.ok {
                 return Err(ActError::Refused(format!("{config} is refused: {}", said.text)));
+            }
+        }
+        Action::Smoke { program } => {
+            let said = host.ask(program, &["smoke"])?;
+            if !said.ok {
+                return Err(ActError::Gate(said.text));
             }
         }
         Action::AppArmor { profile } => host.load_apparmor(profile)?,

@@ -371,7 +371,14 @@ fn refuse(settled: &Settled) -> Ends<()> {
     }
 }
 
-/// What is there now, should the restoration be regretted.
+/// What is there now, should an upgrade be regretted.
+pub(crate) fn before_upgrade(session: &mut Session<'_>) -> Ends<()> {
+    let places = places(session)?;
+    let _lock = lock(&places)?;
+    first(session, &places)
+}
+
+/// What is there now, should what follows be regretted.
 fn first(session: &mut Session<'_>, places: &Places) -> Ends<()> {
     session.reporter.say("What is here is backed up first.");
     let answers = session.answers(None)?;
@@ -383,7 +390,7 @@ fn first(session: &mut Session<'_>, places: &Places) -> Ends<()> {
         Err(ended) => Err(Ended {
             exit: Exit::Backup,
             why: format!(
-                "what is here cannot be backed up first: {}\nTo restore all the same, use --no-backup.",
+                "what is here cannot be backed up first: {}\nTo go on all the same, use --no-backup.",
                 ended.why
             ),
         }),

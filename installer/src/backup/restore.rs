@@ -150,12 +150,15 @@ pub(super) fn steps(
                     | Action::Restart { .. }
                     | Action::CheckConfig { .. }
                     | Action::HealthGate { .. }
+                    | Action::Smoke { .. }
             } | Step::Undo { action: Action::Release { .. }, .. }
         )
     };
     steps.extend(settled.steps.into_iter().filter(own));
     steps.push(Step::Do { action: check });
-    let last = planned.iter().filter(|action| matches!(action, Action::Start { .. } | Action::HealthGate { .. }));
+    let is_last =
+        |action: &&Action| matches!(action, Action::Start { .. } | Action::HealthGate { .. } | Action::Smoke { .. });
+    let last = planned.iter().filter(is_last);
     steps.extend(last.cloned().map(|action| Step::Do { action }));
     steps
 }

@@ -45,6 +45,8 @@ pub struct FakeHost {
     changes: usize,
     /// Versions whose services never become ready.
     pub broken: BTreeSet<String>,
+    /// Versions whose services are ready, and do not work.
+    pub smoking: BTreeSet<String>,
     /// Configurations that `check-config` refuses, by a piece of their text.
     pub refused_config: Option<&'static str>,
 }
@@ -210,6 +212,10 @@ impl HostView for FakeHost {
     fn ask(&self, program: &Utf8Path, arguments: &[&str]) -> HostResult<Said> {
         if self.entry(program)?.is_absent() {
             return Err(missing(program));
+        }
+        if arguments == ["smoke"] {
+            let ok = self.running().is_some_and(|version| !self.smoking.contains(&version));
+            return Ok(Said { ok, text: "SM03 FAILED".to_owned() });
         }
         let text = arguments.last().and_then(|path| self.text(path)).unwrap_or_default();
         let ok = !self.refused_config.is_some_and(|piece| text.contains(piece));

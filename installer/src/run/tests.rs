@@ -32,7 +32,8 @@ fn release(host: &mut FakeHost, version: &str) -> Release {
         ("units/fettle-backup.service", String::new()),
         ("units/fettle-backup.timer", String::new()),
     ];
-    let programs = ["bin/fettle", "bin/fettle-dashboard"].map(|path| (path.to_owned(), version.to_owned(), "0755"));
+    let programs = ["bin/fettle", "bin/fettle-dashboard", "bin/fettle-installer"]
+        .map(|path| (path.to_owned(), version.to_owned(), "0755"));
     let shared_files = shared.iter().map(|(path, text)| (format!("share/fettle/{path}"), text.clone(), "0644"));
     let mut files = std::collections::BTreeMap::new();
     for (path, text, mode) in programs.into_iter().chain(shared_files) {
@@ -292,6 +293,17 @@ fn an_upgrade_to_a_release_that_never_gets_ready_is_switched_back_and_says_that_
 }
 
 #[test]
+fn an_upgrade_that_is_ready_and_does_not_work_is_switched_back_as_well() {
+    let (mut start, _) = installed();
+    let new = release(&mut start, "2.0.0");
+    let mut host = start.clone();
+    host.smoking.insert("2.0.0".to_owned());
+    let outcome = apply(&mut host, &new, &asked()).unwrap().unwrap();
+    assert!(matches!(&outcome, Outcome::Reverted { gate: true, reason } if reason.contains("SM03")), "{outcome:?}");
+    same(&host.without(HOME), &start.without(HOME), "");
+}
+
+#[test]
 fn a_configuration_that_the_new_release_refuses_is_not_switched_to() {
     let (mut start, _) = installed();
     let new = release(&mut start, "2.0.0");
@@ -384,7 +396,13 @@ fn fewer_workers_are_the_only_change_and_more_come_back() {
     let keys: Vec<String> = fewer.iter().map(|step| step.action().key()).collect();
     assert_eq!(
         keys,
-        ["start:fettle-worker@03.service", "enable:fettle-worker@03.service", "file:/etc/fettle/installer.toml"]
+        [
+            "start:fettle-worker@03.service",
+            "enable:fettle-worker@03.service",
+            "file:/etc/fettle/installer.toml",
+            "gate",
+            "smoke"
+        ]
     );
     assert_eq!(apply(&mut host, &release, &answers(2)).unwrap().unwrap(), Outcome::Done);
     assert!(!host.unit("fettle-worker@03.service").unwrap().active);
@@ -397,13 +415,18 @@ fn the_operators_changes_of_the_configuration_stay_through_apply_and_upgrade() {
     let (mut host, release_1) = installed();
     let text = "[auth]\nworker_key_file = \"secrets/worker.key\"\n[server]\nlisten = \"0.0.0.0:8443\"\n";
     host.put("/etc/fettle/fettle.toml", text, 0o640);
-    host.set_attrs(
-        "/etc/fettle/fettle.toml".into(),
-        &Attrs { mode: 0o640, owner: crate::host::Owner::new("root", "fettle") },
-    )
-    .unwrap();
+    let attrs = Attrs { mode: 0o640, owner: crate::host::Owner::new("root", "fettle") };
+    host.set_attrs("/etc/fettle/fettle.toml".into(), &attrs).unwrap();
     assert_eq!(apply(&mut host, &release_1, &asked()).unwrap().unwrap(), Outcome::Done);
     assert_eq!(host.text("/etc/fettle/fettle.toml"), Some(text));
+    assert_eq!(settled(&host, &planned(&host, &release_1, &asked())).steps, []);
+    let changed = text.replace("8443", "8444");
+    let mut later = host.clone();
+    later.put("/etc/fettle/fettle.toml", &changed, 0o640);
+    later.set_attrs("/etc/fettle/fettle.toml".into(), &attrs).unwrap();
+    let steps = settled(&later, &planned(&later, &release_1, &asked())).steps;
+    let keys: Vec<String> = steps.iter().map(|step| step.action().key()).collect();
+    assert!(keys.contains(&"restart:forth".to_owned()) && keys.last().unwrap() == "smoke", "{keys:?}");
     let listen = host.text("/etc/systemd/system/fettle-dashboard.socket.d/10-listen.conf").unwrap();
     assert!(listen.contains("ListenStream=0.0.0.0:8443"), "{listen}");
     let new = release(&mut host, "2.0.0");

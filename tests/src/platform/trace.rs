@@ -44,17 +44,17 @@ pub struct Trace(BTreeMap<String, String>);
 impl Trace {
     pub fn of(machine: &Machine) -> anyhow::Result<Self> {
         let prune: Vec<String> = PASSING.iter().map(|path| format!("-path {path} -prune -o")).collect();
-        let find = format!(
-            "find / -xdev {} \\( -type f -printf '%p\\t%m %u:%g ' -exec sha256sum {{}} \\; -o -type l -printf '%p\\t-> %l\\n' -o -type d -printf '%p\\t%m %u:%g\\n' \\)",
-            prune.join(" ")
-        );
-        let files = machine.run(&find)?.whole().context("while listing files")?;
+        let find = format!("find / -xdev {}", prune.join(" "));
+        let list = format!("{find} -type l -printf '%p\\t-> %l\\n' -o -type f,d -printf '%p\\t%m %u:%g\\n'");
+        let hash = format!("{find} -type f -print0 | xargs --null --no-run-if-empty sha256sum");
         let mut trace: BTreeMap<String, String> = BTreeMap::new();
-        for line in files.text.lines() {
-            let (path, rest) = line.split_once('\t').with_context(|| format!("strange line `{line}`"))?;
-            // sha256sum names the file once more.
-            let value = rest.split("  ").next().unwrap_or(rest);
-            trace.insert(path.to_owned(), value.to_owned());
+        for line in machine.run(&list)?.whole().context("while listing files")?.text.lines() {
+            let (path, attributes) = line.split_once('\t').with_context(|| format!("strange line `{line}`"))?;
+            trace.insert(path.to_owned(), attributes.to_owned());
+        }
+        for line in machine.run(&hash)?.whole().context("while hashing files")?.text.lines() {
+            let (hash, path) = line.split_once("  ").with_context(|| format!("strange line `{line}`"))?;
+            trace.insert(format!("content of {path}"), hash.to_owned());
         }
         for (what, line) in [
             ("unit file", "systemctl list-unit-files --no-legend --no-pager --plain"),
