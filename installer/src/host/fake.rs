@@ -107,6 +107,11 @@ impl FakeHost {
         self.facts.nodes.insert(path.into(), Node::File(text.as_bytes().to_vec(), Attrs::root(mode)));
     }
 
+    /// A user, and its group, that was there already.
+    pub fn put_user(&mut self, name: &str) {
+        self.facts.users.insert(name.to_owned());
+    }
+
     pub fn text(&self, path: &str) -> Option<&str> {
         match self.facts.nodes.get(Utf8Path::new(path))? {
             Node::File(bytes, _) => str::from_utf8(bytes).ok(),

@@ -574,3 +574,57 @@ fn releases_older_than_three_generations_go_and_those_that_can_be_gone_back_to_s
     let receipt = Receipt::read(&host, &home().receipt()).unwrap().unwrap();
     assert_eq!(receipt.generations.iter().map(|generation| generation.n).collect::<Vec<_>>(), [2, 3, 4]);
 }
+
+/// The host on which a receipt was written, as far as the receipt tells: before, and after.
+fn host_of(receipt: &Receipt) -> (FakeHost, FakeHost) {
+    let mut before = FakeHost::fresh();
+    for entry in receipt.known() {
+        if let (Action::Dir { path, .. }, Trace::Path { entry: crate::host::Entry::Absent, .. }) =
+            (&entry.action, &entry.before)
+        {
+            before.rmdir(path).unwrap();
+        }
+    }
+    let mut host = before.clone();
+    for entry in receipt.known() {
+        match &entry.action {
+            Action::Dir { path, attrs, .. } => host.mkdir(path, attrs).unwrap(),
+            Action::File { path, text, attrs, .. } => host.write(path, text.as_bytes(), attrs).unwrap(),
+            Action::GenerateSecret { path, .. } | Action::CopySecret { path, .. } => {
+                host.write(path, b"a secret", &Attrs::root(0o600)).unwrap();
+            }
+            Action::Release { path, .. } => host.put(path.join("manifest.json").as_str(), "{}", 0o644),
+            Action::SwitchRelease { path, target } => host.link(path, target).unwrap(),
+            Action::Users { users, .. } => users.iter().for_each(|user| host.put_user(user)),
+            Action::Reload { .. } => host.daemon_reload().unwrap(),
+            Action::Enable { unit } => host.units(UnitVerb::Enable, unit).unwrap(),
+            Action::Start { unit } => host.units(UnitVerb::Start, unit).unwrap(),
+            _ => {}
+        }
+    }
+    (before, host)
+}
+
+/// Receipts as released installers have written them, one of each schema at least: `tests/receipts` only ever grows.
+#[test]
+fn a_receipt_of_every_schema_loads_keeps_what_it_does_not_know_and_uninstalls() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/receipts");
+    let mut schemas = std::collections::BTreeSet::new();
+    for file in fs_err::read_dir(folder).unwrap() {
+        let text = fs_err::read_to_string(file.unwrap().path()).unwrap();
+        let receipt: Receipt = serde_json::from_str(&text).unwrap();
+        assert_eq!(receipt.unknown().count(), 0, "an action is not known any more");
+        let (before, mut host) = host_of(&receipt);
+        home().make(&mut host).unwrap();
+        let mut later: serde_json::Value = serde_json::from_str(&text).unwrap();
+        later["of_a_later_release"] = serde_json::json!({ "kept": true });
+        host.write(&home().receipt(), later.to_string().as_bytes(), &Attrs::root(0o600)).unwrap();
+        assert_eq!(remove(&mut host, false).unwrap().unwrap(), Outcome::Done);
+        assert!(host.text("/var/lib/fettle-installer/receipt.json").unwrap().contains("of_a_later_release"));
+        assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
+        forget(&mut host, HOME.into()).unwrap();
+        same(&host.facts, &before.facts, &format!("schema {}", receipt.schema));
+        schemas.insert(receipt.schema);
+    }
+    assert_eq!(schemas, (1..=crate::receipt::SCHEMA).collect(), "a schema has no receipt to try");
+}
