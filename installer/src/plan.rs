@@ -295,7 +295,8 @@ fn receivers(key: &str) -> &'static [&'static str] {
     const WORKERS: &str = "fettle-worker@.service";
     match key {
         "auth.worker_key_file" | "forge.read_token_file" => &[DASHBOARD, WORKERS],
-        key if key.starts_with("gateway.models") => &[WORKERS],
+        // The dashboard asks no model; it looks for these keys in whatever is about to leave.
+        key if key.starts_with("gateway.models") => &[DASHBOARD, WORKERS],
         _ => &[DASHBOARD],
     }
 }

@@ -55,14 +55,18 @@ let
       }) (cfg.settings.gateway.models or [ ]);
     in
     {
-      dashboard = list [
-        (forge "app_key_file")
-        (forge "read_token_file")
-        (forge "write_token_file")
-        (forge "webhook_secret_file")
-        (forge "webhook_secret_previous_file")
-        workerKey
-      ];
+      # It asks no model; it looks for the models' keys in whatever is about to leave.
+      dashboard = list (
+        [
+          (forge "app_key_file")
+          (forge "read_token_file")
+          (forge "write_token_file")
+          (forge "webhook_secret_file")
+          (forge "webhook_secret_previous_file")
+          workerKey
+        ]
+        ++ models
+      );
       worker = list (
         [
           workerKey

@@ -74,8 +74,8 @@ in
       };
       description = ''
         Files on this host that only root needs to be able to read, by the name that a `*_file` of the settings gives them.
-        systemd hands each to the processes that may have it (`LoadCredential=`): the keys of forge and webhooks to the
-        dashboard, the models' keys and the reading token to workers.
+        systemd hands each to the processes that may have it (`LoadCredential=`): all of them to the
+        dashboard, which looks for each in whatever is about to leave; the models' keys and the reading token to workers.
       '';
     };
 

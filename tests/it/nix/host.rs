@@ -221,7 +221,7 @@ fn secrets_reach_whom_they_may(hosts: &BTreeMap<String, Value>) {
             vec!["read-token", "webhook-secret", "worker.key", "write-token"],
             vec!["read-token", "worker.key"],
         ),
-        ("datacenter", vec!["app.pem", "webhook-secret", "worker.key"], vec!["models.key", "worker.key"]),
+        ("datacenter", vec!["app.pem", "models.key", "webhook-secret", "worker.key"], vec!["models.key", "worker.key"]),
         ("dashboard-only", vec!["app.pem", "webhook-secret", "webhook-secret-before", "worker.key"], vec![]),
         ("worker-only", vec![], vec!["coder.key", "worker.key"]),
     ] {

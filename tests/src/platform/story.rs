@@ -26,6 +26,8 @@ const APPLY_LIMIT: Duration = Duration::from_secs(180);
 const BACK_LIMIT: Duration = Duration::from_secs(30);
 /// A service that stands still: patience of the probe, the watchdog's 30 s, and the time to end it.
 const WATCHDOG_LIMIT: Duration = Duration::from_secs(120);
+/// The scripted model takes any.
+const MODEL_KEY: &str = "key-of-the-model-server";
 /// What an upgrade that is switched back may take, as the design asks.
 const SWITCHED_BACK_LIMIT: Duration = Duration::from_secs(90);
 /// The archive of the story and what opens it.
@@ -242,7 +244,7 @@ except Exception as e: print(0)\""
         let admin = fs_err::read_to_string(self.machine().root().join("var/lib/fettle/dashboard/admin.key"))?;
         let worker = fs_err::read_to_string(self.machine().root().join("etc/fettle/secrets/worker.key"))?;
         let known = ["read_token", "write_token", "webhook_secret"].map(|name| stage.secret(name));
-        for secret in known.iter().chain([&admin, &worker]) {
+        for secret in known.iter().chain([&admin, &worker, &MODEL_KEY.to_owned()]) {
             ensure!(!text.contains(secret.trim()), "a secret is in the bundle");
         }
         self.machine().run("rm /srv/bundle.tar.zst")?.whole().map(drop)
@@ -553,6 +555,7 @@ impl Stage {
     fn write_answers(&self, root: &Utf8Path) -> anyhow::Result<()> {
         let secrets =
             [("read-token", "read_token"), ("write-token", "write_token"), ("webhook-secret", "webhook_secret")];
+        fs_err::write(root.join("srv/models.env"), format!("MODEL_KEY='{MODEL_KEY}'\n"))?;
         for (file, name) in secrets {
             fs_err::write(root.join("srv").join(file), self.secret(name))?;
         }
@@ -560,8 +563,9 @@ impl Stage {
             "workers = 1\n\n[settings.forge]\napi_url = {}\nhosts = [{}]\nread_token_file = 'secrets/read-token'\n\
              write_token_file = 'secrets/write-token'\nwebhook_secret_file = 'secrets/webhook-secret'\n\n\
              [settings.agent.sandbox]\nprepare_network = 'none'\nmin_level = 'full'\n\n\
-             [[settings.gateway.models]]\nname = 'scripted'\nbase_url = {}\n\n\
-             [secrets]\nread-token = '/srv/read-token'\nwrite-token = '/srv/write-token'\nwebhook-secret = '/srv/webhook-secret'\n",
+             [[settings.gateway.models]]\nname = 'scripted'\nbase_url = {}\napi_key_file = 'secrets/model-key'\n\n\
+             [secrets]\nread-token = '/srv/read-token'\nwrite-token = '/srv/write-token'\nwebhook-secret = '/srv/webhook-secret'\n\
+             model-key = {{ file = '/srv/models.env', variable = 'MODEL_KEY' }}\n",
             self.facts["forge"], self.facts["host"], self.facts["model"],
         );
         Ok(fs_err::write(root.join("srv/answers.toml"), text)?)
