@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use fettle_runtime::secrets::MIN_WEBHOOK_SECRET;
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -112,7 +113,14 @@ impl Taking {
     }
 
     fn forge(&mut self) {
-        if let Some((variable, _)) = self.take(&["GITHUB_WEBHOOK_SECRET", "WEBHOOK_SECRET"]) {
+        let webhook = self.take(&["GITHUB_WEBHOOK_SECRET", "WEBHOOK_SECRET"]);
+        if let Some((variable, _)) = webhook.as_ref().filter(|(_, value)| value.len() < MIN_WEBHOOK_SECRET) {
+            self.leave(
+                variable,
+                "it is too short, and Fettle takes none below 16 characters: make a new one (`openssl rand -hex 32`), give \
+                 it to the forge and name it as forge.webhook_secret_file",
+            );
+        } else if let Some((variable, _)) = webhook {
             let path = self.secret(&variable, "webhook-secret");
             self.forge.insert("webhook_secret_file".to_owned(), path);
         }
@@ -275,7 +283,7 @@ mod tests {
     #[test]
     fn what_the_founding_layout_knows_becomes_answers_that_can_be_applied() {
         let taken = taken(
-            "OPENAI_API_KEY=sk-canary\nOPENAI_MODEL=gpt-x\nGITHUB_TOKEN=ghp_canary\nWEBHOOK_SECRET=hook-canary\n\
+            "OPENAI_API_KEY=sk-canary\nOPENAI_MODEL=gpt-x\nGITHUB_TOKEN=ghp_canary\nWEBHOOK_SECRET=hook-canary-of-20-ch\n\
              OLLAMA_HOST=127.0.0.1:11434\nOLLAMA_MODEL=codellama:13b\nAPI_KEY=admin-canary\n\
              REDIS_URL=redis://:redis-canary@127.0.0.1:6379/0\nFLASK_SECRET=flask-canary\nAI_TASK_DIR=/tmp/ai_tasks\nODD=odd-canary\n",
             None,
@@ -326,6 +334,7 @@ mod tests {
             ("OLLAMA_BASE_URL=http://a:b@127.0.0.1\nOLLAMA_MODEL=m", "OLLAMA_BASE_URL", "password"),
             ("OPENAI_API_KEY=x\nMODEL=m\nOPENAI_API_BASE=https://a:b@host/v1", "OPENAI_BASE_URL", "password"),
             ("MODEL=m", "MODEL", "OPENAI_API_KEY"),
+            ("WEBHOOK_SECRET=short", "WEBHOOK_SECRET", "too short"),
             ("GITHUB_APP_ID=12", "GITHUB_APP_ID", "one of them"),
             ("GITHUB_APP_ID=x\nGITHUB_PRIVATE_KEY_PATH=/srv/key", "GITHUB_APP_ID", "no number"),
         ] {

@@ -8,7 +8,7 @@ use fettle_domain::secret::KnownSecrets;
 use fettle_github::GitHubAuth;
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
-use fettle_runtime::secrets;
+use fettle_runtime::secrets::{self, MIN_WEBHOOK_SECRET};
 use secrecy::{ExposeSecret as _, SecretString};
 
 pub struct Credentials {
@@ -126,9 +126,6 @@ impl Credentials {
         KnownSecrets::new(named.chain(self.model_keys.iter().map(|key| ("model key", key.expose_secret()))))
     }
 }
-
-/// Shorter ones can be guessed offline from one signed delivery.
-const MIN_WEBHOOK_SECRET: usize = 16;
 
 fn read(path: &Utf8Path) -> Result<SecretString> {
     secrets::read(path).context("while reading the secrets that the configuration names")

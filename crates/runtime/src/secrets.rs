@@ -9,6 +9,8 @@ use crate::environment::Environment;
 
 /// Larger files are no secrets; a wrong path is told before it is read into memory.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
+/// Characters. Shorter webhook secrets can be guessed offline from one signed delivery.
+pub const MIN_WEBHOOK_SECRET: usize = 16;
 /// Characters of a key that we make: 256 bits as hexadecimal digits.
 const KEY_PREFIX: &str = "fettle_";
 

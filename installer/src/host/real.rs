@@ -63,6 +63,16 @@ impl RealHost {
     }
 }
 
+/// A service that does not start says why in the system's journal, and there alone.
+fn with_its_words(error: HostError, unit: &str) -> HostError {
+    let arguments = ["--no-pager", "--output=cat", "--since=-2min", "--unit", unit];
+    let said = program("journalctl", &arguments, PROGRAM_LIMIT).map(|said| said.text).unwrap_or_default();
+    match said.lines().rev().find_map(|line| line.strip_prefix("error: ")) {
+        Some(why) => HostError::Program(format!("{unit} does not start: {why}")),
+        None => error,
+    }
+}
+
 fn at<T>(what: &'static str, path: &Utf8Path, result: std::io::Result<T>) -> HostResult<T> {
     result.map_err(|source| HostError::Path { what, path: path.to_owned(), source })
 }
@@ -332,8 +342,8 @@ impl Host for RealHost {
         match verb {
             UnitVerb::Enable => self.systemctl(&["enable", "--quiet", unit]),
             UnitVerb::Disable => self.systemctl(&["disable", "--quiet", unit]),
-            UnitVerb::Start => self.systemctl(&["start", unit]),
-            UnitVerb::TryRestart => self.systemctl(&["try-restart", unit]),
+            UnitVerb::Start => self.systemctl(&["start", unit]).map_err(|error| with_its_words(error, unit)),
+            UnitVerb::TryRestart => self.systemctl(&["try-restart", unit]).map_err(|error| with_its_words(error, unit)),
             // Taken back twice, the unit may be gone already.
             UnitVerb::Stop if !self.unit(unit)?.active => Ok(()),
             UnitVerb::Stop => self.systemctl(&["stop", unit]),

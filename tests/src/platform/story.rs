@@ -258,7 +258,7 @@ except Exception as e: print(0)\""
                     [Install]\nWantedBy=multi-user.target\n";
         let lay = format!(
             "mkdir -p /opt/ai-agent /etc/ai-agent && chmod 750 /etc/ai-agent && umask 077 && \
-             printf 'OPENAI_API_KEY=\"key-of-before\"\nAPI_KEY=x\nREDIS_URL=redis://127.0.0.1:6379/0\nWEBHOOK_SECRET=hook-of-before\n' > /etc/ai-agent/env && \
+             printf 'OPENAI_API_KEY=\"key-of-before\"\nAPI_KEY=x\nREDIS_URL=redis://127.0.0.1:6379/0\nWEBHOOK_SECRET=webhook-of-before\n' > /etc/ai-agent/env && \
              printf '{unit}' > /etc/systemd/system/aiagent.service && systemctl daemon-reload && systemctl enable --now --quiet aiagent.service"
         );
         self.machine().run(&lay)?.whole()?;
@@ -274,7 +274,7 @@ except Exception as e: print(0)\""
             "cat /etc/fettle/secrets/openai-api-key /etc/fettle/secrets/webhook-secret; grep -h gpt-x /etc/fettle/fettle.toml; \
              systemctl is-active aiagent.service; systemctl is-enabled aiagent.service",
         )?;
-        let expected = "key-of-beforehook-of-beforename = \"gpt-x\"\ninactive\ndisabled";
+        let expected = "key-of-beforewebhook-of-beforename = \"gpt-x\"\ninactive\ndisabled";
         ensure!(said.text == expected, "{}", said.text);
         self.installer(INSTALLED, "smoke --only SM04")?.whole()?;
         let said = self.installer(INSTALLED, "import --from aiagent --model gpt-x --yes --ignore PF010")?.whole()?;
