@@ -139,9 +139,12 @@ pub struct Wanted {
     /// What is asked for, as TOML: workers, settings, secrets. Default: /etc/fettle/installer.toml if it is there.
     #[arg(long, value_name = "FILE")]
     pub answers: Option<Utf8PathBuf>,
-    /// The release tree to install; default: the one that this program lies in.
+    /// The release tree to install; default: the one that this program lies in. On NixOS the flake brings it.
     #[arg(long, value_name = "FOLDER")]
     pub release: Option<Utf8PathBuf>,
+    /// systemd or nixos; default: as the host itself says.
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<Mode>,
 }
 
 #[derive(Debug, Args)]

@@ -17,6 +17,7 @@ use crate::host::{HostView, RealHost, sha256};
 use crate::journal::{OnFailure, Product, Purpose, Run, Step};
 use crate::layout::{self, ANSWERS, CONFIG, CURRENT, HOME, RELEASES, SECRETS};
 use crate::lock::{self, Lock, LockError};
+use crate::nixos;
 use crate::plan::{Facts, Foreign, Plan, Release, Settled, plan, settle, uninstall};
 use crate::preflight::{self, Context, Mode};
 use crate::receipt::{Generation, Receipt};
@@ -101,8 +102,9 @@ impl Session<'_> {
             Command::Status => self.status(),
             Command::Verify => self.verify(),
             Command::Upgrade { to, how, gate_timeout } => {
+                no_release_on_nixos()?;
                 let release = self.release(Some(&to))?;
-                self.switch(&release, &how, Purpose::Upgrade, gate_timeout)
+                self.switch(release, &how, Purpose::Upgrade, gate_timeout)
             }
             Command::Rollback { to, how } => self.rollback(to, &how),
             Command::Backup(command) => crate::backup::backup(self, &command),
@@ -128,20 +130,27 @@ impl Session<'_> {
     /// Shows what does not pass.
     ///
     /// Errors when something failed that nobody said is all right.
-    fn preflight(&mut self, release: &Release, answers: &Answers, ignore: &[String]) -> Ends<()> {
-        let bytes = release.manifest.files.keys().filter_map(|name| fs_err::metadata(release.source.join(name)).ok());
+    fn preflight(&mut self, aim: &Aim, answers: &Answers, ignore: &[String]) -> Ends<()> {
+        let release = match aim {
+            Aim::Systemd(release) => {
+                let files = release.manifest.files.keys();
+                let bytes = files.filter_map(|name| fs_err::metadata(release.source.join(name)).ok());
+                Some(preflight::Release {
+                    version: release.manifest.version.clone(),
+                    arch: release.manifest.arch.clone(),
+                    bytes: bytes.map(|found| found.len()).sum(),
+                    flake: false,
+                })
+            }
+            Aim::Nixos => None,
+        };
         let context = Context {
-            release: Some(preflight::Release {
-                version: release.manifest.version.clone(),
-                arch: release.manifest.arch.clone(),
-                bytes: bytes.map(|found| found.len()).sum(),
-                flake: false,
-            }),
+            release,
             purpose: preflight::Purpose::Apply,
             ports: preflight::Ports { workers: answers.workers, ..preflight::Ports::default() },
-            ..Context::of(Mode::Systemd)
+            ..Context::of(aim.mode())
         };
-        let asked = Preflight { mode: Some(Mode::Systemd), ignore: ignore.to_vec(), context };
+        let asked = Preflight { mode: Some(aim.mode()), ignore: ignore.to_vec(), context };
         let judged = report::judge(&observe(), &asked).map_err(ended(Exit::Usage))?;
         let mut stderr = std::io::stderr().lock();
         let show = Show { json: false, colour: stderr.is_terminal(), brief: true };
@@ -155,9 +164,13 @@ impl Session<'_> {
     }
 
     fn plan(&mut self, wanted: &Wanted, output: Option<&Utf8Path>, explain: bool) -> Ends<Exit> {
-        let release = self.release(wanted.release.as_deref())?;
+        let aim = self.aim(wanted.mode, wanted.release.as_deref())?;
         let answers = self.answers(wanted.answers.as_deref())?;
-        let plan = self.planned(&release, &answers)?;
+        let plan = self.planned(&aim, &answers)?;
+        if matches!(aim, Aim::Nixos) {
+            let mut stdout = std::io::stdout().lock();
+            let _ = write!(stdout, "{}", nixos::module(&answers));
+        }
         let settled = self.settled(&plan, Foreign::Refuse)?;
         if let Some(output) = output {
             let text = serde_json::to_string_pretty(&plan).map_err(unexpected)?;
@@ -169,14 +182,14 @@ impl Session<'_> {
     }
 
     fn apply(&mut self, wanted: &Wanted, how: &How) -> Ends<Exit> {
-        let release = self.release(wanted.release.as_deref())?;
+        let aim = self.aim(wanted.mode, wanted.release.as_deref())?;
         let answers = self.answers(wanted.answers.as_deref())?;
         let installed = self.receipt()?.filter(Receipt::is_installed);
-        let purpose = match installed {
-            Some(receipt) if receipt.product.release != release.name() => Purpose::Upgrade,
+        let purpose = match (installed, &aim) {
+            (Some(receipt), Aim::Systemd(release)) if receipt.product.release != release.name() => Purpose::Upgrade,
             _ => Purpose::Apply,
         };
-        self.carry_out(&release, &answers, how, purpose)
+        self.carry_out(&aim, &answers, how, purpose)
     }
 
     fn import(
@@ -210,28 +223,29 @@ impl Session<'_> {
             );
             return Err(Ended { exit: Exit::Conflict, why });
         }
-        let release = self.release(release)?;
-        self.carry_out(&release, &take_over.answers, how, Purpose::Apply)
+        let aim = self.aim(None, release)?;
+        self.carry_out(&aim, &take_over.answers, how, Purpose::Apply)
     }
 
     fn rollback(&mut self, to: Option<u32>, how: &How) -> Ends<Exit> {
+        no_release_on_nixos()?;
         let receipt = self.installed()?;
         let generation = earlier(&receipt, to).map_err(ended(Exit::Usage))?;
         let path = Utf8Path::new(RELEASES).join(&generation.release);
         let release = self.release(Some(&path))?;
-        self.switch(&release, how, Purpose::Rollback, None)
+        self.switch(release, how, Purpose::Rollback, None)
     }
 
-    fn switch(&mut self, release: &Release, how: &How, purpose: Purpose, gate_timeout: Option<u32>) -> Ends<Exit> {
+    fn switch(&mut self, release: Release, how: &How, purpose: Purpose, gate_timeout: Option<u32>) -> Ends<Exit> {
         self.installed()?;
         let mut answers = self.answers(None)?;
         answers.gate_timeout = gate_timeout.unwrap_or(answers.gate_timeout);
-        self.carry_out(release, &answers, how, purpose)
+        self.carry_out(&Aim::Systemd(Box::new(release)), &answers, how, purpose)
     }
 
-    fn carry_out(&mut self, release: &Release, answers: &Answers, how: &How, purpose: Purpose) -> Ends<Exit> {
+    fn carry_out(&mut self, aim: &Aim, answers: &Answers, how: &How, purpose: Purpose) -> Ends<Exit> {
         self.refuse_unfinished()?;
-        let plan = self.planned(release, answers)?;
+        let plan = self.planned(aim, answers)?;
         let foreign = if how.overwrite { Foreign::Overwrite } else { Foreign::Refuse };
         let settled = self.settled(&plan, foreign)?;
         if settled.steps.is_empty() && settled.conflicts.is_empty() && settled.blocked.is_empty() {
@@ -245,7 +259,7 @@ impl Session<'_> {
         }
         refuse(&settled)?;
         self.need_root()?;
-        self.preflight(release, answers, &how.ignore)?;
+        self.preflight(aim, answers, &how.ignore)?;
         self.show(&settled, false);
         self.confirm(how.yes, &format!("{} steps will be taken.", settled.steps.len()))?;
         let _lock = self.lock()?;
@@ -276,7 +290,7 @@ impl Session<'_> {
         let text = serde_json::to_vec(&(&started, &steps)).map_err(unexpected)?;
         let id = sha256(&text)[..16].to_owned();
         self.reporter.of_plan(&id);
-        let run = Run { id, purpose, on_failure, started, product, mode: "systemd".to_owned(), steps };
+        let run = Run { id, purpose, on_failure, started, product, mode: host_mode().name().to_owned(), steps };
         let (home, reporter) = (self.home.clone(), &mut *self.reporter);
         let mut watch = |event: crate::run::Event<'_>| reporter.step(&event);
         let outcome = Runner { home: &home, watch: &mut watch }.start(&mut self.host, run)?;
@@ -504,8 +518,19 @@ impl Session<'_> {
         Answers::parse(&text).map_err(|error| Ended { exit: Exit::Usage, why: format!("{path}: {error}") })
     }
 
-    fn planned(&self, release: &Release, answers: &Answers) -> Ends<Plan> {
-        let plan = plan(release, &planner_facts(&self.host, answers)?, answers);
+    /// What is to be installed, and how this host takes it.
+    fn aim(&self, mode: Option<Mode>, release: Option<&Utf8Path>) -> Ends<Aim> {
+        match mode.unwrap_or_else(host_mode) {
+            Mode::Systemd => Ok(Aim::Systemd(Box::new(self.release(release)?))),
+            Mode::Nixos => Ok(Aim::Nixos),
+        }
+    }
+
+    fn planned(&self, aim: &Aim, answers: &Answers) -> Ends<Plan> {
+        let plan = match aim {
+            Aim::Systemd(release) => plan(release, &planner_facts(&self.host, answers)?, answers),
+            Aim::Nixos => nixos::plan(answers, env!("CARGO_PKG_VERSION"), own_program()?),
+        };
         if plan.refusals.is_empty() {
             Ok(plan)
         } else {
@@ -582,6 +607,40 @@ impl Session<'_> {
             }
         }
     }
+}
+
+/// What an installation consists of.
+enum Aim {
+    Systemd(Box<Release>),
+    /// The flake of the host brings the release.
+    Nixos,
+}
+
+impl Aim {
+    fn mode(&self) -> Mode {
+        match self {
+            Self::Systemd(_) => Mode::Systemd,
+            Self::Nixos => Mode::Nixos,
+        }
+    }
+}
+
+fn host_mode() -> Mode {
+    if Utf8Path::new("/etc/NIXOS").exists() { Mode::Nixos } else { Mode::Systemd }
+}
+
+fn own_program() -> Ends<Utf8PathBuf> {
+    let path = std::env::current_exe().map_err(unexpected)?;
+    Utf8PathBuf::try_from(path).map_err(unexpected)
+}
+
+fn no_release_on_nixos() -> Ends<()> {
+    if host_mode() == Mode::Systemd {
+        return Ok(());
+    }
+    let why = "on NixOS the release comes with your flake: update its input and run `nixos-rebuild switch`; \
+               `nixos-rebuild switch --rollback` goes back";
+    Err(Ended { exit: Exit::Usage, why: why.to_owned() })
 }
 
 /// Errors with everything that keeps the plan from being carried out.

@@ -15,6 +15,7 @@ pub mod host;
 pub mod journal;
 pub mod layout;
 pub mod lock;
+pub mod nixos;
 pub mod plan;
 pub mod preflight;
 pub mod production;

@@ -17,7 +17,7 @@ use crate::receipt::{GENERATIONS, Receipt};
 
 /// Bytes of a generated secret: 256 bits.
 const SECRET_BYTES: usize = 32;
-const WORKER_KEY: &str = "worker.key";
+pub(crate) const WORKER_KEY: &str = "worker.key";
 /// The head of a configuration that the installer wrote.
 const CONFIG_HEAD: &str = "# Fettle's configuration. The installer wrote it once; it is yours now.\n\
 # After a change: fettle check-config /etc/fettle/fettle.toml && fettle-installer apply\n\n";
@@ -167,11 +167,7 @@ impl Planning<'_> {
         if let Some(text) = &self.facts.config {
             return text.clone();
         }
-        let mut settings = self.answers.settings.clone();
-        let auth = settings.entry("auth").or_insert_with(|| toml::Table::new().into());
-        if let Some(auth) = auth.as_table_mut() {
-            auth.entry("worker_key_file").or_insert_with(|| format!("secrets/{WORKER_KEY}").into());
-        }
+        let settings = settings(self.answers);
         format!("{CONFIG_HEAD}{}", toml::to_string_pretty(&settings).expect("a table that was read can be written"))
     }
 
@@ -179,18 +175,8 @@ impl Planning<'_> {
         let attrs = Attrs { mode: 0o640, owner: Owner::new("root", USER) };
         let why = "all processes read it; no secret is in it".to_owned();
         self.actions.push(Action::File { path: CONFIG.into(), attrs, text, keeping: Keeping::Seeded, why });
-        let text = format!("{ANSWERS_HEAD}{}", toml::to_string_pretty(self.answers).expect("answers are plain data"));
-        let why = "the next apply, upgrade or rollback starts from these answers".to_owned();
-        let (path, attrs) = (layout::ANSWERS.into(), Attrs::root(0o644));
-        self.actions.push(Action::File { path, attrs, text, keeping: Keeping::Kept, why });
-        let path = Utf8Path::new(SECRETS).join(WORKER_KEY);
-        if !self.answers.secrets.contains_key(WORKER_KEY) {
-            let why = "workers show it to the dashboard".to_owned();
-            self.actions.push(Action::GenerateSecret { path, bytes: SECRET_BYTES, why });
-        }
-        for (name, from) in &self.answers.secrets {
-            self.actions.push(Action::CopySecret { from: from.clone(), path: Utf8Path::new(SECRETS).join(name) });
-        }
+        self.actions.push(answers_file(self.answers));
+        self.actions.extend(secrets(self.answers, Utf8Path::new(SECRETS)));
         let program = self.release.path().join("bin/fettle");
         self.actions.push(Action::CheckConfig { program, config: CONFIG.into() });
     }
@@ -290,6 +276,35 @@ impl Planning<'_> {
     }
 }
 
+/// What is asked for, and what Fettle cannot do without.
+pub(crate) fn settings(answers: &Answers) -> toml::Table {
+    let mut settings = answers.settings.clone();
+    let auth = settings.entry("auth").or_insert_with(|| toml::Table::new().into());
+    if let Some(auth) = auth.as_table_mut() {
+        auth.entry("worker_key_file").or_insert_with(|| format!("secrets/{WORKER_KEY}").into());
+    }
+    settings
+}
+
+/// The answers, as they are kept for the next run.
+pub(crate) fn answers_file(answers: &Answers) -> Action {
+    let text = format!("{ANSWERS_HEAD}{}", toml::to_string_pretty(answers).expect("answers are plain data"));
+    let why = "the next apply, upgrade or rollback starts from these answers".to_owned();
+    Action::File { path: layout::ANSWERS.into(), attrs: Attrs::root(0o644), text, keeping: Keeping::Kept, why }
+}
+
+/// Where each secret is made or copied to.
+pub(crate) fn secrets(answers: &Answers, folder: &Utf8Path) -> Vec<Action> {
+    let key = (!answers.secrets.contains_key(WORKER_KEY)).then(|| Action::GenerateSecret {
+        path: folder.join(WORKER_KEY),
+        bytes: SECRET_BYTES,
+        why: "workers show it to the dashboard".to_owned(),
+    });
+    let copied = answers.secrets.iter();
+    let copied = copied.map(|(name, from)| Action::CopySecret { from: from.clone(), path: folder.join(name) });
+    key.into_iter().chain(copied).collect()
+}
+
 /// Who needs a secret, by its key in the configuration. The worker never gets what can write to the forge.
 fn receivers(key: &str) -> &'static [&'static str] {
     const WORKERS: &str = "fettle-worker@.service";
@@ -359,7 +374,8 @@ pub fn settle(plan: &Plan, host: &dyn HostView, receipt: Option<&Receipt>, forei
     }
     changed.extend(steps.iter().filter(|(action, _)| !is_companion(action)).map(|(action, _)| action.key()));
     let installed = receipt.is_some_and(Receipt::is_installed);
-    let first = changed.contains(&format!("switch:{CURRENT}")) && !installed;
+    let is_new = ["nixos-module".to_owned(), format!("switch:{CURRENT}")].iter().any(|key| changed.contains(key));
+    let first = is_new && !installed;
     for (action, what) in steps {
         let Some(action) = companion(action, &changed, first) else { continue };
         settled.steps.push(Step::Do { action });
@@ -388,7 +404,7 @@ fn is_outdated(entry: &crate::receipt::Entry, plan: &Plan, receipt: Option<&Rece
 
 /// Something lasting that the plan lacks. Releases stay, to be gone back to; whatever is kept stays as well.
 fn is_obsolete(entry: &crate::receipt::Entry, wanted: &BTreeSet<String>) -> bool {
-    let passing = matches!(entry.action, Action::Release { .. } | Action::Reload { .. });
+    let passing = matches!(entry.action, Action::Release { .. } | Action::Reload { .. } | Action::NixosRebuild { .. });
     !wanted.contains(&entry.id) && !entry.action.is_kept() && !passing
 }
 
@@ -401,7 +417,11 @@ fn is_gate(action: &Action) -> bool {
 fn is_companion(action: &Action) -> bool {
     matches!(
         action,
-        Action::Reload { .. } | Action::Restart { .. } | Action::AppArmor { .. } | Action::CheckConfig { .. }
+        Action::Reload { .. }
+            | Action::Restart { .. }
+            | Action::AppArmor { .. }
+            | Action::CheckConfig { .. }
+            | Action::NixosRebuild { .. }
     )
 }
 
@@ -420,6 +440,7 @@ fn companion(action: Action, changed: &BTreeSet<String>, first: bool) -> Option<
         Action::AppArmor { profile } => {
             changed.contains(&format!("file:{profile}")).then_some(Action::AppArmor { profile })
         }
+        Action::NixosRebuild { .. } if !changed.contains("nixos-module") => None,
         Action::CheckConfig { .. } if changed.is_empty() => None,
         other => Some(other),
     }

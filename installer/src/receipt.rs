@@ -96,7 +96,7 @@ impl Receipt {
 
     /// False when only what an uninstallation keeps is left.
     pub fn is_installed(&self) -> bool {
-        self.known().any(|entry| matches!(entry.action, Action::SwitchRelease { .. }))
+        self.known().any(|entry| matches!(entry.action, Action::SwitchRelease { .. } | Action::NixosModule { .. }))
     }
 
     /// The numbers of the workers that are installed here.

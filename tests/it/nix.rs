@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fettle_tests::skip::skip;
+use fettle_tests::world::program;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -63,6 +64,60 @@ impl Nix {
         assert!(output.status.success(), "{expression}\n{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
+}
+
+/// Answers that use what a module could get wrong: quotes, what Nix would substitute, lists of tables.
+const ANSWERS: &str = r#"
+workers = 2
+[settings.forge]
+label = 'ask "${fettle}" \ now'
+allowed_bots = [1, 2]
+app_id = 7
+app_key_file = "secrets/app.pem"
+webhook_secret_file = "secrets/webhook-secret"
+[[settings.gateway.models]]
+name = "coder"
+base_url = "http://127.0.0.1:8000/v1"
+api_key_file = "secrets/model-key"
+[[settings.gateway.models]]
+name = "other"
+base_url = "http://127.0.0.1:8001/v1"
+[secrets]
+"app.pem" = "/srv/app.pem"
+webhook-secret = "/srv/webhook-secret"
+model-key = { file = "/srv/models.env", variable = "KEY" }
+[backup]
+keep = 3
+"#;
+
+/// The module that the installer makes of [`ANSWERS`], in a file of that name.
+fn module_of_the_installer() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nixos");
+    fs_err::create_dir_all(&folder).unwrap();
+    let answers = folder.join("answers.toml");
+    fs_err::write(&answers, ANSWERS).unwrap();
+    let mut command = Command::new(program("fettle-installer").unwrap());
+    let said = command.args(["plan", "--mode", "nixos", "--answers"]).arg(&answers).output().unwrap();
+    let module = folder.join("from-answers.nix");
+    fs_err::write(&module, &said.stdout).unwrap();
+    assert!(said.stdout.ends_with(b"}\n"), "{}", String::from_utf8_lossy(&said.stderr));
+    module
+}
+
+#[test]
+fn the_installers_module_says_to_nix_what_the_answers_say() {
+    let Some(nix) = Nix::find("the module that the installer writes") else { return };
+    let module = nix.eval(&format!("import {}", module_of_the_installer().display()));
+    let fettle = &module["services"]["fettle"];
+    let answers: toml::Table = toml::from_str(ANSWERS).unwrap();
+    let mut settings = serde_json::to_value(&answers["settings"]).unwrap();
+    settings["auth"] = json!({ "worker_key_file": "secrets/worker.key" });
+    assert_eq!(fettle["settings"], settings);
+    assert_eq!(
+        (&fettle["enable"], &fettle["worker"]["instances"], &fettle["backup"]["keep"]),
+        (&json!(true), &json!(2), &json!(3))
+    );
+    assert_eq!(fettle["secrets"]["worker.key"], "/etc/fettle-secrets/worker.key");
 }
 
 fn root() -> PathBuf {

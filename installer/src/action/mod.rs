@@ -3,6 +3,7 @@
 
 mod file;
 mod gate;
+mod nixos;
 mod release;
 mod swap;
 mod system;
@@ -121,6 +122,15 @@ pub enum Action {
         folders: Vec<Utf8PathBuf>,
         files: Vec<Utf8PathBuf>,
     },
+    /// The module that NixOS imports. Its owner laid a placeholder out for it, which is there again afterwards.
+    NixosModule {
+        path: Utf8PathBuf,
+        text: String,
+    },
+    /// `nixos-rebuild switch`.
+    NixosRebuild {
+        way: Way,
+    },
     /// The smoke list of the release that now runs, tried by its own installer.
     Smoke {
         program: Utf8PathBuf,
@@ -219,6 +229,9 @@ impl Action {
             Self::Sweep { .. } => "sweep".to_owned(),
             Self::Swap { path, .. } => format!("swap:{path}"),
             Self::HealthGate { .. } => "gate".to_owned(),
+            Self::NixosModule { .. } => "nixos-module".to_owned(),
+            Self::NixosRebuild { way: Way::Forth } => "nixos-rebuild:forth".to_owned(),
+            Self::NixosRebuild { way: Way::Back } => "nixos-rebuild:back".to_owned(),
             Self::Smoke { .. } => "smoke".to_owned(),
         }
     }
@@ -248,6 +261,7 @@ impl Action {
             Self::Release { .. } | Self::SwitchRelease { .. } => release::describe(self),
             Self::Swap { .. } => swap::describe(self),
             Self::HealthGate { gate } => gate.describe(),
+            Self::NixosModule { .. } | Self::NixosRebuild { .. } => nixos::describe(self),
             _ => system::describe(self),
         }
     }
@@ -265,6 +279,9 @@ impl Action {
             Self::SwitchRelease { path, target } => release::check_link(host, path, target),
             Self::Swap { from, .. } => swap::check(host, from),
             Self::HealthGate { gate } => gate.check(host),
+            Self::NixosModule { path, text } => nixos::check(host, path, text, known),
+            // Whether it is needed follows from what else is done; the planner drops it.
+            Self::NixosRebuild { .. } => Ok(Check::Needed(String::new())),
             Self::Sweep { .. } if known.is_some() => Ok(Check::Done),
             _ => system::check(self, host),
         }
@@ -273,7 +290,9 @@ impl Action {
     /// What is there now, saved so far as reverting needs it. Called once, before the intent is journaled.
     pub fn before(&self, host: &mut dyn Host, saving: &Saving<'_>) -> ActResult<Trace> {
         match self {
-            Self::File { path, .. } | Self::CopySecret { path, .. } => file::save(host, path, saving),
+            Self::File { path, .. } | Self::CopySecret { path, .. } | Self::NixosModule { path, .. } => {
+                file::save(host, path, saving)
+            }
             Self::Dir { path, .. }
             | Self::GenerateSecret { path, .. }
             | Self::Release { path, .. }
@@ -296,6 +315,9 @@ impl Action {
             Self::SwitchRelease { path, target } => release::switch(host, path, target),
             Self::Swap { from, path, aside } => swap::execute(host, from, path, aside),
             Self::HealthGate { gate } => gate.wait(host),
+            Self::NixosModule { path, text } => nixos::write(host, path, text, before),
+            Self::NixosRebuild { way: Way::Forth } => nixos::rebuild(host),
+            Self::NixosRebuild { way: Way::Back } => Ok(Trace::Nothing),
             _ => system::execute(self, host),
         }
     }
@@ -304,13 +326,15 @@ impl Action {
     pub fn revert(&self, host: &mut dyn Host, before: &Trace, after: Option<&Trace>) -> ActResult<()> {
         match self {
             Self::Dir { path, keeping, .. } => file::revert_dir(host, path, *keeping, before),
-            Self::File { path, .. } | Self::GenerateSecret { path, .. } | Self::CopySecret { path, .. } => {
-                file::revert_file(host, path, before, after)
-            }
+            Self::File { path, .. }
+            | Self::GenerateSecret { path, .. }
+            | Self::CopySecret { path, .. }
+            | Self::NixosModule { path, .. } => file::revert_file(host, path, before, after),
             Self::Release { path, .. } => release::remove(host, path, before),
             Self::SwitchRelease { path, .. } => release::switch_back(host, path, before),
             Self::Swap { from, path, aside } => swap::revert(host, from, path, aside, before),
-            Self::HealthGate { .. } => Ok(()),
+            Self::HealthGate { .. } | Self::NixosRebuild { way: Way::Forth } => Ok(()),
+            Self::NixosRebuild { way: Way::Back } => nixos::rebuild(host).map(drop),
             _ => system::revert(self, host, before),
         }
     }

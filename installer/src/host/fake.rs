@@ -74,6 +74,7 @@ fn differing(what: &str, ours: &BTreeMap<Utf8PathBuf, Node>, theirs: &BTreeMap<U
     different.map(|path| format!("{what} {path}")).collect()
 }
 
+const NIXOS_MODULE: &str = crate::nixos::MODULE;
 const UNITS: &str = "/etc/systemd/system";
 
 impl FakeHost {
@@ -132,6 +133,9 @@ impl FakeHost {
 
     /// The release that `current` leads to, as its manifest names it.
     fn running(&self) -> Option<String> {
+        if self.facts.loaded.contains_key(Utf8Path::new(NIXOS_MODULE)) {
+            return Some("1.0.0".to_owned());
+        }
         let Node::Link(target) = self.facts.nodes.get(Utf8Path::new("/opt/fettle/current"))? else { return None };
         let manifest = self.text(target.join("manifest.json").as_str())?;
         serde_json::from_str::<serde_json::Value>(manifest).ok()?["version"].as_str().map(str::to_owned)
@@ -385,7 +389,25 @@ impl Host for FakeHost {
 
     fn change(&mut self, _program: &Utf8Path, _arguments: &[&str]) -> HostResult<Said> {
         self.changing()?;
-        Ok(Said { ok: true, text: String::new() })
+        // NixOS runs what its configuration says, and forgets what it does not.
+        let module = self.facts.nodes.get(Utf8Path::new(NIXOS_MODULE)).cloned();
+        let ok =
+            self.refused_config.is_none_or(|piece| !self.text(NIXOS_MODULE).is_some_and(|text| text.contains(piece)));
+        if ok {
+            let wanted = self.text(NIXOS_MODULE).is_some_and(|text| text.contains("services.fettle"));
+            for unit in ["fettle-dashboard.service", "fettle-worker@01.service"] {
+                if wanted {
+                    self.facts.active.insert(unit.to_owned())
+                } else {
+                    self.facts.active.remove(unit)
+                };
+            }
+            match module {
+                Some(node) => self.facts.loaded.insert(NIXOS_MODULE.into(), node),
+                None => self.facts.loaded.remove(Utf8Path::new(NIXOS_MODULE)),
+            };
+        }
+        Ok(Said { ok, text: if ok { String::new() } else { "the option does not exist".to_owned() } })
     }
 
     fn random(&mut self, count: usize) -> HostResult<Vec<u8>> {

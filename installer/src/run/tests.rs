@@ -628,3 +628,69 @@ fn a_receipt_of_every_schema_loads_keeps_what_it_does_not_know_and_uninstalls() 
     }
     assert_eq!(schemas, (1..=crate::receipt::SCHEMA).collect(), "a schema has no receipt to try");
 }
+
+/// A NixOS host whose owner has laid the placeholder out and imports it.
+fn nixos() -> FakeHost {
+    let mut host = FakeHost::fresh();
+    host.put(crate::nixos::MODULE, "{ }\n", 0o644);
+    host.put("/run/current-system/sw/bin/fettle-installer", "", 0o755);
+    host.change("nixos-rebuild".into(), &["switch"]).unwrap();
+    host
+}
+
+fn nixos_apply(host: &mut FakeHost, answers: &Answers) -> Option<Result<Outcome, RunError>> {
+    let plan = crate::nixos::plan(answers, "1.0.0", "/run/current-system/sw/bin/fettle-installer".into());
+    assert_eq!(plan.refusals, Vec::<String>::new());
+    let steps = settled(host, &plan).steps;
+    let run = run(Purpose::Apply, plan.product, steps);
+    process(host, |host, runner| runner.start(host, run))
+}
+
+#[test]
+fn on_nixos_an_installation_killed_before_any_change_is_finished_or_leaves_nothing() {
+    let start = nixos();
+    let mut wanted = start.clone();
+    let answers = Answers::default();
+    assert_eq!(nixos_apply(&mut wanted, &answers).unwrap().unwrap(), Outcome::Done);
+    assert!(wanted.unit("fettle-dashboard.service").unwrap().active);
+    let plan = crate::nixos::plan(&answers, "1.0.0", "/run/current-system/sw/bin/fettle-installer".into());
+    assert_eq!(settled(&wanted, &plan).steps, [], "a second apply has nothing to do");
+    at_each_change(
+        &start,
+        Fault::Killed,
+        |host| drop(nixos_apply(host, &answers)),
+        |change, host| {
+            let mut forth = host.clone();
+            if resume(&mut forth).is_none() {
+                nixos_apply(&mut forth, &answers);
+            }
+            same(&forth.without(HOME), &wanted.without(HOME), &format!("forth, at change {change}"));
+            let mut back = host;
+            if turn_back(&mut back).is_none() && Receipt::read(&back, &home().receipt()).unwrap().is_some() {
+                assert_eq!(remove(&mut back, true).unwrap().unwrap(), Outcome::Done);
+            }
+            same(&back.without(HOME), &start.without(HOME), &format!("back, at change {change}"));
+        },
+    );
+}
+
+#[test]
+fn on_nixos_what_does_not_build_is_taken_back_and_an_edited_module_is_a_conflict() {
+    let start = nixos();
+    let mut host = start.clone();
+    host.refused_config = Some("\"instances\" = 3");
+    let answers = Answers { workers: 3, ..Answers::default() };
+    let outcome = nixos_apply(&mut host, &answers).unwrap().unwrap();
+    assert!(matches!(&outcome, Outcome::Reverted { reason, .. } if reason.contains("does not exist")), "{outcome:?}");
+    same(&host.without(HOME), &start.without(HOME), "");
+
+    assert_eq!(nixos_apply(&mut host, &Answers::default()).unwrap().unwrap(), Outcome::Done);
+    host.put(crate::nixos::MODULE, "{ services.fettle.enable = false; }", 0o644);
+    let receipt = Receipt::read(&host, &home().receipt()).unwrap();
+    let plan = crate::nixos::plan(&Answers::default(), "1.0.0", "/x".into());
+    let settled = settle(&plan, &host, receipt.as_ref(), Foreign::Refuse).unwrap();
+    assert_eq!(settled.conflicts.len(), 1, "{settled:?}");
+    host.remove(crate::nixos::MODULE.into()).unwrap();
+    let settled = settle(&plan, &host, receipt.as_ref(), Foreign::Refuse).unwrap();
+    assert!(settled.blocked[0].contains("{ }"), "{settled:?}");
+}

@@ -11,7 +11,7 @@ use fettle_tests::skip::skip;
 use serde_json::{Value, json};
 
 use super::unit::{Unit, differences, parse, without_nixos};
-use super::{Nix, committed_units, files, names, root};
+use super::{Nix, committed_units, files, module_of_the_installer, names, root};
 
 /// Where the stand-ins lie, and what is there on a host without NixOS.
 const PATHS: [(&str, &str); 3] = [
@@ -120,7 +120,7 @@ fn secrets<'a>(host: &'a Value, unit: &str) -> Vec<String> {
 #[test]
 fn nixos_takes_the_examples_and_their_settings() {
     let Some(nixos) = NixOs::find("the module within NixOS") else { return };
-    let hosts = nixos.evaluate(&good(), "");
+    let hosts = nixos.evaluate(&[good(), vec![module_of_the_installer()]].concat(), "");
     assert!(hosts.len() >= 5);
     for (name, host) in &hosts {
         assert_eq!(host["refused"], json!([]), "{name}");
@@ -224,6 +224,7 @@ fn secrets_reach_whom_they_may(hosts: &BTreeMap<String, Value>) {
         ("datacenter", vec!["app.pem", "models.key", "webhook-secret", "worker.key"], vec!["models.key", "worker.key"]),
         ("dashboard-only", vec!["app.pem", "webhook-secret", "webhook-secret-before", "worker.key"], vec![]),
         ("worker-only", vec![], vec!["coder.key", "worker.key"]),
+        ("from-answers", vec!["app.pem", "model-key", "webhook-secret", "worker.key"], vec!["model-key", "worker.key"]),
     ] {
         assert_eq!(secrets(&hosts[name], "fettle-dashboard.service"), dashboard, "{name}");
         assert_eq!(secrets(&hosts[name], "fettle-worker@.service"), worker, "{name}");
