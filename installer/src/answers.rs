@@ -23,6 +23,8 @@ pub struct Answers {
     pub gate_timeout: u32,
     /// Whether an installation and an upgrade count only when the smoke list passes too.
     pub smoke: bool,
+    /// Whether `fettle` and `fettle-installer` are on everybody's search path, as links in /usr/local/bin.
+    pub commands: bool,
     /// How backups are made; `true` and `false` alone say whether there is one every night.
     #[serde(deserialize_with = "backup")]
     pub backup: Backup,
@@ -102,6 +104,7 @@ impl Default for Answers {
             retire: Vec::new(),
             gate_timeout: 60,
             smoke: true,
+            commands: true,
             backup: Backup::default(),
         }
     }
@@ -128,11 +131,13 @@ impl Answers {
                 format!("backup.recipients: `{recipient}` is no age recipient ({why}); one begins with age1")
             })?;
         }
-        let strange = answers.secrets.iter().find(|(name, from)| {
-            name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') || !from.file().is_absolute()
-        });
-        if let Some((name, from)) = strange {
-            return Err(format!("secrets: `{name}` must be a plain file name, and `{}` an absolute path", from.file()));
+        let strange = answers.secrets.iter().find(|(name, from)| !is_secret_name(name) || !from.file().is_absolute());
+        if let Some((name, _)) = strange {
+            // The place is not repeated: whoever mistakes it for the value has written the secret there.
+            return Err(format!(
+                "secrets: `{}` must be a file name of letters, digits, `.`, `-` and `_`, and its place an absolute path",
+                name.escape_debug()
+            ));
         }
         if let Some(unit) = answers.retire.iter().find(|unit| !is_retirable(unit)) {
             return Err(format!(
@@ -141,6 +146,13 @@ impl Answers {
         }
         Ok(answers)
     }
+}
+
+/// A file name that means the same in a path and in a line of a unit, whatever it was made of.
+pub(crate) fn is_secret_name(name: &str) -> bool {
+    const LONGEST: usize = 64;
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    plain && (1..=LONGEST).contains(&name.len()) && !name.starts_with('.')
 }
 
 /// A unit's whole name, of nothing that is Fettle's.
@@ -164,7 +176,9 @@ mod tests {
             ("wrokers = 2", "wrokers"),
             ("gate_timeout = 0", "gate_timeout"),
             ("[secrets]\n\"../x\" = \"/srv/x\"", "../x"),
-            ("[secrets]\nx = \"root/x\"", "root/x"),
+            ("[secrets]\nx = \"root/x\"", "absolute path"),
+            ("[secrets]\n\"x\\nUser=root\" = \"/srv/x\"", "letters, digits"),
+            ("[secrets]\n\"x%n\" = \"/srv/x\"", "x%n"),
             ("[secrets]\nx = { file = \"x\", variable = \"X\" }", "absolute"),
             ("retire = [\"sshd\"]", "`sshd`"),
             ("retire = [\"--now.service\"]", "`--now.service`"),

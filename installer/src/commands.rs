@@ -246,6 +246,12 @@ impl Session<'_> {
     fn carry_out(&mut self, aim: &Aim, answers: &Answers, how: &How, purpose: Purpose) -> Ends<Exit> {
         self.refuse_unfinished()?;
         let plan = self.planned(aim, answers)?;
+        let recorded = self.answers(None)?.settings;
+        if aim.mode() == Mode::Systemd && Utf8Path::new(CONFIG).is_file() && answers.settings != recorded {
+            self.reporter.say(&format!(
+                "{CONFIG} is there and is yours: [settings] of the answers is not written over it; change it there."
+            ));
+        }
         let foreign = if how.overwrite { Foreign::Overwrite } else { Foreign::Refuse };
         let settled = self.settled(&plan, foreign)?;
         if settled.steps.is_empty() && settled.conflicts.is_empty() && settled.blocked.is_empty() {
@@ -293,7 +299,7 @@ impl Session<'_> {
         let run = Run { id, purpose, on_failure, started, product, mode: host_mode().name().to_owned(), steps };
         let (home, reporter) = (self.home.clone(), &mut *self.reporter);
         let mut watch = |event: crate::run::Event<'_>| reporter.step(&event);
-        let outcome = Runner { home: &home, watch: &mut watch }.start(&mut self.host, run)?;
+        let outcome = Runner::new(&home, &mut watch).start(&mut self.host, run)?;
         Ok(self.tell(&outcome, purpose))
     }
 
@@ -307,7 +313,7 @@ impl Session<'_> {
         self.reporter.of_plan(&progress.run.id);
         let (home, reporter) = (self.home.clone(), &mut *self.reporter);
         let mut watch = |event: crate::run::Event<'_>| reporter.step(&event);
-        let outcome = Runner { home: &home, watch: &mut watch }.resume(&mut self.host)?;
+        let outcome = Runner::new(&home, &mut watch).resume(&mut self.host)?;
         Ok(outcome.map_or(Exit::Done, |outcome| self.tell(&outcome, progress.run.purpose)))
     }
 
@@ -360,7 +366,7 @@ impl Session<'_> {
         if unfinished.is_some() {
             let (home, reporter) = (self.home.clone(), &mut *self.reporter);
             let mut watch = |event: crate::run::Event<'_>| reporter.step(&event);
-            let mut runner = Runner { home: &home, watch: &mut watch };
+            let mut runner = Runner::new(&home, &mut watch);
             if let Some(Outcome::Stuck { stuck, .. }) = runner.turn_back(&mut self.host, "uninstall was asked for")? {
                 return Err(Ended { exit: Exit::NotReverted, why: stuck });
             }
@@ -383,9 +389,14 @@ impl Session<'_> {
         drop(lock);
         match self.receipt()? {
             Some(receipt) => {
-                let kept: Vec<String> = receipt.known().map(|entry| entry.id.clone()).collect();
+                let kept =
+                    receipt.known().filter_map(|entry| entry.id.split_once(':').map(|(_, path)| path.to_owned()));
+                let kept: std::collections::BTreeSet<String> =
+                    kept.filter(|path| Utf8Path::new(path).exists()).collect();
+                let kept: Vec<String> = kept.into_iter().collect();
                 self.reporter.say(&format!(
-                    "Fettle is removed. These stay: {}. `fettle-installer uninstall --purge` removes them too.",
+                    "Fettle is removed. These stay: {}, its users, and {HOME}. `uninstall --purge` removes them too; run it \
+                     from the release that you installed from.",
                     kept.join(", ")
                 ));
             }
@@ -400,6 +411,7 @@ impl Session<'_> {
     fn status(&mut self) -> Ends<Exit> {
         let receipt = self.receipt()?;
         let mut lines = Vec::new();
+        let mut units = serde_json::Map::new();
         match &receipt {
             None => lines.push("Fettle is not installed.".to_owned()),
             Some(receipt) if !receipt.is_installed() => {
@@ -411,7 +423,8 @@ impl Session<'_> {
                     receipt.product.version, receipt.product.release, receipt.created
                 ));
                 for generation in &receipt.generations {
-                    let runs = if generation.release == receipt.product.release { "  <- runs" } else { "" };
+                    let is_last = receipt.generations.last().is_some_and(|last| last.n == generation.n);
+                    let runs = if is_last { "  <- runs" } else { "" };
                     lines.push(format!(
                         "  generation {} {} {}{runs}",
                         generation.n, generation.release, generation.installed
@@ -419,21 +432,31 @@ impl Session<'_> {
                 }
                 for entry in receipt.known() {
                     let Action::Start { unit } = &entry.action else { continue };
-                    let state = self.host.unit(unit).map_err(unexpected)?;
-                    let word = if state.active { "active" } else { "NOT ACTIVE" };
-                    lines.push(format!("  {unit:<42} {word}"));
+                    let said = self.host.ask(Utf8Path::new("systemctl"), &["is-active", unit]).map_err(unexpected)?;
+                    let state = said.text.trim().to_owned();
+                    lines.push(format!("  {unit:<42} {}", if said.ok { state.clone() } else { state.to_uppercase() }));
+                    units.insert(unit.clone(), state.into());
                 }
             }
         }
-        if let Some(progress) = self.unfinished()? {
-            lines.push(format!(
-                "A run is unfinished: {}. `fettle-installer resume` goes on with it.",
-                where_it_stands(&progress)
-            ));
+        let unfinished = self.unfinished()?.map(|progress| where_it_stands(&progress));
+        let at_work = unfinished.is_some() && self.is_at_work();
+        match &unfinished {
+            Some(stands) if at_work => lines.push(format!("A run of the installer is at work: {stands}.")),
+            Some(stands) => {
+                lines.push(format!("A run is unfinished: {stands}. `fettle-installer resume` goes on with it."));
+            }
+            None => {}
         }
         let mut stdout = std::io::stdout().lock();
         if self.reporter.is_json() {
-            let _ = writeln!(stdout, "{}", serde_json::json!({ "receipt": receipt }));
+            let _ = writeln!(
+                stdout,
+                "{}",
+                serde_json::json!({
+                    "units": units, "unfinished": unfinished, "at_work": at_work, "receipt": receipt,
+                })
+            );
         } else {
             let _ = writeln!(stdout, "{}", lines.join("\n"));
         }
@@ -543,7 +566,7 @@ impl Session<'_> {
     }
 
     pub(crate) fn receipt(&self) -> Ends<Option<Receipt>> {
-        Receipt::read(&self.host, &self.home.receipt()).map_err(unexpected)
+        Receipt::read(&self.host, &self.home.receipt()).map_err(readable_by_root)
     }
 
     pub(crate) fn installed(&self) -> Ends<Receipt> {
@@ -554,12 +577,21 @@ impl Session<'_> {
     }
 
     fn unfinished(&self) -> Ends<Option<crate::journal::Progress>> {
-        let progress = crate::journal::read(&self.host, &self.home.journal()).map_err(unexpected)?;
+        let progress = crate::journal::read(&self.host, &self.home.journal()).map_err(readable_by_root)?;
         Ok(progress.filter(|progress| !progress.ended))
     }
 
     pub(crate) fn refuse_unfinished(&self) -> Ends<()> {
-        if self.unfinished()?.is_some() { Err(RunError::Unfinished.into()) } else { Ok(()) }
+        match self.unfinished()? {
+            Some(_) if self.is_at_work() => Err(LockError::Held.into()),
+            Some(_) => Err(RunError::Unfinished.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Somebody holds the lock: what is unfinished is not interrupted.
+    fn is_at_work(&self) -> bool {
+        matches!(lock::take(&self.home.0), Err(LockError::Held))
     }
 
     pub(crate) fn need_root(&self) -> Ends<()> {
@@ -575,7 +607,12 @@ impl Session<'_> {
 
     pub(crate) fn lock(&mut self) -> Ends<Lock> {
         self.home.make(&mut self.host).map_err(unexpected)?;
-        Ok(lock::take(&self.home.0)?)
+        let lock = lock::take(&self.home.0)?;
+        if self.unfinished()?.is_none() {
+            // What a restoration had laid out when it was killed, before it exchanged anything: secrets are in it.
+            crate::backup::discard_leftovers(self)?;
+        }
+        Ok(lock)
     }
 
     /// Unattended, nobody could answer: then giving the command is the answer.
@@ -641,6 +678,15 @@ fn no_release_on_nixos() -> Ends<()> {
     let why = "on NixOS the release comes with your flake: update its input and run `nixos-rebuild switch`; \
                `nixos-rebuild switch --rollback` goes back";
     Err(Ended { exit: Exit::Usage, why: why.to_owned() })
+}
+
+/// What only root can look at; for anybody else that is all there is to say.
+fn readable_by_root(error: impl std::error::Error) -> Ended {
+    let ended = unexpected(error);
+    if rustix::process::geteuid().is_root() {
+        return ended;
+    }
+    Ended { exit: Exit::Usage, why: format!("{}; run this as root", ended.why) }
 }
 
 /// Errors with everything that keeps the plan from being carried out.

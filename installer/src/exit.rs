@@ -41,11 +41,22 @@ impl Exit {
     }
 }
 
+fn name(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Apply => "apply",
+        Purpose::Upgrade => "upgrade",
+        Purpose::Rollback => "rollback",
+        Purpose::Restore => "restore",
+        Purpose::Uninstall { purge: false } => "uninstall",
+        Purpose::Uninstall { purge: true } => "uninstall --purge",
+    }
+}
+
 /// How far a run had come, for people.
 pub fn where_it_stands(progress: &Progress) -> String {
     let (done, of) = (progress.done.len(), progress.run.steps.len());
     match &progress.turned {
-        None => format!("{done} of {of} steps are done"),
+        None => format!("{}, {done} of {of} steps done", name(progress.run.purpose)),
         Some(turned) => format!("it was being taken back because of: {}", turned.reason),
     }
 }

@@ -5,6 +5,8 @@ use camino::Utf8PathBuf;
 pub const RELEASES: &str = "/opt/fettle/releases";
 /// Leads to the release that runs.
 pub const CURRENT: &str = "/opt/fettle/current";
+/// On everybody's search path.
+pub const COMMANDS: &str = "/usr/local/bin";
 pub const CONFIG_DIR: &str = "/etc/fettle";
 pub const CONFIG: &str = "/etc/fettle/fettle.toml";
 /// The answers of the last `apply`.

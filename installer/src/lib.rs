@@ -11,6 +11,7 @@ pub mod console;
 pub mod environment_file;
 pub mod exit;
 pub mod facts;
+mod guarded;
 pub mod host;
 pub mod journal;
 pub mod layout;

@@ -9,7 +9,7 @@ use fettle_runtime::environment::Environment;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{ActResult, Action, Check, Gate, Keeping, Manifest, Way};
-use crate::answers::Answers;
+use crate::answers::{self, Answers};
 use crate::host::{Attrs, HostView, Owner};
 use crate::journal::{Product, Step};
 use crate::layout::{self, BACKUP_TIMER, CONFIG, CURRENT, DASHBOARD, RELEASES, SECRETS, SOCKETS, STATE, TARGET, USER};
@@ -17,6 +17,7 @@ use crate::receipt::{GENERATIONS, Receipt};
 
 /// Bytes of a generated secret: 256 bits.
 const SECRET_BYTES: usize = 32;
+const WORKERS: &str = "fettle-worker@.service";
 pub(crate) const WORKER_KEY: &str = "worker.key";
 /// The head of a configuration that the installer wrote.
 const CONFIG_HEAD: &str = "# Fettle's configuration. The installer wrote it once; it is yours now.\n\
@@ -83,7 +84,8 @@ struct Planning<'a> {
 impl Planning<'_> {
     fn whole(&mut self) {
         let text = self.config_text();
-        let config = match Config::parse(CONFIG, &text, &Environment::default()) {
+        let named = if self.facts.config.is_some() { CONFIG } else { "[settings] of the answers" };
+        let config = match Config::parse(named, &text, &Environment::default()) {
             Ok(config) => config,
             Err(error) => return self.refusals.push(error.to_string()),
         };
@@ -91,11 +93,14 @@ impl Planning<'_> {
         self.programs();
         self.users();
         self.folders();
-        self.configuration(text);
+        self.configuration(text, &credentials);
         let units: Vec<String> = std::iter::once(DASHBOARD.to_owned()).chain(self.workers()).collect();
         self.actions.push(Action::Restart { units: units.clone(), way: Way::Back });
         self.actions.push(Action::Reload { way: Way::Back });
         self.actions.push(Action::SwitchRelease { path: CURRENT.into(), target: self.release.path() });
+        if self.answers.commands {
+            self.commands();
+        }
         self.units(&config, &credentials);
         self.actions.push(Action::Reload { way: Way::Forth });
         self.apparmor();
@@ -140,6 +145,14 @@ impl Planning<'_> {
         });
     }
 
+    fn commands(&mut self) {
+        self.dir(layout::COMMANDS, 0o755, Keeping::System);
+        for program in ["fettle", "fettle-installer"] {
+            let (path, target) = (Utf8Path::new(layout::COMMANDS).join(program), Utf8Path::new(CURRENT).join("bin"));
+            self.actions.push(Action::Link { path, target: target.join(program) });
+        }
+    }
+
     fn users(&mut self) {
         self.dir("/etc/sysusers.d", 0o755, Keeping::System);
         for (name, text) in self.shared("sysusers") {
@@ -171,12 +184,17 @@ impl Planning<'_> {
         format!("{CONFIG_HEAD}{}", toml::to_string_pretty(&settings).expect("a table that was read can be written"))
     }
 
-    fn configuration(&mut self, text: String) {
+    fn configuration(&mut self, text: String, credentials: &BTreeMap<&'static str, BTreeMap<String, Utf8PathBuf>>) {
         let attrs = Attrs { mode: 0o640, owner: Owner::new("root", USER) };
         let why = "all processes read it; no secret is in it".to_owned();
         self.actions.push(Action::File { path: CONFIG.into(), attrs, text, keeping: Keeping::Seeded, why });
         self.actions.push(answers_file(self.answers));
-        self.actions.extend(secrets(self.answers, Utf8Path::new(SECRETS)));
+        let ours = secrets(self.answers, Utf8Path::new(SECRETS));
+        let known: BTreeSet<String> = ours.iter().map(Action::key).collect();
+        self.actions.extend(ours);
+        let handed: BTreeSet<&Utf8PathBuf> = credentials.values().flat_map(BTreeMap::values).collect();
+        let watched = handed.into_iter().map(|path| Action::WatchSecret { path: path.clone() });
+        self.actions.extend(watched.filter(|action| !known.contains(&action.key())));
         let program = self.release.path().join("bin/fettle");
         self.actions.push(Action::CheckConfig { program, config: CONFIG.into() });
     }
@@ -184,9 +202,24 @@ impl Planning<'_> {
     /// Per unit: name and path of each secret that it gets.
     fn credentials(&mut self, config: &Config) -> BTreeMap<&'static str, BTreeMap<String, Utf8PathBuf>> {
         let mut credentials: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        let mut keys: BTreeMap<Utf8PathBuf, String> = BTreeMap::new();
         for (key, file) in config.secret_files() {
             let path = Utf8Path::new(layout::CONFIG_DIR).join(file);
             let name = path.file_name().unwrap_or_default().to_owned();
+            if !answers::is_secret_name(&name) || !is_plain(&path) {
+                self.refusals.push(format!(
+                    "{key}: the path {:?} goes into a unit, and there only letters, digits, `/`, `.`, `-`, `_`, `@` and `+` mean themselves; rename it",
+                    path.as_str()
+                ));
+                continue;
+            }
+            if let Some(other) = keys.insert(path.clone(), key.clone())
+                && (receivers(&key).contains(&WORKERS) != receivers(&other).contains(&WORKERS))
+            {
+                self.refusals.push(format!(
+                    "{key} and {other} name one file, {path}: what a worker gets, whoever wrote the code in it may get, so it must be another secret"
+                ));
+            }
             let planned = path.parent().is_some_and(|folder| folder == SECRETS)
                 && (name == WORKER_KEY || self.answers.secrets.contains_key(&name));
             if !planned && !self.facts.secrets.contains(&path) {
@@ -307,13 +340,17 @@ pub(crate) fn secrets(answers: &Answers, folder: &Utf8Path) -> Vec<Action> {
 
 /// Who needs a secret, by its key in the configuration. The worker never gets what can write to the forge.
 fn receivers(key: &str) -> &'static [&'static str] {
-    const WORKERS: &str = "fettle-worker@.service";
     match key {
         "auth.worker_key_file" | "forge.read_token_file" => &[DASHBOARD, WORKERS],
         // The dashboard asks no model; it looks for these keys in whatever is about to leave.
         key if key.starts_with("gateway.models") => &[DASHBOARD, WORKERS],
         _ => &[DASHBOARD],
     }
+}
+
+/// Nothing in it means something else in a unit: no blank, no `%`, no `:`, no end of the line.
+fn is_plain(path: &Utf8Path) -> bool {
+    path.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-@+".contains(&byte))
 }
 
 fn user_of(line: &str) -> Option<String> {

@@ -87,7 +87,7 @@ pub enum RunError {
     #[error(transparent)]
     Receipt(#[from] ReceiptError),
     #[error(
-        "an earlier run is unfinished; `fettle-installer resume` goes on with it, `fettle-installer uninstall` takes it back"
+        "an earlier run is unfinished; `fettle-installer resume` goes on with it, `fettle-installer uninstall` takes it back and removes Fettle"
     )]
     Unfinished,
 }
@@ -96,9 +96,15 @@ pub enum RunError {
 pub struct Runner<'a> {
     pub home: &'a Home,
     pub watch: &'a mut dyn FnMut(Event<'_>),
+    /// Why a service does not run although everything was taken back.
+    unwell: Option<String>,
 }
 
-impl Runner<'_> {
+impl<'a> Runner<'a> {
+    pub fn new(home: &'a Home, watch: &'a mut dyn FnMut(Event<'_>)) -> Self {
+        Self { home, watch, unwell: None }
+    }
+
     /// Begins a run.
     ///
     /// Errors when an earlier one has not ended, and when the journal or the receipt cannot be written: then nothing was
@@ -159,7 +165,15 @@ impl Runner<'_> {
         self.end(host, &mut progress, earlier.as_ref())?;
         Ok(match progress.turned {
             None => Outcome::Done,
-            Some(turned) => Outcome::Reverted { reason: turned.reason, gate: turned.gate },
+            Some(turned) => {
+                let reason = match self.unwell.take() {
+                    None => turned.reason,
+                    Some(unwell) => {
+                        format!("{}\nWith what was there before it does not run either: {unwell}", turned.reason)
+                    }
+                };
+                Outcome::Reverted { reason, gate: turned.gate }
+            }
         })
     }
 
@@ -250,6 +264,14 @@ impl Runner<'_> {
                 // Its own `before` is what there was before Fettle: executing on it makes Fettle's part again.
                 Step::Undo { action, before, .. } => action.execute(host, &before).map(drop),
             };
+            if let (Err(error), Action::Restart { .. }) = (&undone, progress.run.steps[number].action()) {
+                // Everything is as it was; that a service does not run with it is told, and keeps nothing else back.
+                let unwell = with_causes(error);
+                self.tell(progress, number, Phase::Fails(unwell.clone()));
+                self.unwell.get_or_insert(unwell);
+                self.note(host, progress, Record::Undone { step: number })?;
+                continue;
+            }
             if let Err(error) = undone {
                 let what = progress.run.steps[number].action().describe().what;
                 let stuck = format!("could not take back \"{what}\": {}", with_causes(&error));

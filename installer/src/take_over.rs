@@ -158,7 +158,10 @@ impl Taking {
                 );
             }
         }
-        if let Some((variable, value)) = self.take(&["GITHUB_API_URL"]) {
+        let api = self.take(&["GITHUB_API_URL"]);
+        if let Some((variable, _)) = api.as_ref().filter(|(_, value)| value.contains(['@', '?'])) {
+            self.leave(variable, SECRET_IN_URL);
+        } else if let Some((variable, value)) = api {
             self.carry(&variable, "forge.api_url and forge.hosts".to_owned());
             let host = value.split("://").nth(1).and_then(|rest| rest.split(['/', ':']).next()).unwrap_or_default();
             let host = host.strip_prefix("api.").unwrap_or(host);
@@ -177,7 +180,7 @@ impl Taking {
             let url = ollama.as_ref().map_or(OLLAMA, |(_, url)| url.as_str());
             let url = format!("{}/v1", with_scheme(url).trim_end_matches('/').trim_end_matches("/v1"));
             match ollama_model.as_ref().map(|(_, model)| model.as_str()).or(asked) {
-                _ if url.contains('@') => self.leave("OLLAMA_BASE_URL", SECRET_IN_URL),
+                _ if url.contains(['@', '?']) => self.leave("OLLAMA_BASE_URL", SECRET_IN_URL),
                 Some(model) => self.model(model, &url, None, ollama_model.as_ref().or(ollama.as_ref())),
                 None => self.leave("OLLAMA_BASE_URL", "no model is named for it; say which with --model"),
             }
@@ -188,7 +191,7 @@ impl Taking {
             }
             return;
         };
-        if base.as_ref().is_some_and(|(_, url)| url.contains('@')) {
+        if base.as_ref().is_some_and(|(_, url)| url.contains(['@', '?'])) {
             self.leave("OPENAI_BASE_URL", SECRET_IN_URL);
             return;
         }

@@ -332,6 +332,12 @@ impl Config {
                 return invalid(format!("{key}: `{address}` is not an address and port such as 127.0.0.1:8080"));
             }
         }
+        if self.server.listen == self.server.internal_listen {
+            return invalid(format!(
+                "server.listen and server.internal_listen are both {}: what is open to the forge must not be where workers and health are",
+                self.server.listen
+            ));
+        }
         if self.forge.app_id.is_some() != self.forge.app_key_file.is_some() {
             return invalid("forge.app_id and forge.app_key_file belong together: give both or neither".into());
         }
@@ -361,6 +367,21 @@ impl Config {
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return invalid(format!("gateway.models: two models are called `{}`", pair[0]));
+        }
+        let urls = self
+            .gateway
+            .models
+            .iter()
+            .map(|model| (format!("gateway.models `{}`: base_url", model.name), "api_key_file", &model.base_url));
+        for (key, instead, url) in
+            urls.chain([("forge.api_url".to_owned(), "the forge's secrets", &self.forge.api_url)])
+        {
+            if url.contains(['@', '?', '#']) {
+                // Not repeated: it may be the secret itself, and this file is not one.
+                return invalid(format!(
+                    "{key} holds more than an address: a user, a password or a key has no place in this file; use {instead}"
+                ));
+            }
         }
         for model in &self.gateway.models {
             if !(model.base_url.starts_with("http://") || model.base_url.starts_with("https://")) {

@@ -10,6 +10,7 @@ use crate::host::{Attrs, Entry, Host, HostView, sha256};
 
 /// A secret is root's alone: systemd hands it to the unit that needs it.
 const SECRET_MODE: u32 = 0o600;
+const NEW_VALUE: &str = "it has a new value, and the services do not use it yet";
 /// More lines of a difference than this tell a person nothing.
 const SHOWN_LINES: usize = 40;
 
@@ -39,6 +40,11 @@ pub(super) fn describe(action: &Action) -> Description {
             format!("copy the secret {from} to {path}"),
             "systemd hands it to the unit that needs it, and to nobody else".to_owned(),
             "stays until --purge; the original is not touched",
+        ),
+        Action::WatchSecret { path } => (
+            format!("note which value of {path} the units get"),
+            "a new value reaches them when they are started anew".to_owned(),
+            "nothing; the secret is yours",
         ),
         _ => unreachable!("only files are described here"),
     };
@@ -88,9 +94,11 @@ pub(super) fn check_file(
     Ok(if known == Some(digest) { Check::Needed(shown) } else { Check::Foreign(shown) })
 }
 
-pub(super) fn check_secret(host: &dyn HostView, path: &Utf8Path) -> ActResult<Check> {
+/// `known` is the value, as a hash, that the units were started with.
+pub(super) fn check_secret(host: &dyn HostView, path: &Utf8Path, known: Option<&Trace>) -> ActResult<Check> {
     Ok(match host.entry(path)? {
         Entry::Absent => Check::Needed("it is not there".to_owned()),
+        Entry::File { sha256, .. } if is_other(known, &sha256) => Check::Needed(NEW_VALUE.to_owned()),
         Entry::File { attrs, .. } if attrs == Attrs::root(SECRET_MODE) => Check::Done,
         Entry::File { .. } => Check::Needed("others could read it".to_owned()),
         _ => Check::Blocked(format!("{path} is there and no regular file; move it away")),
@@ -109,11 +117,29 @@ fn value(host: &dyn HostView, from: &SecretFrom) -> ActResult<Result<Vec<u8>, St
     Ok(found.ok_or_else(|| format!("{from} has no value; name the secret's place anew")))
 }
 
-pub(super) fn check_copied(host: &dyn HostView, from: &SecretFrom, path: &Utf8Path) -> ActResult<Check> {
+/// Where it lies is the operator's affair, and so are its rights.
+pub(super) fn check_watched(host: &dyn HostView, path: &Utf8Path, known: Option<&Trace>) -> ActResult<Check> {
+    Ok(match host.entry(path)? {
+        Entry::File { sha256, .. } if is_other(known, &sha256) => Check::Needed(NEW_VALUE.to_owned()),
+        Entry::File { .. } if known.is_none() => Check::Needed("its value is not known yet".to_owned()),
+        _ => Check::Done,
+    })
+}
+
+fn is_other(known: Option<&Trace>, now: &str) -> bool {
+    matches!(known, Some(Trace::Path { entry: Entry::File { sha256, .. }, .. }) if sha256 != now)
+}
+
+pub(super) fn check_copied(
+    host: &dyn HostView,
+    from: &SecretFrom,
+    path: &Utf8Path,
+    known: Option<&Trace>,
+) -> ActResult<Check> {
     let wanted = match value(host, from)? {
         Ok(value) => sha256(&value),
         // The copy is what counts: nobody has to keep the original.
-        Err(_) if check_secret(host, path)? == Check::Done => return Ok(Check::Done),
+        Err(_) if !host.entry(path)?.is_absent() => return check_secret(host, path, known),
         Err(why) => return Ok(Check::Blocked(why)),
     };
     Ok(match host.entry(path)? {
@@ -172,8 +198,11 @@ pub(super) fn generate(host: &mut dyn Host, path: &Utf8Path, bytes: usize) -> Ac
 }
 
 pub(super) fn copy_secret(host: &mut dyn Host, from: &SecretFrom, path: &Utf8Path) -> ActResult<Trace> {
-    let value = value(host, from)?.map_err(ActError::Refused)?;
-    host.write(path, &value, &Attrs::root(SECRET_MODE))?;
+    match value(host, from)? {
+        Ok(value) => host.write(path, &value, &Attrs::root(SECRET_MODE))?,
+        Err(_) if !host.entry(path)?.is_absent() => host.set_attrs(path, &Attrs::root(SECRET_MODE))?,
+        Err(why) => return Err(ActError::Refused(why)),
+    }
     seen(host, path)
 }
 
@@ -188,6 +217,13 @@ pub(super) fn revert_dir(host: &mut dyn Host, path: &Utf8Path, keeping: Keeping,
             // Somebody else's files keep it.
             Keeping::Managed | Keeping::System => Ok(host.rmdir(path).map(drop)?),
         },
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn revert_attrs(host: &mut dyn Host, path: &Utf8Path, before: &Trace) -> ActResult<()> {
+    match (before, host.entry(path)?) {
+        (Trace::Path { entry: Entry::File { attrs, .. }, .. }, Entry::File { .. }) => Ok(host.set_attrs(path, attrs)?),
         _ => Ok(()),
     }
 }
@@ -231,7 +267,7 @@ pub(super) fn revert_file(
     }
 }
 
-fn seen(host: &dyn HostView, path: &Utf8Path) -> ActResult<Trace> {
+pub(super) fn seen(host: &dyn HostView, path: &Utf8Path) -> ActResult<Trace> {
     Ok(Trace::Path { entry: host.entry(path)?, saved: None })
 }
 

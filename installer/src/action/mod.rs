@@ -66,6 +66,15 @@ pub enum Action {
         from: SecretFrom,
         path: Utf8PathBuf,
     },
+    /// A secret that the operator puts there: a new value of it is told to the units that have it.
+    WatchSecret {
+        path: Utf8PathBuf,
+    },
+    /// A symbolic link, so that people find a program by its name.
+    Link {
+        path: Utf8PathBuf,
+        target: Utf8PathBuf,
+    },
     /// A release tree, copied and verified file by file.
     Release {
         source: Utf8PathBuf,
@@ -212,7 +221,10 @@ impl Action {
         match self {
             Self::Dir { path, .. } => format!("dir:{path}"),
             Self::File { path, .. } => format!("file:{path}"),
-            Self::GenerateSecret { path, .. } | Self::CopySecret { path, .. } => format!("secret:{path}"),
+            Self::GenerateSecret { path, .. } | Self::CopySecret { path, .. } | Self::WatchSecret { path } => {
+                format!("secret:{path}")
+            }
+            Self::Link { path, .. } => format!("link:{path}"),
             Self::Release { path, .. } => format!("release:{path}"),
             Self::SwitchRelease { path, .. } => format!("switch:{path}"),
             Self::Users { file, .. } => format!("users:{file}"),
@@ -248,17 +260,21 @@ impl Action {
             Self::Dir { keeping, .. } | Self::File { keeping, .. } => {
                 matches!(keeping, Keeping::Seeded | Keeping::Kept)
             }
-            Self::GenerateSecret { .. } | Self::CopySecret { .. } | Self::Users { .. } => true,
+            Self::GenerateSecret { .. } | Self::CopySecret { .. } | Self::WatchSecret { .. } | Self::Users { .. } => {
+                true
+            }
             _ => false,
         }
     }
 
     pub fn describe(&self) -> Description {
         match self {
-            Self::Dir { .. } | Self::File { .. } | Self::GenerateSecret { .. } | Self::CopySecret { .. } => {
-                file::describe(self)
-            }
-            Self::Release { .. } | Self::SwitchRelease { .. } => release::describe(self),
+            Self::Dir { .. }
+            | Self::File { .. }
+            | Self::GenerateSecret { .. }
+            | Self::CopySecret { .. }
+            | Self::WatchSecret { .. } => file::describe(self),
+            Self::Release { .. } | Self::SwitchRelease { .. } | Self::Link { .. } => release::describe(self),
             Self::Swap { .. } => swap::describe(self),
             Self::HealthGate { gate } => gate.describe(),
             Self::NixosModule { .. } | Self::NixosRebuild { .. } => nixos::describe(self),
@@ -273,8 +289,10 @@ impl Action {
             Self::File { path, attrs, text, keeping, .. } => {
                 file::check_file(host, path, attrs, text.as_bytes(), *keeping, known)
             }
-            Self::GenerateSecret { path, .. } => file::check_secret(host, path),
-            Self::CopySecret { from, path } => file::check_copied(host, from, path),
+            Self::GenerateSecret { path, .. } => file::check_secret(host, path, known),
+            Self::CopySecret { from, path } => file::check_copied(host, from, path, known),
+            Self::WatchSecret { path } => file::check_watched(host, path, known),
+            Self::Link { path, target } => release::check_link(host, path, target),
             Self::Release { path, manifest_sha256, .. } => release::check(host, path, manifest_sha256),
             Self::SwitchRelease { path, target } => release::check_link(host, path, target),
             Self::Swap { from, .. } => swap::check(host, from),
@@ -297,6 +315,8 @@ impl Action {
             | Self::GenerateSecret { path, .. }
             | Self::Release { path, .. }
             | Self::Swap { path, .. }
+            | Self::WatchSecret { path }
+            | Self::Link { path, .. }
             | Self::SwitchRelease { path, .. } => Ok(Trace::Path { entry: host.entry(path)?, saved: None }),
             _ => system::before(self, host),
         }
@@ -311,6 +331,8 @@ impl Action {
             }
             Self::GenerateSecret { path, bytes, .. } => file::generate(host, path, *bytes),
             Self::CopySecret { from, path } => file::copy_secret(host, from, path),
+            Self::WatchSecret { path } => file::seen(host, path),
+            Self::Link { path, target } => release::switch(host, path, target),
             Self::Release { source, path, manifest_sha256 } => release::copy(host, source, path, manifest_sha256),
             Self::SwitchRelease { path, target } => release::switch(host, path, target),
             Self::Swap { from, path, aside } => swap::execute(host, from, path, aside),
@@ -326,12 +348,19 @@ impl Action {
     pub fn revert(&self, host: &mut dyn Host, before: &Trace, after: Option<&Trace>) -> ActResult<()> {
         match self {
             Self::Dir { path, keeping, .. } => file::revert_dir(host, path, *keeping, before),
+            // The operator's: whatever is in it now is meant.
+            Self::File { path, keeping: Keeping::Seeded, .. }
+                if matches!(before, Trace::Path { entry: Entry::File { .. }, .. }) =>
+            {
+                file::revert_attrs(host, path, before)
+            }
+            Self::WatchSecret { .. } => Ok(()),
             Self::File { path, .. }
             | Self::GenerateSecret { path, .. }
             | Self::CopySecret { path, .. }
             | Self::NixosModule { path, .. } => file::revert_file(host, path, before, after),
             Self::Release { path, .. } => release::remove(host, path, before),
-            Self::SwitchRelease { path, .. } => release::switch_back(host, path, before),
+            Self::SwitchRelease { path, .. } | Self::Link { path, .. } => release::switch_back(host, path, before),
             Self::Swap { from, path, aside } => swap::revert(host, from, path, aside, before),
             Self::HealthGate { .. } | Self::NixosRebuild { way: Way::Forth } => Ok(()),
             Self::NixosRebuild { way: Way::Back } => nixos::rebuild(host).map(drop),

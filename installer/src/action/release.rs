@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ActError, ActResult, Action, Check, Description, Trace};
 use crate::host::{Attrs, Entry, Host, HostView, sha256};
+use crate::layout::COMMANDS;
 
 pub const MANIFEST: &str = "manifest.json";
 /// The schema that this installer reads.
@@ -40,6 +41,8 @@ pub enum ManifestError {
     Newer(u32),
     #[error("it names the path `{0}`, which leaves the tree")]
     Path(Utf8PathBuf),
+    #[error("{0:?} is no version, and a folder is called by it")]
+    Version(String),
     #[error("the mode `{0}` is not octal")]
     Mode(String),
 }
@@ -59,6 +62,10 @@ impl Manifest {
         }
         for file in manifest.files.values() {
             file.mode()?;
+        }
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".+-_".contains(&byte);
+        if !manifest.version.starts_with(|c: char| c.is_ascii_alphanumeric()) || !manifest.version.bytes().all(plain) {
+            return Err(ManifestError::Version(manifest.version));
         }
         Ok(manifest)
     }
@@ -82,6 +89,11 @@ pub(super) fn describe(action: &Action) -> Description {
             what: format!("let {path} lead to {target}"),
             why: "units call the programs through this link".to_owned(),
             revert: "leads to where it led before".to_owned(),
+        },
+        Action::Link { path, target } => Description {
+            what: format!("let {path} lead to {target}"),
+            why: "people find the program by its name".to_owned(),
+            revert: "is removed, or leads to where it led before".to_owned(),
         },
         _ => unreachable!("only releases are described here"),
     }
@@ -158,6 +170,9 @@ pub(super) fn check_link(host: &dyn HostView, path: &Utf8Path, target: &Utf8Path
     Ok(match host.entry(path)? {
         Entry::Link { target: now } if now == target => Check::Done,
         Entry::Link { target: now } => Check::Needed(format!("it leads to {now}")),
+        Entry::File { .. } if path.starts_with(COMMANDS) => Check::Blocked(format!(
+            "{path} is there and not ours; move it away, or say commands = false in the answers"
+        )),
         Entry::Absent => Check::Needed("it is not there".to_owned()),
         _ => Check::Blocked(format!("{path} is there and no link; move it away")),
     })

@@ -327,6 +327,8 @@ fn prepared(
         Some(answers) => answers.clone(),
         None => session.answers(None)?,
     };
+    // What else runs on a host is decided on that host, and not by whoever wrote an archive.
+    answers.retire = session.answers(None)?.retire;
     answers.gate_timeout = flags.gate_timeout.unwrap_or(answers.gate_timeout);
     let mut facts = planner_facts(&session.host, &answers)?;
     facts.config = Some(staged.config.clone());
@@ -369,6 +371,12 @@ fn refuse(settled: &Settled) -> Ends<()> {
         }),
         None => Ok(()),
     }
+}
+
+/// A restoration that was killed while it laid things out.
+pub(crate) fn discard_leftovers(session: &Session<'_>) -> Ends<()> {
+    discard(&places(session)?);
+    Ok(())
 }
 
 /// What is there now, should an upgrade be regretted.

@@ -97,9 +97,10 @@ fn ledger(places: &Places, scratch: &Utf8Path, out: &mut Out) -> BackupResult<()
 /// promises is compared with what is there.
 fn blobs(places: &Places, out: &mut Out, damaged: &mut Vec<String>) -> BackupResult<()> {
     let root = places.ledger().join("blobs");
-    let folder = match fs_err::File::open(&root) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        folder => folder.map_err(at("could not open", &root))?,
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::DIRECTORY;
+    let folder = match rustix::fs::open(root.as_std_path(), flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        folder => folder.map_err(|error| at("could not open", &root)(error.into()))?,
     };
     for above in names(&root)? {
         if above.len() != 2 {

@@ -15,5 +15,5 @@ mod verify;
 mod tests;
 
 pub use command::{Backup, Restore};
-pub(crate) use command::{backup, before_upgrade, restore};
+pub(crate) use command::{backup, before_upgrade, discard_leftovers, restore};
 pub use error::BackupError;

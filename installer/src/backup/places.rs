@@ -74,7 +74,15 @@ impl Places {
     /// beside it that its owner could not write.
     fn user(&self) -> BackupResult<Option<User>> {
         let path = self.database();
-        let found = fs_err::metadata(&path).map_err(at("could not look at", &path))?;
+        let found = fs_err::symlink_metadata(&path).map_err(at("could not look at", &path))?;
+        let folder = fs_err::symlink_metadata(&self.data).map_err(at("could not look at", &self.data))?;
+        // The folder is a service's: what it puts in the ledger's place must not decide as whom it is read.
+        if !found.is_file() || found.uid() != folder.uid() {
+            return Err(BackupError::Refused(format!(
+                "{path} is no plain file of the user who owns {}; somebody has put it there",
+                self.data
+            )));
+        }
         let root = rustix::process::geteuid().is_root() && found.uid() != 0;
         Ok(root.then(|| User { uid: found.uid(), gid: found.gid() }))
     }

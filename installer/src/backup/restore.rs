@@ -141,18 +141,25 @@ pub(super) fn steps(
 ) -> Vec<Step> {
     let mut steps = vec![Step::Do { action: Action::Stop { units: stop_order(running) } }];
     steps.extend(staged.swaps.iter().cloned().map(|action| Step::Do { action }));
+    // What was put in the place of the configuration and of secrets is what the services get now.
+    let is_exchanged = |action: &&Action| {
+        let key = action.key();
+        key.starts_with("secret:") || key == format!("file:{CONFIG}")
+    };
+    steps.extend(planned.iter().filter(is_exchanged).cloned().map(|action| Step::Do { action }));
     // What starts or checks comes after, for all units; and releases are no affair of a restoration.
     let own = |step: &Step| {
-        !matches!(
-            step,
-            Step::Do {
-                action: Action::Start { .. }
-                    | Action::Restart { .. }
-                    | Action::CheckConfig { .. }
-                    | Action::HealthGate { .. }
-                    | Action::Smoke { .. }
-            } | Step::Undo { action: Action::Release { .. }, .. }
-        )
+        !is_exchanged(&step.action())
+            && !matches!(
+                step,
+                Step::Do {
+                    action: Action::Start { .. }
+                        | Action::Restart { .. }
+                        | Action::CheckConfig { .. }
+                        | Action::HealthGate { .. }
+                        | Action::Smoke { .. }
+                } | Step::Undo { action: Action::Release { .. }, .. }
+            )
     };
     steps.extend(settled.steps.into_iter().filter(own));
     steps.push(Step::Do { action: check });

@@ -4,6 +4,8 @@
 use std::io::{Read as _, Write as _};
 use std::str::FromStr as _;
 
+use crate::answers::is_secret_name;
+use crate::guarded;
 use age::secrecy::SecretString;
 use camino::{Utf8Component, Utf8Path};
 
@@ -94,23 +96,13 @@ fn line_of(file: &Utf8Path) -> BackupResult<String> {
 
 /// Reads one; none when it is not there. Links are not followed: what they lead to was not meant.
 pub(super) fn read(path: &Utf8Path, name: &str) -> BackupResult<Option<Secret>> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = std::fs::OpenOptions::new();
-    // Without waiting: a pipe in its place would never answer.
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    options.read(true).custom_flags(flags.bits().cast_signed());
-    let file = match fs_err::OpenOptions::from_options(options).open(path) {
+    let value = match guarded::read(path, MAX_SECRET_BYTES) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(at("could not read", path))?,
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            return Err(BackupError::Refused(format!("{path} is no secret: {error}")));
+        }
+        value => value.map_err(at("could not read", path))?,
     };
-    let found = file.metadata().map_err(at("could not read", path))?;
-    if !found.is_file() || found.len() > MAX_SECRET_BYTES {
-        return Err(BackupError::Refused(format!(
-            "{path} is no secret: no plain file of at most {MAX_SECRET_BYTES} bytes"
-        )));
-    }
-    let mut value = Vec::new();
-    file.take(MAX_SECRET_BYTES).read_to_end(&mut value).map_err(at("could not read", path))?;
     Ok(Some(Secret { name: name.to_owned(), value }))
 }
 
@@ -130,7 +122,7 @@ pub(super) fn lock(secrets: &[Secret], lock: &Lock) -> BackupResult<Vec<u8>> {
     let encryptor = match lock {
         Lock::Recipients(recipients) => {
             age::Encryptor::with_recipients(recipients.iter().map(|recipient| recipient as &dyn age::Recipient))
-                .map_err(|error| failed(error.to_string()))?
+                .map_err(|_| failed("its recipients do not go together".to_owned()))?
         }
         Lock::Passphrase(passphrase) => age::Encryptor::with_user_passphrase(passphrase.clone()),
     };
@@ -147,8 +139,20 @@ pub(super) fn lock(secrets: &[Secret], lock: &Lock) -> BackupResult<Vec<u8>> {
 ///
 /// Errors when the key is another's, and when anything but secrets is inside: who knows a recipient can lock anything.
 pub(super) fn unlock(locked: &[u8], key: &Key) -> BackupResult<Vec<Secret>> {
-    let failed =
-        |error: age::DecryptError| BackupError::Refused(format!("the secrets do not open with this key: {error}"));
+    // Not in the library's own words: it looks them up in files that need not be on this host, and panics without them.
+    let failed = |error: age::DecryptError| {
+        let why = match error {
+            age::DecryptError::InvalidHeader | age::DecryptError::InvalidMac | age::DecryptError::UnknownFormat => {
+                "they are damaged, or written by a newer age".to_owned()
+            }
+            age::DecryptError::ExcessiveWork { .. } => {
+                "their passphrase would take this host too long to try".to_owned()
+            }
+            age::DecryptError::Io(error) => error.to_string(),
+            _ => "it is not the one with which they were locked".to_owned(),
+        };
+        BackupError::Refused(format!("the secrets do not open with this key or passphrase: {why}"))
+    };
     let decryptor = age::Decryptor::new(locked).map_err(failed)?;
     let reader = match key {
         Key::Identities(identities) => {
@@ -189,6 +193,8 @@ fn is_ours(name: &str) -> bool {
     let plain = path.components().all(|part| matches!(part, Utf8Component::Normal(text) if !text.starts_with('.')));
     let canonical = path.components().map(|part| part.as_str()).collect::<Vec<_>>().join("/") == name;
     let configuration = name.ends_with(".toml");
+    // These names go into units and paths.
+    let plain = plain && path.components().all(|part| is_secret_name(part.as_str()));
     plain && canonical && !configuration && name.strip_prefix("etc/").is_some_and(|rest| !rest.is_empty())
 }
 

@@ -376,7 +376,8 @@ fn paths(files: &Files) -> Result<Vec<Utf8PathBuf>, Unknown> {
         ("/etc/apparmor.d", "fettle"),
     ] {
         let names = files.list(folder)?.unwrap_or_default();
-        let ours = names.iter().filter(|name| name.starts_with(prefix));
+        // Folders of drop-ins are the administrator's.
+        let ours = names.iter().filter(|name| name.starts_with(prefix) && !name.ends_with(".d"));
         paths.extend(ours.map(|name| Utf8Path::new(folder).join(name)));
     }
     Ok(paths)

@@ -97,7 +97,7 @@ fn process<T>(host: &mut FakeHost, work: impl FnOnce(&mut FakeHost, &mut Runner<
     quiet();
     let home = home();
     let mut watch = |_: Event<'_>| {};
-    let mut runner = Runner { home: &home, watch: &mut watch };
+    let mut runner = Runner::new(&home, &mut watch);
     match catch_unwind(AssertUnwindSafe(|| work(host, &mut runner))) {
         Ok(value) => Some(value),
         Err(payload) if payload.is::<Killed>() => None,
@@ -693,4 +693,54 @@ fn on_nixos_what_does_not_build_is_taken_back_and_an_edited_module_is_a_conflict
     host.remove(crate::nixos::MODULE.into()).unwrap();
     let settled = settle(&plan, &host, receipt.as_ref(), Foreign::Refuse).unwrap();
     assert!(settled.blocked[0].contains("{ }"), "{settled:?}");
+}
+
+#[test]
+fn a_new_value_of_a_secret_restarts_whom_it_is_handed_to_and_is_then_known() {
+    let (mut host, release) = fresh();
+    let text = "[auth]\nworker_key_file = \"secrets/worker.key\"\n[forge]\nwebhook_secret_file = \"secrets/hook\"\n";
+    host.put("/etc/fettle/fettle.toml", text, 0o640);
+    host.put("/etc/fettle/secrets/hook", "of the operator", 0o600);
+    let steps = |host: &FakeHost| {
+        let facts = Facts {
+            config: Some(text.to_owned()),
+            secrets: ["/etc/fettle/secrets/hook".into()].into(),
+            ..Facts::default()
+        };
+        let plan = plan(&release, &facts, &Answers::default());
+        assert_eq!(plan.refusals, Vec::<String>::new());
+        (settled(host, &plan).steps, plan.product)
+    };
+    let apply = |host: &mut FakeHost| {
+        let (steps, product) = steps(host);
+        let run = run(Purpose::Apply, product, steps);
+        assert_eq!(process(host, |host, runner| runner.start(host, run)).unwrap().unwrap(), Outcome::Done);
+    };
+    apply(&mut host);
+    assert_eq!(steps(&host).0, []);
+    host.put("/etc/fettle/secrets/hook", "a new one", 0o600);
+    let keys: Vec<String> = steps(&host).0.iter().map(|step| step.action().key()).collect();
+    assert!(keys.contains(&"restart:forth".to_owned()) && keys.contains(&"smoke".to_owned()), "{keys:?}");
+    apply(&mut host);
+    assert_eq!(steps(&host).0, []);
+    assert_eq!(host.text("/etc/fettle/secrets/hook"), Some("a new one"));
+}
+
+#[test]
+fn no_secret_gets_into_a_unit_by_its_name_or_to_a_worker_by_another_key() {
+    let (mut host, release) = fresh();
+    let model = "[[gateway.models]]\nname = \"m\"\nbase_url = \"http://127.0.0.1:1/v1\"\napi_key_file = ";
+    for (text, why) in [
+        ("[forge]\nwebhook_secret_file = \"secrets/x\\nUser=root\"\n".to_owned(), "goes into a unit"),
+        ("[forge]\nwebhook_secret_file = \"secrets/%n\"\n".to_owned(), "goes into a unit"),
+        (
+            format!("[forge]\nwrite_token_file = \"secrets/write\"\n{model}\"secrets/write\"\n"),
+            "must be another secret",
+        ),
+    ] {
+        host.put("/etc/fettle/fettle.toml", &text, 0o640);
+        let facts = Facts { config: Some(text.clone()), ..Facts::default() };
+        let refusals = plan(&release, &facts, &Answers::default()).refusals;
+        assert!(refusals.iter().any(|refusal| refusal.contains(why)), "{text}: {refusals:?}");
+    }
 }

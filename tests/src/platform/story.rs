@@ -503,7 +503,10 @@ time.sleep(200)";
             if left.is_empty() {
                 return Ok(());
             }
-            ensure!(begun.elapsed() < FORGET_LIMIT, "left behind:\n{}", left.join("\n"));
+            if begun.elapsed() > FORGET_LIMIT {
+                let why = self.machine().run("systemd-analyze dump | grep -A60 -E 'Unit fettle' ; find /sys/fs/cgroup -path '*fettle*'; ps -eo pid,cgroup,args | grep fettle")?;
+                bail!("left behind:\n{}\n{}", left.join("\n"), why.text);
+            }
             std::thread::sleep(LOOK);
         }
     }
