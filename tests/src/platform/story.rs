@@ -527,7 +527,7 @@ time.sleep(200)";
                 break;
             }
             ensure!(said.text.contains("killed at boundary"), "it ended otherwise: {}", said.text);
-            if boundary / APPLY_STRIDE % 2 == 0 {
+            if (boundary / APPLY_STRIDE).is_multiple_of(2) {
                 let said = self.installer(INSTALLER, "resume")?.whole()?;
                 ensure!(said.ok(), "boundary {boundary}: {}", said.text);
                 let said = self.installer(INSTALLER, "apply --yes --ignore PF010")?.whole()?;
