@@ -1,5 +1,6 @@
 //! What each command does: facts from the edge, the planner's decision, the run, and the exit status.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -167,16 +168,29 @@ impl Session<'_> {
         let aim = self.aim(wanted.mode, wanted.release.as_deref())?;
         let answers = self.answers(wanted.answers.as_deref())?;
         let plan = self.planned(&aim, &answers)?;
-        if matches!(aim, Aim::Nixos) {
-            let mut stdout = std::io::stdout().lock();
-            let _ = write!(stdout, "{}", nixos::module(&answers));
-        }
         let settled = self.settled(&plan, Foreign::Refuse)?;
         if let Some(output) = output {
             let text = serde_json::to_string_pretty(&plan).map_err(unexpected)?;
             fs_err::write(output, text + "\n").map_err(unexpected)?;
         }
-        self.show(&settled, explain);
+        match aim {
+            _ if self.reporter.is_json() => {
+                let steps: Vec<serde_json::Value> = settled.steps.iter().zip(&settled.needs).map(told_of).collect();
+                let conflicts: BTreeMap<&String, &String> =
+                    settled.conflicts.iter().map(|(key, what)| (key, what)).collect();
+                let plan = serde_json::json!({ "steps": steps, "conflicts": conflicts, "blocked": settled.blocked });
+                let _ = writeln!(std::io::stdout().lock(), "{plan}");
+            }
+            // What is asked for is the module, to be looked at or put into a repository.
+            Aim::Nixos => {
+                let _ = write!(std::io::stdout().lock(), "{}", nixos::module(&answers));
+                self.show(&mut std::io::stderr().lock(), &settled, explain);
+            }
+            Aim::Systemd(_) => self.show(&mut std::io::stdout().lock(), &settled, explain),
+        }
+        if settled.steps.is_empty() && settled.conflicts.is_empty() && settled.blocked.is_empty() {
+            self.reporter.say("There is nothing to do.");
+        }
         refuse(&settled)?;
         Ok(Exit::Done)
     }
@@ -260,13 +274,18 @@ impl Session<'_> {
             return Ok(Exit::Done);
         }
         if how.dry_run {
-            self.show(&settled, true);
+            self.show(&mut std::io::stdout().lock(), &settled, true);
             return refuse(&settled).map(|()| Exit::Done);
         }
         refuse(&settled)?;
         self.need_root()?;
+        if let Aim::Systemd(release) = aim
+            && settled.steps.iter().any(|step| matches!(step, Step::Do { action: Action::Release { .. } }))
+        {
+            release::verify(&self.host, release).map_err(ended(Exit::Bundle))?;
+        }
         self.preflight(aim, answers, &how.ignore)?;
-        self.show(&settled, false);
+        self.show(&mut std::io::stderr().lock(), &settled, false);
         self.confirm(how.yes, &format!("{} steps will be taken.", settled.steps.len()))?;
         let _lock = self.lock()?;
         if purpose == Purpose::Upgrade && !how.no_backup {
@@ -352,7 +371,8 @@ impl Session<'_> {
         if dry_run {
             let receipt = receipt.unwrap_or_default();
             let steps = uninstall(&receipt, purge);
-            self.show(&Settled { needs: vec![String::new(); steps.len()], steps, ..Settled::default() }, true);
+            let settled = Settled { needs: vec![String::new(); steps.len()], steps, ..Settled::default() };
+            self.show(&mut std::io::stdout().lock(), &settled, true);
             return Ok(Exit::Done);
         }
         self.need_root()?;
@@ -629,18 +649,17 @@ impl Session<'_> {
         }
     }
 
-    fn show(&self, settled: &Settled, explain: bool) {
-        let mut stderr = std::io::stderr().lock();
+    fn show(&self, out: &mut dyn std::io::Write, settled: &Settled, explain: bool) {
         for (step, need) in settled.steps.iter().zip(&settled.needs) {
             let description = step.action().describe();
             let undo = if matches!(step, Step::Undo { .. }) { "take back: " } else { "" };
-            let _ = writeln!(stderr, "  - {undo}{}", description.what);
+            let _ = writeln!(out, "  - {undo}{}", description.what);
             if explain {
-                let _ = writeln!(stderr, "      why: {}", description.why);
+                let _ = writeln!(out, "      why: {}", description.why);
                 if !need.is_empty() {
-                    let _ = writeln!(stderr, "      now: {}", need.replace('\n', "\n           "));
+                    let _ = writeln!(out, "      now: {}", need.replace('\n', "\n           "));
                 }
-                let _ = writeln!(stderr, "      taken back: {}", description.revert);
+                let _ = writeln!(out, "      taken back: {}", description.revert);
             }
         }
     }
@@ -678,6 +697,17 @@ fn no_release_on_nixos() -> Ends<()> {
     let why = "on NixOS the release comes with your flake: update its input and run `nixos-rebuild switch`; \
                `nixos-rebuild switch --rollback` goes back";
     Err(Ended { exit: Exit::Usage, why: why.to_owned() })
+}
+
+/// A step, for programs.
+fn told_of((step, need): (&Step, &String)) -> serde_json::Value {
+    let action = step.action();
+    let description = action.describe();
+    let undo = matches!(step, Step::Undo { .. });
+    serde_json::json!({
+        "key": action.key(), "undo": undo, "what": description.what, "why": description.why,
+        "revert": description.revert, "now": need,
+    })
 }
 
 /// What only root can look at; for anybody else that is all there is to say.

@@ -130,7 +130,7 @@ pub(crate) fn backup(session: &mut Session<'_>, command: &Backup) -> Ends<Exit> 
         Backup::Verify { archive } => {
             let _lock = lock(&places)?;
             let archive = match archive {
-                Some(archive) => absolute(archive)?,
+                Some(archive) => named(&places, archive)?,
                 None => newest(&places)?,
             };
             let verified = verify(&places, &archive, SystemClock.now())?;
@@ -163,6 +163,13 @@ fn places(session: &Session<'_>) -> Ends<Places> {
 
 fn absolute(path: &Utf8Path) -> Ends<Utf8PathBuf> {
     path.canonicalize_utf8().map_err(|error| Ended { exit: Exit::Usage, why: format!("{path}: {error}") })
+}
+
+/// As `backup list` shows it, or by its path.
+fn named(places: &Places, archive: &Utf8Path) -> Ends<Utf8PathBuf> {
+    let listed = places.backups.join(archive);
+    let is_name = archive.components().count() == 1 && !archive.exists();
+    if is_name && listed.is_file() { Ok(listed) } else { absolute(archive) }
 }
 
 fn newest(places: &Places) -> BackupResult<Utf8PathBuf> {
@@ -255,7 +262,7 @@ pub(crate) fn restore(session: &mut Session<'_>, flags: &Restore) -> Ends<Exit> 
     session.refuse_unfinished()?;
     let receipt = session.installed()?;
     let places = places(session)?;
-    let archive = absolute(&flags.archive)?;
+    let archive = named(&places, &flags.archive)?;
     let running = receipt.product.version.clone();
     if flags.dry_run {
         let verified = verify(&places, &archive, SystemClock.now())?;
