@@ -202,7 +202,6 @@ impl Planning<'_> {
     /// Per unit: name and path of each secret that it gets.
     fn credentials(&mut self, config: &Config) -> BTreeMap<&'static str, BTreeMap<String, Utf8PathBuf>> {
         let mut credentials: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
-        let mut keys: BTreeMap<Utf8PathBuf, String> = BTreeMap::new();
         for (key, file) in config.secret_files() {
             let path = Utf8Path::new(layout::CONFIG_DIR).join(file);
             let name = path.file_name().unwrap_or_default().to_owned();
@@ -212,13 +211,6 @@ impl Planning<'_> {
                     path.as_str()
                 ));
                 continue;
-            }
-            if let Some(other) = keys.insert(path.clone(), key.clone())
-                && (receivers(&key).contains(&WORKERS) != receivers(&other).contains(&WORKERS))
-            {
-                self.refusals.push(format!(
-                    "{key} and {other} name one file, {path}: what a worker gets, whoever wrote the code in it may get, so it must be another secret"
-                ));
             }
             let planned = path.parent().is_some_and(|folder| folder == SECRETS)
                 && (name == WORKER_KEY || self.answers.secrets.contains_key(&name));

@@ -322,6 +322,24 @@ impl Config {
         values
     }
 
+    /// A worker runs what strangers wrote. What it gets is not what else is kept from it, by whichever key it is named; and
+    /// systemd tells secrets apart by their file names.
+    fn check_secrets(&self) -> Result<(), String> {
+        let files = self.secret_files();
+        let is_workers = |key: &str| {
+            matches!(key, "auth.worker_key_file" | "forge.read_token_file") || key.starts_with("gateway.models")
+        };
+        let (workers, others): (Vec<_>, Vec<_>) = files.iter().partition(|(key, _)| is_workers(key));
+        for (key, file) in workers {
+            if let Some((other, _)) = others.iter().find(|(_, other)| other.file_name() == file.file_name()) {
+                return Err(format!(
+                    "{key} and {other} name one file, {file}: workers get the first, and the second must never reach them, so these must be two secrets of different names"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Errors with a sentence about the first setting that cannot work.
     fn check(&self) -> Result<(), String> {
         let invalid = Err::<(), String>;
@@ -346,6 +364,7 @@ impl Config {
                 "forge.read_token_file and forge.write_token_file are one file: a token cannot be narrowed, so workers need one of their own that can only read".into(),
             );
         }
+        self.check_secrets()?;
         if self.forge.label.trim().is_empty() {
             return invalid("forge.label is empty".into());
         }
@@ -554,6 +573,13 @@ mod tests {
     fn settings_that_cannot_work_are_refused_with_a_sentence() {
         for (text, word) in [
             ("[server]\nlisten = \"here\"", "server.listen"),
+            ("[server]\nlisten = \"127.0.0.1:8081\"", "server.internal_listen"),
+            ("[forge]\napi_url = \"https://user:word@host/api\"", "forge.api_url"),
+            ("[[gateway.models]]\nname = \"m\"\nbase_url = \"http://h/v1?key=x\"", "base_url"),
+            (
+                "[forge]\nwrite_token_file = \"a/x\"\n[[gateway.models]]\nname = \"m\"\nbase_url = \"http://h/v1\"\napi_key_file = \"b/x\"",
+                "two secrets",
+            ),
             ("[forge]\napp_id = 7", "app_key_file"),
             ("[forge]\nread_token_file = \"/a\"\nwrite_token_file = \"/a\"", "one file"),
             ("[agent]\nworkers = 0", "workers"),

@@ -733,10 +733,7 @@ fn no_secret_gets_into_a_unit_by_its_name_or_to_a_worker_by_another_key() {
     for (text, why) in [
         ("[forge]\nwebhook_secret_file = \"secrets/x\\nUser=root\"\n".to_owned(), "goes into a unit"),
         ("[forge]\nwebhook_secret_file = \"secrets/%n\"\n".to_owned(), "goes into a unit"),
-        (
-            format!("[forge]\nwrite_token_file = \"secrets/write\"\n{model}\"secrets/write\"\n"),
-            "must be another secret",
-        ),
+        (format!("[forge]\nwrite_token_file = \"secrets/write\"\n{model}\"secrets/write\"\n"), "must be two secrets"),
     ] {
         host.put("/etc/fettle/fettle.toml", &text, 0o640);
         let facts = Facts { config: Some(text.clone()), ..Facts::default() };
