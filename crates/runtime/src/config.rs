@@ -350,7 +350,8 @@ impl Config {
                 return invalid(format!("{key}: `{address}` is not an address and port such as 127.0.0.1:8080"));
             }
         }
-        if self.server.listen == self.server.internal_listen {
+        // Port 0 is any free one, and so another one each time.
+        if self.server.listen == self.server.internal_listen && !self.server.listen.ends_with(":0") {
             return invalid(format!(
                 "server.listen and server.internal_listen are both {}: what is open to the forge must not be where workers and health are",
                 self.server.listen

@@ -153,7 +153,7 @@ fn a_host_is_written_down_as_its_files_and_programs_tell() {
 #[test]
 fn no_secret_and_no_serial_number_is_written_down() {
     let tree = dgx();
-    tree.put("/etc/fettle/fettle.toml", "[auth]\nworker_key_file = \"secrets/worker.key\"\n[[gateway.models]]\nname = \"coder\"\nbase_url = \"http://user:pssst@models.example/v1\"\n")
+    tree.put("/etc/fettle/fettle.toml", "[auth]\nworker_key_file = \"secrets/worker.key\"\n[[gateway.models]]\nname = \"coder\"\nbase_url = \"http://models.example/v1\"\n")
         .put("/etc/fettle/secrets/worker.key", "canary-4711-canary-4711\n")
         .put("/etc/fettle/secrets/old.key", "changeme\n");
     tree.mode("/etc/fettle/secrets/worker.key", 0o600);
@@ -170,6 +170,10 @@ fn no_secret_and_no_serial_number_is_written_down() {
     assert_eq!(old.strength, Seen::Known(Strength::Placeholder));
     let config = facts.config.known().unwrap().as_ref().unwrap();
     assert_eq!(config.plain_models, ["coder"]);
+    // One that is refused is told of without what it holds.
+    tree.put("/etc/fettle/fettle.toml", "[forge]\napi_url = \"https://user:pssst@forge.example/api\"\n");
+    let facts = tree.gather();
+    assert!(facts.config.known().is_none() && !serde_json::to_string(&facts).unwrap().contains("pssst"));
 }
 
 #[test]
