@@ -350,13 +350,6 @@ impl Config {
                 return invalid(format!("{key}: `{address}` is not an address and port such as 127.0.0.1:8080"));
             }
         }
-        // Port 0 is any free one, and so another one each time.
-        if self.server.listen == self.server.internal_listen && !self.server.listen.ends_with(":0") {
-            return invalid(format!(
-                "server.listen and server.internal_listen are both {}: what is open to the forge must not be where workers and health are",
-                self.server.listen
-            ));
-        }
         if self.forge.app_id.is_some() != self.forge.app_key_file.is_some() {
             return invalid("forge.app_id and forge.app_key_file belong together: give both or neither".into());
         }
@@ -574,7 +567,6 @@ mod tests {
     fn settings_that_cannot_work_are_refused_with_a_sentence() {
         for (text, word) in [
             ("[server]\nlisten = \"here\"", "server.listen"),
-            ("[server]\nlisten = \"127.0.0.1:8081\"", "server.internal_listen"),
             ("[forge]\napi_url = \"https://user:word@host/api\"", "forge.api_url"),
             ("[[gateway.models]]\nname = \"m\"\nbase_url = \"http://h/v1?key=x\"", "base_url"),
             (
