@@ -246,6 +246,10 @@ mod tests {
             let locked = lock(&[secret(name)], &locks).unwrap();
             assert!(matches!(unlock(&locked, &key), Err(BackupError::Damaged(_))), "{name}");
         }
+        // A secret's name becomes a line of a unit.
+        for name in ["etc/secrets/x\nUser=root", "etc/secrets/%n", "etc/secrets/a b", "etc/secrets/a:b"] {
+            assert!(!is_ours(name), "{name}");
+        }
         for name in ["etc/../x", "/etc/x", "etc/", "etc//x", "etc/./x", "../etc/x", "etc/x/..", ""] {
             assert!(!is_ours(name), "{name}");
         }

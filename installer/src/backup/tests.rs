@@ -249,3 +249,14 @@ fn a_backup_fits_releases_of_its_major_version_that_are_not_older() {
         assert!(matches!(fits(backup, running), Err(BackupError::Refused(_))), "{backup} {running}");
     }
 }
+
+#[test]
+fn a_ledger_that_leads_elsewhere_is_not_read_as_whoever_owns_what_it_leads_to() {
+    let installed = installed();
+    let places = &installed.places;
+    let (ledger, elsewhere) = (places.ledger().join("ledger.db"), places.etc.join("elsewhere.db"));
+    fs_err::rename(&ledger, &elsewhere).unwrap();
+    fs_err::os::unix::fs::symlink(&elsewhere, &ledger).unwrap();
+    let refused = places.snapshot(&places.backups).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("no plain file"), "{refused}");
+}

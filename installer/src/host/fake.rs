@@ -45,6 +45,8 @@ pub struct FakeHost {
     changes: usize,
     /// Versions whose services never become ready.
     pub broken: BTreeSet<String>,
+    /// No service starts any more, whatever it is made of.
+    pub unstartable: bool,
     /// Versions whose services are ready, and do not work.
     pub smoking: BTreeSet<String>,
     /// Configurations that `check-config` refuses, by a piece of their text.
@@ -352,6 +354,9 @@ impl Host for FakeHost {
                 if unit == "fettle.target" || unit == "fettle-dashboard.service" {
                     self.facts.active.remove("fettle-dashboard.service");
                 }
+            }
+            UnitVerb::TryRestart if self.unstartable => {
+                return Err(HostError::Program(format!("{unit} does not start")));
             }
             UnitVerb::TryRestart => {}
         }

@@ -304,6 +304,19 @@ fn an_upgrade_that_is_ready_and_does_not_work_is_switched_back_as_well() {
 }
 
 #[test]
+fn a_service_that_does_not_start_with_what_was_there_before_either_is_told_and_keeps_no_run_unfinished() {
+    let (mut start, _) = installed();
+    let new = release(&mut start, "2.0.0");
+    let mut host = start.clone();
+    host.unstartable = true;
+    let outcome = apply(&mut host, &new, &asked()).unwrap().unwrap();
+    let told = matches!(&outcome, Outcome::Reverted { gate: true, reason } if reason.contains("does not run either"));
+    assert!(told, "{outcome:?}");
+    same(&host.without(HOME), &start.without(HOME), "");
+    assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
+}
+
+#[test]
 fn a_configuration_that_the_new_release_refuses_is_not_switched_to() {
     let (mut start, _) = installed();
     let new = release(&mut start, "2.0.0");
