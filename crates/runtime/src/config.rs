@@ -21,6 +21,7 @@ const PREFIX: &str = "FETTLE_";
 pub struct Config {
     pub server: Server,
     pub store: Store,
+    pub transport: Transport,
     pub forge: Forge,
     pub agent: Agent,
     pub gateway: Gateway,
@@ -50,6 +51,22 @@ impl Default for Server {
 pub struct Store {
     /// Ledger, blobs, mirrors and keys; `--data-dir` comes before it.
     pub data_dir: Option<Utf8PathBuf>,
+}
+
+/// A broker between processes: it rings for workers on other hosts, brings in other programs' messages, and tells them what
+/// happened. Without one, workers ask the dashboard itself. It holds nothing that the ledger does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Transport {
+    /// `redis://host:6379`, `rediss://…`, `amqp://host:5672/vhost`, `amqps://…`, without user and password.
+    pub url: Option<String>,
+    /// The user at the broker; without one, the broker's default.
+    pub user: Option<String>,
+    pub password_file: Option<Utf8PathBuf>,
+    /// Certificates (PEM) that the broker's own may be signed by, beside the usual ones.
+    pub ca_file: Option<Utf8PathBuf>,
+    /// The name of the master when `url` names a Redis Sentinel; further Sentinels follow the first, after commas.
+    pub sentinel_master: Option<String>,
 }
 
 /// The forge and what asks for work there.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, ensure};
 use cargo_metadata::MetadataCommand;
 use cargo_metadata::camino::{Utf8Path, Utf8PathBuf};
+use memchr::memmem;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -95,7 +96,9 @@ impl Folders {
         let mut folders =
             vec![(workspace.root().to_owned(), "fettle"), (workspace.target().to_owned(), "fettle/target")];
         let mut ask = MetadataCommand::new();
-        ask.manifest_path(workspace.root().join("Cargo.toml")).other_options(vec!["--locked".to_owned()]);
+        // For this platform alone: cargo would fetch what only other platforms need.
+        let only = ["--locked", "--filter-platform", &host(workspace)?].map(str::to_owned);
+        ask.manifest_path(workspace.root().join("Cargo.toml")).other_options(only.to_vec());
         let packages = ask.exec().context("while asking cargo for the dependencies")?.packages;
         // A dependency lies in a folder of its own, beside the others of its registry.
         let mut registries: Vec<Utf8PathBuf> = packages
@@ -121,11 +124,20 @@ impl Folders {
         let bytes = fs_err::read(program)?;
         for (folder, _) in &self.0 {
             let name = folder.as_str().as_bytes();
-            let found = bytes.windows(name.len()).any(|window| window == name);
-            ensure!(!found, "{program} names the folder {folder} of this machine");
+            let found = memmem::find(&bytes, name);
+            ensure!(found.is_none(), "{program} names the folder {folder} of this machine");
         }
         Ok(())
     }
+}
+
+/// The platform that `rustc` builds for when none is named.
+fn host(workspace: &Workspace) -> anyhow::Result<String> {
+    let mut rustc = Command::new("rustc");
+    rustc.arg("-vV").current_dir(workspace.root());
+    let said = process::output(rustc, ASK_LIMIT)?;
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("`rustc -vV` names no host")?.to_owned())
 }
 
 fn build(
