@@ -1,22 +1,30 @@
-//! The offline query data of the SQLite store, so that a build needs no database: written, or compared with what is
-//! committed.
+//! The offline query data of the two stores, so that a build needs no database: written, or compared with what is committed.
 //!
-//! The queries are described by a scratch database that has nothing but the migrations.
+//! The queries are described by scratch databases that have nothing but the migrations.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{Migrate, Migrator};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-const PACKAGE: &str = "fettle-store-sqlite";
-const CRATE: &str = "crates/store-sqlite";
+use crate::scratch_postgres::Scratch;
 
-/// Compiles the store against its migrations and writes `crates/store-sqlite/.sqlx`; with `check` only says whether the
-/// committed data is what would be written.
+/// A crate whose `.sqlx` holds what the macros need to know.
+struct Store {
+    package: &'static str,
+    folder: &'static str,
+}
+
+const SQLITE: Store = Store { package: "fettle-store-sqlite", folder: "crates/store-sqlite" };
+const POSTGRES: Store = Store { package: "fettle-store-postgres", folder: "crates/store-postgres" };
+
+/// Compiles each store against its migrations and writes its `.sqlx`; with `check` only says whether the committed data is
+/// what would be written. Without PostgreSQL its store's data is left as it is, and that is said.
 pub(crate) fn prepare(check: bool) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("xtask lies in crates/xtask")?;
     let scratch = root.join("target/sqlx-prepare");
@@ -24,49 +32,72 @@ pub(crate) fn prepare(check: bool) -> anyhow::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let made = scratch.join("queries");
-    fs_err::create_dir_all(&made)?;
+    fs_err::create_dir_all(&scratch)?;
     let database = scratch.join("scratch.db");
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(migrate(&root.join(CRATE).join("migrations"), &database))?;
-    describe_queries(root, &database, &made)?;
+    let options = SqliteConnectOptions::new().filename(&database).create_if_missing(true);
+    let url = format!("sqlite://{}", database.display());
+    SQLITE.prepare(root, &scratch, options, &url, check)?;
 
-    let committed = root.join(CRATE).join(".sqlx");
-    let (new, old) = (read_all(&made)?, read_all(&committed)?);
-    ensure!(!new.is_empty(), "{PACKAGE} compiled without describing a query");
-    if new == old {
+    let Some(server) = Scratch::start()? else {
+        eprintln!("SKIPPED: the query data of {}: PostgreSQL is not installed", POSTGRES.package);
         return Ok(());
-    }
-    if check {
-        bail!("{} is out of date; run `cargo xtask codegen`", committed.display());
-    }
-    replace(&committed, &old, &new)
+    };
+    let url = server.url();
+    POSTGRES.prepare(root, &scratch, url.parse::<PgConnectOptions>()?, &url, check)
 }
 
-async fn migrate(migrations: &Path, database: &Path) -> anyhow::Result<()> {
-    let mut conn = SqliteConnectOptions::new().filename(database).create_if_missing(true).connect().await?;
+impl Store {
+    fn prepare<O>(&self, root: &Path, scratch: &Path, options: O, url: &str, check: bool) -> anyhow::Result<()>
+    where
+        O: ConnectOptions<Connection: Migrate + Sized>,
+    {
+        let made = scratch.join(self.package);
+        fs_err::create_dir_all(&made)?;
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(migrate(&root.join(self.folder).join("migrations"), options))?;
+        self.describe_queries(root, url, &made)?;
+
+        let committed = root.join(self.folder).join(".sqlx");
+        let (new, old) = (read_all(&made)?, read_all(&committed)?);
+        ensure!(!new.is_empty(), "{} compiled without describing a query", self.package);
+        if new == old {
+            return Ok(());
+        }
+        if check {
+            bail!("{} is out of date; run `cargo xtask codegen`", committed.display());
+        }
+        replace(&committed, &old, &new)
+    }
+
+    /// The macros write one file for each query that they describe.
+    fn describe_queries(&self, root: &Path, url: &str, queries: &Path) -> anyhow::Result<()> {
+        let package = self.package;
+        // A cfg of its own makes cargo compile this crate, and only this one, even when nothing has changed.
+        let fresh = format!("--cfg=sqlx_prepare=\"{}\"", std::process::id());
+        let status = Command::new("cargo")
+            .current_dir(root)
+            .args(["rustc", "--quiet", "--package", package, "--lib", "--profile", "check", "--", &fresh])
+            .env("DATABASE_URL", url)
+            .env("SQLX_OFFLINE_DIR", queries)
+            .env("SQLX_OFFLINE", "false")
+            .status()
+            .context("while starting cargo")?;
+        ensure!(status.success(), "{package} does not compile against its migrations");
+        Ok(())
+    }
+}
+
+async fn migrate<O>(migrations: &Path, options: O) -> anyhow::Result<()>
+where
+    O: ConnectOptions<Connection: Migrate + Sized>,
+{
+    let mut conn = options.connect().await?;
     let migrator =
         Migrator::new(migrations).await.with_context(|| format!("while reading {}", migrations.display()))?;
-    migrator.run(&mut conn).await.context("while running the migrations on a scratch database")?;
+    migrator.run_direct(None, &mut conn, false).await.context("while running the migrations on a scratch database")?;
     conn.close().await?;
-    Ok(())
-}
-
-/// The macros write one file for each query that they describe.
-fn describe_queries(root: &Path, database: &Path, queries: &Path) -> anyhow::Result<()> {
-    // A cfg of its own makes cargo compile this crate, and only this one, even when nothing has changed.
-    let fresh = format!("--cfg=sqlx_prepare=\"{}\"", std::process::id());
-    let status = Command::new("cargo")
-        .current_dir(root)
-        .args(["rustc", "--quiet", "--package", PACKAGE, "--lib", "--profile", "check", "--", &fresh])
-        .env("DATABASE_URL", format!("sqlite://{}", database.display()))
-        .env("SQLX_OFFLINE_DIR", queries)
-        .env("SQLX_OFFLINE", "false")
-        .status()
-        .context("while starting cargo")?;
-    ensure!(status.success(), "{PACKAGE} does not compile against its migrations");
     Ok(())
 }
 

@@ -1,0 +1,6 @@
+-- How far other programs were told of events: from here on. Nobody was promised what happened before.
+ALTER TABLE ledger ADD COLUMN announced_seq bigint NOT NULL DEFAULT 0;
+UPDATE ledger SET announced_seq = coalesce((SELECT max(seq) FROM event), 0);
+
+-- Keys are looked for by how they begin, whatever the database's collation.
+CREATE INDEX delivery_key_bytes ON delivery (key COLLATE "C");

@@ -1,0 +1,307 @@
+//! Wanted writes to the forge and the publish job that brings them about: one intent before each, one receipt after.
+
+use fettle_app::ports::ledger::{Fenced, LedgerError};
+use fettle_domain::effect::{Effect, EffectKind, EffectState, Intent, Receipt};
+use fettle_domain::event::EventBody;
+use fettle_domain::id::{EffectId, JobId, TaskId};
+use fettle_domain::job::{Job, JobKind, JobState};
+use fettle_domain::lease::LeaseRef;
+use sqlx::PgConnection;
+
+use crate::error::{OrLedger, R, unreadable};
+use crate::writer::{Tx, Verb};
+use crate::{event, job, stored, task};
+
+/// Why an effect that nobody began is not brought about any more.
+const CANCELLED: &str = "the Task was cancelled";
+
+/// Of one Task, in the order they are brought about.
+pub(crate) async fn list(conn: &mut PgConnection, task: TaskId) -> R<Vec<Effect>> {
+    let uuid = task.as_uuid();
+    let rows = sqlx::query!("SELECT id, kind, state, intent, receipt FROM effect WHERE task_id = $1", uuid,)
+        .fetch_all(conn)
+        .await
+        .or_ledger()?;
+    let mut effects = Vec::with_capacity(rows.len());
+    for row in rows {
+        let id = EffectId::from_uuid(row.id);
+        let missing = |what: &str| unreadable(format!("{id} has no {what}"));
+        let state = match row.state.as_str() {
+            "wanted" => EffectState::Wanted,
+            "intended" => {
+                EffectState::Intended { intent: stored::read(row.intent.as_deref().ok_or_else(|| missing("intent"))?)? }
+            }
+            "settled" => EffectState::Settled {
+                receipt: stored::read(row.receipt.as_deref().ok_or_else(|| missing("receipt"))?)?,
+            },
+            other => return Err(unreadable(format!("{id} has the unknown state `{other}`")).into()),
+        };
+        effects.push(Effect { id, task, kind: kind(&row.kind)?, state });
+    }
+    effects.sort_by_key(|effect| effect.kind);
+    Ok(effects)
+}
+
+fn kind(text: &str) -> R<EffectKind> {
+    [EffectKind::Push, EffectKind::PullRequest, EffectKind::Comment, EffectKind::Labels]
+        .into_iter()
+        .find(|kind| kind.name() == text)
+        .ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")).into())
+}
+
+pub(crate) async fn unfinished_publish_job(conn: &mut PgConnection, task: TaskId) -> R<Option<JobId>> {
+    let uuid = task.as_uuid();
+    let id = sqlx::query_scalar!(
+        r#"SELECT id FROM job
+           WHERE task_id = $1 AND kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')"#,
+        uuid,
+    )
+    .fetch_optional(conn)
+    .await
+    .or_ledger()?;
+    Ok(id.map(JobId::from_uuid))
+}
+
+pub(crate) struct Want {
+    pub(crate) task: TaskId,
+    pub(crate) kinds: Vec<EffectKind>,
+}
+
+impl Verb for Want {
+    type Out = JobId;
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> R<JobId> {
+        task::lock(tx, self.task).await?;
+        task::may_become_active(tx, self.task, JobKind::Publish).await?;
+        let job = want(tx, self.task, &self.kinds).await?;
+        task::refresh(tx, self.task).await?;
+        Ok(job)
+    }
+}
+
+/// Wants `kinds` (a settled one again) and gives them to the Task's unfinished publish job or to a new one.
+pub(crate) async fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> R<JobId> {
+    let task_id = task.as_uuid();
+    for kind in kinds {
+        let (id, kind) = (tx.ids.uuid(), kind.name());
+        sqlx::query!(
+            "INSERT INTO effect (id, task_id, kind, state) VALUES ($1, $2, $3, 'wanted')
+             ON CONFLICT (task_id, kind) DO UPDATE SET state = 'wanted', fence = NULL, intent = NULL, receipt = NULL
+             WHERE effect.state = 'settled'",
+            id,
+            task_id,
+            kind,
+        )
+        .execute(&mut *tx.conn)
+        .await
+        .or_ledger()?;
+    }
+    if let Some(id) = unfinished_publish_job(tx.conn, task).await? {
+        if let JobState::Cancelling { .. } = job::get(tx.conn, id).await?.job.state {
+            return Err(LedgerError::Invalid(format!("the publication of {task} is being cancelled")).into());
+        }
+        return Ok(id);
+    }
+    let new = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
+    job::insert(tx, &new, task).await?;
+    Ok(new.id)
+}
+
+/// Cancels the unfinished publish job and withholds what it has not begun. `None`: there is none to cancel.
+pub(crate) async fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> R<Option<JobState>> {
+    let Some(id) = unfinished_publish_job(tx.conn, task).await? else { return Ok(None) };
+    let mut row = job::get(tx.conn, id).await?;
+    if let Some(cancelled) = row.job.clone().cancel() {
+        row.job = cancelled;
+        job::store(tx, &row).await?;
+    }
+    let (uuid, receipt) = (task.as_uuid(), stored::write(&Receipt::Withheld { reason: CANCELLED.to_owned() })?);
+    sqlx::query!(
+        "UPDATE effect SET state = 'settled', receipt = $1 WHERE task_id = $2 AND state = 'wanted'",
+        receipt,
+        uuid
+    )
+    .execute(&mut *tx.conn)
+    .await
+    .or_ledger()?;
+    Ok(Some(row.job.state))
+}
+
+/// One effect's row, as the two journaling verbs need it.
+struct EffectRow {
+    kind: EffectKind,
+    state: String,
+    fence: Option<i64>,
+    intent: Option<String>,
+    receipt: Option<String>,
+}
+
+async fn get(tx: &mut Tx<'_>, id: EffectId, task: TaskId) -> R<EffectRow> {
+    let (uuid, task_id) = (id.as_uuid(), task.as_uuid());
+    let row = sqlx::query!(
+        "SELECT kind, state, fence, intent, receipt FROM effect WHERE id = $1 AND task_id = $2",
+        uuid,
+        task_id,
+    )
+    .fetch_optional(&mut *tx.conn)
+    .await
+    .or_ledger()?
+    .ok_or_else(|| LedgerError::Invalid(format!("{id} is not an effect of {task}")))?;
+    Ok(EffectRow {
+        kind: kind(&row.kind)?,
+        state: row.state,
+        fence: row.fence,
+        intent: row.intent,
+        receipt: row.receipt,
+    })
+}
+
+pub(crate) struct Intend {
+    pub(crate) lease: LeaseRef,
+    pub(crate) effect: EffectId,
+    pub(crate) intent: Intent,
+}
+
+impl Verb for Intend {
+    type Out = Fenced;
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> R<Fenced> {
+        let row = match job::held(tx, &self.lease).await? {
+            Ok(row) => row,
+            Err(fenced) => return Ok(fenced),
+        };
+        let effect = get(tx, self.effect, row.task).await?;
+        if effect.kind != kind_of_intent(&self.intent) {
+            return Err(LedgerError::Invalid(format!("{} is a {}", self.effect, effect.kind.name())).into());
+        }
+        let (id, fence) = (self.effect.as_uuid(), job::column(self.lease.fence));
+        let intent = stored::write(&self.intent)?;
+        if effect.state == "settled" {
+            return match row.job.state {
+                // Withheld by the cancellation that the holder has yet to hear of: it must stop.
+                JobState::Cancelling { .. } => Ok(Fenced::Stale),
+                _ => Err(LedgerError::Invalid(format!("{} is settled", self.effect)).into()),
+            };
+        }
+        if effect.state == "intended" && effect.fence == Some(fence) && effect.intent.as_deref() == Some(&intent) {
+            return Ok(Fenced::AlreadyApplied);
+        }
+        sqlx::query!("UPDATE effect SET state = 'intended', fence = $1, intent = $2 WHERE id = $3", fence, intent, id)
+            .execute(&mut *tx.conn)
+            .await
+            .or_ledger()?;
+        let body = EventBody::EffectIntended { effect: effect.kind.name().to_owned(), what: told(&self.intent) };
+        event::append(tx, row.task, &body).await?;
+        Ok(Fenced::Applied)
+    }
+}
+
+pub(crate) struct Settle {
+    pub(crate) lease: LeaseRef,
+    pub(crate) effect: EffectId,
+    pub(crate) receipt: Receipt,
+}
+
+impl Verb for Settle {
+    type Out = Fenced;
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> R<Fenced> {
+        let row = match job::held(tx, &self.lease).await? {
+            Ok(row) => row,
+            Err(fenced) => return Ok(fenced),
+        };
+        let effect = get(tx, self.effect, row.task).await?;
+        if kind_of_receipt(&self.receipt).is_some_and(|kind| kind != effect.kind) {
+            return Err(LedgerError::Invalid(format!("{} is a {}", self.effect, effect.kind.name())).into());
+        }
+        let (id, fence) = (self.effect.as_uuid(), job::column(self.lease.fence));
+        let receipt = stored::write(&self.receipt)?;
+        match effect.state.as_str() {
+            "settled" if effect.receipt.as_deref() == Some(&receipt) => return Ok(Fenced::AlreadyApplied),
+            "settled" => return Err(LedgerError::Invalid(format!("{} is settled", self.effect)).into()),
+            "wanted" if !matches!(self.receipt, Receipt::Withheld { .. }) => {
+                return Err(LedgerError::Invalid(format!("{} has no intent", self.effect)).into());
+            }
+            _ => {}
+        }
+        sqlx::query!("UPDATE effect SET state = 'settled', fence = $1, receipt = $2 WHERE id = $3", fence, receipt, id)
+            .execute(&mut *tx.conn)
+            .await
+            .or_ledger()?;
+        let (what, url) = seen(&self.receipt);
+        let body = EventBody::EffectSettled { effect: effect.kind.name().to_owned(), what, url };
+        event::append(tx, row.task, &body).await?;
+        Ok(Fenced::Applied)
+    }
+}
+
+pub(crate) struct CompletePublish {
+    pub(crate) lease: LeaseRef,
+}
+
+impl Verb for CompletePublish {
+    type Out = Fenced;
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> R<Fenced> {
+        let mut row = match job::held(tx, &self.lease).await? {
+            Ok(row) => row,
+            Err(fenced) => return Ok(fenced),
+        };
+        if row.job.kind != JobKind::Publish {
+            return Err(LedgerError::Invalid(format!("{} is not a publish job", row.job.id)).into());
+        }
+        let effects = list(tx.conn, row.task).await?;
+        if let Some(open) = effects.iter().find(|effect| matches!(effect.state, EffectState::Intended { .. })) {
+            return Err(LedgerError::Invalid(format!("{} is intended and not settled", open.id)).into());
+        }
+        let more = effects.iter().any(|effect| effect.state == EffectState::Wanted);
+        let fence = self.lease.fence;
+        row.job = if more { row.job.again(fence) } else { row.job.complete(fence) }.map_err(unreadable)?;
+        job::store(tx, &row).await?;
+        task::refresh(tx, row.task).await?;
+        Ok(Fenced::Applied)
+    }
+}
+
+fn kind_of_intent(intent: &Intent) -> EffectKind {
+    match intent {
+        Intent::Push { .. } => EffectKind::Push,
+        Intent::PullRequest { .. } => EffectKind::PullRequest,
+        Intent::Comment { .. } => EffectKind::Comment,
+        Intent::Labels { .. } => EffectKind::Labels,
+    }
+}
+
+/// `None` for what any effect may end with.
+fn kind_of_receipt(receipt: &Receipt) -> Option<EffectKind> {
+    match receipt {
+        Receipt::Pushed { .. } => Some(EffectKind::Push),
+        Receipt::PullRequest { .. } => Some(EffectKind::PullRequest),
+        Receipt::Comment { .. } => Some(EffectKind::Comment),
+        Receipt::Labels => Some(EffectKind::Labels),
+        Receipt::Withheld { .. } => None,
+    }
+}
+
+fn told(intent: &Intent) -> String {
+    match intent {
+        Intent::Push { branch, commit, .. } => format!("push {} to {branch}", commit.short()),
+        Intent::PullRequest { head, base, draft: true } => format!("draft pull request from {head} to {base}"),
+        Intent::PullRequest { head, base, draft: false } => format!("pull request from {head} to {base}"),
+        Intent::Comment { issue, .. } => format!("comment on #{issue}"),
+        Intent::Labels { issue, .. } => format!("labels of #{issue}"),
+    }
+}
+
+fn seen(receipt: &Receipt) -> (String, Option<String>) {
+    match receipt {
+        Receipt::Pushed { branch, commit } => (format!("{branch} is at {}", commit.short()), None),
+        Receipt::PullRequest { number, url, draft: true } => {
+            (format!("draft pull request #{number}"), Some(url.clone()))
+        }
+        Receipt::PullRequest { number, url, draft: false } => (format!("pull request #{number}"), Some(url.clone())),
+        Receipt::Comment { id } => (format!("comment {id}"), None),
+        Receipt::Labels => ("labels set".to_owned(), None),
+        Receipt::Withheld { reason } => (format!("not written: {reason}"), None),
+    }
+}

@@ -1,0 +1,102 @@
+//! The ledger in PostgreSQL: durable Tasks, Runs, jobs, steps, effects, events and blobs for several dashboards at once.
+//!
+//! There is no leader. Each verb is one short transaction that locks the rows it decides about and goes by the server's clock.
+//! State rules are `fettle_domain`'s: a verb loads rows, asks a transition and stores what it gave back. Dashboards tell each
+//! other that something happened (`NOTIFY`); whatever is not heard is found by looking, within [`POLL`].
+
+mod audit;
+mod blob;
+mod delivery;
+mod effect;
+mod error;
+mod event;
+mod job;
+mod ledger;
+mod lock;
+mod message;
+mod open;
+mod presence;
+mod run;
+mod stored;
+mod task;
+mod time;
+mod view;
+mod wakes;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::ledger::{Admissions, L};
+use fettle_domain::lease::Timing;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use open::{OpenError, SCHEMA};
+
+use blob::Blobs;
+use writer::Store;
+
+/// What another dashboard did and could not tell is found after this, at the latest.
+pub const POLL: Duration = Duration::from_secs(5);
+
+/// What a ledger is opened with.
+pub struct Options {
+    pub timing: Timing,
+    pub ids: Arc<dyn IdSource>,
+    /// Instead of the server's clock; tests move it by hand.
+    pub clock: Option<Arc<dyn Clock>>,
+    /// Says whether a leased Run may begin. Absent: every one may, and needs no token.
+    pub admissions: Option<Arc<dyn Admissions>>,
+    /// Of this dashboard, for verbs and reads; it has one more to listen on. All dashboards together must stay below the
+    /// server's `max_connections`.
+    pub connections: u32,
+}
+
+impl Options {
+    pub fn new(ids: Arc<dyn IdSource>) -> Self {
+        Self { timing: Timing::default(), ids, clock: None, admissions: None, connections: 12 }
+    }
+}
+
+/// One dashboard's part in the ledger. Dropping it ends what listens, as a crash would; [`PostgresLedger::close`] waits for
+/// what is under way.
+pub struct PostgresLedger {
+    store: Arc<Store>,
+    blobs: Blobs,
+    admissions: Option<Arc<dyn Admissions>>,
+    newest_event: watch::Receiver<u64>,
+    work: watch::Receiver<u64>,
+    jobs: watch::Receiver<u64>,
+    /// Transactions under way; a caller that gives up leaves its own to end by itself.
+    writes: TaskTracker,
+    shutdown: CancellationToken,
+    /// The session that listens and shows that this dashboard is alive.
+    _session: JoinSet<()>,
+}
+
+impl PostgresLedger {
+    /// Brings the database at `url` (`postgres://user:password@host/database`) up to date. Two at once do it one after the
+    /// other.
+    pub async fn migrate(url: &str) -> Result<(), OpenError> {
+        open::migrate(url).await
+    }
+
+    /// Joins the ledger at `url`, which must have been migrated. If no other dashboard is alive, jobs that were leased get a
+    /// full lease, so that an outage executes nothing twice.
+    pub async fn open(url: &str, options: Options) -> Result<Self, OpenError> {
+        open::open(url, options).await
+    }
+
+    /// Answers what has been asked, refuses what comes after, and leaves the others.
+    pub async fn close(&self) -> L<()> {
+        self.shutdown.cancel();
+        self.writes.close();
+        self.writes.wait().await;
+        self.store.pool.close().await;
+        Ok(())
+    }
+}

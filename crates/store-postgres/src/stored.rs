@@ -1,0 +1,82 @@
+//! What payload columns hold: versioned JSON, so that a newer binary reads what an older one wrote.
+
+use fettle_app::ports::ledger::L;
+use fettle_domain::effect::{Intent, Receipt};
+use fettle_domain::event::EventBody;
+use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::repo::Repo;
+use fettle_domain::run::RunResult;
+use fettle_domain::step::StepRecord;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::unreadable;
+
+/// What a Task works on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Subject {
+    pub(crate) repo: Option<Repo>,
+    pub(crate) issue: IssueSnapshot,
+    pub(crate) model: Option<String>,
+    pub(crate) base: Option<String>,
+}
+
+/// A value with a versioned stored form.
+pub(crate) trait Payload: Sized + Clone {
+    type Stored: Serialize + DeserializeOwned + From<Self> + Into<Self>;
+    /// Names the column when it cannot be read.
+    const NAME: &'static str;
+}
+
+macro_rules! payloads {
+    ($($stored:ident of $value:ident = $name:literal),* $(,)?) => {$(
+        #[derive(Serialize, Deserialize)]
+        #[serde(tag = "v")]
+        pub(crate) enum $stored {
+            #[serde(rename = "1")]
+            V1 { value: $value },
+        }
+
+        impl From<$value> for $stored {
+            fn from(value: $value) -> Self {
+                Self::V1 { value }
+            }
+        }
+
+        impl From<$stored> for $value {
+            fn from(stored: $stored) -> Self {
+                match stored {
+                    $stored::V1 { value } => value,
+                }
+            }
+        }
+
+        impl Payload for $value {
+            type Stored = $stored;
+            const NAME: &'static str = $name;
+        }
+    )*};
+}
+
+payloads! {
+    StoredSubject of Subject = "task subject",
+    StoredStep of StepRecord = "step record",
+    StoredResult of RunResult = "run result",
+    StoredIntent of Intent = "effect intent",
+    StoredReceipt of Receipt = "effect receipt",
+    StoredEvent of EventBody = "event body",
+}
+
+pub(crate) fn write<P: Payload>(value: &P) -> L<String> {
+    serde_json::to_string(&P::Stored::from(value.clone())).map_err(|e| unreadable(format!("{}: {e}", P::NAME)))
+}
+
+pub(crate) fn read<P: Payload>(text: &str) -> L<P> {
+    let stored: P::Stored = serde_json::from_str(text).map_err(|e| unreadable(format!("{}: {e}", P::NAME)))?;
+    Ok(stored.into())
+}
+
+/// What a `text` column holds of what somebody said: PostgreSQL's text has no U+0000, and nothing is refused for one.
+pub(crate) fn text(said: &str) -> String {
+    said.replace('\0', "\u{fffd}")
+}

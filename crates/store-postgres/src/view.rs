@@ -1,0 +1,254 @@
+//! Tasks as they are shown, each from one snapshot.
+
+use std::str::FromStr;
+
+use fettle_app::ports::ledger::{Demand, Depth, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView};
+use fettle_domain::branch::BranchName;
+use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
+use fettle_domain::job::{JobKind, JobState};
+use fettle_domain::lease::LeaseRef;
+use fettle_domain::task::Mode;
+use jiff::Timestamp;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::error::{OrLedger, R, unreadable};
+use crate::stored::{self, Subject};
+use crate::time::{Instant, until};
+use crate::{delivery, effect, job, run, task};
+
+struct Row {
+    id: Uuid,
+    correlation_id: Uuid,
+    mode: String,
+    generation: i64,
+    actor: String,
+    trigger_kind: String,
+    state: String,
+    note: Option<String>,
+    created_at: Instant,
+    updated_at: Instant,
+    subject: String,
+    run_id: Uuid,
+    job_id: Uuid,
+    steps: i64,
+    calls: i64,
+    generated_tokens: i64,
+    prompt_tokens: i64,
+    wall_s: i64,
+    result: Option<String>,
+    job_state: String,
+    fence: i64,
+    attempts: i64,
+    crashes: i64,
+}
+
+pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
+    let uuid = id.as_uuid();
+    let row = sqlx::query_as!(
+        Row,
+        "SELECT task.id, task.correlation_id, task.mode, task.generation,
+                  task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
+                  run.id AS run_id, run.job_id, run.steps, run.calls, run.generated_tokens,
+                  run.prompt_tokens, run.wall_s, run.result, job.state AS job_state, job.fence, job.attempts, job.crashes
+           FROM task JOIN run ON run.task_id = task.id JOIN job ON job.id = run.job_id WHERE task.id = $1",
+        uuid,
+    )
+    .fetch_optional(&mut *conn)
+    .await
+    .or_ledger()?
+    .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
+    let subject: Subject = stored::read(&row.subject)?;
+    Ok(TaskView {
+        id: TaskId::from_uuid(row.id),
+        correlation: CorrelationId::from_uuid(row.correlation_id),
+        mode: Mode::from_str(&row.mode).map_err(unreadable)?,
+        repo: subject.repo,
+        issue: subject.issue,
+        model: subject.model,
+        base: subject.base,
+        actor: row.actor,
+        trigger: row.trigger_kind,
+        generation: u32::try_from(row.generation).map_err(unreadable)?,
+        state: task::state_of(&row.state)?,
+        note: row.note,
+        created_at: row.created_at.0,
+        updated_at: row.updated_at.0,
+        run: RunView {
+            id: RunId::from_uuid(row.run_id),
+            job: JobId::from_uuid(row.job_id),
+            job_state: row.job_state,
+            fence: u64::try_from(row.fence).map_err(unreadable)?,
+            attempts: u16::try_from(row.attempts).map_err(unreadable)?,
+            crashes: u16::try_from(row.crashes).map_err(unreadable)?,
+            steps: u32::try_from(row.steps).map_err(unreadable)?,
+            spent: run::spent(row.calls, row.generated_tokens, row.prompt_tokens, row.wall_s)?,
+            result: row.result.as_deref().map(stored::read).transpose()?,
+        },
+        effects: effect::list(conn, id).await?,
+    })
+}
+
+/// The Task that a live lease works on.
+pub(crate) async fn task_held(conn: &mut PgConnection, lease: &LeaseRef) -> R<TaskView> {
+    let row = job::held_for_reading(conn, lease).await?;
+    task(conn, row.task).await
+}
+
+/// Newest first, strictly after the cursor.
+pub(crate) async fn tasks(
+    conn: &mut PgConnection,
+    filter: TaskFilter,
+    after: Option<TaskCursor>,
+    max: u16,
+) -> R<Vec<TaskView>> {
+    let max = i64::from(max);
+    let (at, id) = match after {
+        Some(cursor) => (Instant(cursor.created_at), cursor.id.as_uuid()),
+        None => (Instant(Timestamp::MAX), Uuid::max()),
+    };
+    let ids = match filter.state.map(|state| state.name()) {
+        Some(state) => {
+            sqlx::query_scalar!(
+                "SELECT id FROM task WHERE state = $1 AND (created_at, id) < ($2, $3)
+                 ORDER BY created_at DESC, id DESC LIMIT $4",
+                state,
+                at,
+                id,
+                max,
+            )
+            .fetch_all(&mut *conn)
+            .await
+        }
+        None => {
+            sqlx::query_scalar!(
+                "SELECT id FROM task WHERE (created_at, id) < ($1, $2) ORDER BY created_at DESC, id DESC LIMIT $3",
+                at,
+                id,
+                max,
+            )
+            .fetch_all(&mut *conn)
+            .await
+        }
+    };
+    let mut views = Vec::new();
+    for id in ids.or_ledger()? {
+        views.push(task(conn, TaskId::from_uuid(id)).await?);
+    }
+    Ok(views)
+}
+
+pub(crate) async fn active(conn: &mut PgConnection, repo: u64, issue: u64) -> R<Option<TaskId>> {
+    let (repo, issue) = (task::number(repo)?, task::number(issue)?);
+    let id = sqlx::query_scalar!(
+        "SELECT id FROM task WHERE repo_forge_id = $1 AND issue_number = $2 AND ended_at IS NULL",
+        repo,
+        issue,
+    )
+    .fetch_optional(conn)
+    .await
+    .or_ledger()?;
+    Ok(id.map(TaskId::from_uuid))
+}
+
+pub(crate) async fn opened_since(conn: &mut PgConnection, installation: Option<u64>, since: Timestamp) -> R<u64> {
+    let (installation, since) = (installation.map(task::number).transpose()?, Instant(since));
+    let count = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM task
+           WHERE created_at >= $1 AND installation IS NOT DISTINCT FROM $2 AND trigger_kind IN ('label', 'comment')"#,
+        since,
+        installation,
+    )
+    .fetch_one(conn)
+    .await
+    .or_ledger()?;
+    Ok(u64::try_from(count).map_err(unreadable)?)
+}
+
+pub(crate) async fn actors(conn: &mut PgConnection, repo: u64, issue: u64, max: u16) -> R<Vec<String>> {
+    let (repo, issue) = (task::number(repo)?, task::number(issue)?);
+    sqlx::query_scalar!(
+        "SELECT actor FROM task WHERE repo_forge_id = $1 AND issue_number = $2
+         ORDER BY created_at DESC, id DESC LIMIT $3",
+        repo,
+        issue,
+        i64::from(max),
+    )
+    .fetch_all(conn)
+    .await
+    .or_ledger()
+}
+
+pub(crate) async fn publication(conn: &mut PgConnection, lease: &LeaseRef) -> R<Publication> {
+    let row = job::held_for_reading(conn, lease).await?;
+    if row.job.kind != JobKind::Publish {
+        return Err(LedgerError::Invalid(format!("{} is not a publish job", row.job.id)).into());
+    }
+    let task = task(conn, row.task).await?;
+    let run = job::get(conn, task.run.job).await?;
+    let run_failure = match run.job.state {
+        JobState::Dead { reason } => Some(reason),
+        _ => None,
+    };
+    let branch = BranchName::of(task.mode, task.issue.number, task.id, task.generation);
+    Ok(Publication { task, branch, run_failure })
+}
+
+/// Counted no further than `max`: a backlog may be long.
+pub(crate) async fn runnable(conn: &mut PgConnection, max: u32) -> R<u32> {
+    let max = i64::from(max);
+    let count = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM (SELECT FROM job WHERE state = 'queued' AND kind = 'run' LIMIT $1) AS counted"#,
+        max,
+    )
+    .fetch_one(conn)
+    .await
+    .or_ledger()?;
+    Ok(u32::try_from(count).map_err(unreadable)?)
+}
+
+pub(crate) async fn demand(conn: &mut PgConnection, now: Timestamp) -> R<Demand> {
+    let found = sqlx::query!(
+        r#"SELECT (SELECT count(*) FROM job WHERE state = 'queued' AND kind = 'run') AS "queued!",
+                  (SELECT min(runnable_at) FROM job WHERE state = 'queued' AND kind = 'run') AS "oldest: Instant",
+                  (SELECT count(*) FROM job WHERE leased_until <= $1 AND kind = 'run') AS "lapsed!",
+                  (SELECT count(*) FROM job WHERE leased_until > $1 AND kind = 'run') AS "leased!""#,
+        Instant(now),
+    )
+    .fetch_one(conn)
+    .await
+    .or_ledger()?;
+    Ok(Demand {
+        runnable: u64::try_from(found.queued + found.lapsed).map_err(unreadable)?,
+        leased: u64::try_from(found.leased).map_err(unreadable)?,
+        oldest_runnable_s: found.oldest.map_or(0, |Instant(oldest)| until(oldest, now).as_secs()),
+    })
+}
+
+pub(crate) async fn depth(conn: &mut PgConnection, now: Timestamp) -> R<Depth> {
+    let mut depth = Depth::default();
+    let states = sqlx::query!(
+        r#"SELECT state, count(*) AS "count!" FROM job WHERE state NOT IN ('done', 'cancelled') GROUP BY state"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    for row in states {
+        let count = u64::try_from(row.count).map_err(unreadable)?;
+        match row.state.as_str() {
+            "queued" => depth.runnable = count,
+            "delayed" => depth.delayed = count,
+            "waiting" => depth.waiting = count,
+            "leased" | "cancelling" => depth.leased += count,
+            "dead" => depth.dead = count,
+            _ => {}
+        }
+    }
+    let oldest = sqlx::query_scalar!("SELECT min(runnable_at) FROM job WHERE state = 'queued'")
+        .fetch_one(&mut *conn)
+        .await
+        .or_ledger()?;
+    depth.oldest_runnable_s = oldest.map_or(0, |Instant(oldest)| until(oldest, now).as_secs());
+    depth.open_deliveries = u64::try_from(delivery::count_open(conn).await?).map_err(unreadable)?;
+    Ok(depth)
+}
