@@ -333,7 +333,7 @@ pub(crate) fn secrets(answers: &Answers, folder: &Utf8Path) -> Vec<Action> {
 /// Who needs a secret, by its key in the configuration. The worker never gets what can write to the forge.
 fn receivers(key: &str) -> &'static [&'static str] {
     match key {
-        "auth.worker_key_file" | "forge.read_token_file" => &[DASHBOARD, WORKERS],
+        "auth.worker_key_file" | "forge.read_token_file" | "transport.worker_password_file" => &[DASHBOARD, WORKERS],
         // The dashboard asks no model; it looks for these keys in whatever is about to leave.
         key if key.starts_with("gateway.models") => &[DASHBOARD, WORKERS],
         _ => &[DASHBOARD],

@@ -45,6 +45,10 @@ let
         key = "forge.${name}";
         file = cfg.settings.forge.${name} or null;
       };
+      transport = name: {
+        key = "transport.${name}";
+        file = cfg.settings.transport.${name} or null;
+      };
       workerKey = {
         key = "auth.worker_key_file";
         file = cfg.settings.auth.worker_key_file or null;
@@ -63,7 +67,13 @@ let
           (forge "write_token_file")
           (forge "webhook_secret_file")
           (forge "webhook_secret_previous_file")
+          (transport "password_file")
+          (transport "worker_password_file")
           workerKey
+          {
+            key = "auth.scale_key_file";
+            file = cfg.settings.auth.scale_key_file or null;
+          }
         ]
         ++ models
       );
@@ -71,6 +81,7 @@ let
         [
           workerKey
           (forge "read_token_file")
+          (transport "worker_password_file")
         ]
         ++ models
       );

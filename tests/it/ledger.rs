@@ -9,9 +9,9 @@ use fettle_app::ports::ledger::{Leases, Ledger, LedgerError, Opened};
 use fettle_domain::job::JobKind;
 use fettle_store_sqlite::{DATABASE_FILE, OpenError, Options, SqliteLedger, Stopwatch};
 use fettle_tests::contract;
-use fettle_tests::contract::ledger::{CountedIds, ManualTime, Subject, World};
+use fettle_tests::contract::ledger::{CountedIds, ManualTime, Subject, World, slots};
 
-contract::ledger!(sqlite, OnDisk::create().await);
+contract::ledger!(sqlite with lanes, OnDisk::create().await);
 
 struct OnDisk {
     ledger: SqliteLedger,
@@ -47,7 +47,7 @@ fn path(data: &tempfile::TempDir) -> Utf8PathBuf {
 
 fn options(time: &Arc<ManualTime>, openings: u64) -> Options {
     let stopwatch = Arc::new(Elapsed(time.clone()));
-    Options { stopwatch, ..Options::new(time.clone(), Arc::new(CountedIds::of_space(openings))) }
+    Options { stopwatch, slots: slots(), ..Options::new(time.clone(), Arc::new(CountedIds::of_space(openings))) }
 }
 
 #[async_trait]

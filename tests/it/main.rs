@@ -1,5 +1,6 @@
 //! Real processes and real protocols, on loopback: one binary, one module for each subject.
 
+mod brokers;
 mod crash;
 mod fix;
 mod github;
@@ -7,6 +8,9 @@ mod hostile_issues;
 mod hostile_models;
 mod ledger;
 mod nix;
+mod postgres;
+mod rabbitmq;
+mod redis;
 mod service;
 mod snapshot;
 mod units;

@@ -15,7 +15,7 @@ use fettle_tests::world::{Auth, LABEL, Layout, MAINTAINER, PATIENCE, Setup, Test
 use serde_json::{Value, json};
 
 /// Everything that a proven fix leaves on the forge, once.
-async fn assert_solved_once(fettle: &TestBox, issue: u64, task: &Value) {
+pub(crate) async fn assert_solved_once(fettle: &TestBox, issue: u64, task: &Value) {
     let ended = (task["state"].as_str(), task["outcome"].as_str(), task["run"]["result"]["proof"]["level"].as_str());
     assert_eq!(ended, (Some("done"), Some("ready_pr"), Some("proven")), "{task:#}");
     let pulls = fettle.forge.pulls(&fettle.repo);

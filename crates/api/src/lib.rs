@@ -10,6 +10,7 @@ mod health;
 mod index;
 mod metrics;
 mod problem;
+mod scale;
 mod serve;
 mod state;
 mod v1;
@@ -138,10 +139,13 @@ fn webhook_routes() -> OpenApiRouter<ApiState> {
 }
 
 fn health_routes() -> OpenApiRouter<ApiState> {
-    OpenApiRouter::new().routes(routes!(health::get_health)).routes(routes!(health::get_readiness))
+    OpenApiRouter::new()
+        .routes(routes!(health::get_health))
+        .routes(routes!(health::get_readiness))
+        .routes(routes!(scale::get_scale))
 }
 
-/// Health under all its names, and metrics.
+/// Health under all its names, metrics, and the number to scale by.
 fn operations() -> Router<ApiState> {
     let (health, _) = health_routes().split_for_parts();
     health

@@ -194,6 +194,7 @@ impl From<SubmitError> for Problem {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Invalid { pointer, detail } => Self::refused(pointer, detail),
+            SubmitError::UnknownHost { .. } => Self::refused("/repository".to_owned(), error.to_string()),
             SubmitError::NotPermitted(_) => Self::new(Code::Forbidden, error.to_string()),
             SubmitError::NotFound(_) => Self::new(Code::NotFound, error.to_string()),
             SubmitError::Unavailable { retry_after, .. } => {

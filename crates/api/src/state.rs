@@ -34,6 +34,8 @@ pub struct Parts {
     pub admin_key: SecretString,
     /// Of `auth.worker_key_file`.
     pub worker_key: SecretString,
+    /// Of `auth.scale_key_file`.
+    pub scale_key: Option<SecretString>,
     /// Absent: webhooks are refused.
     pub webhook: Option<WebhookSecrets>,
     pub health: Arc<Health>,
@@ -63,6 +65,7 @@ pub struct Inner {
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) admin_key: Key,
     pub(crate) worker_key: Key,
+    pub(crate) scale_key: Option<Key>,
     pub(crate) webhook: Live<Option<Verifier>>,
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: HttpMetrics,
@@ -83,6 +86,7 @@ impl ApiState {
             ids: parts.ids,
             admin_key: Key::new(&parts.admin_key),
             worker_key: Key::new(&parts.worker_key),
+            scale_key: parts.scale_key.as_ref().map(Key::new),
             webhook: Live::new(parts.webhook.as_ref().map(Verifier::new)),
             health: parts.health,
             metrics: parts.metrics,

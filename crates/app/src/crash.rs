@@ -12,7 +12,7 @@ macro_rules! points {
         }
 
         impl Point {
-            /// Every point, in the order of a Task's life.
+            /// Every point, in the order of a Task's life, and then those of a broker.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
             /// `C9`, as the crash matrix numbers it.
@@ -20,6 +20,11 @@ macro_rules! points {
                 match self {
                     $(Self::$name => $number,)*
                 }
+            }
+
+            /// Only a process that has a broker gets there.
+            pub fn is_of_broker(self) -> bool {
+                self.number().starts_with('B')
             }
 
             /// `worker.model.call`.
@@ -69,6 +74,18 @@ points! {
     CommentSend = "C24" "publish.comment.send",
     CommentSettle = "C25" "publish.comment.settle",
     PublishComplete = "C26" "publish.complete",
+    /// Runnable, and not rung for at the broker.
+    BrokerRing = "B1" "broker.ring",
+    /// A hint is read, no lease asked for.
+    WorkerHint = "B2" "worker.hint",
+    /// A foreign message is read, nothing stored.
+    ForeignStore = "B3" "foreign.store",
+    /// Stored, and not taken from the broker.
+    ForeignTaken = "B4" "foreign.taken",
+    /// A refused message is not among the dead letters yet.
+    ForeignBury = "B5" "foreign.bury",
+    /// Events are told, and that they are is not written.
+    Announce = "B6" "events.announce",
 }
 
 #[cfg(feature = "crash-points")]

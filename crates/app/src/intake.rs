@@ -1,10 +1,12 @@
-//! From an accepted delivery to a Task: read it, ask the forge what only the forge knows, decide, and open the Task.
+//! From an accepted delivery, a webhook or another program's message, to a Task: read it, ask the forge what only the forge
+//! knows, decide, and open the Task.
 //!
 //! A delivery stays open until its verdict is stored. A forge that does not answer defers; it never allows.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use fettle_domain as domain;
 use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::incoming::{Incoming, IncomingIssue, IssueChange};
 use fettle_domain::intake::{BOT_TURNS, Command, IntakeRules, Trigger, bots_talk_alone, intent_key, trigger_of};
@@ -17,10 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::crash::{self, Point};
+use crate::foreign;
 use crate::live::Live;
+use crate::ports::chain;
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError, IssueComment, LabeledEvent};
 use crate::ports::ledger::{Delivery, Ledger, LedgerError, Opened, TaskPlan};
+use crate::ports::transport::{ForeignInbox, TransportError};
+use crate::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use crate::vitals::Pulse;
 
 /// Deliveries read at a time.
@@ -65,6 +71,10 @@ pub struct Intake {
     pub ledger: Arc<dyn Ledger>,
     pub forge: Arc<dyn Forge>,
     pub reader: Arc<dyn ReadWebhook>,
+    /// Opens what foreign messages ask for.
+    pub submit: Arc<dyn SubmitTask>,
+    /// Where a copy of a refused foreign message goes; absent without a broker.
+    pub dead_letters: Option<Arc<dyn ForeignInbox>>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
     /// Taken once for each delivery.
@@ -79,6 +89,7 @@ enum Later {
     Ledger(LedgerError),
     /// The forge does not list yet what the delivery tells.
     Lags,
+    Broker(TransportError),
 }
 
 impl From<ForgeError> for Later {
@@ -97,6 +108,8 @@ impl From<LedgerError> for Later {
 enum Verdict {
     /// The ledger has opened, joined or recognised a Task and closed the delivery.
     Opened(Opened),
+    /// As [`Verdict::Opened`], and the delivery is still to be closed, with this word.
+    Ordered(String),
     /// Nothing to do, or refused; the reason is kept.
     Closed(String),
 }
@@ -155,11 +168,8 @@ impl Intake {
                 info!(task.id = %task, correlation.id = %delivery.correlation, "{task} {how} by {}", delivery.key);
                 return None;
             }
-            Ok(Verdict::Closed(why)) => match self.ledger.close_delivery(delivery.id, &why).await {
-                Ok(()) => {
-                    info!(correlation.id = %delivery.correlation, "{} asks for nothing: {why}", delivery.key);
-                    return None;
-                }
+            Ok(verdict @ (Verdict::Ordered(_) | Verdict::Closed(_))) => match self.close(delivery, &verdict).await {
+                Ok(()) => return None,
                 Err(error) => {
                     warn!("could not close {}: {error}", delivery.key);
                     wait_after(age)
@@ -171,6 +181,10 @@ impl Intake {
                 wait_after(age)
             }
             Err(Later::Lags) => FIRST_WAIT,
+            Err(Later::Broker(error)) => {
+                warn!("{} is refused, and waits for the broker to take a copy: {}", delivery.key, chain(&error));
+                wait_after(age)
+            }
             Err(Later::Ledger(error)) => {
                 error!("could not open a Task for {}: {error}", delivery.key);
                 wait_after(age)
@@ -184,7 +198,26 @@ impl Intake {
         Some(wait)
     }
 
+    async fn close(&self, delivery: &Delivery, verdict: &Verdict) -> Result<(), LedgerError> {
+        let (key, correlation) = (&delivery.key, &delivery.correlation);
+        match verdict {
+            Verdict::Opened(_) => {}
+            Verdict::Ordered(what) => {
+                self.ledger.close_delivery(delivery.id, what).await?;
+                info!(correlation.id = %correlation, "{key} {what}");
+            }
+            Verdict::Closed(why) => {
+                self.ledger.close_delivery(delivery.id, why).await?;
+                info!(correlation.id = %correlation, "{key} asks for nothing: {why}");
+            }
+        }
+        Ok(())
+    }
+
     async fn decide(&self, delivery: &Delivery) -> Result<Verdict, Later> {
+        if delivery.event == foreign::EVENT {
+            return self.decide_foreign(delivery).await;
+        }
         let incoming = match self.reader.read(&delivery.event, &delivery.body) {
             Ok(Incoming::Issue(incoming)) => incoming,
             Ok(Incoming::Ping | Incoming::Other { .. }) => return closed("an event that asks for nothing"),
@@ -208,6 +241,50 @@ impl Intake {
                 };
                 self.open(delivery, &incoming, options, repo, wish).await
             }
+        }
+    }
+
+    /// A message is never dropped: refused, it is laid where people look, and only then closed.
+    async fn decide_foreign(&self, delivery: &Delivery) -> Result<Verdict, Later> {
+        let refused = match self.submit_foreign(delivery).await? {
+            Ok(opened) => return Ok(Verdict::Ordered(opened)),
+            Err(refused) => refused,
+        };
+        if let Some(inbox) = &self.dead_letters {
+            crash::before(Point::ForeignBury);
+            inbox.bury(&delivery.body, &refused).await.map_err(Later::Broker)?;
+            crash::after(Point::ForeignBury);
+        }
+        closed(refused)
+    }
+
+    /// What came of it, or the reason why nothing does.
+    async fn submit_foreign(&self, delivery: &Delivery) -> Result<Result<String, String>, Later> {
+        let task = match domain::foreign::read(&delivery.body) {
+            Ok(task) => task,
+            Err(refusal) => return Ok(Err(refusal.to_string())),
+        };
+        let request = NewTask {
+            repository: Some(task.repo_url),
+            issue: Some(task.issue),
+            text: None,
+            mode: task.mode,
+            model: None,
+            base: None,
+            actor: task.user,
+            trigger: foreign::EVENT,
+            // The delivery's own: a crash before it is closed finds the Task that was opened.
+            idempotency_key: Some(delivery.key.clone()),
+            correlation: delivery.correlation,
+        };
+        crash::before(Point::IntakeOpen);
+        let submitted = self.submit.submit(request).await;
+        crash::after(Point::IntakeOpen);
+        match submitted {
+            Ok(Submitted { opened: Opened::New { task, .. }, .. }) => Ok(Ok(format!("opened {task}"))),
+            Ok(Submitted { opened: Opened::Joined { task }, .. }) => Ok(Ok(format!("joined {task}"))),
+            Ok(Submitted { opened: Opened::Duplicate { task }, .. }) => Ok(Ok(format!("duplicate of {task}"))),
+            Err(error) => refusal_of(error).map(Err),
         }
     }
 
@@ -370,6 +447,26 @@ impl Intake {
         let surplus = kept.len().saturating_sub(MAX_COMMENTS);
         Ok(kept.split_off(surplus))
     }
+}
+
+/// The word for a dead letter and what it means, unless the trouble is not the message's.
+fn refusal_of(error: SubmitError) -> Result<String, Later> {
+    let word = match error {
+        SubmitError::UnknownHost { .. } => "unknown_host",
+        SubmitError::NotPermitted(_) | SubmitError::NotFound(Missing::Login(_)) => "not_permitted",
+        SubmitError::NotFound(Missing::Repository(_)) => "not_installed",
+        SubmitError::NotFound(Missing::Issue { .. }) => "issue_not_found",
+        SubmitError::Invalid { ref pointer, .. } if pointer == "/repository" => "bad_field:repo_url",
+        SubmitError::Invalid { .. } => "bad_field:issue_id",
+        SubmitError::Ledger(error) => return Err(error.into()),
+        SubmitError::Unavailable { retry_after, cause, .. } => {
+            return Err(match cause.downcast::<ForgeError>() {
+                Ok(error) => Later::Forge(*error),
+                Err(_) => Later::Forge(ForgeError::RateLimited { wait: retry_after }),
+            });
+        }
+    };
+    Ok(format!("{word}: {error}"))
 }
 
 /// Asking for ever would leave the delivery open for ever.

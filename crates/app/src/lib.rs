@@ -3,13 +3,16 @@
 //! No use case knows SQL, HTTP, git or a system call.
 
 pub mod admission;
+pub mod announcing;
 pub mod crash;
+pub mod foreign;
 pub mod intake;
 pub mod leasing;
 pub mod live;
 pub mod ports;
 pub mod publishing;
 pub mod reaping;
+pub mod ringing;
 pub mod running;
 pub mod submit;
 pub mod submitting;

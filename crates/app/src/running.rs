@@ -17,18 +17,22 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::crash::{self, Point};
 use crate::leasing::{HeldLease, Holdings};
+use crate::ports::chain;
 use crate::ports::clock::IdSource;
 use crate::ports::journal::{Journal, Stop};
 use crate::ports::ledger::{
     Admission, Fenced, Granted, Holder, Leased, Leases, LedgerError, MAX_LEASE_WAIT, Order, RUN_ORDER_VERSION,
     RunOrder, Then, Wake, Want,
 };
+use crate::ports::transport::{Hint, Transport};
 use crate::vitals::Pulse;
 
 /// Between two tries to reach a ledger that does not answer.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 /// As long as the pause between two lease requests grows: a dashboard that comes back is found within this.
 const LONGEST_LEASE_PAUSE: Duration = Duration::from_secs(5);
+/// A worker that hears no bell asks for a lease this often.
+const ASK_EVERY: Duration = Duration::from_secs(5);
 /// A job is released within this after the order to shut down.
 const RELEASE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -87,6 +91,8 @@ pub struct Worker {
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
     pub timing: Timing,
+    /// A broker's bell; without one, the ledger holds a request until there is work.
+    pub bell: Option<Arc<dyn Transport>>,
     /// Counts what is held by all slots.
     pub holdings: Arc<Holdings>,
     /// Beats within [`WORKED_WITHIN`].
@@ -100,23 +106,32 @@ impl Worker {
     pub async fn work(&self, stay: Stay, shutdown: &CancellationToken) -> Result<(), LedgerError> {
         let mut wait = LEDGER_PAUSE;
         let mut request = RequestId::from_uuid(self.ids.uuid());
+        let mut hint = None;
         while !shutdown.is_cancelled() {
             self.pulse.beat();
             crash::before(Point::WorkerLease);
             let want = Want { kind: fettle_domain::job::JobKind::Run, versions: vec![RUN_ORDER_VERSION] };
+            // Who listens to a bell waits there; for a single job it waits where a job is sure to be seen.
+            let patience =
+                if self.bell.is_some() && stay == Stay::UntilShutdown { Duration::ZERO } else { MAX_LEASE_WAIT };
             let granted = tokio::select! {
                 () = shutdown.cancelled() => break,
-                granted = self.leases.lease(&self.holder, &want, 1, MAX_LEASE_WAIT, request) => granted,
+                granted = self.leases.lease(&self.holder, &want, 1, patience, request) => granted,
             };
+            self.done(hint.take()).await;
             match granted {
                 Ok(granted) => {
                     crash::after(Point::WorkerLease);
                     wait = LEDGER_PAUSE;
                     request = RequestId::from_uuid(self.ids.uuid());
-                    if let Granted::Leased(jobs) = granted {
-                        for leased in jobs {
-                            self.execute(leased, shutdown).await;
+                    match granted {
+                        Granted::Leased(jobs) => {
+                            for leased in jobs {
+                                self.execute(leased, shutdown).await;
+                            }
                         }
+                        Granted::Idle if stay == Stay::UntilShutdown => hint = self.listen(shutdown).await,
+                        Granted::Idle => {}
                     }
                     if stay == Stay::ForOneJob {
                         return Ok(());
@@ -132,6 +147,27 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// A hint, or none after [`ASK_EVERY`]: then the ledger is asked all the same, since hints may be lost.
+    async fn listen(&self, shutdown: &CancellationToken) -> Option<Hint> {
+        let bell = self.bell.as_ref()?;
+        let hint = tokio::select! {
+            () = shutdown.cancelled() => None,
+            hint = bell.wait(ASK_EVERY) => hint,
+        };
+        if hint.is_some() {
+            crash::before(Point::WorkerHint);
+        }
+        hint
+    }
+
+    async fn done(&self, hint: Option<Hint>) {
+        let (Some(hint), Some(bell)) = (hint, &self.bell) else { return };
+        crash::after(Point::WorkerHint);
+        if let Err(error) = bell.done(hint).await {
+            warn!("a hint will come again: {}", chain(&error));
+        }
     }
 
     async fn execute(&self, leased: Leased, shutdown: &CancellationToken) {

@@ -46,11 +46,13 @@ pub enum SubmitError {
     /// `pointer` is a JSON pointer into the request's native form: `/repository`.
     #[error("{detail}")]
     Invalid { pointer: String, detail: String },
+    /// A repository's URL is not on the configured forge.
+    #[error("`{host}` is not the configured forge ({known})")]
+    UnknownHost { host: String, known: String },
     #[error("{0} may not start work here")]
     NotPermitted(String),
-    /// The repository or the issue, in words.
     #[error("{0} does not exist or is not visible")]
-    NotFound(String),
+    NotFound(Missing),
     /// The forge did not answer or limits us.
     #[error("{what} is not available")]
     Unavailable {
@@ -61,6 +63,28 @@ pub enum SubmitError {
     },
     #[error("could not store the Task")]
     Ledger(#[source] LedgerError),
+}
+
+/// What the forge does not show us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missing {
+    Repository(String),
+    Issue {
+        repository: String,
+        number: u64,
+    },
+    /// Of whoever asks.
+    Login(String),
+}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Repository(name) => write!(f, "the repository {name}"),
+            Self::Issue { repository, number } => write!(f, "issue #{number} of {repository}"),
+            Self::Login(login) => f.write_str(login),
+        }
+    }
 }
 
 #[async_trait]

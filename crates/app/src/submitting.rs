@@ -12,7 +12,7 @@ use fettle_domain::task::Mode;
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError};
 use crate::ports::ledger::{Ledger, Opened, TaskPlan, TaskView};
-use crate::submit::{NewTask, SubmitError, SubmitTask, Submitted};
+use crate::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 
 /// When the forge does not answer, the asker may try again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -82,15 +82,15 @@ impl SubmitTask for Submitting {
 
 impl Submitting {
     async fn repository(&self, text: &str) -> Result<Repo, SubmitError> {
-        let name = parse_repository(text, &self.hosts).map_err(|why| invalid("/repository", why))?;
-        self.forge.repository(&name).await.map_err(|error| by_reaction(error, &format!("the repository {name}")))
+        let name = parse_repository(text, &self.hosts)?;
+        self.forge.repository(&name).await.map_err(|error| by_reaction(error, Missing::Repository(name.to_string())))
     }
 
     async fn check_permission(&self, repo: &Repo, login: &str) -> Result<(), SubmitError> {
         match self.forge.permission(repo, login).await {
             Ok(permission) if permission.may_trigger() => Ok(()),
             Ok(_) | Err(ForgeError::NotFound(_)) => Err(SubmitError::NotPermitted(login.to_owned())),
-            Err(error) => Err(by_reaction(error, login)),
+            Err(error) => Err(by_reaction(error, Missing::Login(login.to_owned()))),
         }
     }
 
@@ -98,8 +98,8 @@ impl Submitting {
         let now = self.clock.now();
         match (request.issue, &request.text, repo) {
             (Some(number), None, Some(repo)) => {
-                let what = format!("issue #{number} of {}", repo.name);
-                let issue = self.forge.issue(repo, number).await.map_err(|error| by_reaction(error, &what))?;
+                let missing = Missing::Issue { repository: repo.name.to_string(), number };
+                let issue = self.forge.issue(repo, number).await.map_err(|error| by_reaction(error, missing))?;
                 if issue.is_pull_request {
                     return Err(invalid("/issue", format!("#{number} is a pull request, not an issue")));
                 }
@@ -160,34 +160,34 @@ fn is_what_was_asked(made: &TaskView, plan: &TaskPlan) -> bool {
 }
 
 /// `owner/name`, or an https or ssh URL on one of `hosts` with user info stripped.
-pub fn parse_repository(text: &str, hosts: &[String]) -> Result<RepoName, String> {
+pub fn parse_repository(text: &str, hosts: &[String]) -> Result<RepoName, SubmitError> {
     let text = text.trim();
+    let nothing = || invalid("/repository", format!("`{text}` names no repository"));
+    let named = |path: &str| path.parse().map_err(|error| invalid("/repository", format!("{error}")));
     let (host, path) = if let Some(rest) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) {
-        rest.split_once('/').ok_or_else(|| format!("`{text}` names no repository"))?
+        rest.split_once('/').ok_or_else(nothing)?
     } else if let Some(rest) = text.strip_prefix("ssh://") {
-        rest.split_once('/').ok_or_else(|| format!("`{text}` names no repository"))?
+        rest.split_once('/').ok_or_else(nothing)?
     } else if let Some((host, path)) = text.split_once(':').filter(|(host, _)| host.contains('@')) {
         (host, path)
     } else {
-        return text.parse().map_err(|e| format!("{e}"));
+        return named(text);
     };
     let host = host.rsplit('@').next().unwrap_or(host);
     if !hosts.iter().any(|known| known.eq_ignore_ascii_case(host)) {
-        return Err(format!("`{host}` is not the configured forge ({})", hosts.join(", ")));
+        return Err(SubmitError::UnknownHost { host: host.to_owned(), known: hosts.join(", ") });
     }
     let path = path.trim_matches('/');
-    path.strip_suffix(".git").unwrap_or(path).parse().map_err(|e| format!("{e}"))
+    named(path.strip_suffix(".git").unwrap_or(path))
 }
 
 fn invalid(pointer: &str, detail: String) -> SubmitError {
     SubmitError::Invalid { pointer: pointer.to_owned(), detail }
 }
 
-fn by_reaction(error: ForgeError, what: &str) -> SubmitError {
+fn by_reaction(error: ForgeError, what: Missing) -> SubmitError {
     match error {
-        ForgeError::NotFound(_) | ForgeError::Denied(_) | ForgeError::Refused(_) => {
-            SubmitError::NotFound(what.to_owned())
-        }
+        ForgeError::NotFound(_) | ForgeError::Denied(_) | ForgeError::Refused(_) => SubmitError::NotFound(what),
         ForgeError::RateLimited { wait } => {
             SubmitError::Unavailable { what: "the forge".into(), retry_after: wait, cause: error.into() }
         }
@@ -211,7 +211,7 @@ mod tests {
             "git@github.com:o/r.git",
             "ssh://git@github.com/o/r/",
         ] {
-            assert_eq!(parse_repository(text, &hosts).map(|n| n.to_string()), Ok("o/r".into()), "{text}");
+            assert_eq!(parse_repository(text, &hosts).unwrap().to_string(), "o/r", "{text}");
         }
         for text in [
             "https://evil.example/o/r",

@@ -281,6 +281,7 @@ fn given(flags: &Flags) -> Option<ModelConfig> {
         model: None,
         api_key_file: flags.model_key_file.clone(),
         context: flags.model_context,
+        parallel: None,
     })
 }
 

@@ -2,10 +2,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use bytes::Bytes;
+use fettle_broker::Access;
 use fettle_domain::task::Mode;
 use fettle_runtime::environment::Environment;
+use fettle_runtime::secrets;
 use serde_json::{Value, json};
 
 use crate::client::{self, Client};
@@ -17,6 +21,8 @@ use crate::{Common, log};
 
 /// What the dashboard takes as title and body together.
 const MAX_TEXT_BYTES: u64 = 64 * 1024;
+/// To connect, and to have one message confirmed.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Exit codes beside success and failure; those of `fettle fix`.
 const DRAFT: u8 = 3;
 const NO_PATCH: u8 = 4;
@@ -47,6 +53,20 @@ pub(crate) struct Flags {
     /// The same key again is the same request: nothing is made twice.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+    /// Put the request into the queue of a broker, where a dashboard will find it, instead of asking a dashboard:
+    /// `amqp://…` or `redis://…`.
+    #[arg(long, value_name = "URL", requires_all = ["repo", "issue", "user"],
+          conflicts_with_all = ["text", "model", "base", "idempotency_key", "wait", "json"])]
+    to: Option<String>,
+    /// The forge login that asks; with --to, its permission decides.
+    #[arg(long, value_name = "LOGIN", requires = "to")]
+    user: Option<String>,
+    /// A file with the broker's password, so that it stands in no list of processes.
+    #[arg(long, value_name = "FILE", requires = "to")]
+    broker_password_file: Option<camino::Utf8PathBuf>,
+    /// The user at the broker.
+    #[arg(long, value_name = "NAME", requires = "to")]
+    broker_user: Option<String>,
     /// Follow the Task to its end; the exit status then tells how it ended.
     #[arg(long)]
     wait: bool,
@@ -56,6 +76,9 @@ pub(crate) struct Flags {
 }
 
 pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environment) -> Result<ExitCode> {
+    if let Some(url) = &flags.to {
+        return to_broker(url, flags).await;
+    }
     let order = match order(flags) {
         Ok(order) => order,
         Err(error) => {
@@ -88,6 +111,29 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         writeln!(out, "{}", one_line(&sentence))?;
     }
     Ok(code)
+}
+
+/// As other programs order work: what becomes of it shows at the dashboard, or among the dead letters.
+async fn to_broker(url: &str, flags: &Flags) -> Result<ExitCode> {
+    let (repo, user) = (flags.repo.as_deref().unwrap_or_default(), flags.user.as_deref().unwrap_or_default());
+    let order = json!({ "repo_url": repo, "issue_id": flags.issue, "mode": flags.mode, "trigger_user": user });
+    let body = Bytes::from(order.to_string());
+    if let Err(refusal) = fettle_domain::foreign::read(&body) {
+        complain(&anyhow!("no dashboard would take this: {refusal}"));
+        return Ok(ExitCode::from(USAGE));
+    }
+    let access = Access {
+        url: url.to_owned(),
+        user: flags.broker_user.clone(),
+        password: flags.broker_password_file.as_deref().map(secrets::read).transpose()?,
+        ..Access::default()
+    };
+    tokio::time::timeout(BROKER_TIMEOUT, fettle_broker::submit(&access, &body))
+        .await
+        .with_context(|| format!("the broker did not answer within {} s", BROKER_TIMEOUT.as_secs()))?
+        .context("the broker did not take the request")?;
+    writeln!(std::io::stdout().lock(), "the broker has it; a dashboard will open the Task, see `fettle tasks`")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The Task when it has ended. Events are shown on the way, but not to a program that wants one object.

@@ -38,6 +38,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         data: &data,
         credentials: &credentials,
         git: git.clone(),
+        broker: fettle_broker::of_dashboard(&config.transport)?,
         timing,
         probing: fettle_dashboard::probing(environment),
         listener,
@@ -67,6 +68,8 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
             let parts = WorkerParts {
                 leases: ledger.clone(),
                 heartbeat_leases: ledger,
+                // The ledger is here: it wakes whoever waits for it.
+                bell: None,
                 ids,
                 timing,
                 slots,

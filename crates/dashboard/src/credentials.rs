@@ -16,12 +16,15 @@ pub struct Credentials {
     /// The admin key was made at this start.
     pub first_start: bool,
     pub worker_key: SecretString,
+    pub scale_key: Option<SecretString>,
     pub webhook: Option<SecretString>,
     pub webhook_previous: Option<SecretString>,
     read_token: Option<SecretString>,
     write_token: Option<SecretString>,
     app_key: Option<SecretString>,
     model_keys: Vec<SecretString>,
+    broker_password: Option<SecretString>,
+    worker_broker_password: Option<SecretString>,
 }
 
 impl Credentials {
@@ -38,6 +41,7 @@ impl Credentials {
             admin_key,
             first_start,
             worker_key,
+            scale_key: optional(&config.auth.scale_key_file)?,
             webhook: optional(&forge.webhook_secret_file)?,
             webhook_previous: optional(&forge.webhook_secret_previous_file)?,
             read_token: optional(&forge.read_token_file)?,
@@ -50,6 +54,8 @@ impl Credentials {
                 .filter_map(|m| m.api_key_file.as_deref())
                 .map(read)
                 .collect::<Result<_>>()?,
+            broker_password: optional(&config.transport.password_file)?,
+            worker_broker_password: optional(&config.transport.worker_password_file)?,
         };
         credentials.check()?;
         Ok(credentials)
@@ -97,9 +103,11 @@ impl Credentials {
         let differing = [
             ("the admin key", one(&self.admin_key) != one(&fresh.admin_key)),
             ("auth.worker_key_file", one(&self.worker_key) != one(&fresh.worker_key)),
+            ("auth.scale_key_file", optional(&self.scale_key) != optional(&fresh.scale_key)),
             ("forge.read_token_file", optional(&self.read_token) != optional(&fresh.read_token)),
             ("forge.write_token_file", optional(&self.write_token) != optional(&fresh.write_token)),
             ("forge.app_key_file", optional(&self.app_key) != optional(&fresh.app_key)),
+            ("transport.password_file", optional(&self.broker_password) != optional(&fresh.broker_password)),
             ("gateway.models", all(&self.model_keys) != all(&fresh.model_keys)),
         ];
         differing.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
@@ -116,11 +124,14 @@ impl Credentials {
         let named = [
             ("admin key", Some(&self.admin_key)),
             ("worker key", Some(&self.worker_key)),
+            ("scale key", self.scale_key.as_ref()),
             ("webhook secret", self.webhook.as_ref()),
             ("previous webhook secret", self.webhook_previous.as_ref()),
             ("read token", self.read_token.as_ref()),
             ("write token", self.write_token.as_ref()),
             ("app key", self.app_key.as_ref()),
+            ("broker password", self.broker_password.as_ref()),
+            ("workers' broker password", self.worker_broker_password.as_ref()),
         ];
         let named = named.into_iter().filter_map(|(name, secret)| Some((name, secret?.expose_secret())));
         KnownSecrets::new(named.chain(self.model_keys.iter().map(|key| ("model key", key.expose_secret()))))

@@ -22,7 +22,7 @@ pub const KEYS: Keys = Keys {
         "forge.webhook_secret_file",
         "forge.webhook_secret_previous_file",
     ],
-    read: &["server", "store", "forge", "gateway", "auth", "telemetry"],
+    read: &["server", "store", "transport", "agent.per_repository", "forge", "gateway", "auth", "telemetry"],
 };
 
 /// The pieces of a running dashboard that can be exchanged.

@@ -10,18 +10,23 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming};
 use fettle_app::admission::Gate;
+use fettle_app::announcing::{ANNOUNCED_WITHIN, announce};
+use fettle_app::foreign::{ForeignIntake, RECEIVED_WITHIN};
 use fettle_app::intake::{Intake, PROCESSED_WITHIN, ReadWebhook};
 use fettle_app::live::Live;
 use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
-use fettle_app::ports::ledger::{Holder, Ledger};
+use fettle_app::ports::ledger::{Holder, L, Ledger};
+use fettle_app::ports::transport::Broker;
 use fettle_app::publishing::{PUBLISHED_WITHIN, Publisher};
 use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
+use fettle_app::ringing::{RUNG_WITHIN, ring};
 use fettle_app::submitting::Submitting;
 use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
 use fettle_domain::incoming::Incoming;
 use fettle_domain::lease::Timing;
+use fettle_domain::turn::Slots;
 use fettle_git::Git;
 use fettle_github::{GitHub, GitHubOptions, Timeouts, Url};
 use fettle_runtime::config::Config;
@@ -44,6 +49,8 @@ pub struct Start<'a> {
     pub credentials: &'a Credentials,
     /// The publisher's repositories.
     pub git: Git,
+    /// What stands between this process and others, if anything.
+    pub broker: Option<Broker>,
     pub timing: Timing,
     pub probing: ProbeTiming,
     pub listener: TcpListener,
@@ -134,7 +141,7 @@ pub fn probing(environment: &Environment) -> ProbeTiming {
 
 /// Builds all parts and starts their tasks. Contacts nobody: the forge is asked when there is work.
 pub async fn start(start: Start<'_>) -> Result<Running> {
-    let Start { config, data, credentials, git, timing, probing, listener, internal, supervisor } = start;
+    let Start { config, data, credentials, git, broker, timing, probing, listener, internal, supervisor } = start;
     let shutdown = supervisor.shutdown().clone();
     let clock: Arc<dyn Clock> = Arc::new(system::SystemClock);
     let ids: Arc<dyn IdSource> = Arc::new(system::RandomIds);
@@ -146,6 +153,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let publishing = Live::new(exchange::publish_options(config, credentials));
     let options = Options {
         timing,
+        slots: slots(config),
         admissions: Some(Arc::new(Gate { forge: forge.clone(), options: publishing.clone() })),
         ..Options::new(clock.clone(), ids.clone())
     };
@@ -155,10 +163,20 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let vitals = Arc::new(Vitals::default());
     let health = Arc::new(Health::new(probing, clock.clone(), vitals.clone()));
 
+    let submit = Arc::new(Submitting {
+        ledger: ledger.clone(),
+        forge: forge.clone(),
+        clock: clock.clone(),
+        ids: ids.clone(),
+        hosts: config.forge.hosts.clone(),
+        models: config.gateway.models.iter().map(|model| model.name.clone()).collect(),
+    });
     let intake = Intake {
         ledger: ledger.clone(),
         forge: forge.clone(),
         reader: Arc::new(Webhooks),
+        submit: submit.clone(),
+        dead_letters: broker.as_ref().map(|broker| broker.inbox.clone()),
         clock: clock.clone(),
         ids: ids.clone(),
         options: intake_options.clone(),
@@ -178,21 +196,14 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         options: publishing.clone(),
         pulse: vitals.pulse("publisher", PUBLISHED_WITHIN),
     };
-    let submit = Submitting {
-        ledger: ledger.clone(),
-        forge: forge.clone(),
-        clock: clock.clone(),
-        ids: ids.clone(),
-        hosts: config.forge.hosts.clone(),
-        models: config.gateway.models.iter().map(|model| model.name.clone()).collect(),
-    };
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
-        submit: Arc::new(submit),
-        clock,
+        submit,
+        clock: clock.clone(),
         ids: ids.clone(),
         admin_key: credentials.admin_key.clone(),
         worker_key: credentials.worker_key.clone(),
+        scale_key: credentials.scale_key.clone(),
         webhook: credentials.webhook_secrets(),
         health: health.clone(),
         metrics: metrics.clone(),
@@ -216,6 +227,20 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (reconciled, stop): (Arc<dyn Ledger>, _) = (ledger.clone(), shutdown.clone());
     let pulse = vitals.pulse("reconciler", RECONCILED_WITHIN);
     supervisor.spawn("the reconciler", async move { reconcile(reconciled, pulse, &stop).await });
+    match broker {
+        Some(broker) => {
+            let foreign = ForeignIntake {
+                inbox: broker.inbox.clone(),
+                ledger: ledger.clone(),
+                clock,
+                ids: ids.clone(),
+                pulse: vitals.pulse("foreign messages", RECEIVED_WITHIN),
+            };
+            spawn_broker(broker, ledger.clone(), foreign, &vitals, supervisor);
+        }
+        // Whoever connects one later is told what happens from then on.
+        None => forget_unannounced(&*ledger).await.context("while opening the ledger")?,
+    }
     let (watched, probed, stop) = (health.clone(), ledger.clone(), shutdown.clone());
     supervisor.spawn("the watch over the ledger", async move { watched.watch(&*probed, &metrics, &stop).await });
     let exchange = Exchange { intake: intake_options, publishing, api: api.clone() };
@@ -233,6 +258,38 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let running = Running { address, internal_address, ledger, ids, vitals, exchange, health };
     running.write_addresses(data)?;
     Ok(running)
+}
+
+fn slots(config: &Config) -> Slots {
+    let models = &config.gateway.models;
+    let limited = models.iter().filter_map(|model| Some((model.name.clone(), model.parallel?.into())));
+    Slots {
+        per_repository: config.agent.per_repository.into(),
+        per_model: limited.collect(),
+        default_model: models.first().map(|model| model.name.clone()).unwrap_or_default(),
+    }
+}
+
+/// What goes to the broker, and what comes from it.
+fn spawn_broker(
+    broker: Broker,
+    ledger: Arc<dyn Ledger>,
+    foreign: ForeignIntake,
+    vitals: &Arc<Vitals>,
+    supervisor: &Supervisor,
+) {
+    let stop = supervisor.shutdown().clone();
+    supervisor.spawn("foreign messages", async move { foreign.work(&stop).await });
+    let (rung, pulse, stop) = (ledger.clone(), vitals.pulse("ringer", RUNG_WITHIN), supervisor.shutdown().clone());
+    supervisor.spawn("the ringer", async move { ring(rung, broker.bell, pulse, &stop).await });
+    let (pulse, stop) = (vitals.pulse("announcer", ANNOUNCED_WITHIN), supervisor.shutdown().clone());
+    supervisor.spawn("the announcer", async move { announce(ledger, broker.announcer, pulse, &stop).await });
+}
+
+async fn forget_unannounced(ledger: &dyn Ledger) -> L<()> {
+    let newest = *ledger.newest_event().borrow();
+    ledger.set_announced(ledger.announced().await?, newest).await?;
+    Ok(())
 }
 
 /// Reads deliveries as GitHub writes them.

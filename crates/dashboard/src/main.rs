@@ -67,6 +67,7 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
         data: &data,
         credentials: &credentials,
         git,
+        broker: fettle_broker::of_dashboard(&config.transport)?,
         timing: if test_timing { Timing::for_tests() } else { Timing::default() },
         probing: probing(&environment),
         listener,

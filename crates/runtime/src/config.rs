@@ -6,12 +6,17 @@ use fettle_app::ports::sandbox::SandboxLevel;
 use fettle_domain::budget::MIN_CONTEXT_TOKENS;
 use fettle_domain::path_policy::PathPolicy;
 use fettle_domain::task::Mode;
+use fettle_domain::turn::PER_REPOSITORY;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
 use crate::reload::Values;
 use crate::telemetry::LogFormat;
 use crate::units::{Size, Span};
+
+mod transport;
+
+pub use transport::{BrokerKind, Transport, kind_of};
 
 /// Prefix of the variables that override keys; the double underscore keeps clear of what Kubernetes injects.
 const PREFIX: &str = "FETTLE_";
@@ -51,22 +56,6 @@ impl Default for Server {
 pub struct Store {
     /// Ledger, blobs, mirrors and keys; `--data-dir` comes before it.
     pub data_dir: Option<Utf8PathBuf>,
-}
-
-/// A broker between processes: it rings for workers on other hosts, brings in other programs' messages, and tells them what
-/// happened. Without one, workers ask the dashboard itself. It holds nothing that the ledger does not have.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Transport {
-    /// `redis://host:6379`, `rediss://…`, `amqp://host:5672/vhost`, `amqps://…`, without user and password.
-    pub url: Option<String>,
-    /// The user at the broker; without one, the broker's default.
-    pub user: Option<String>,
-    pub password_file: Option<Utf8PathBuf>,
-    /// Certificates (PEM) that the broker's own may be signed by, beside the usual ones.
-    pub ca_file: Option<Utf8PathBuf>,
-    /// The name of the master when `url` names a Redis Sentinel; further Sentinels follow the first, after commas.
-    pub sentinel_master: Option<String>,
 }
 
 /// The forge and what asks for work there.
@@ -127,6 +116,8 @@ impl Default for Forge {
 pub struct Agent {
     /// Runs at a time in this process.
     pub workers: u16,
+    /// Tasks of one repository that are worked on at a time, by all workers together.
+    pub per_repository: u16,
     /// The dashboard's internal address, for `fettle-worker`.
     pub dashboard_url: String,
     /// Mirrors, prepared environments and workspaces; default: inside the data folder.
@@ -136,7 +127,13 @@ pub struct Agent {
 
 impl Default for Agent {
     fn default() -> Self {
-        Self { workers: 1, dashboard_url: "http://127.0.0.1:8081".into(), cache_dir: None, sandbox: Sandbox::default() }
+        Self {
+            workers: 1,
+            per_repository: PER_REPOSITORY,
+            dashboard_url: "http://127.0.0.1:8081".into(),
+            cache_dir: None,
+            sandbox: Sandbox::default(),
+        }
     }
 }
 
@@ -208,6 +205,9 @@ pub struct ModelConfig {
     /// The window in tokens; less than 32768 is refused.
     #[serde(default = "default_context")]
     pub context: u64,
+    /// Runs that use it at a time, by all workers together; default: as many as there are workers.
+    #[serde(default)]
+    pub parallel: Option<u16>,
 }
 
 fn default_context() -> u64 {
@@ -226,6 +226,8 @@ pub enum ModelKind {
 pub struct Auth {
     /// The key that workers show to the dashboard; default: `worker.key` in the data folder, made at the first start.
     pub worker_key_file: Option<Utf8PathBuf>,
+    /// The key that may ask `/v1/scale` how many workers are of use, and nothing else.
+    pub scale_key_file: Option<Utf8PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,11 +278,14 @@ impl Config {
         for file in config.secret_paths() {
             *file = located(file, folder, credentials);
         }
+        if let Some(file) = &mut config.transport.ca_file {
+            *file = folder.join(&*file);
+        }
         Ok(config)
     }
 
     fn secret_paths(&mut self) -> impl Iterator<Item = &mut Utf8PathBuf> {
-        let Self { forge, gateway, auth, .. } = self;
+        let Self { forge, gateway, auth, transport, .. } = self;
         let single = [
             &mut forge.app_key_file,
             &mut forge.read_token_file,
@@ -288,6 +293,9 @@ impl Config {
             &mut forge.webhook_secret_file,
             &mut forge.webhook_secret_previous_file,
             &mut auth.worker_key_file,
+            &mut auth.scale_key_file,
+            &mut transport.password_file,
+            &mut transport.worker_password_file,
         ];
         single.into_iter().chain(gateway.models.iter_mut().map(|model| &mut model.api_key_file)).flatten()
     }
@@ -323,6 +331,9 @@ impl Config {
             ("forge.webhook_secret_file", &forge.webhook_secret_file),
             ("forge.webhook_secret_previous_file", &forge.webhook_secret_previous_file),
             ("auth.worker_key_file", &self.auth.worker_key_file),
+            ("auth.scale_key_file", &self.auth.scale_key_file),
+            ("transport.password_file", &self.transport.password_file),
+            ("transport.worker_password_file", &self.transport.worker_password_file),
         ];
         let named = named.into_iter().filter_map(|(key, file)| Some((key.to_owned(), file.as_deref()?)));
         let models = self.gateway.models.iter().filter_map(|model| {
@@ -344,7 +355,8 @@ impl Config {
     fn check_secrets(&self) -> Result<(), String> {
         let files = self.secret_files();
         let is_workers = |key: &str| {
-            matches!(key, "auth.worker_key_file" | "forge.read_token_file") || key.starts_with("gateway.models")
+            matches!(key, "auth.worker_key_file" | "forge.read_token_file" | "transport.worker_password_file")
+                || key.starts_with("gateway.models")
         };
         let (workers, others): (Vec<_>, Vec<_>) = files.iter().partition(|(key, _)| is_workers(key));
         for (key, file) in workers {
@@ -388,9 +400,13 @@ impl Config {
                 );
             }
         }
+        if self.agent.per_repository == 0 {
+            return invalid("agent.per_repository is 0: nothing would ever run".into());
+        }
         if self.agent.workers == 0 {
             return invalid("agent.workers is 0: nothing would ever run".into());
         }
+        self.transport.check()?;
         self.agent.sandbox.check()?;
         crate::telemetry::filter(&self.telemetry.log)?;
         let mut names: Vec<&str> = self.gateway.models.iter().map(|model| model.name.as_str()).collect();
@@ -419,6 +435,9 @@ impl Config {
                     "gateway.models `{}`: base_url `{}` is not an http or https URL",
                     model.name, model.base_url
                 ));
+            }
+            if model.parallel == Some(0) {
+                return invalid(format!("gateway.models `{}`: parallel is 0: no Run could use it", model.name));
             }
             if model.context < MIN_CONTEXT_TOKENS {
                 return invalid(format!(
@@ -591,8 +610,16 @@ mod tests {
                 "two secrets",
             ),
             ("[forge]\napp_id = 7", "app_key_file"),
+            ("[transport]\nuser = \"f\"", "no transport.url"),
+            ("[transport]\nurl = \"redis://:word@h\"", "password_file"),
+            ("[transport]\nurl = \"kafka://h\"", "redis://"),
+            ("[transport]\nurl = \"amqp://h\"\nsentinel_master = \"m\"", "sentinel_master"),
+            ("[transport]\nurl = \"amqp://h\"\nuser = \"f\"", "belong together"),
+            ("[transport]\nurl = \"amqp://h\"\npassword_file = \"p\"\nworker_password_file = \"q/p\"", "two secrets"),
             ("[forge]\nread_token_file = \"/a\"\nwrite_token_file = \"/a\"", "one file"),
             ("[agent]\nworkers = 0", "workers"),
+            ("[agent]\nper_repository = 0", "per_repository"),
+            ("[[gateway.models]]\nname = \"m\"\nbase_url = \"http://h/v1\"\nparallel = 0", "parallel is 0"),
             ("[agent.sandbox]\nmemory = \"8\"", "unit"),
             ("[agent.sandbox]\nmemory = 8", "write it with a unit, as in `8 GiB`"),
             ("[agent.sandbox]\nsuite_time = 30", "write it with a unit, as in `30m`"),

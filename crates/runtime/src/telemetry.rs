@@ -49,11 +49,16 @@ impl LogFilter {
     }
 }
 
+/// What these libraries log as errors comes to us as errors too, who know whether they are: a queue that is not there yet is
+/// made.
+const TOLD_BY_US: &str = "lapin=off";
+
 /// Which lines are logged.
 ///
 /// Errors with a sentence when `text` cannot be read.
 pub fn filter(text: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(text)
+    // Before the operator's own directives, which may say otherwise.
+    EnvFilter::try_new(format!("{TOLD_BY_US},{text}"))
         .map_err(|e| format!("telemetry.log: `{text}` cannot be read ({e}); write it as in `info,fettle_git=debug`"))
 }
 

@@ -7,6 +7,7 @@ use fettle_domain::id::{JobId, TaskId};
 use fettle_domain::job::JobState;
 use fettle_domain::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use fettle_domain::task::TaskState;
+use fettle_domain::turn::Slots;
 use jiff::Timestamp;
 use sqlx::SqliteConnection;
 use uuid::Uuid;
@@ -20,11 +21,14 @@ const LATE: Duration = Duration::from_secs(60);
 /// Sentences of one audit; more of the same help nobody.
 const MAX_BREACHES: usize = 100;
 
-/// Empty when all invariants hold. Reads one snapshot.
-pub(crate) async fn audit(conn: &mut SqliteConnection, now: Timestamp) -> L<Vec<String>> {
+/// Empty when all invariants hold. Reads one snapshot. Without `slots`, lanes are not looked at.
+pub(crate) async fn audit(conn: &mut SqliteConnection, slots: Option<&Slots>, now: Timestamp) -> L<Vec<String>> {
     let mut breaches = Vec::new();
     identities(conn, &mut breaches).await?;
     leases(conn, now, &mut breaches).await?;
+    if let Some(slots) = slots {
+        turns(conn, slots, &mut breaches).await?;
+    }
     journals(conn, &mut breaches).await?;
     events(conn, &mut breaches).await?;
     folds(conn, &mut breaches).await?;
@@ -57,6 +61,38 @@ async fn identities(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> 
     for row in twice {
         breaches.push(format!("I1: {} has {} unfinished publish jobs", TaskId::from_uuid(row.task_id), row.jobs));
     }
+    Ok(())
+}
+
+/// I4: who is next is what the jobs themselves say.
+async fn turns(conn: &mut SqliteConnection, slots: &Slots, breaches: &mut Vec<String>) -> L<()> {
+    let lanes = sqlx::query!(
+        r#"SELECT id AS "id!: i64", slots_of, turn_seq,
+                  (SELECT count(DISTINCT job.task_id) FROM lane AS beside JOIN job ON job.lane_id = beside.id
+                   WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS "held!: i64",
+                  (SELECT seq FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL
+                   ORDER BY turn_at, seq LIMIT 1) AS "first: i64"
+           FROM lane"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    for lane in lanes {
+        let first = lane.first.filter(|_| lane.held < i64::from(slots.of(&lane.slots_of)));
+        if lane.turn_seq != first {
+            let (id, next) = (lane.id, lane.turn_seq);
+            breaches.push(format!("I4: lane {id} ({}) has job {next:?} as its next and not {first:?}", lane.slots_of));
+        }
+    }
+    let astray = sqlx::query_scalar!(
+        r#"SELECT id AS "id: Uuid" FROM job WHERE (state = 'queued') <> (turn_at IS NOT NULL AND lane_id IS NOT NULL)"#
+    )
+    .fetch_all(conn)
+    .await
+    .or_ledger()?;
+    breaches.extend(
+        astray.into_iter().map(|id| format!("I4: {} stands in no line, or wrongly in one", JobId::from_uuid(id))),
+    );
     Ok(())
 }
 

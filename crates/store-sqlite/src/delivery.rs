@@ -113,6 +113,23 @@ pub(crate) async fn open(readers: &SqlitePool, now: Timestamp, max: u16) -> L<Ve
     Ok(delivery.collect())
 }
 
+/// Whether one has come since then whose key begins with `prefix`.
+pub(crate) async fn received_since(readers: &SqlitePool, prefix: &str, since: Timestamp) -> L<bool> {
+    // Beyond every key with the prefix: in UTF-8, as in the index, nothing sorts above it.
+    let end = format!("{prefix}{}", char::MAX);
+    let since = since.as_microsecond();
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM delivery WHERE key >= ? AND key < ? AND received_at >= ?) AS "found: bool""#,
+        prefix,
+        end,
+        since,
+    )
+    .fetch_one(readers)
+    .await
+    .or_ledger()?;
+    Ok(found)
+}
+
 pub(crate) struct Close {
     pub(crate) id: DeliveryId,
     pub(crate) verdict: String,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::error::{OrLedger, unreadable};
 use crate::stored;
 use crate::time::from_micros;
-use crate::writer::Tx;
+use crate::writer::{Tx, Verb};
 
 pub(crate) async fn append(tx: &mut Tx<'_>, task: TaskId, body: &EventBody) -> L<()> {
     let (id, now, body) = (task.as_uuid(), tx.now.as_microsecond(), stored::write(body)?);
@@ -80,4 +80,29 @@ pub(crate) async fn list(readers: &SqlitePool, task: Option<TaskId>, after: u64,
         })
     };
     rows.or_ledger()?.into_iter().map(event).collect()
+}
+
+/// The last event that other programs were told.
+pub(crate) async fn announced(readers: &SqlitePool) -> L<u64> {
+    let seq = sqlx::query_scalar!("SELECT announced_seq FROM ledger").fetch_one(readers).await.or_ledger()?;
+    u64::try_from(seq).map_err(unreadable)
+}
+
+pub(crate) struct SetAnnounced {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+impl Verb for SetAnnounced {
+    type Out = bool;
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> L<bool> {
+        let seq = |seq: u64| i64::try_from(seq).map_err(unreadable);
+        let (from, to) = (seq(self.from)?, seq(self.to)?);
+        let moved = sqlx::query!("UPDATE ledger SET announced_seq = ? WHERE announced_seq = ?", to, from)
+            .execute(&mut *tx.conn)
+            .await
+            .or_ledger()?;
+        Ok(moved.rows_affected() == 1)
+    }
 }

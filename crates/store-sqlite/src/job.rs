@@ -9,13 +9,14 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RequestId, TaskId, WorkerId};
 use fettle_domain::job::{Counters, Job, JobKind, JobState, Refused, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
+use fettle_domain::turn::{self, Place, Priority};
 use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use crate::error::{OrLedger, unreadable};
 use crate::time::{after, from_micros, until, whole_micros};
 use crate::writer::{Tx, Verb};
-use crate::{event, message, run, task};
+use crate::{event, lane, message, run, task};
 
 /// How far the persisted time may lag: a restart gives every lease its full length anyway, and an idle ledger writes
 /// nothing in between.
@@ -32,6 +33,12 @@ pub(crate) struct JobRow {
     pub(crate) request: Option<RequestId>,
     pub(crate) last_failure: Option<String>,
     pub(crate) progress: u64,
+    /// Since when it has been runnable, while it is.
+    runnable_at: Option<i64>,
+    priority: Priority,
+    lane: Option<i64>,
+    /// The state's name as it was read.
+    was: &'static str,
 }
 
 pub(crate) fn kind_name(kind: JobKind) -> &'static str {
@@ -46,7 +53,8 @@ pub(crate) async fn find(conn: &mut SqliteConnection, id: JobId) -> L<Option<Job
     let row = sqlx::query!(
         r#"SELECT kind, task_id AS "task_id: Uuid", state, fence, ended_by, attempts, crashes, crashes_since_step,
                   delayed_until, leased_until, worker_id AS "worker_id: Uuid", holder,
-                  request_id AS "request_id: Uuid", reason, last_failure, progress
+                  request_id AS "request_id: Uuid", reason, last_failure, progress,
+                  runnable_at, priority, lane_id
            FROM job WHERE id = ?"#,
         uuid,
     )
@@ -90,7 +98,12 @@ pub(crate) async fn find(conn: &mut SqliteConnection, id: JobId) -> L<Option<Job
             crashes_since_step: count(row.crashes_since_step)?,
         },
     };
+    let was = job.state.name();
     Ok(Some(JobRow {
+        was,
+        runnable_at: row.runnable_at,
+        priority: Priority::new(u8::try_from(row.priority).map_err(|_| bad("valid priority"))?),
+        lane: row.lane_id,
         job,
         task: TaskId::from_uuid(row.task_id),
         holder: row.holder,
@@ -104,14 +117,16 @@ pub(crate) async fn get(conn: &mut SqliteConnection, id: JobId) -> L<JobRow> {
     find(conn, id).await?.ok_or_else(|| LedgerError::NotFound(id.to_string()))
 }
 
-pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId) -> L<()> {
+pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId, place: &Place) -> L<()> {
+    let lane = lane::enter(tx, job.kind, RUN_ORDER_VERSION, place).await?;
     let (id, task, kind, now) = (job.id.as_uuid(), task.as_uuid(), kind_name(job.kind), tx.now.as_microsecond());
-    let state = job.state.name();
+    let (state, priority) = (job.state.name(), place.priority.get());
     let runnable_at = matches!(job.state, JobState::Queued).then_some(now);
+    let turn_at = runnable_at.map(|at| turn::in_lane(from_micros(at), place.priority).as_microsecond());
     sqlx::query!(
         "INSERT INTO job (id, kind, task_id, order_version, state, fence, attempts, crashes, crashes_since_step,
-                          runnable_at, progress, created_at)
-         VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, ?, 0, ?)",
+                          runnable_at, progress, created_at, priority, lane_id, turn_at)
+         VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, ?, 0, ?, ?, ?, ?)",
         id,
         kind,
         task,
@@ -119,11 +134,15 @@ pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId) -> L<()> {
         state,
         runnable_at,
         now,
+        priority,
+        lane,
+        turn_at,
     )
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
     if runnable_at.is_some() {
+        lane::refresh(tx, lane).await?;
         tx.wakes.job(job.kind);
     }
     Ok(())
@@ -147,11 +166,13 @@ pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
     let ended_by = job.ended_by.map(column);
     let Counters { attempts, crashes, crashes_since_step } = job.counters;
     let progress = i64::try_from(row.progress).unwrap_or(i64::MAX);
-    let (id, state, now) = (job.id.as_uuid(), job.state.name(), tx.now.as_microsecond());
+    let (id, state) = (job.id.as_uuid(), job.state.name());
+    let queued = matches!(job.state, JobState::Queued);
+    let runnable_at = queued.then(|| row.runnable_at.unwrap_or(tx.now.as_microsecond()));
+    let turn_at = runnable_at.map(|at| turn::in_lane(from_micros(at), row.priority).as_microsecond());
     sqlx::query!(
         "UPDATE job SET state = ?1, fence = ?2, ended_by = ?3, attempts = ?4, crashes = ?5, crashes_since_step = ?6,
-                runnable_at = CASE WHEN ?1 = 'queued' THEN coalesce(runnable_at, ?7) END,
-                delayed_until = ?8, leased_until = ?9, worker_id = ?10, holder = ?11, request_id = ?12,
+                runnable_at = ?7, turn_at = ?17, delayed_until = ?8, leased_until = ?9, worker_id = ?10, holder = ?11, request_id = ?12,
                 reason = ?13, last_failure = ?14, progress = ?15
          WHERE id = ?16",
         state,
@@ -160,7 +181,7 @@ pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
         attempts,
         crashes,
         crashes_since_step,
-        now,
+        runnable_at,
         delayed_until,
         leased_until,
         worker,
@@ -170,11 +191,20 @@ pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
         row.last_failure,
         progress,
         id,
+        turn_at,
     )
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
-    if matches!(job.state, JobState::Queued) {
+    if row.was == state {
+        return Ok(());
+    }
+    if let Some(lane) = row.lane {
+        lane::refresh(tx, lane).await?;
+    }
+    let is_held = |state: &str| matches!(state, "leased" | "cancelling");
+    // A slot that was freed is somebody else's chance.
+    if queued || (is_held(row.was) && !is_held(state)) {
         tx.wakes.job(job.kind);
     }
     Ok(())
@@ -228,28 +258,18 @@ impl Verb for Lease {
         if !repeated.is_empty() {
             return Ok(repeated);
         }
-        let kind = kind_name(self.want.kind);
-        let versions = serde_json::to_string(&self.want.versions).map_err(unreadable)?;
-        let ids = sqlx::query_scalar!(
-            r#"SELECT id AS "id: Uuid" FROM job
-               WHERE state = 'queued' AND kind = ? AND order_version IN (SELECT value FROM json_each(?))
-               ORDER BY seq LIMIT ?"#,
-            kind,
-            versions,
-            self.max,
-        )
-        .fetch_all(&mut *tx.conn)
-        .await
-        .or_ledger()?;
-
-        let mut leased = Vec::with_capacity(ids.len());
+        let mut leased = Vec::new();
         let deadline = after(tx.now, tx.timing.lease);
-        for id in ids {
-            let mut row = get(tx.conn, JobId::from_uuid(id)).await?;
+        while leased.len() < usize::from(self.max) {
+            let Some(id) = lane::next(tx, &self.want).await? else { break };
+            let mut row = get(tx.conn, id).await?;
             row.job = row.job.lease(self.who.worker, tx.now, deadline).map_err(unreadable)?;
             row.holder = Some(self.who.name.clone());
             row.request = Some(self.request);
             row.progress = 0;
+            if let Some(lane) = row.lane {
+                lane::serve(tx, lane).await?;
+            }
             store(tx, &row).await?;
             if row.job.kind == JobKind::Run {
                 let body = EventBody::RunLeased { worker: self.who.name.clone(), fence: row.job.fence.get() };

@@ -5,13 +5,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
-    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Depth, Fenced, Granted, Holder, L, Leases, Ledger,
-    LedgerError, MAX_LEASE_WAIT, Opened, Publication, Retried, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then,
-    Wake, Want,
+    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Demand, Depth, Fenced, Granted, Holder, L, Leases,
+    Ledger, LedgerError, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION, Retried, Sweep, TaskCursor,
+    TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
 use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
+use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
 use fettle_domain::run::RunResult;
@@ -21,12 +22,20 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::OrLedger;
-use crate::{SqliteLedger, audit, delivery, effect, event, job, message, run, task, view};
+use crate::{SqliteLedger, audit, delivery, effect, event, job, lane, message, run, task, view};
 
 /// Jobs of one lease request and beats of one renewal.
 const MAX_AT_ONCE: usize = 32;
 /// One page of a list or feed.
 const MAX_PAGE: u16 = 500;
+
+/// Counted no further: nobody adds so many workers.
+const MOST_RUNNABLE: u32 = 1_000;
+
+/// What a worker of this version is able to do.
+fn any_run() -> Want {
+    Want { kind: JobKind::Run, versions: vec![RUN_ORDER_VERSION] }
+}
 
 #[async_trait]
 impl Leases for SqliteLedger {
@@ -117,6 +126,10 @@ impl Ledger for SqliteLedger {
         self.writer.accept(delivery).await
     }
 
+    async fn received_since(&self, prefix: &str, since: Timestamp) -> L<bool> {
+        delivery::received_since(&self.readers, prefix, since).await
+    }
+
     async fn open_deliveries(&self, max: u16) -> L<Vec<Delivery>> {
         delivery::open(&self.readers, self.time.now(), max).await
     }
@@ -202,6 +215,23 @@ impl Ledger for SqliteLedger {
         self.work.clone()
     }
 
+    async fn runnable(&self, max: u32) -> L<u32> {
+        lane::count_next(&self.readers, &self.slots, &any_run(), max).await
+    }
+
+    async fn demand(&self) -> L<Demand> {
+        let runnable = lane::count_next(&self.readers, &self.slots, &any_run(), MOST_RUNNABLE).await?;
+        view::demand(&self.readers, self.time.now(), runnable).await
+    }
+
+    async fn announced(&self) -> L<u64> {
+        event::announced(&self.readers).await
+    }
+
+    async fn set_announced(&self, from: u64, to: u64) -> L<bool> {
+        self.write(event::SetAnnounced { from, to }).await
+    }
+
     async fn sweep(&self, max: u16) -> L<Sweep> {
         self.write(job::SweepOnce { max }).await
     }
@@ -216,6 +246,6 @@ impl Ledger for SqliteLedger {
 
     async fn audit(&self) -> L<Vec<String>> {
         let mut transaction = self.readers.begin().await.or_ledger()?;
-        audit::audit(&mut transaction, self.time.now()).await
+        audit::audit(&mut transaction, Some(&self.slots), self.time.now()).await
     }
 }

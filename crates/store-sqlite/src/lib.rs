@@ -11,6 +11,7 @@ mod effect;
 mod error;
 mod event;
 mod job;
+mod lane;
 mod ledger;
 mod message;
 mod open;
@@ -32,6 +33,7 @@ use camino::Utf8PathBuf;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Admissions, L};
 use fettle_domain::lease::Timing;
+use fettle_domain::turn::Slots;
 use sqlx::SqlitePool;
 use tokio::sync::watch;
 
@@ -53,6 +55,8 @@ pub struct Options {
     pub ids: Arc<dyn IdSource>,
     /// Measures the time since opening; tests move it by hand.
     pub stopwatch: Arc<dyn Stopwatch>,
+    /// How much may be at work at once.
+    pub slots: Slots,
     /// Says whether a leased Run may begin. Absent: every one may, and needs no token.
     pub admissions: Option<Arc<dyn Admissions>>,
     /// How long to wait for a previous process to let go of the data directory: a restart overlaps a little.
@@ -66,6 +70,7 @@ impl Options {
             clock,
             ids,
             stopwatch: Arc::new(RunningStopwatch::start()),
+            slots: Slots::default(),
             admissions: None,
             lock_wait: Duration::from_secs(2),
         }
@@ -79,6 +84,7 @@ pub struct SqliteLedger {
     readers: SqlitePool,
     blobs: Blobs,
     time: Arc<LedgerTime>,
+    slots: Arc<Slots>,
     admissions: Option<Arc<dyn Admissions>>,
     newest_event: watch::Receiver<u64>,
     work: watch::Receiver<u64>,

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::blob::Blobs;
 use crate::error::{OrLedger, unreadable};
+use crate::lane;
 use crate::time::{LedgerTime, after};
 use crate::writer::{Writer, WriterParts};
 use crate::{DATABASE_FILE, Options, SqliteLedger};
@@ -21,7 +22,7 @@ use crate::{DATABASE_FILE, Options, SqliteLedger};
 /// Older ones can corrupt a database in WAL mode.
 const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
 /// The schema this binary knows; a migration that old binaries cannot live with raises `oldest_reader` to it.
-pub(crate) const SCHEMA: i64 = 2;
+pub(crate) const SCHEMA: i64 = 4;
 /// Pages, lists and streams; each connection costs a thread.
 const READERS: u32 = 4;
 /// A reader that is not free within this long is a sign of overload.
@@ -107,12 +108,13 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
     let (event_sender, newest_event) = watch::channel(newest_event);
     let (work_sender, work) = watch::channel(0);
     let (job_sender, jobs) = watch::channel(0);
-    let time = Arc::new(time);
+    let (time, slots) = (Arc::new(time), Arc::new(options.slots));
     let writer = Writer::start(WriterParts {
         conn,
         connect: writing,
         time: time.clone(),
         timing: options.timing,
+        slots: slots.clone(),
         ids: options.ids.clone(),
         newest_event: event_sender,
         work: work_sender,
@@ -120,7 +122,10 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
         newest_delivery: newest.delivery.unwrap_or(0),
         lock,
     });
-    Ok(SqliteLedger { writer, readers, blobs, time, admissions: options.admissions, newest_event, work, jobs })
+    let admissions = options.admissions;
+    let ledger = SqliteLedger { writer, readers, blobs, time, slots, admissions, newest_event, work, jobs };
+    ledger.write(lane::Arrange).await?;
+    Ok(ledger)
 }
 
 fn refuse_network_file_system(data_dir: &Utf8Path) -> Result<(), OpenError> {

@@ -5,7 +5,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, SqliteConnection};
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 9] = [
+const WHOLE_TABLE: [&str; 14] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -15,6 +15,14 @@ const WHOLE_TABLE: [&str; 9] = [
     "FROM task LEFT JOIN event",
     "AS \"turn?: String\"",
     "AS \"fence_back!: bool\"",
+    "AS \"first: i64\"",
+    "(turn_at IS NOT NULL AND lane_id IS NOT NULL)",
+    // As many lanes as it counts.
+    "sum(min(slots - held, queued))",
+    // It sorts what is held of one repository, which is little.
+    "UPDATE lane SET (turn_at, turn_seq)",
+    // At start.
+    "GROUP BY slots_of",
     // One row.
     "ledger",
 ];
@@ -70,7 +78,8 @@ async fn every_query_uses_an_index() {
 async fn the_next_job_the_lapsed_and_the_due_are_found_without_reading_others() {
     let mut conn = scratch().await;
     for (query, index) in [
-        ("FROM job\n               WHERE state = 'queued' AND kind = ?", "job_queued"),
+        ("FROM lane\n               WHERE pool_id = ? AND turn_at IS NOT NULL ORDER BY", "lane_turn"),
+        ("UPDATE lane SET (turn_at, turn_seq)", "job_turn"),
         ("WHERE leased_until <= ?", "job_leased"),
         ("WHERE delayed_until <= ?", "job_delayed"),
         ("FROM job WHERE request_id = ?", "job_request"),

@@ -123,7 +123,7 @@ async fn check(conn: &mut SqliteConnection) -> Result<Checked, LedgerError> {
         // Leases are judged at the ledger's own last instant: now, all of them would have lapsed.
         let at: i64 = row.try_get(1).or_ledger()?;
         let at = Timestamp::from_microsecond(at).map_err(unreadable)?;
-        checked.findings.extend(audit::audit(conn, at).await?);
+        checked.findings.extend(audit::audit(conn, None, at).await?);
     }
     Ok(checked)
 }

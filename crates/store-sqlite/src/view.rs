@@ -2,7 +2,9 @@
 
 use std::str::FromStr;
 
-use fettle_app::ports::ledger::{Depth, L, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView};
+use fettle_app::ports::ledger::{
+    Demand, Depth, L, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
+};
 use fettle_domain::branch::BranchName;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
@@ -187,6 +189,26 @@ pub(crate) async fn publication(readers: &SqlitePool, lease: &LeaseRef) -> L<Pub
     };
     let branch = BranchName::of(task.mode, task.issue.number, task.id, task.generation);
     Ok(Publication { task, branch, run_failure })
+}
+
+/// `runnable`: those whose turn it can be.
+pub(crate) async fn demand(readers: &SqlitePool, now: Timestamp, runnable: u32) -> L<Demand> {
+    let micros = now.as_microsecond();
+    let found = sqlx::query!(
+        r#"SELECT (SELECT min(runnable_at) FROM job WHERE state = 'queued' AND kind = 'run') AS "oldest: i64",
+                  (SELECT count(*) FROM job WHERE leased_until <= ?1 AND kind = 'run') AS "lapsed!: i64",
+                  (SELECT count(*) FROM job WHERE leased_until > ?1 AND kind = 'run') AS "leased!: i64""#,
+        micros,
+    )
+    .fetch_one(readers)
+    .await
+    .or_ledger()?;
+    let waited = found.oldest.map_or(0, |oldest| (micros - oldest) / 1_000_000);
+    Ok(Demand {
+        runnable: u64::from(runnable) + u64::try_from(found.lapsed).map_err(unreadable)?,
+        leased: u64::try_from(found.leased).map_err(unreadable)?,
+        oldest_runnable_s: u64::try_from(waited).unwrap_or(0),
+    })
 }
 
 pub(crate) async fn depth(readers: &SqlitePool, now: Timestamp) -> L<Depth> {

@@ -13,6 +13,7 @@ use fettle_app::ports::clock::IdSource;
 use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::Timing;
+use fettle_domain::turn::Slots;
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection, SqliteConnection};
@@ -57,6 +58,7 @@ pub(crate) struct Tx<'c> {
     pub(crate) conn: &'c mut SqliteConnection,
     pub(crate) now: Timestamp,
     pub(crate) timing: Timing,
+    pub(crate) slots: &'c Slots,
     pub(crate) ids: &'c dyn IdSource,
     pub(crate) time: &'c LedgerTime,
     pub(crate) wakes: Wakes,
@@ -117,6 +119,7 @@ pub(crate) struct WriterParts {
     pub(crate) connect: SqliteConnectOptions,
     pub(crate) time: Arc<LedgerTime>,
     pub(crate) timing: Timing,
+    pub(crate) slots: Arc<Slots>,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) newest_event: watch::Sender<u64>,
     /// Rung by deliveries and jobs.
@@ -394,6 +397,7 @@ impl WriterTask {
             conn: &mut transaction,
             now: parts.time.now(),
             timing: parts.timing,
+            slots: &parts.slots,
             ids: parts.ids.as_ref(),
             time: &parts.time,
             wakes: Wakes::default(),

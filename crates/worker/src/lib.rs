@@ -15,6 +15,7 @@ use fettle_app::ports::git::Repositories;
 use fettle_app::ports::ledger::{Holder, Leases, LedgerError};
 use fettle_app::ports::model::{Model, ModelInfo};
 use fettle_app::ports::sandbox::{Access, Mount, Sandbox, SandboxLevel, SandboxLimits};
+use fettle_app::ports::transport::Transport;
 use fettle_app::running::{Stay, WORKED_WITHIN, Worker};
 use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
@@ -52,7 +53,7 @@ const INSTALL_VARIABLES: [&str; 11] = [
 /// The keys of a worker.
 pub const KEYS: Keys = Keys {
     live: &[LOG, "forge.paths"],
-    read: &["store", "agent", "gateway", "auth", "telemetry", "forge.paths", "forge.read_token_file"],
+    read: &["store", "transport", "agent", "gateway", "auth", "telemetry", "forge.paths", "forge.read_token_file"],
 };
 
 /// What an agent is built from.
@@ -170,6 +171,8 @@ pub struct WorkerParts {
     pub leases: Arc<dyn Leases>,
     /// Used from other threads and runtimes: a client of its own where that matters.
     pub heartbeat_leases: Arc<dyn Leases>,
+    /// A broker's bell, where this worker listens to one.
+    pub bell: Option<Arc<dyn Transport>>,
     pub ids: Arc<dyn IdSource>,
     pub timing: Timing,
     /// Runs at a time.
@@ -195,6 +198,7 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             ids: parts.ids.clone(),
             holder: Holder { worker: WorkerId::from_uuid(parts.ids.uuid()), name: system::process_name() },
             timing: parts.timing,
+            bell: parts.bell.clone(),
             holdings: parts.holdings.clone(),
             pulse: parts.vitals.pulse("worker", WORKED_WITHIN),
         });

@@ -118,6 +118,7 @@ async fn run() -> Result<()> {
     let parts = WorkerParts {
         leases,
         heartbeat_leases,
+        bell: fettle_broker::of_worker(&config.transport)?,
         ids: Arc::new(system::RandomIds),
         timing: timing(&environment),
         slots: config.agent.workers,

@@ -18,8 +18,9 @@ const PRINT_LIMIT: Duration = Duration::from_secs(30); // it computes a constant
 pub(crate) fn run(workspace: &Workspace, check: bool) -> anyhow::Result<()> {
     let outcomes = [
         ("systemd units", units::codegen(workspace.root(), check)),
-        ("OpenAPI document", openapi(workspace, check)),
+        // First of those that are built: without it, nothing else compiles.
         ("query data", sqlx_prepare::prepare(check)),
+        ("OpenAPI document", openapi(workspace, check)),
     ];
     let mut failed = Vec::new();
     for (what, outcome) in outcomes {

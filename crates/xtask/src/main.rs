@@ -7,6 +7,7 @@ mod needs;
 mod process;
 mod programs;
 mod release_tree;
+mod scratch_postgres;
 mod sqlx_prepare;
 mod test;
 mod test_output;

@@ -68,7 +68,8 @@ pub(crate) fn offer(packages: &[&str]) {
     let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
     for arguments in [&["update"], install.as_slice()] {
         let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+        // In this runlevel no package starts its service: tests start their own.
+        command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1").args(arguments);
         if let Err(error) = process::run(command, INSTALL_LIMIT) {
             eprintln!("{error:#}");
         }

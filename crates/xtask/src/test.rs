@@ -23,11 +23,15 @@ const DEMO_LIMIT: Duration = Duration::from_secs(3 * 60);
 /// One installation, with the Debian root made anew over a slow line.
 const INSTALLED_LIMIT: Duration = Duration::from_secs(10 * 60);
 const PLATFORM_LIMIT: Duration = Duration::from_secs(40 * 60);
+/// Debian packages of the servers that some tests start for themselves, and skip themselves without.
+const BROKERS_AND_DATABASE: &[&str] = &["redis-server", "rabbitmq-server", "postgresql", "openssl"];
 /// What `platform` exits with when there can be no machine.
 const SKIPPED: i32 = 77;
 const CRASH_LIMIT: Duration = Duration::from_secs(8 * 60);
-/// As many crash points as fit beside the other stages; the whole matrix is for the night.
-const CRASH_SAMPLE: &str = "8";
+/// As many cases as fit beside the other stages, with each backend; the whole matrix is for the night.
+const CRASH_SAMPLES: &[(&str, &str)] = &[(programs::EMBEDDED, "6"), ("redis", "4"), ("rabbitmq", "4")];
+/// What `crash-matrix` exits with when a backend is not there.
+const MISSING: i32 = 2;
 
 /// How much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +48,10 @@ pub(crate) fn run(workspace: &Workspace, extent: Extent, filter: Option<&str>) -
     let mut report = Report::default();
     let mut tests = TestOutput::default();
     if !quick {
-        report.stage("needs", needs::provide);
+        report.stage("needs", || {
+            needs::offer(BROKERS_AND_DATABASE);
+            needs::provide()
+        });
     }
     report.stage("fmt", || format(workspace));
     if quick {
@@ -144,9 +151,20 @@ fn judge_demo(line: &str) -> anyhow::Result<()> {
 }
 
 fn crash_sample(workspace: &Workspace) -> anyhow::Result<()> {
-    let mut command = Command::new(workspace.built("debug", programs::CRASH_MATRIX));
-    command.current_dir(workspace.root()).args(["--backend", programs::EMBEDDED, "--sample", CRASH_SAMPLE]);
-    process::run(command, CRASH_LIMIT)
+    for (backend, sample) in CRASH_SAMPLES {
+        let mut command = Command::new(workspace.built("debug", programs::CRASH_MATRIX));
+        command.current_dir(workspace.root()).args(["--backend", backend, "--sample", sample]);
+        let status = process::run_lines(command, CRASH_LIMIT, &mut |stream, line| match stream {
+            Stream::Out => println!("{line}"),
+            Stream::Err => eprintln!("{line}"),
+        })?;
+        if status.code() == Some(MISSING) && *backend != programs::EMBEDDED {
+            println!("skipped: crash points with {backend}");
+        } else {
+            ensure!(status.success(), "the crash matrix with {backend} failed ({status})");
+        }
+    }
+    Ok(())
 }
 
 /// A machine is booted and Fettle installed on it; skips where there can be no machine.

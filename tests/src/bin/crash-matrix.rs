@@ -7,12 +7,10 @@ use camino::Utf8PathBuf;
 use clap::Parser;
 use fettle_app::ports::clock::IdSource as _;
 use fettle_runtime::system::RandomIds;
-use fettle_tests::crash::{self, Calm, Case, Row};
+use fettle_tests::crash::{self, Backend, Calm, Case, Row};
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
-/// The one that stands alone: SQLite and the in-process transport.
-const EMBEDDED: &str = "embedded";
 const VIOLATED: u8 = 1;
 /// Neither held nor violated.
 const MISSING: u8 = 2;
@@ -24,8 +22,8 @@ const MISSING: u8 = 2;
 #[derive(Parser)]
 #[command(version)]
 struct Flags {
-    /// The ledger and transport under test
-    #[arg(long, default_value = EMBEDDED)]
+    /// What stands between dashboard and worker: embedded (nothing), redis or rabbitmq
+    #[arg(long, default_value = "embedded")]
     backend: String,
     /// Only these points or scenarios, as C9,C18,C28
     #[arg(long, value_delimiter = ',', conflicts_with = "sample")]
@@ -50,25 +48,28 @@ struct Flags {
 #[tokio::main]
 async fn main() -> ExitCode {
     let flags = Flags::parse();
-    if flags.backend != EMBEDDED {
-        eprintln!("crash-matrix: there is no backend `{}`, only `{EMBEDDED}`", flags.backend);
-        return ExitCode::from(MISSING);
-    }
-    if let Err(error) = crash::armable() {
-        eprintln!("crash-matrix: {error:#}");
-        return ExitCode::from(MISSING);
-    }
-    run(&flags).await.unwrap_or_else(|error| {
+    let backend = match crash::armable() {
+        Ok(()) => Backend::named(&flags.backend).await,
+        Err(error) => Err(error),
+    };
+    let backend = match backend {
+        Ok(backend) => backend,
+        Err(error) => {
+            eprintln!("crash-matrix: {error:#}");
+            return ExitCode::from(MISSING);
+        }
+    };
+    run(&flags, &backend).await.unwrap_or_else(|error| {
         eprintln!("crash-matrix: {error:#}");
         ExitCode::from(VIOLATED)
     })
 }
 
-async fn run(flags: &Flags) -> anyhow::Result<ExitCode> {
+async fn run(flags: &Flags, backend: &Backend) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let calm = crash::calm().await?;
     println!("undisturbed: {} model calls, {:.1} s\n", calm.model_calls, began.elapsed().as_secs_f64());
-    let cases = match chosen(flags, &calm) {
+    let cases = match chosen(flags, &calm, backend.is_broker()) {
         Ok(cases) => cases,
         Err(error) => {
             eprintln!("crash-matrix: {error:#}");
@@ -77,7 +78,7 @@ async fn run(flags: &Flags) -> anyhow::Result<ExitCode> {
     };
     println!("{:<64}{:>8}{:>7}{:>7}  {:<42}{:<9}recovered", "case", "again", "twice", "took", "effects", "verdict");
     let jobs = flags.jobs.max(1);
-    let mut running = futures::stream::iter(&cases).map(|case| crash::run(case, &calm)).buffer_unordered(jobs);
+    let mut running = futures::stream::iter(&cases).map(|case| crash::run(case, &calm, backend)).buffer_unordered(jobs);
     let mut rows = Vec::new();
     while let Some(row) = running.next().await {
         tell(&row);
@@ -91,8 +92,8 @@ async fn run(flags: &Flags) -> anyhow::Result<ExitCode> {
     Ok(if violated == 0 { ExitCode::SUCCESS } else { ExitCode::from(VIOLATED) })
 }
 
-fn chosen(flags: &Flags, calm: &Calm) -> anyhow::Result<Vec<Case>> {
-    let all = if flags.full { crash::full_plan(&calm.steps) } else { crash::every_case(&calm.steps) };
+fn chosen(flags: &Flags, calm: &Calm, broker: bool) -> anyhow::Result<Vec<Case>> {
+    let all = if flags.full { crash::full_plan(&calm.steps, broker) } else { crash::every_case(&calm.steps, broker) };
     match (flags.points.as_slice(), flags.sample) {
         ([], None) => Ok(all),
         ([], Some(count)) => {

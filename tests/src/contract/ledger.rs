@@ -4,10 +4,15 @@
 
 mod cases;
 mod model;
+mod turns;
 mod world;
 
 pub use cases::*;
 pub use model::a_job_does_what_its_model_does;
+pub use turns::{
+    a_repository_has_so_many_tasks_at_work_and_a_freed_slot_is_taken, slots, slots_and_turns_outlast_a_restart,
+    whose_turn_it_is_follows_the_rule,
+};
 pub use world::{CountedIds, ManualTime, Subject, World};
 
 /// All cases against the [`Subject`] that the expression makes, in a module of the given name.
@@ -47,7 +52,24 @@ macro_rules! ledger_contract {
                 a_postponed_delivery_makes_room_for_others_and_comes_back,
                 tasks_are_counted_by_installation_and_known_by_who_asked,
                 depth_counts_what_is_where,
+                demand_counts_the_runs_that_workers_hold_or_could_hold,
+                a_delivery_is_known_by_the_beginning_of_its_key_for_a_while,
+                what_was_announced_only_moves_on_from_where_it_was,
                 a_job_does_what_its_model_does,
+            }
+        }
+    };
+    // A ledger that keeps lanes; PostgreSQL's does not yet.
+    ($name:ident with lanes, $make:expr) => {
+        $crate::ledger_contract!($name, $make);
+
+        mod lanes {
+            use super::*;
+
+            $crate::ledger_contract! { @cases $make;
+                whose_turn_it_is_follows_the_rule,
+                a_repository_has_so_many_tasks_at_work_and_a_freed_slot_is_taken,
+                slots_and_turns_outlast_a_restart,
             }
         }
     };

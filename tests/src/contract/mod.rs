@@ -2,5 +2,8 @@
 
 #[expect(clippy::unwrap_used, reason = "cases are tests that more than one crate runs")]
 pub mod ledger;
+#[expect(clippy::unwrap_used, reason = "cases are tests that more than one crate runs")]
+pub mod transport;
 
 pub use crate::ledger_contract as ledger;
+pub use crate::transport_contract as transport;

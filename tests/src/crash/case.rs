@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::backend::{Backend, Broker};
 use super::evidence::{self, Limits};
 use super::plan::{Crash, Programs};
 use super::{Calm, Lived, TASK_LIMIT, now, start, text};
@@ -13,7 +14,7 @@ use crate::world::{LABEL, Layout, MAINTAINER, PATIENCE, SERVER, TestBox, WORKER}
 
 /// The events of a Task that nothing hits, and its model calls.
 pub(super) async fn undisturbed() -> anyhow::Result<(Vec<Value>, usize)> {
-    let fettle = start(Layout::Two, None).await?;
+    let fettle = start(Layout::Two, None, &Broker::None).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let (task, events) = ended(&fettle).await?;
@@ -25,7 +26,12 @@ pub(super) async fn undisturbed() -> anyhow::Result<(Vec<Value>, usize)> {
     Ok((events, model_calls))
 }
 
-pub(super) async fn crashes(programs: Programs, crashes: &[Crash], calm: &Calm) -> anyhow::Result<Lived> {
+pub(super) async fn crashes(
+    programs: Programs,
+    crashes: &[Crash],
+    calm: &Calm,
+    backend: &Backend,
+) -> anyhow::Result<Lived> {
     let victim = |crash: &Crash| match programs {
         Programs::Apart if crash.hits_worker() => WORKER,
         Programs::Apart | Programs::Together => SERVER,
@@ -38,7 +44,8 @@ pub(super) async fn crashes(programs: Programs, crashes: &[Crash], calm: &Calm) 
         Programs::Apart => Layout::Dashboard,
         Programs::Together => Layout::One,
     };
-    let mut fettle = start(layout, armings[SERVER].next().as_deref()).await?;
+    let broker = backend.broker().await?;
+    let mut fettle = start(layout, armings[SERVER].next().as_deref(), &broker).await?;
     // A worker that will die starts when there is work: it would reach its first point without any.
     let mut worker_is_to_come = programs == Programs::Apart;
     if worker_is_to_come && armings[WORKER].len() == 0 {
@@ -49,7 +56,10 @@ pub(super) async fn crashes(programs: Programs, crashes: &[Crash], calm: &Calm) 
     let issue = fettle.issue();
     let delivery = Delivery::of_label(&fettle, issue);
     // Where the dashboard dies before it answers, that is the case.
-    let answered = delivery.send(&fettle).await;
+    let answered = match crashes.iter().any(|crash| crash.hits_order()) {
+        true => broker.order(&fettle, issue).await,
+        false => delivery.send(&fettle).await,
+    };
     let mut lived = Lived::default();
     let mut died = Timestamp::MIN;
     for crash in crashes {

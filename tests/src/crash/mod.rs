@@ -2,6 +2,7 @@
 //! just after the action; then it is started again, the Task runs to its end, and nothing may be lost, published twice or
 //! paid twice.
 
+mod backend;
 mod case;
 mod evidence;
 mod plan;
@@ -15,8 +16,11 @@ use fettle_runtime::system::SystemClock;
 use serde::Serialize;
 use serde_json::Value;
 
+use backend::Broker;
+
 use crate::world::{Layout, Setup, TestBox, program, repository};
 
+pub use backend::Backend;
 pub use plan::{Case, Counted, Crash, Programs, Scenario, Side, Story, every_case, full_plan, named_cases, sample};
 
 /// What a Task does when nothing dies.
@@ -79,11 +83,11 @@ pub async fn calm() -> anyhow::Result<Calm> {
 }
 
 /// Runs one case and judges what is left.
-pub async fn run(case: &Case, calm: &Calm) -> Row {
+pub async fn run(case: &Case, calm: &Calm, backend: &Backend) -> Row {
     let began = tokio::time::Instant::now();
     let lived = match &case.story {
-        Story::Crashes(crashes) => case::crashes(case.programs, crashes, calm).await,
-        Story::Scenario(scenario) => scenario::run(*scenario, calm).await,
+        Story::Crashes(crashes) => case::crashes(case.programs, crashes, calm, backend).await,
+        Story::Scenario(scenario) => scenario::run(*scenario, calm, backend).await,
     };
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     match lived {
@@ -118,8 +122,9 @@ struct Lived {
     breaches: Vec<String>,
 }
 
-async fn start(layout: Layout, armed: Option<&str>) -> anyhow::Result<TestBox> {
-    let setup = Setup { layout, armed, ..Setup::with(repository::solving().script()) };
+async fn start(layout: Layout, armed: Option<&str>, broker: &Broker) -> anyhow::Result<TestBox> {
+    let url = broker.url();
+    let setup = Setup { layout, armed, broker: url.as_deref(), ..Setup::with(repository::solving().script()) };
     Ok(TestBox::start(setup).await?.checked_by_its_owner())
 }
 

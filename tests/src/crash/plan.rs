@@ -49,6 +49,11 @@ impl Crash {
         self.point.name().starts_with("worker.")
     }
 
+    /// Whether the Task is ordered by a message.
+    pub(super) fn hits_order(self) -> bool {
+        matches!(self.point, Point::ForeignStore | Point::ForeignTaken)
+    }
+
     /// GitHub shows the delivery as failed, and somebody sends it again.
     pub(super) fn hits_delivery(self) -> bool {
         matches!(self.point, Point::IntakeStore | Point::IntakeAnswer)
@@ -201,8 +206,8 @@ impl Counted {
 }
 
 /// All points on both sides, `fettle up` killed at some of them, deaths in a row, and the scenarios.
-pub fn every_case(steps: &Counted) -> Vec<Case> {
-    let mut cases: Vec<Case> = all_points().map(|crash| Case::apart(&[crash.amid(steps)])).collect();
+pub fn every_case(steps: &Counted, broker: bool) -> Vec<Case> {
+    let mut cases: Vec<Case> = all_points(broker).map(|crash| Case::apart(&[crash.amid(steps)])).collect();
     let of_up = [
         Crash::at(Point::IntakeAnswer, Side::After),
         Crash::at(Point::WorkerModelRecord, Side::Before),
@@ -226,15 +231,17 @@ pub fn every_case(steps: &Counted) -> Vec<Case> {
 
 /// [`every_case`], each passing of a point that is passed more than once, `fettle up` at all points, and recoveries that
 /// die where the first try died.
-pub fn full_plan(steps: &Counted) -> Vec<Case> {
-    let mut cases = every_case(steps);
-    for crash in all_points() {
+pub fn full_plan(steps: &Counted, broker: bool) -> Vec<Case> {
+    let mut cases = every_case(steps, broker);
+    for crash in all_points(broker) {
         let usual = crash.amid(steps).nth;
         let others = (1..=steps.at(crash.point)).filter(|&nth| nth != usual);
         cases.extend(others.map(|nth| Case::apart(&[Crash { nth, ..crash }])));
         // It would reach this one before it has heard of any Task.
         let too_early = crash == Crash::at(Point::WorkerLease, Side::Before);
-        if !too_early && !cases.iter().any(|case| is_of_up(case, crash)) {
+        // Its workers need no hint.
+        let never = crash.point == Point::WorkerHint;
+        if !too_early && !never && !cases.iter().any(|case| is_of_up(case, crash)) {
             cases.push(Case::together(crash.amid(steps)));
         }
         if crash.recurs() {
@@ -277,8 +284,12 @@ pub fn sample(cases: Vec<Case>, steps: &Counted, count: usize, seed: u64) -> any
     Ok(cases)
 }
 
-fn all_points() -> impl Iterator<Item = Crash> {
-    Point::ALL.iter().flat_map(|&point| Side::BOTH.map(|side| Crash::at(point, side)))
+/// Those of a process with a broker only where there is one. What buries refused orders needs an order that is refused;
+/// it is a test of its own.
+fn all_points(broker: bool) -> impl Iterator<Item = Crash> {
+    let points = Point::ALL.iter().filter(move |point| broker || !point.is_of_broker());
+    let points = points.filter(|&&point| point != Point::ForeignBury);
+    points.flat_map(|&point| Side::BOTH.map(|side| Crash::at(point, side)))
 }
 
 /// SplitMix64: the same seed gives the same sample on every machine.
@@ -304,18 +315,19 @@ mod tests {
 
     #[test]
     fn every_point_is_killed_on_both_sides() {
-        let cases = every_case(&STEPS);
-        for &point in Point::ALL {
+        let cases = every_case(&STEPS, true);
+        for &point in Point::ALL.iter().filter(|&&point| point != Point::ForeignBury) {
             let sides = |case: &&Case| matches!(&case.story, Story::Crashes(c) if case.programs == Programs::Apart && c.len() == 1 && c[0].point == point);
             assert_eq!(cases.iter().filter(sides).count(), 2, "{point:?}");
         }
-        assert_eq!(Point::ALL.len(), 27);
+        assert_eq!(Point::ALL.iter().filter(|point| !point.is_of_broker()).count(), 27);
+        assert_eq!(every_case(&STEPS, false).len() + 10, cases.len(), "five points more, on both sides");
     }
 
     #[test]
     fn a_seed_names_a_sample() {
         let drawn = |seed| {
-            let cases = sample(every_case(&STEPS), &STEPS, 8, seed).unwrap();
+            let cases = sample(every_case(&STEPS, false), &STEPS, 8, seed).unwrap();
             cases.iter().map(Case::to_string).collect::<Vec<_>>()
         };
         assert_eq!(drawn(1), drawn(1));
@@ -325,7 +337,7 @@ mod tests {
 
     #[test]
     fn names_choose_their_cases_and_wrong_ones_are_refused() {
-        let both = named_cases(every_case(&STEPS), &["C9".to_owned(), "C28".to_owned()]).unwrap();
+        let both = named_cases(every_case(&STEPS, false), &["C9".to_owned(), "C28".to_owned()]).unwrap();
         assert_eq!(
             both.iter().map(Case::to_string).collect::<Vec<_>>(),
             [
@@ -335,6 +347,6 @@ mod tests {
                 "C28 worker suspended past its lease",
             ]
         );
-        assert!(named_cases(every_case(&STEPS), &["C99".to_owned()]).is_err());
+        assert!(named_cases(every_case(&STEPS, false), &["C99".to_owned()]).is_err());
     }
 }

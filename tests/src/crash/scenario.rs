@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
+use super::backend::{Backend, Broker};
 use super::evidence::{self, Limits};
 use super::plan::Scenario;
 use super::{Calm, Lived, case, start, text};
@@ -13,17 +14,18 @@ use crate::world::{Layout, PATIENCE, SERVER, TestBox, WORKER};
 /// Steps after which there is something to lose.
 const AMID: usize = 5;
 
-pub(super) async fn run(scenario: Scenario, calm: &Calm) -> anyhow::Result<Lived> {
+pub(super) async fn run(scenario: Scenario, calm: &Calm, backend: &Backend) -> anyhow::Result<Lived> {
+    let broker = &backend.broker().await?;
     match scenario {
-        Scenario::WorkerStopped => worker_stopped(calm).await,
-        Scenario::WorkerSuspended => worker_suspended(calm).await,
-        Scenario::DashboardKilled => dashboard_killed(calm).await,
-        Scenario::Cancelled { after } => cancelled(after).await,
+        Scenario::WorkerStopped => worker_stopped(calm, broker).await,
+        Scenario::WorkerSuspended => worker_suspended(calm, broker).await,
+        Scenario::DashboardKilled => dashboard_killed(calm, broker).await,
+        Scenario::Cancelled { after } => cancelled(after, broker).await,
     }
 }
 
-async fn worker_stopped(calm: &Calm) -> anyhow::Result<Lived> {
-    let (mut fettle, issue, task) = amid_the_work().await?;
+async fn worker_stopped(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived> {
+    let (mut fettle, issue, task) = amid_the_work(broker).await?;
     fettle.process(WORKER).terminate();
     fettle.ended(WORKER).await?;
     let state = fettle.api.task(&task).await?["run"]["job_state"].clone();
@@ -37,8 +39,8 @@ async fn worker_stopped(calm: &Calm) -> anyhow::Result<Lived> {
     Ok(lived)
 }
 
-async fn worker_suspended(calm: &Calm) -> anyhow::Result<Lived> {
-    let (mut fettle, issue, task) = amid_the_work().await?;
+async fn worker_suspended(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived> {
+    let (mut fettle, issue, task) = amid_the_work(broker).await?;
     fettle.process(WORKER).suspend();
     seen(&fettle, &task, "run_lapsed", 1).await?;
     fettle.start_worker(None)?;
@@ -50,8 +52,8 @@ async fn worker_suspended(calm: &Calm) -> anyhow::Result<Lived> {
     judged(fettle, issue, calm, limits, "leased to another").await
 }
 
-async fn dashboard_killed(calm: &Calm) -> anyhow::Result<Lived> {
-    let (mut fettle, issue, task) = amid_the_work().await?;
+async fn dashboard_killed(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived> {
+    let (mut fettle, issue, task) = amid_the_work(broker).await?;
     fettle.kill(SERVER);
     fettle.restart(SERVER, None).await?;
     let limits = Limits { model_calls: calm.model_calls, deaths: 0 };
@@ -60,8 +62,8 @@ async fn dashboard_killed(calm: &Calm) -> anyhow::Result<Lived> {
 }
 
 /// Whoever comes second has no effect: the Task is either cancelled or done, and nothing is published twice or half.
-async fn cancelled(after: &str) -> anyhow::Result<Lived> {
-    let fettle = start(Layout::Two, None).await?;
+async fn cancelled(after: &str, broker: &Broker) -> anyhow::Result<Lived> {
+    let fettle = start(Layout::Two, None, broker).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let task = fettle.api.task_opened(0, PATIENCE).await?;
@@ -90,8 +92,8 @@ async fn cancelled(after: &str) -> anyhow::Result<Lived> {
 }
 
 /// A box, an issue and the id of its Task, when its Run has come some way.
-async fn amid_the_work() -> anyhow::Result<(TestBox, u64, String)> {
-    let fettle = start(Layout::Two, None).await?;
+async fn amid_the_work(broker: &Broker) -> anyhow::Result<(TestBox, u64, String)> {
+    let fettle = start(Layout::Two, None, broker).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let task = fettle.api.task_opened(0, PATIENCE).await?;

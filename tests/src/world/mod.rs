@@ -77,6 +77,8 @@ pub struct Setup<'a> {
     pub armed: Option<&'a str>,
     /// A bot that may ask for work.
     pub allowed_bot: Option<&'a str>,
+    /// The address of a broker between the programs.
+    pub broker: Option<&'a str>,
 }
 
 impl Setup<'_> {
@@ -90,6 +92,7 @@ impl Setup<'_> {
             repository: repository::CLAMP,
             armed: None,
             allowed_bot: None,
+            broker: None,
         }
     }
 }
@@ -164,7 +167,8 @@ impl TestBox {
             model.base_url(),
             plant("model", model_key)?,
         );
-        fs_err::write(&config, text)?;
+        let transport = setup.broker.map(|url| format!("[transport]\nurl = '{url}'\n")).unwrap_or_default();
+        fs_err::write(&config, text + &transport)?;
 
         let server = match setup.layout {
             Layout::One => Program::start("fettle", &["up"], &root, SERVER, Vec::new(), setup.armed)?,

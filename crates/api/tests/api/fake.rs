@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
-    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Depth, Fenced, Granted, Holder, L, Leased, Leases,
-    Ledger, LedgerError, Opened, Order, Publication, Retried, RunOrder, RunView, Sweep, TaskCursor, TaskFilter,
+    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Demand, Depth, Fenced, Granted, Holder, L, Leased,
+    Leases, Ledger, LedgerError, Opened, Order, Publication, Retried, RunOrder, RunView, Sweep, TaskCursor, TaskFilter,
     TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::budget::Spent;
@@ -443,6 +443,31 @@ impl Ledger for FakeLedger {
 
     async fn redrive(&self, _job: JobId, _by: &str) -> L<()> {
         unreachable!("the operator's")
+    }
+
+    async fn received_since(&self, _prefix: &str, _since: Timestamp) -> L<bool> {
+        unreachable!("intake's")
+    }
+
+    async fn runnable(&self, _max: u32) -> L<u32> {
+        unreachable!("the ringer's")
+    }
+
+    async fn demand(&self) -> L<Demand> {
+        self.well().await?;
+        let inner = self.inner.lock().unwrap();
+        let runs = || inner.jobs.values().filter(|job| job.kind == JobKind::Run);
+        let runnable = runs().filter(|job| matches!(job.state, JobState::Queued)).count() as u64;
+        let leased = runs().filter(|job| matches!(job.state, JobState::Leased { .. })).count() as u64;
+        Ok(Demand { runnable, leased, oldest_runnable_s: 0 })
+    }
+
+    async fn announced(&self) -> L<u64> {
+        unreachable!("the announcer's")
+    }
+
+    async fn set_announced(&self, _from: u64, _to: u64) -> L<bool> {
+        unreachable!("the announcer's")
     }
 
     async fn sweep(&self, _max: u16) -> L<Sweep> {

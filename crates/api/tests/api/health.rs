@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::fake::{FakeLedger, Mood};
-use crate::world::{ADMIN_KEY, Still, WORKER_KEY, World, state, submitting};
+use crate::world::{ADMIN_KEY, SCALE_KEY, Still, WORKER_KEY, World, state, submitting};
 
 // Production times on tokio's paused clock.
 #[tokio::test(start_paused = true)]
@@ -169,4 +169,23 @@ async fn a_worker_is_ready_while_its_dashboard_answers_and_well_while_its_slots_
     }
     pulse.beat();
     assert_eq!(asked("/health/live").await.0, 200);
+}
+
+#[tokio::test]
+async fn how_many_workers_are_of_use_is_told_to_those_with_a_key() {
+    let world = World::start().await;
+    world.task().await;
+    for key in [SCALE_KEY, ADMIN_KEY, WORKER_KEY] {
+        let bearer = format!("Bearer {key}");
+        let seen = world.ask(Method::GET, "/v1/scale", &[("authorization", &bearer)], None).await;
+        assert_eq!(seen.status, StatusCode::OK, "{key}");
+        let told: serde_json::Value = serde_json::from_str(&seen.text).unwrap();
+        let expected = serde_json::json!({ "runnable": 1, "leased": 0, "busy": 1, "oldest_runnable_s": 0 });
+        assert_eq!(told, expected);
+    }
+    let stranger = world.ask(Method::GET, "/v1/scale", &[("authorization", "Bearer guess")], None).await;
+    assert_eq!(stranger.status, StatusCode::UNAUTHORIZED);
+    let with_scale_key = [("authorization", &*format!("Bearer {SCALE_KEY}"))];
+    let tasks = world.ask(Method::GET, "/api/v1/tasks", &with_scale_key, None).await;
+    assert_eq!(tasks.status, StatusCode::UNAUTHORIZED, "it can do nothing else");
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets, WorkerClient};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Ledger, Opened, TaskPlan};
-use fettle_app::submit::{NewTask, SubmitError, SubmitTask, Submitted};
+use fettle_app::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::repo::Repo;
@@ -31,6 +31,7 @@ use crate::fake::FakeLedger;
 
 pub(crate) const ADMIN_KEY: &str = "admin-key-of-the-tests";
 pub(crate) const WORKER_KEY: &str = "service-key-of-the-tests";
+pub(crate) const SCALE_KEY: &str = "scale-key-of-the-tests";
 pub(crate) const SECRET: &str = "webhook secret";
 pub(crate) const OLD_SECRET: &str = "webhook secret before";
 
@@ -74,7 +75,7 @@ pub(crate) struct Submitting {
 impl SubmitTask for Submitting {
     async fn submit(&self, request: NewTask) -> Result<Submitted, SubmitError> {
         match request.repository.as_deref() {
-            Some("acme/unknown") => return Err(SubmitError::NotFound("acme/unknown".to_owned())),
+            Some("acme/unknown") => return Err(SubmitError::NotFound(Missing::Repository("acme/unknown".to_owned()))),
             Some("acme/forbidden") => return Err(SubmitError::NotPermitted(request.actor)),
             Some("acme/limited") => {
                 let retry_after = Duration::from_secs(7);
@@ -283,6 +284,7 @@ pub(crate) fn state(
         clock: Arc::new(Still),
         ids: Arc::new(Counted::default()),
         admin_key: SecretString::from(ADMIN_KEY),
+        scale_key: Some(SecretString::from(SCALE_KEY)),
         worker_key: SecretString::from(WORKER_KEY),
         webhook,
         health: health.clone(),

@@ -370,6 +370,16 @@ pub struct Depth {
     pub open_deliveries: u64,
 }
 
+/// What Runs ask of workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Demand {
+    /// Could be leased now, or will be at the next sweep since its lease has lapsed.
+    pub runnable: u64,
+    pub leased: u64,
+    /// Of the runnable ones.
+    pub oldest_runnable_s: u64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sweep {
     pub expired: u32,
@@ -381,6 +391,8 @@ pub struct Sweep {
 pub trait Ledger: Leases {
     /// Durable before `Ok`.
     async fn accept(&self, delivery: Delivery) -> L<Accepted>;
+    /// Whether a delivery has come since then whose key begins with `prefix`.
+    async fn received_since(&self, prefix: &str, since: Timestamp) -> L<bool>;
     /// Deliveries not yet turned into a Task or a rejection, oldest first, without those that were postponed.
     async fn open_deliveries(&self, max: u16) -> L<Vec<Delivery>>;
     /// The delivery cannot be decided now and is not among the open ones for so long.
@@ -421,6 +433,14 @@ pub trait Ledger: Leases {
     fn newest_event(&self) -> watch::Receiver<u64>;
     /// Bumped when a delivery was accepted or a job became runnable.
     fn work(&self) -> watch::Receiver<u64>;
+
+    /// Runs that a worker could lease now, counted up to `max`.
+    async fn runnable(&self, max: u32) -> L<u32>;
+    async fn demand(&self) -> L<Demand>;
+    /// The number of the last event that other programs were told.
+    async fn announced(&self) -> L<u64>;
+    /// Moves it from `from` to `to`; `false` when another dashboard has moved it meanwhile.
+    async fn set_announced(&self, from: u64, to: u64) -> L<bool>;
 
     /// Expires lapsed leases and promotes delayed jobs; bounded per call, safe to run twice.
     async fn sweep(&self, max: u16) -> L<Sweep>;

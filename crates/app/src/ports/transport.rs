@@ -1,6 +1,7 @@
 //! What may stand between processes: a bell that tells workers to look, a door for other programs' messages, and a way to
 //! tell them what happened. None of it is the truth. Whatever is lost here is found again in the ledger.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -44,7 +45,7 @@ pub trait Transport: Send + Sync {
 pub struct Hint(pub String);
 
 /// Beyond this a message of another program is not read whole.
-pub const MAX_FOREIGN_BYTES: usize = 64 * 1024;
+pub const MAX_FOREIGN_BYTES: usize = fettle_domain::foreign::MAX_BYTES;
 
 /// A message of another program, on queue or stream `agent-tasks`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,4 +90,12 @@ pub struct Announcement {
 pub trait Announcer: Send + Sync {
     /// Confirmed by the broker when it returns. That nobody listens is no error.
     async fn announce(&self, announcements: &[Announcement]) -> X<()>;
+}
+
+/// What a dashboard does with a broker.
+#[derive(Clone)]
+pub struct Broker {
+    pub bell: Arc<dyn Transport>,
+    pub inbox: Arc<dyn ForeignInbox>,
+    pub announcer: Arc<dyn Announcer>,
 }

@@ -154,6 +154,7 @@ mod tests {
             model: None,
             api_key_file: None,
             context: 65_536,
+            parallel: None,
         };
         let Some(answer) = answer else {
             drop(listener);

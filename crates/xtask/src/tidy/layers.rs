@@ -26,8 +26,20 @@ const USE_CASES: &[&str] = &["app", "domain"];
 /// The installer reads a configuration as the processes do, and knows nothing of how they work.
 const USE_CASES_AND_RUNTIME: &[&str] = &["app", "domain", "runtime"];
 /// Everything below the binaries.
-const BELOW_BINARIES: &[&str] =
-    &["agent", "api", "app", "domain", "git", "github", "llm", "runtime", "sandbox", "store-sqlite"];
+const BELOW_BINARIES: &[&str] = &[
+    "agent",
+    "api",
+    "app",
+    "broker",
+    "domain",
+    "git",
+    "github",
+    "llm",
+    "runtime",
+    "sandbox",
+    "store-postgres",
+    "store-sqlite",
+];
 
 /// One row for each member of the workspace. Dev-dependencies are free.
 pub(super) const CRATES: &[Row] = &[
@@ -36,11 +48,16 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "agent", kind: Kind::Layer(USE_CASES) },
     Row { name: "runtime", kind: Kind::Layer(USE_CASES) },
     Row { name: "store-sqlite", kind: Kind::Adapter(USE_CASES) },
+    Row { name: "broker-redis", kind: Kind::Adapter(USE_CASES) },
+    Row { name: "store-postgres", kind: Kind::Adapter(USE_CASES) },
     Row { name: "github", kind: Kind::Adapter(USE_CASES) },
     Row { name: "git", kind: Kind::Adapter(USE_CASES) },
     Row { name: "sandbox", kind: Kind::Adapter(USE_CASES) },
     Row { name: "llm", kind: Kind::Adapter(USE_CASES) },
+    Row { name: "broker-rabbitmq", kind: Kind::Adapter(USE_CASES) },
     Row { name: "api", kind: Kind::Layer(USE_CASES) },
+    // Which adapter a configuration asks for is decided here, once for dashboard, worker and command line.
+    Row { name: "broker", kind: Kind::Layer(&["app", "broker-rabbitmq", "broker-redis", "runtime"]) },
     Row { name: "dashboard", kind: Kind::Layer(BELOW_BINARIES) },
     Row { name: "worker", kind: Kind::Layer(BELOW_BINARIES) },
     // It runs the other binaries' libraries in one process.

@@ -672,3 +672,45 @@ pub async fn depth_counts_what_is_where<S: Subject>(world: &mut World<S>) {
     assert_eq!((depth.runnable, depth.waiting, depth.delayed, depth.leased, depth.dead), (2, 1, 1, 1, 0));
     assert_eq!((depth.oldest_runnable_s, depth.open_deliveries), (7, 1));
 }
+
+pub async fn demand_counts_the_runs_that_workers_hold_or_could_hold<S: Subject>(world: &mut World<S>) {
+    for issue in 1..=4 {
+        world.open(issue).await;
+    }
+    world.advance(9 * SECOND);
+    let done = world.lease(JobKind::Run).await.lease;
+    world.leases().complete_run(&done, &result(RunOutcome::ReadyPr)).await.unwrap();
+    world.lease(JobKind::Run).await;
+    let demand = world.ledger().demand().await.unwrap();
+    assert_eq!((demand.runnable, demand.leased, demand.oldest_runnable_s), (2, 1, 9), "a publication is no Run");
+    assert_eq!(world.ledger().runnable(1000).await.unwrap(), 2);
+    assert_eq!(world.ledger().runnable(1).await.unwrap(), 1, "counted no further");
+
+    world.advance(31 * SECOND);
+    let demand = world.ledger().demand().await.unwrap();
+    assert_eq!((demand.runnable, demand.leased), (3, 0), "its worker is silent, another one is of use");
+}
+
+pub async fn a_delivery_is_known_by_the_beginning_of_its_key_for_a_while<S: Subject>(world: &mut World<S>) {
+    let since = world.now();
+    world.advance(SECOND);
+    for key in ["foreign-body:a:1", "foreign-body:ab:1", "github:1"] {
+        world.ledger().accept(world.delivery(key)).await.unwrap();
+    }
+    let seen = async |prefix: &str, since| world.ledger().received_since(prefix, since).await.unwrap();
+    assert!(seen("foreign-body:a:", since).await && seen("github:", since).await);
+    assert!(!seen("foreign-body:b:", since).await && !seen("foreign-body:a:2", since).await);
+    world.advance(SECOND);
+    assert!(!seen("foreign-body:a:", world.now()).await, "too long ago");
+}
+
+pub async fn what_was_announced_only_moves_on_from_where_it_was<S: Subject>(world: &mut World<S>) {
+    let before = world.ledger().announced().await.unwrap();
+    world.open(1).await;
+    let newest = *world.ledger().newest_event().borrow();
+    assert!(newest > before);
+    assert!(world.ledger().set_announced(before, newest).await.unwrap());
+    assert!(!world.ledger().set_announced(before, newest).await.unwrap(), "another dashboard was faster");
+    world.crash().await;
+    assert_eq!(world.ledger().announced().await.unwrap(), newest);
+}
