@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fettle_domain as domain;
 use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::incoming::{Incoming, IncomingIssue, IssueChange};
 use fettle_domain::intake::{BOT_TURNS, Command, IntakeRules, Trigger, bots_talk_alone, intent_key, trigger_of};
@@ -260,7 +259,7 @@ impl Intake {
 
     /// What came of it, or the reason why nothing does.
     async fn submit_foreign(&self, delivery: &Delivery) -> Result<Result<String, String>, Later> {
-        let task = match domain::foreign::read(&delivery.body) {
+        let task = match fettle_domain::foreign::read(&delivery.body) {
             Ok(task) => task,
             Err(refusal) => return Ok(Err(refusal.to_string())),
         };

@@ -116,10 +116,10 @@ async fn pools(conn: &mut SqliteConnection, slots: &Slots, want: &Want) -> L<Vec
 
 /// The job whose turn it is among those that `want` fits.
 pub(crate) async fn next(tx: &mut Tx<'_>, want: &Want) -> L<Option<JobId>> {
-    let mut first: Option<(i64, i64, i64)> = None;
+    let mut first: Option<(i64, i64)> = None;
     for pool in pools(tx.conn, tx.slots, want).await? {
         let turn = sqlx::query!(
-            r#"SELECT turn_at AS "at!", turn_seq AS "seq!", id AS "id!: i64" FROM lane
+            r#"SELECT turn_at AS "at!", turn_seq AS "seq!" FROM lane
                WHERE pool_id = ? AND turn_at IS NOT NULL ORDER BY turn_at, turn_seq LIMIT 1"#,
             pool.id,
         )
@@ -127,11 +127,11 @@ pub(crate) async fn next(tx: &mut Tx<'_>, want: &Want) -> L<Option<JobId>> {
         .await
         .or_ledger()?;
         if let Some(turn) = turn {
-            let turn = (turn.at, turn.seq, turn.id);
+            let turn = (turn.at, turn.seq);
             first = Some(first.map_or(turn, |first| first.min(turn)));
         }
     }
-    let Some((_, seq, _)) = first else { return Ok(None) };
+    let Some((_, seq)) = first else { return Ok(None) };
     let id = sqlx::query_scalar!(r#"SELECT id AS "id: Uuid" FROM job WHERE seq = ?"#, seq)
         .fetch_one(&mut *tx.conn)
         .await

@@ -70,7 +70,7 @@ pub(crate) fn run(workspace: &Workspace, extent: Extent, filter: Option<&str>) -
                 report.stage("demo", || demo(workspace));
             }
             if workspace.has_binary(programs::CRASH_MATRIX) {
-                report.stage("crash-matrix", || crash_sample(workspace));
+                report.stage("crash-matrix", || crash_sample(workspace, &mut tests));
             }
             if workspace.has_binary(programs::PLATFORM) {
                 report.stage("platform", || platform(workspace, extent, &mut tests));
@@ -150,7 +150,7 @@ fn judge_demo(line: &str) -> anyhow::Result<()> {
     holds("/task/state", "done".into())
 }
 
-fn crash_sample(workspace: &Workspace) -> anyhow::Result<()> {
+fn crash_sample(workspace: &Workspace, seen: &mut TestOutput) -> anyhow::Result<()> {
     for (backend, sample) in CRASH_SAMPLES {
         let mut command = Command::new(workspace.built("debug", programs::CRASH_MATRIX));
         command.current_dir(workspace.root()).args(["--backend", backend, "--sample", sample]);
@@ -159,7 +159,7 @@ fn crash_sample(workspace: &Workspace) -> anyhow::Result<()> {
             Stream::Err => eprintln!("{line}"),
         })?;
         if status.code() == Some(MISSING) && *backend != programs::EMBEDDED {
-            println!("skipped: crash points with {backend}");
+            seen.skipped.push(format!("crash points with {backend}: it is not installed"));
         } else {
             ensure!(status.success(), "the crash matrix with {backend} failed ({status})");
         }

@@ -30,11 +30,6 @@ pub enum BrokerKind {
 }
 
 impl Transport {
-    /// `None` without a broker.
-    pub fn kind(&self) -> Option<BrokerKind> {
-        self.url.as_deref().and_then(kind_of)
-    }
-
     /// Whether workers are to listen there: when nobody needs a password, or they have one of their own.
     pub fn rings_for_workers(&self) -> bool {
         self.url.is_some() && (self.password_file.is_none() || self.worker_password_file.is_some())
