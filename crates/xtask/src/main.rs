@@ -59,7 +59,7 @@ enum Command {
     },
     /// Kill the system at its crash points and check what is left
     CrashMatrix {
-        /// Which transport and ledger to run on
+        /// What hints and foreign messages go over: `embedded`, `redis` or `rabbitmq`
         #[arg(long, default_value = programs::EMBEDDED)]
         backend: String,
         /// For the matrix: `--seed S`, `--points C9,C18`, `--sample N`, `--full`
