@@ -49,6 +49,10 @@ let
         key = "transport.${name}";
         file = cfg.settings.transport.${name} or null;
       };
+      own = section: name: {
+        key = "${section}.${name}";
+        file = cfg.settings.${section}.${name} or null;
+      };
       workerKey = {
         key = "auth.worker_key_file";
         file = cfg.settings.auth.worker_key_file or null;
@@ -70,10 +74,9 @@ let
           (transport "password_file")
           (transport "worker_password_file")
           workerKey
-          {
-            key = "auth.scale_key_file";
-            file = cfg.settings.auth.scale_key_file or null;
-          }
+          (own "auth" "scale_key_file")
+          (own "auth" "admin_key_file")
+          (own "store" "password_file")
         ]
         ++ models
       );

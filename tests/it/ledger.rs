@@ -13,10 +13,10 @@ use fettle_tests::contract::ledger::{CountedIds, ManualTime, Subject, World, slo
 
 contract::ledger!(sqlite with lanes, OnDisk::create().await);
 
-struct OnDisk {
-    ledger: SqliteLedger,
-    time: Arc<ManualTime>,
-    data: tempfile::TempDir,
+pub(crate) struct OnDisk {
+    pub(crate) ledger: SqliteLedger,
+    pub(crate) time: Arc<ManualTime>,
+    pub(crate) data: tempfile::TempDir,
     /// Ids of a reopened ledger must not repeat those of its predecessor.
     openings: u64,
 }
@@ -31,7 +31,7 @@ impl Stopwatch for Elapsed {
 }
 
 impl OnDisk {
-    async fn create() -> Self {
+    pub(crate) async fn create() -> Self {
         Self::open(tempfile::tempdir().expect("a temporary folder can be made"), Arc::default(), 1).await
     }
 
@@ -41,11 +41,11 @@ impl OnDisk {
     }
 }
 
-fn path(data: &tempfile::TempDir) -> Utf8PathBuf {
+pub(crate) fn path(data: &tempfile::TempDir) -> Utf8PathBuf {
     Utf8PathBuf::from_path_buf(data.path().to_owned()).expect("temporary paths are UTF-8")
 }
 
-fn options(time: &Arc<ManualTime>, openings: u64) -> Options {
+pub(crate) fn options(time: &Arc<ManualTime>, openings: u64) -> Options {
     let stopwatch = Arc::new(Elapsed(time.clone()));
     Options { stopwatch, slots: slots(), ..Options::new(time.clone(), Arc::new(CountedIds::of_space(openings))) }
 }

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic with its place is the report")]
 
+mod carry;
 mod outage;
 mod plans;
+mod programs;
 mod together;
 
 use std::sync::Arc;
@@ -13,14 +15,14 @@ use async_trait::async_trait;
 use fettle_app::ports::clock::Clock;
 use fettle_app::ports::ledger::{Leases, Ledger};
 use fettle_domain::job::JobKind;
-use fettle_store_postgres::{OpenError, Options, PostgresLedger};
-use fettle_tests::contract::ledger::{CountedIds, ManualTime, Subject, World};
+use fettle_store_postgres::{Database, OpenError, Options, PostgresLedger};
+use fettle_tests::contract::ledger::{CountedIds, ManualTime, Subject, World, slots};
 use fettle_tests::{contract, postgres};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
 
 contract::ledger!(
-    on_postgres,
+    on_postgres with lanes,
     match Dashboard::alone().await {
         Some(dashboard) => dashboard,
         None => return,
@@ -46,13 +48,13 @@ impl Dashboard {
     async fn join(url: &str, time: &Arc<ManualTime>, space: u64) -> Self {
         let clock: Arc<dyn Clock> = time.clone();
         let options = Options { clock: Some(clock), ..options(space) };
-        let ledger = PostgresLedger::open(url, options).await.expect("the ledger opens");
+        let ledger = PostgresLedger::open(&Database::at(url), options).await.expect("the ledger opens");
         Self { ledger, url: url.to_owned(), time: time.clone(), space }
     }
 }
 
 fn options(space: u64) -> Options {
-    Options { connections: 8, ..Options::new(Arc::new(CountedIds::of_space(space))) }
+    Options { connections: 8, slots: slots(), ..Options::new(Arc::new(CountedIds::of_space(space))) }
 }
 
 /// Two dashboards on one database, each in a world of its own.
@@ -117,18 +119,19 @@ impl Subject for Dashboard {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_nobody_migrated_is_refused_and_told_how_and_four_may_migrate_it_at_once() {
     let Some(url) = postgres::empty().await.unwrap() else { return };
-    let refused = PostgresLedger::open(&url, options(1)).await.err().unwrap();
+    let refused = PostgresLedger::open(&Database::at(&url), options(1)).await.err().unwrap();
     assert!(matches!(refused, OpenError::NotMigrated { lacks: 1 }), "{refused:?}");
     assert!(refused.to_string().contains("fettle-dashboard migrate"), "{refused}");
 
-    let migrated = futures::future::join_all((0..4).map(|_| PostgresLedger::migrate(&url))).await;
+    let database = Database::at(&url);
+    let migrated = futures::future::join_all((0..4).map(|_| PostgresLedger::migrate(&database))).await;
     migrated.into_iter().for_each(Result::unwrap);
-    let ledger = PostgresLedger::open(&url, options(1)).await.unwrap();
+    let ledger = PostgresLedger::open(&Database::at(&url), options(1)).await.unwrap();
     ledger.probe().await.unwrap();
     assert_eq!(ledger.audit().await.unwrap(), Vec::<String>::new());
 
     execute(&url, "DELETE FROM _sqlx_migrations WHERE version = 2").await;
-    let refused = PostgresLedger::open(&url, options(2)).await.err().unwrap();
+    let refused = PostgresLedger::open(&Database::at(&url), options(2)).await.err().unwrap();
     assert!(matches!(refused, OpenError::NotMigrated { lacks: 2 }), "{refused:?}");
 }
 
@@ -142,11 +145,14 @@ async fn a_newer_schema_is_used_until_it_says_that_this_binary_is_too_old() {
          VALUES (999, 'x', true, '', 0)",
     )
     .await;
-    PostgresLedger::migrate(&url).await.unwrap();
-    PostgresLedger::open(&url, options(1)).await.unwrap().probe().await.unwrap();
+    PostgresLedger::migrate(&Database::at(&url)).await.unwrap();
+    PostgresLedger::open(&Database::at(&url), options(1)).await.unwrap().probe().await.unwrap();
 
     execute(&url, "UPDATE ledger SET oldest_reader = 99").await;
-    for refused in [PostgresLedger::open(&url, options(2)).await.err(), PostgresLedger::migrate(&url).await.err()] {
+    for refused in [
+        PostgresLedger::open(&Database::at(&url), options(2)).await.err(),
+        PostgresLedger::migrate(&Database::at(&url)).await.err(),
+    ] {
         assert!(matches!(refused, Some(OpenError::TooNew { needs: 99 })), "{refused:?}");
     }
 }
@@ -154,9 +160,9 @@ async fn a_newer_schema_is_used_until_it_says_that_this_binary_is_too_old() {
 #[tokio::test]
 async fn a_password_is_in_no_error() {
     let nobody = "postgres://ledger:hunter2@127.0.0.1:1/ledger";
-    let unreachable = PostgresLedger::open(nobody, options(1)).await.err().unwrap();
+    let unreachable = PostgresLedger::open(&Database::at(nobody), options(1)).await.err().unwrap();
     assert!(matches!(unreachable, OpenError::Unreachable(_)), "{unreachable:?}");
-    let nonsense = PostgresLedger::migrate("postgres://ledger:hunter2@:x/").await.err().unwrap();
+    let nonsense = PostgresLedger::migrate(&Database::at("postgres://ledger:hunter2@:x/")).await.err().unwrap();
     assert!(matches!(nonsense, OpenError::Address(_)), "{nonsense:?}");
     for error in [unreachable, nonsense] {
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");

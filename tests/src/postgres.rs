@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use fettle_store_postgres::PostgresLedger;
+use fettle_store_postgres::{Database, PostgresLedger};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
@@ -17,6 +17,8 @@ use tokio::sync::OnceCell;
 
 /// Where Debian keeps the programs, one folder for each version.
 const DEBIAN: &str = "/usr/lib/postgresql";
+/// Of the user `postgres`, over TCP; the socket is for whoever made the server.
+pub const PASSWORD: &str = "canary-of-the-database-8e11";
 /// A new server answers within a second; after a crash it recovers first, and the machine may be busy.
 const READY: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
@@ -47,6 +49,7 @@ pub struct Server {
     programs: PathBuf,
     folder: PathBuf,
     durability: Durability,
+    port: u16,
     process: Option<Running>,
 }
 
@@ -65,21 +68,38 @@ impl Server {
         if let Some((uid, gid)) = user()? {
             std::os::unix::fs::chown(&folder, Some(uid), Some(gid))?;
         }
-        let mut server = Self { programs, folder, durability, process: None };
+        let mut server = Self { programs, folder, durability, port: free_port()?, process: None };
         let made = server
             .command(server.programs.join("initdb"))?
-            .args(["--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync"])
+            .args([
+                "--username",
+                "postgres",
+                "--auth-local",
+                "trust",
+                "--auth-host",
+                "scram-sha-256",
+                "--encoding",
+                "UTF8",
+                "--no-locale",
+                "--no-sync",
+            ])
             .arg(server.folder.join("data"))
             .output()
             .context("while starting initdb")?;
         ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
         server.run().await?;
+        server.execute(format!("ALTER USER postgres PASSWORD '{PASSWORD}'")).await?;
         Ok(Some(server))
     }
 
     /// Of a database on it, which need not exist.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://postgres@localhost/{database}?host={}", self.folder.display())
+        format!("postgres://postgres@localhost/{database}?host={}&port={}", self.folder.display(), self.port)
+    }
+
+    /// What a configuration calls it: without user and password.
+    pub fn tcp_url(&self, database: &str) -> String {
+        format!("postgres://127.0.0.1:{}/{database}", self.port)
     }
 
     /// `kill -9`, as the machine's memory killer does.
@@ -121,7 +141,9 @@ impl Server {
             .arg(self.programs.join("postgres"))
             .arg("-D")
             .arg(self.folder.join("data"))
-            .args(["-c", "listen_addresses=", "-c", "max_connections=300", "-c", "jit=off"])
+            .args(["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=300", "-c", "jit=off"])
+            .arg("-c")
+            .arg(format!("port={}", self.port))
             .args(fsync)
             .arg("-c")
             .arg(format!("unix_socket_directories={}", self.folder.display()))
@@ -193,7 +215,7 @@ async fn shared() -> anyhow::Result<Option<&'static Server>> {
         let server = Server::start(Durability::None).await?;
         if let Some(server) = &server {
             server.execute(format!("CREATE DATABASE {TEMPLATE}")).await?;
-            PostgresLedger::migrate(&server.url(TEMPLATE)).await?;
+            PostgresLedger::migrate(&Database::at(server.url(TEMPLATE))).await?;
         }
         anyhow::Ok(server)
     });
@@ -221,9 +243,23 @@ async fn made(like: &str) -> anyhow::Result<Option<String>> {
     Ok(Some(server.url(&database)))
 }
 
+/// A server with a new database of that name, made for one test: its own to kill. `None` as above.
+pub async fn own(database: &str) -> anyhow::Result<Option<Server>> {
+    let Some(server) = Server::start(Durability::Full).await? else {
+        absent();
+        return Ok(None);
+    };
+    server.execute(format!("CREATE DATABASE {database}")).await?;
+    Ok(Some(server))
+}
+
 /// Says that a test did not run.
 pub fn absent() {
     crate::skip::skip("PostgreSQL is not installed");
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The folder of the newest installed version's programs.

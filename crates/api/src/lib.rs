@@ -132,6 +132,9 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::tasks::retry_task))
         .routes(routes!(v1::events::follow_task))
         .routes(routes!(v1::events::follow_events))
+        .routes(routes!(v1::operations::list_dead_jobs))
+        .routes(routes!(v1::operations::redrive_job))
+        .routes(routes!(v1::operations::audit))
 }
 
 fn webhook_routes() -> OpenApiRouter<ApiState> {

@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use fettle_app::auditing::AuditForge;
 use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::Ledger;
@@ -28,6 +29,7 @@ pub(crate) const MAX_LARGE_WEBHOOKS: usize = 4;
 pub struct Parts {
     pub ledger: Arc<dyn Ledger>,
     pub submit: Arc<dyn SubmitTask>,
+    pub audit: Arc<dyn AuditForge>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
     /// Of `admin.key`.
@@ -61,6 +63,7 @@ pub struct ApiState(Arc<Inner>);
 pub struct Inner {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) submit: Arc<dyn SubmitTask>,
+    pub(crate) audit: Arc<dyn AuditForge>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) admin_key: Key,
@@ -82,6 +85,7 @@ impl ApiState {
         Self(Arc::new(Inner {
             ledger: parts.ledger,
             submit: parts.submit,
+            audit: parts.audit,
             clock: parts.clock,
             ids: parts.ids,
             admin_key: Key::new(&parts.admin_key),

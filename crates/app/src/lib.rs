@@ -4,7 +4,10 @@
 
 pub mod admission;
 pub mod announcing;
+pub mod archive;
+pub mod auditing;
 pub mod crash;
+pub mod depths;
 pub mod foreign;
 pub mod intake;
 pub mod leasing;

@@ -34,6 +34,8 @@ use crate::ports::ledger::{
 };
 use crate::vitals::Pulse;
 
+/// Which of a Task's comments: what its marker ends with.
+pub(crate) const RESULT_COMMENT: &str = "result";
 /// Between two tries to reach a ledger that does not answer.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
 /// The longest forge request; a write begins only while the lease lasts longer than this.

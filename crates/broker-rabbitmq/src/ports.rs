@@ -86,11 +86,6 @@ impl RabbitInbox {
         Ok(Self { reader: Reader::start(plan), undertaker: Publisher::start(target, "undertaker", Place::Queue(DEAD)) })
     }
 
-    /// How often the broker ended the consumer by itself: its queue was deleted, or moved.
-    pub fn consumers_ended_by_broker(&self) -> u64 {
-        self.reader.ended_by_broker()
-    }
-
     /// Gives back what is in hand and ends both connections.
     pub async fn close(&self) {
         tokio::join!(self.reader.close(), self.undertaker.close());
@@ -117,6 +112,10 @@ impl ForeignInbox for RabbitInbox {
 
     async fn depth(&self) -> X<u64> {
         self.reader.depth().await
+    }
+
+    fn consumers_ended(&self) -> u64 {
+        self.reader.ended_by_broker()
     }
 }
 

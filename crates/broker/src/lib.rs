@@ -39,6 +39,7 @@ pub fn of_dashboard(config: &Transport) -> Result<Option<Broker>> {
                 bell: Arc::new(redis.transport()),
                 inbox: Arc::new(redis.inbox()),
                 announcer: Arc::new(redis.announcer()),
+                is_rabbitmq: false,
             }
         }
         BrokerKind::RabbitMq => {
@@ -47,6 +48,7 @@ pub fn of_dashboard(config: &Transport) -> Result<Option<Broker>> {
                 bell: Arc::new(RabbitTransport::new(&options, Limits::default())?),
                 inbox: Arc::new(RabbitInbox::new(&options, Limits::default())?),
                 announcer: Arc::new(RabbitAnnouncer::new(&options)?),
+                is_rabbitmq: true,
             }
         }
     }))

@@ -1,5 +1,7 @@
 //! `fettle`: everything in one process, and the commands of people.
 
+mod admin;
+mod carry;
 mod check_config;
 mod client;
 mod doctor;
@@ -63,6 +65,8 @@ enum Command {
     Tasks(tasks::ListFlags),
     /// Look at one Task, follow it, cancel it or try it again.
     Task(tasks::TaskFlags),
+    /// For operators: jobs that were given up, the audit, and moving the ledger.
+    Admin(admin::Flags),
     /// Check whether this machine can do the work, and say what to do where it cannot.
     #[command(after_help = "Exit status: 0 when no check fails, 1 when one does.")]
     Doctor(doctor::Flags),
@@ -88,6 +92,7 @@ async fn main() -> ExitCode {
         Command::Submit(submit) => submit::run(&flags.common, submit, &environment).await,
         Command::Tasks(list) => tasks::list(&flags.common, list, &environment).await,
         Command::Task(task) => tasks::one(&flags.common, task, &environment).await,
+        Command::Admin(admin) => admin::run(&flags.common, admin, &environment).await,
         Command::Doctor(doctor) => doctor::run(&flags.common, doctor, &environment).await,
         Command::CheckConfig(check) => check_config::run(check, &environment),
         Command::Snapshot(snapshot) => snapshot::run(&flags.common, snapshot, &environment).await,

@@ -25,13 +25,17 @@ pub struct Credentials {
     model_keys: Vec<SecretString>,
     broker_password: Option<SecretString>,
     worker_broker_password: Option<SecretString>,
+    store_password: Option<SecretString>,
 }
 
 impl Credentials {
     /// Reads all files that the configuration names; makes the admin and the worker key where they are missing.
     pub fn load(config: &Config, data: &DataDir, ids: &dyn IdSource) -> Result<Self> {
         let forge = &config.forge;
-        let (admin_key, first_start) = secrets::read_or_make(&data.admin_key(), random(ids))?;
+        let (admin_key, first_start) = match &config.auth.admin_key_file {
+            Some(file) => (read(file)?, false),
+            None => secrets::read_or_make(&data.admin_key(), random(ids))?,
+        };
         let worker_key = match &config.auth.worker_key_file {
             Some(file) => secrets::read(file)?,
             None => secrets::read_or_make(&data.worker_key(), random(ids))?.0,
@@ -56,6 +60,7 @@ impl Credentials {
                 .collect::<Result<_>>()?,
             broker_password: optional(&config.transport.password_file)?,
             worker_broker_password: optional(&config.transport.worker_password_file)?,
+            store_password: optional(&config.store.password_file)?,
         };
         credentials.check()?;
         Ok(credentials)
@@ -108,6 +113,7 @@ impl Credentials {
             ("forge.write_token_file", optional(&self.write_token) != optional(&fresh.write_token)),
             ("forge.app_key_file", optional(&self.app_key) != optional(&fresh.app_key)),
             ("transport.password_file", optional(&self.broker_password) != optional(&fresh.broker_password)),
+            ("store.password_file", optional(&self.store_password) != optional(&fresh.store_password)),
             ("gateway.models", all(&self.model_keys) != all(&fresh.model_keys)),
         ];
         differing.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
@@ -132,6 +138,7 @@ impl Credentials {
             ("app key", self.app_key.as_ref()),
             ("broker password", self.broker_password.as_ref()),
             ("workers' broker password", self.worker_broker_password.as_ref()),
+            ("database password", self.store_password.as_ref()),
         ];
         let named = named.into_iter().filter_map(|(name, secret)| Some((name, secret?.expose_secret())));
         KnownSecrets::new(named.chain(self.model_keys.iter().map(|key| ("model key", key.expose_secret()))))

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod exchange;
+mod store;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use anyhow::{Context as _, Result};
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming};
 use fettle_app::admission::Gate;
 use fettle_app::announcing::{ANNOUNCED_WITHIN, announce};
+use fettle_app::auditing::Auditing;
+use fettle_app::depths::{BrokerGauges, MEASURED_WITHIN, measure};
 use fettle_app::foreign::{ForeignIntake, RECEIVED_WITHIN};
 use fettle_app::intake::{Intake, PROCESSED_WITHIN, ReadWebhook};
 use fettle_app::live::Live;
@@ -34,13 +37,15 @@ use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::system;
-use fettle_store_sqlite::{Options, SqliteLedger};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tracing::info;
 
 pub use credentials::Credentials;
 pub use exchange::{Exchange, KEYS};
+pub use store::{database, migrate};
+
+use store::{Opening, Store};
 
 /// What a dashboard is started with.
 pub struct Start<'a> {
@@ -65,11 +70,12 @@ pub struct Running {
     pub address: SocketAddr,
     /// Where health is told, when that is elsewhere.
     pub internal_address: Option<SocketAddr>,
-    pub ledger: Arc<SqliteLedger>,
+    pub ledger: Arc<dyn Ledger>,
     pub ids: Arc<dyn IdSource>,
     /// For further parts of this process, such as workers: `/healthz` tells of them too.
     pub vitals: Arc<Vitals>,
     pub exchange: Exchange,
+    store: Store,
     health: Arc<Health>,
 }
 
@@ -94,7 +100,7 @@ impl Running {
 
     /// Ends the ledger after all tasks have ended.
     pub async fn close(&self) {
-        if let Err(error) = self.ledger.close().await {
+        if let Err(error) = self.store.close().await {
             tracing::warn!("the ledger did not close cleanly: {error}; it recovers at the next start");
         }
     }
@@ -151,13 +157,15 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let forge = Arc::new(GitHub::new(options)?);
     let intake_options = Live::new(exchange::intake_options(config));
     let publishing = Live::new(exchange::publish_options(config, credentials));
-    let options = Options {
+    let opening = Opening {
         timing,
         slots: slots(config),
-        admissions: Some(Arc::new(Gate { forge: forge.clone(), options: publishing.clone() })),
-        ..Options::new(clock.clone(), ids.clone())
+        clock: clock.clone(),
+        ids: ids.clone(),
+        admissions: Arc::new(Gate { forge: forge.clone(), options: publishing.clone() }),
     };
-    let ledger = Arc::new(SqliteLedger::open(data.ledger(), options).await.context("while opening the ledger")?);
+    let store = Store::open(config, data, opening).await.context("while opening the ledger")?;
+    let ledger = store.ledger();
     let registry = Registry::new();
     let metrics = HttpMetrics::register(&registry)?;
     let vitals = Arc::new(Vitals::default());
@@ -199,6 +207,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
         submit,
+        audit: Arc::new(Auditing { ledger: ledger.clone(), forge: forge.clone() }),
         clock: clock.clone(),
         ids: ids.clone(),
         admin_key: credentials.admin_key.clone(),
@@ -207,7 +216,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         webhook: credentials.webhook_secrets(),
         health: health.clone(),
         metrics: metrics.clone(),
-        registry,
+        registry: registry.clone(),
         version: env!("CARGO_PKG_VERSION"),
         shutdown: shutdown.clone(),
     });
@@ -217,14 +226,14 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     supervisor.spawn("intake", async move { intake.work(&stop).await });
     let stop = shutdown.clone();
     supervisor.spawn("the publisher", async move { publisher.work(&stop).await });
-    let (written, stop) = (ledger.clone(), shutdown.clone());
+    let (written, stop) = (store.clone(), shutdown.clone());
     supervisor.spawn("the ledger's writer", async move {
         tokio::select! {
             () = written.ended() => {}
             () = stop.cancelled() => {}
         }
     });
-    let (reconciled, stop): (Arc<dyn Ledger>, _) = (ledger.clone(), shutdown.clone());
+    let (reconciled, stop) = (ledger.clone(), shutdown.clone());
     let pulse = vitals.pulse("reconciler", RECONCILED_WITHIN);
     supervisor.spawn("the reconciler", async move { reconcile(reconciled, pulse, &stop).await });
     match broker {
@@ -236,7 +245,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
                 ids: ids.clone(),
                 pulse: vitals.pulse("foreign messages", RECEIVED_WITHIN),
             };
-            spawn_broker(broker, ledger.clone(), foreign, &vitals, supervisor);
+            let gauges = BrokerGauges::register(&registry, &broker)?;
+            spawn_broker(broker, ledger.clone(), foreign, gauges, &vitals, supervisor);
         }
         // Whoever connects one later is told what happens from then on.
         None => forget_unannounced(&*ledger).await.context("while opening the ledger")?,
@@ -255,7 +265,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     }
     supervisor.spawn("the API", fettle_api::serve(listener, router, shutdown, supervisor.tasks().clone()));
     health.serving();
-    let running = Running { address, internal_address, ledger, ids, vitals, exchange, health };
+    let running = Running { address, internal_address, ledger, ids, vitals, exchange, store, health };
     running.write_addresses(data)?;
     Ok(running)
 }
@@ -275,9 +285,13 @@ fn spawn_broker(
     broker: Broker,
     ledger: Arc<dyn Ledger>,
     foreign: ForeignIntake,
+    gauges: BrokerGauges,
     vitals: &Arc<Vitals>,
     supervisor: &Supervisor,
 ) {
+    let (measured, pulse) = (broker.clone(), vitals.pulse("broker's depths", MEASURED_WITHIN));
+    let stop = supervisor.shutdown().clone();
+    supervisor.spawn("the broker's depths", async move { measure(measured, gauges, pulse, &stop).await });
     let stop = supervisor.shutdown().clone();
     supervisor.spawn("foreign messages", async move { foreign.work(&stop).await });
     let (rung, pulse, stop) = (ledger.clone(), vitals.pulse("ringer", RUNG_WITHIN), supervisor.shutdown().clone());

@@ -3,10 +3,10 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
-use clap::Parser;
-use fettle_dashboard::{Credentials, KEYS, Start, passed_or_listen, probing, start};
+use clap::{Parser, Subcommand};
+use fettle_dashboard::{Credentials, KEYS, Start, migrate, passed_or_listen, probing, start};
 use fettle_domain::lease::Timing;
 use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
@@ -27,6 +27,14 @@ struct Flags {
     /// Where ledger, mirrors and keys are kept.
     #[arg(long)]
     data_dir: Option<Utf8PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring the ledger's database up to date and end; before the first start and before an upgrade.
+    Migrate,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +58,11 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
     let sockets = sockets?;
     fettle_runtime::arm_crash_point(&environment);
     let config = Config::load(flags.config.as_deref(), &environment)?;
+    if let Some(Command::Migrate) = flags.command {
+        let done = migrate(&config).await.context("while bringing the ledger's database up to date")?;
+        writeln!(std::io::stdout(), "{done}")?;
+        return Ok(());
+    }
     let logs = telemetry::init(&config.telemetry, "fettle-dashboard", &environment).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;

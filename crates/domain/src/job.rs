@@ -19,6 +19,19 @@ pub enum JobKind {
     Publish,
 }
 
+impl JobKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Publish => "publish",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Run, Self::Publish].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     pub id: JobId,

@@ -14,8 +14,10 @@ use crate::reload::Values;
 use crate::telemetry::LogFormat;
 use crate::units::{Size, Span};
 
+mod store;
 mod transport;
 
+pub use store::{Store, Tls};
 pub use transport::{BrokerKind, Transport, kind_of};
 
 /// Prefix of the variables that override keys; the double underscore keeps clear of what Kubernetes injects.
@@ -48,14 +50,6 @@ impl Default for Server {
     fn default() -> Self {
         Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into() }
     }
-}
-
-/// Where state is kept.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Store {
-    /// Ledger, blobs, mirrors and keys; `--data-dir` comes before it.
-    pub data_dir: Option<Utf8PathBuf>,
 }
 
 /// The forge and what asks for work there.
@@ -228,6 +222,9 @@ pub struct Auth {
     pub worker_key_file: Option<Utf8PathBuf>,
     /// The key that may ask `/v1/scale` how many workers are of use, and nothing else.
     pub scale_key_file: Option<Utf8PathBuf>,
+    /// The key of people and their tools; absent: one that the first start writes into the data folder. Several dashboards
+    /// need the same.
+    pub admin_key_file: Option<Utf8PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,20 +275,22 @@ impl Config {
         for file in config.secret_paths() {
             *file = located(file, folder, credentials);
         }
-        if let Some(file) = &mut config.transport.ca_file {
+        for file in [&mut config.transport.ca_file, &mut config.store.ca_file].into_iter().flatten() {
             *file = folder.join(&*file);
         }
         Ok(config)
     }
 
     fn secret_paths(&mut self) -> impl Iterator<Item = &mut Utf8PathBuf> {
-        let Self { forge, gateway, auth, transport, .. } = self;
+        let Self { store, forge, gateway, auth, transport, .. } = self;
         let single = [
             &mut forge.app_key_file,
             &mut forge.read_token_file,
             &mut forge.write_token_file,
             &mut forge.webhook_secret_file,
             &mut forge.webhook_secret_previous_file,
+            &mut store.password_file,
+            &mut auth.admin_key_file,
             &mut auth.worker_key_file,
             &mut auth.scale_key_file,
             &mut transport.password_file,
@@ -330,6 +329,8 @@ impl Config {
             ("forge.write_token_file", &forge.write_token_file),
             ("forge.webhook_secret_file", &forge.webhook_secret_file),
             ("forge.webhook_secret_previous_file", &forge.webhook_secret_previous_file),
+            ("store.password_file", &self.store.password_file),
+            ("auth.admin_key_file", &self.auth.admin_key_file),
             ("auth.worker_key_file", &self.auth.worker_key_file),
             ("auth.scale_key_file", &self.auth.scale_key_file),
             ("transport.password_file", &self.transport.password_file),
@@ -406,6 +407,7 @@ impl Config {
         if self.agent.workers == 0 {
             return invalid("agent.workers is 0: nothing would ever run".into());
         }
+        self.store.check()?;
         self.transport.check()?;
         self.agent.sandbox.check()?;
         crate::telemetry::filter(&self.telemetry.log)?;
@@ -616,6 +618,12 @@ mod tests {
             ("[transport]\nurl = \"amqp://h\"\nsentinel_master = \"m\"", "sentinel_master"),
             ("[transport]\nurl = \"amqp://h\"\nuser = \"f\"", "belong together"),
             ("[transport]\nurl = \"amqp://h\"\npassword_file = \"p\"\nworker_password_file = \"q/p\"", "two secrets"),
+            ("[store]\npassword_file = \"p\"", "no store.url"),
+            ("[store]\nurl = \"postgres://f:word@h/f\"", "store.password_file"),
+            ("[store]\nurl = \"mysql://h/f\"", "postgres://"),
+            ("[store]\nurl = \"postgres://h\"", "names no database"),
+            ("[store]\nurl = \"postgres://h/f\"\ntls = \"off\"\nca_file = \"c\"", "of no use"),
+            ("[store]\nurl = \"postgres://h/f\"\nconnections = 1", "below 4"),
             ("[forge]\nread_token_file = \"/a\"\nwrite_token_file = \"/a\"", "one file"),
             ("[agent]\nworkers = 0", "workers"),
             ("[agent]\nper_repository = 0", "per_repository"),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use fettle_domain::id::{JobId, TaskId};
 use fettle_domain::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use fettle_domain::task::TaskState;
+use fettle_domain::turn::Slots;
 use futures::TryStreamExt as _;
 use jiff::Timestamp;
 use sqlx::PgConnection;
@@ -19,10 +20,11 @@ const LATE: Duration = Duration::from_secs(60);
 const MAX_BREACHES: usize = 100;
 
 /// Empty when all invariants hold. Reads one snapshot.
-pub(crate) async fn audit(conn: &mut PgConnection, now: Timestamp) -> R<Vec<String>> {
+pub(crate) async fn audit(conn: &mut PgConnection, slots: &Slots, now: Timestamp) -> R<Vec<String>> {
     let mut breaches = Vec::new();
     identities(conn, &mut breaches).await?;
     leases(conn, now, &mut breaches).await?;
+    turns(conn, slots, &mut breaches).await?;
     journals(conn, &mut breaches).await?;
     events(conn, &mut breaches).await?;
     folds(conn, &mut breaches).await?;
@@ -55,6 +57,31 @@ async fn identities(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()
     for row in twice {
         breaches.push(format!("I1: {} has {} unfinished publish jobs", TaskId::from_uuid(row.task_id), row.jobs));
     }
+    Ok(())
+}
+
+/// I4: nobody has more at work than its slots, and whoever is queued stands in line.
+async fn turns(conn: &mut PgConnection, slots: &Slots, breaches: &mut Vec<String>) -> R<()> {
+    let owners = sqlx::query!(
+        r#"SELECT lane.slots_of, count(DISTINCT job.task_id) AS "held!"
+           FROM job JOIN lane ON lane.id = job.lane_id WHERE job.leased_until IS NOT NULL GROUP BY lane.slots_of"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    for owner in owners {
+        let (held, allowed) = (owner.held, slots.of(&owner.slots_of));
+        if held > i64::from(allowed) {
+            breaches.push(format!("I4: {} has {held} Tasks at work, {allowed} may be", owner.slots_of));
+        }
+    }
+    let astray = sqlx::query_scalar!("SELECT id FROM job WHERE (state = 'queued') <> (turn_at IS NOT NULL)")
+        .fetch_all(conn)
+        .await
+        .or_ledger()?;
+    breaches.extend(
+        astray.into_iter().map(|id| format!("I4: {} stands in no line, or wrongly in one", JobId::from_uuid(id))),
+    );
     Ok(())
 }
 

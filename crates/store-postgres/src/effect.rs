@@ -103,7 +103,8 @@ pub(crate) async fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) ->
         return Ok(id);
     }
     let new = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
-    job::insert(tx, &new, task).await?;
+    let place = task::get(tx, task).await?.place_of(JobKind::Publish);
+    job::insert(tx, &new, task, &place).await?;
     Ok(new.id)
 }
 

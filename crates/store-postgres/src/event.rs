@@ -83,7 +83,7 @@ pub(crate) async fn flush(tx: &mut Tx<'_>) -> R<()> {
 }
 
 /// The type that the body is stored with.
-fn kind(body: &EventBody) -> &'static str {
+pub(crate) fn kind(body: &EventBody) -> &'static str {
     match body {
         EventBody::TaskCreated { .. } => "task_created",
         EventBody::TaskJoined { .. } => "task_joined",

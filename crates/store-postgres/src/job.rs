@@ -9,13 +9,18 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RequestId, TaskId, WorkerId};
 use fettle_domain::job::{Counters, Job, JobKind, JobState, Refused, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
+use fettle_domain::turn::{self, Place, Priority};
+use jiff::Timestamp;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::error::{OrLedger, R, unreadable};
 use crate::time::{Instant, after, until};
 use crate::writer::{Tx, Verb};
-use crate::{event, message, run, stored, task};
+use crate::{event, lane, message, run, stored, task};
+
+/// Jobs that may be in others' hands before a lease gives up for the moment; as many as a renewal or a sweep holds at once.
+const LOOKED_AT: i64 = 32;
 
 /// A job with what its row keeps beside the state.
 #[derive(Debug, Clone)]
@@ -28,13 +33,12 @@ pub(crate) struct JobRow {
     pub(crate) request: Option<RequestId>,
     pub(crate) last_failure: Option<String>,
     pub(crate) progress: u64,
-}
-
-pub(crate) fn kind_name(kind: JobKind) -> &'static str {
-    match kind {
-        JobKind::Run => "run",
-        JobKind::Publish => "publish",
-    }
+    /// Since when it has been runnable, while it is.
+    runnable_at: Option<Timestamp>,
+    priority: Priority,
+    lane: i64,
+    /// The state's name as it was read.
+    was: &'static str,
 }
 
 pub(crate) async fn find(conn: &mut PgConnection, id: JobId) -> R<Option<JobRow>> {
@@ -42,7 +46,8 @@ pub(crate) async fn find(conn: &mut PgConnection, id: JobId) -> R<Option<JobRow>
     let row = sqlx::query!(
         r#"SELECT kind, task_id, state, fence, ended_by, attempts, crashes, crashes_since_step,
                   delayed_until, leased_until, worker_id, holder,
-                  request_id, reason, last_failure, progress
+                  request_id, reason, last_failure, progress,
+                  runnable_at AS "runnable_at: Instant", priority, lane_id
            FROM job WHERE id = $1"#,
         uuid,
     )
@@ -58,11 +63,7 @@ pub(crate) async fn find(conn: &mut PgConnection, id: JobId) -> R<Option<JobRow>
     let state = state_of(&row.state, until, worker, row.reason).map_err(|what| unreadable(format!("{id} {what}")))?;
     let job = Job {
         id,
-        kind: match row.kind.as_str() {
-            "run" => JobKind::Run,
-            "publish" => JobKind::Publish,
-            other => return Err(unreadable(format!("{id} has the unknown kind `{other}`")).into()),
-        },
+        kind: JobKind::named(&row.kind).ok_or_else(|| bad("known kind"))?,
         fence: fence(row.fence)?,
         state,
         ended_by: row.ended_by.map(fence).transpose()?,
@@ -72,7 +73,12 @@ pub(crate) async fn find(conn: &mut PgConnection, id: JobId) -> R<Option<JobRow>
             crashes_since_step: count(row.crashes_since_step)?,
         },
     };
+    let was = job.state.name();
     Ok(Some(JobRow {
+        was,
+        runnable_at: row.runnable_at.map(|Instant(at)| at),
+        priority: Priority::new(u8::try_from(row.priority).map_err(|_| bad("valid priority"))?),
+        lane: row.lane_id,
         job,
         task: TaskId::from_uuid(row.task_id),
         holder: row.holder,
@@ -109,14 +115,17 @@ pub(crate) async fn get(conn: &mut PgConnection, id: JobId) -> R<JobRow> {
     Ok(find(conn, id).await?.ok_or_else(|| LedgerError::NotFound(id.to_string()))?)
 }
 
-pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId) -> R<()> {
-    let (id, task, kind, now) = (job.id.as_uuid(), task.as_uuid(), kind_name(job.kind), Instant(tx.now));
+pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId, place: &Place) -> R<()> {
+    let lane = lane::enter(tx, job.kind, RUN_ORDER_VERSION, place).await?;
+    let (id, task, kind, now) = (job.id.as_uuid(), task.as_uuid(), job.kind.name(), Instant(tx.now));
     let state = job.state.name();
-    let runnable_at = matches!(job.state, JobState::Queued).then_some(now);
+    let queued = matches!(job.state, JobState::Queued);
+    let runnable_at = queued.then_some(now);
+    let turn_at = queued.then(|| Instant(turn::in_lane(tx.now, place.priority)));
     sqlx::query!(
         "INSERT INTO job (id, kind, task_id, order_version, state, fence, attempts, crashes, crashes_since_step,
-                          runnable_at, progress, created_at)
-         VALUES ($1, $2, $3, $4, $5, 0, 0, 0, 0, $6, 0, $7)",
+                          runnable_at, progress, created_at, priority, lane_id, turn_at)
+         VALUES ($1, $2, $3, $4, $5, 0, 0, 0, 0, $6, 0, $7, $8, $9, $10)",
         id,
         kind,
         task,
@@ -124,11 +133,14 @@ pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId) -> R<()> {
         state,
         runnable_at,
         now,
+        i64::from(place.priority.get()),
+        lane,
+        turn_at,
     )
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
-    if runnable_at.is_some() {
+    if queued {
         tx.wakes.job(job.kind);
     }
     Ok(())
@@ -153,11 +165,13 @@ pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> R<()> {
     let ended_by = job.ended_by.map(column);
     let Counters { attempts, crashes, crashes_since_step } = job.counters;
     let progress = i64::try_from(row.progress).unwrap_or(i64::MAX);
-    let (id, state, now) = (job.id.as_uuid(), job.state.name(), Instant(tx.now));
+    let (id, state) = (job.id.as_uuid(), job.state.name());
+    let queued = matches!(job.state, JobState::Queued);
+    let runnable_at = queued.then(|| row.runnable_at.unwrap_or(tx.now));
+    let turn_at = runnable_at.map(|at| Instant(turn::in_lane(at, row.priority)));
     sqlx::query!(
         "UPDATE job SET state = $1, fence = $2, ended_by = $3, attempts = $4, crashes = $5, crashes_since_step = $6,
-                runnable_at = CASE WHEN $1::text = 'queued' THEN coalesce(runnable_at, $7) END,
-                delayed_until = $8, leased_until = $9, worker_id = $10, holder = $11, request_id = $12,
+                runnable_at = $7, turn_at = $17, delayed_until = $8, leased_until = $9, worker_id = $10, holder = $11, request_id = $12,
                 reason = $13, last_failure = $14, progress = $15
          WHERE id = $16",
         state,
@@ -166,7 +180,7 @@ pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> R<()> {
         i64::from(attempts),
         i64::from(crashes),
         i64::from(crashes_since_step),
-        now,
+        runnable_at.map(Instant),
         delayed_until,
         leased_until,
         worker,
@@ -176,11 +190,14 @@ pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> R<()> {
         last_failure,
         progress,
         id,
+        turn_at,
     )
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
-    if matches!(job.state, JobState::Queued) {
+    let is_held = |state: &str| matches!(state, "leased" | "cancelling");
+    // A slot that was freed is somebody else's chance.
+    if state != row.was && (queued || (is_held(row.was) && !is_held(state))) {
         tx.wakes.job(job.kind);
     }
     Ok(())
@@ -240,6 +257,14 @@ pub(crate) enum Chosen {
     Contended,
 }
 
+/// What is next in line.
+enum Choice {
+    Job(Box<JobRow>),
+    /// Something is, and others had their hands on it.
+    Contended,
+    Nothing,
+}
+
 pub(crate) struct Lease {
     pub(crate) who: Holder,
     pub(crate) want: Want,
@@ -256,18 +281,20 @@ impl Verb for Lease {
         if !repeated.is_empty() {
             return Ok(Chosen::Leased(repeated));
         }
-        let ids = self.choose(tx).await?;
-        if ids.is_empty() {
-            return Ok(if self.something_is_queued(tx).await? { Chosen::Contended } else { Chosen::Nothing });
-        }
-        let mut leased = Vec::with_capacity(ids.len());
+        crate::lock::leases(tx.conn, self.want.kind).await?;
+        let mut leased = Vec::new();
         let deadline = after(tx.now, tx.timing.lease);
-        for id in ids {
-            let mut row = get(tx.conn, id).await?;
+        while leased.len() < usize::from(self.max) {
+            let mut row = match self.choose(tx).await? {
+                Choice::Job(row) => row,
+                Choice::Contended if leased.is_empty() => return Ok(Chosen::Contended),
+                Choice::Contended | Choice::Nothing => break,
+            };
             row.job = row.job.lease(self.who.worker, tx.now, deadline).map_err(unreadable)?;
             row.holder = Some(self.who.name.clone());
             row.request = Some(self.request);
             row.progress = 0;
+            lane::serve(tx, row.lane).await?;
             store(tx, &row).await?;
             if row.job.kind == JobKind::Run {
                 let body = EventBody::RunLeased { worker: self.who.name.clone(), fence: row.job.fence.get() };
@@ -275,6 +302,9 @@ impl Verb for Lease {
             }
             task::refresh(tx, row.task).await?;
             leased.push(grant(tx, &row, tx.timing.lease).await?);
+        }
+        if leased.is_empty() {
+            return Ok(Chosen::Nothing);
         }
         Ok(Chosen::Leased(leased))
     }
@@ -303,37 +333,25 @@ impl Lease {
         Ok(leased)
     }
 
-    /// The oldest queued jobs that nobody else has in hand, locked with their Tasks. Nobody is waited for, so the order of
-    /// these locks does not matter; and a row that changed since the statement began is judged as it is now.
-    async fn choose(&self, tx: &mut Tx<'_>) -> R<Vec<JobId>> {
-        let ids = sqlx::query_scalar!(
-            "SELECT job.id FROM job JOIN task ON task.id = job.task_id
-             WHERE job.state = 'queued' AND job.kind = $1 AND job.order_version = ANY($2)
-             ORDER BY job.seq LIMIT $3 FOR NO KEY UPDATE OF task, job SKIP LOCKED",
-            kind_name(self.want.kind),
-            &self.versions(),
-            i64::from(self.max),
-        )
-        .fetch_all(&mut *tx.conn)
-        .await
-        .or_ledger()?;
-        Ok(ids.into_iter().map(JobId::from_uuid).collect())
-    }
-
-    async fn something_is_queued(&self, tx: &mut Tx<'_>) -> R<bool> {
-        sqlx::query_scalar!(
-            r#"SELECT (SELECT seq FROM job WHERE state = 'queued' AND kind = $1 AND order_version = ANY($2)
-                       ORDER BY seq LIMIT 1) IS NOT NULL AS "some!""#,
-            kind_name(self.want.kind),
-            &self.versions(),
-        )
-        .fetch_one(&mut *tx.conn)
-        .await
-        .or_ledger()
-    }
-
-    fn versions(&self) -> Vec<i64> {
-        self.want.versions.iter().map(|&version| i64::from(version)).collect()
+    /// The job whose turn it is, locked with its Task. Nobody is waited for: whoever has it in hand cancels it, or has just
+    /// let go of it. So the order of these locks does not matter.
+    async fn choose(&self, tx: &mut Tx<'_>) -> R<Choice> {
+        let mut choice = Choice::Nothing;
+        for id in lane::next(tx, &self.want, LOOKED_AT).await? {
+            let locked = sqlx::query_scalar!(
+                "SELECT job.id FROM job JOIN task ON task.id = job.task_id
+                 WHERE job.id = $1 AND job.state = 'queued' FOR NO KEY UPDATE OF task, job SKIP LOCKED",
+                id.as_uuid(),
+            )
+            .fetch_optional(&mut *tx.conn)
+            .await
+            .or_ledger()?;
+            if locked.is_some() {
+                return Ok(Choice::Job(Box::new(get(tx.conn, id).await?)));
+            }
+            choice = Choice::Contended;
+        }
+        Ok(choice)
     }
 }
 

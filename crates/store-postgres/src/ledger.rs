@@ -5,13 +5,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
-    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Demand, Depth, Fenced, Granted, Holder, L, Leases,
-    Ledger, LedgerError, MAX_LEASE_WAIT, Opened, Publication, Retried, Sweep, TaskCursor, TaskFilter, TaskPlan,
-    TaskView, Then, Wake, Want,
+    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
+    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION, Retried, Sweep, TaskCursor,
+    TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
 use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
+use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
 use fettle_domain::run::RunResult;
@@ -24,7 +25,7 @@ use tokio::time::Instant;
 use crate::error::R;
 use crate::job::Chosen;
 use crate::writer::within;
-use crate::{POLL, PostgresLedger, audit, blob, delivery, effect, event, job, message, run, task, view};
+use crate::{POLL, PostgresLedger, audit, blob, delivery, effect, event, job, lane, message, run, task, view};
 
 /// Jobs of one lease request and beats of one renewal.
 const MAX_AT_ONCE: usize = 32;
@@ -32,8 +33,15 @@ const MAX_AT_ONCE: usize = 32;
 const MAX_PAGE: u16 = 500;
 /// Until a job that others had in hand is looked at again: they have it for a few milliseconds.
 const CONTENDED: Duration = Duration::from_millis(50);
+/// Counted no further: nobody adds so many workers.
+const MOST_RUNNABLE: u32 = 1_000;
 /// Jobs that one transaction of a sweep takes: their Tasks are locked as long as it takes.
 const SWEEP_AT_ONCE: u16 = 20;
+
+/// What a worker of this version is able to do.
+fn any_run() -> Want {
+    Want { kind: JobKind::Run, versions: vec![RUN_ORDER_VERSION] }
+}
 
 impl PostgresLedger {
     async fn require_blobs(&self, ids: Vec<BlobId>) -> L<()> {
@@ -48,11 +56,17 @@ impl PostgresLedger {
         .await
     }
 
+    async fn demanded(&self, conn: &mut PgConnection) -> R<Demand> {
+        let runnable = lane::count_next(conn, &self.store.slots, &any_run(), MOST_RUNNABLE).await?;
+        let now = self.store.now(conn).await?;
+        view::demand(conn, now, runnable).await
+    }
+
     async fn audited(&self, conn: &mut PgConnection) -> R<Vec<String>> {
         // After an outage every lease looks as if nobody had swept.
         self.store.presence.require(conn).await?;
         let now = self.store.now(conn).await?;
-        audit::audit(conn, now).await
+        audit::audit(conn, &self.store.slots, now).await
     }
 }
 
@@ -262,6 +276,15 @@ impl Ledger for PostgresLedger {
         self.write(job::Redrive { job, by: by.to_owned() }).await
     }
 
+    async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
+        within(async {
+            let mut reading = self.store.reading().await?;
+            let dead = view::dead(&mut reading, max.min(MAX_PAGE)).await;
+            reading.end(dead).await
+        })
+        .await
+    }
+
     async fn task(&self, id: TaskId) -> L<TaskView> {
         within(async {
             let mut reading = self.store.reading().await?;
@@ -326,7 +349,7 @@ impl Ledger for PostgresLedger {
     async fn runnable(&self, max: u32) -> L<u32> {
         within(async {
             let mut reading = self.store.reading().await?;
-            let count = view::runnable(&mut reading, max).await;
+            let count = lane::count_next(&mut reading, &self.store.slots, &any_run(), max).await;
             reading.end(count).await
         })
         .await
@@ -335,8 +358,7 @@ impl Ledger for PostgresLedger {
     async fn demand(&self) -> L<Demand> {
         within(async {
             let mut reading = self.store.reading().await?;
-            let now = self.store.now(&mut reading).await?;
-            let demand = view::demand(&mut reading, now).await;
+            let demand = self.demanded(&mut reading).await;
             reading.end(demand).await
         })
         .await

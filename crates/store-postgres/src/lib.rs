@@ -6,11 +6,14 @@
 
 mod audit;
 mod blob;
+mod database;
 mod delivery;
 mod effect;
 mod error;
 mod event;
+mod import;
 mod job;
+mod lane;
 mod ledger;
 mod lock;
 mod message;
@@ -30,11 +33,14 @@ use std::time::Duration;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Admissions, L};
 use fettle_domain::lease::Timing;
+use fettle_domain::turn::Slots;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use database::{Database, Tls};
+pub use import::{ImportError, import};
 pub use open::{OpenError, SCHEMA};
 
 use blob::Blobs;
@@ -46,6 +52,8 @@ pub const POLL: Duration = Duration::from_secs(5);
 /// What a ledger is opened with.
 pub struct Options {
     pub timing: Timing,
+    /// How many may be at work at once; of all dashboards together, so these should agree about it.
+    pub slots: Slots,
     pub ids: Arc<dyn IdSource>,
     /// Instead of the server's clock; tests move it by hand.
     pub clock: Option<Arc<dyn Clock>>,
@@ -58,7 +66,7 @@ pub struct Options {
 
 impl Options {
     pub fn new(ids: Arc<dyn IdSource>) -> Self {
-        Self { timing: Timing::default(), ids, clock: None, admissions: None, connections: 12 }
+        Self { timing: Timing::default(), slots: Slots::default(), ids, clock: None, admissions: None, connections: 12 }
     }
 }
 
@@ -79,16 +87,15 @@ pub struct PostgresLedger {
 }
 
 impl PostgresLedger {
-    /// Brings the database at `url` (`postgres://user:password@host/database`) up to date. Two at once do it one after the
-    /// other.
-    pub async fn migrate(url: &str) -> Result<(), OpenError> {
-        open::migrate(url).await
+    /// Brings the database up to date. Two at once do it one after the other.
+    pub async fn migrate(database: &Database) -> Result<(), OpenError> {
+        open::migrate(database).await
     }
 
-    /// Joins the ledger at `url`, which must have been migrated. If no other dashboard is alive, jobs that were leased get a
+    /// Joins the ledger, which must have been migrated. If no other dashboard is alive, jobs that were leased get a
     /// full lease, so that an outage executes nothing twice.
-    pub async fn open(url: &str, options: Options) -> Result<Self, OpenError> {
-        open::open(url, options).await
+    pub async fn open(database: &Database, options: Options) -> Result<Self, OpenError> {
+        open::open(database, options).await
     }
 
     /// Answers what has been asked, refuses what comes after, and leaves the others.

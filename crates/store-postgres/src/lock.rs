@@ -1,9 +1,10 @@
 //! The advisory locks, all in one place, since nothing but their numbers keeps them apart.
 //!
-//! In a transaction the order is: a request's or an issue's lock, then a Task's row, then its jobs' rows, then the feed. Who needs several
+//! In a transaction the order is: a request's or an issue's lock, then that of a kind's leases, then a Task's row, then its jobs' rows, then the feed. Who needs several
 //! Tasks takes them in the order of their ids, or takes only those that nobody holds.
 
 use fettle_domain::id::RequestId;
+use fettle_domain::job::JobKind;
 use sqlx::PgConnection;
 
 use crate::error::{OrLedger, R};
@@ -15,6 +16,8 @@ const FETTLE: i32 = 17989;
 const REQUESTS: i32 = 17990;
 /// "FG": one lock for each issue.
 const ISSUES: i32 = 17991;
+/// "FH": one lock for each kind of job.
+const LEASES: i32 = 17992;
 /// Shared by the sessions of all dashboards that are alive; see [`crate::presence`].
 const PRESENCE: i32 = 2;
 
@@ -34,6 +37,16 @@ pub(crate) async fn issue(conn: &mut PgConnection, repo: u64, issue: u64) -> R<(
     let mixed = repo.rotate_left(16) ^ issue;
     let key = i32::from_ne_bytes(mixed.to_le_bytes()[..4].try_into().expect("eight bytes begin with four"));
     sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", ISSUES, key).execute(conn).await.or_ledger()?;
+    Ok(())
+}
+
+/// Lets only one at a time give leases of a kind, so that slots which it counted as free still are when it takes them.
+pub(crate) async fn leases(conn: &mut PgConnection, kind: JobKind) -> R<()> {
+    let key = match kind {
+        JobKind::Run => 1,
+        JobKind::Publish => 2,
+    };
+    sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", LEASES, key).execute(conn).await.or_ledger()?;
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! Opening: a database that somebody has migrated, connections that keep the ledger's promises, a place among the dashboards.
 
 use std::collections::BTreeSet;
-use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::blob::Blobs;
+use crate::database::Database;
 use crate::error::{Failed, OrLedger};
 use crate::presence::{self, Presence, Session};
 use crate::wakes::Bells;
@@ -22,7 +22,7 @@ use crate::writer::Store;
 use crate::{Options, PostgresLedger};
 
 /// The schema this binary knows; a migration that old binaries cannot live with raises `oldest_reader` to it.
-pub const SCHEMA: i64 = 3;
+pub const SCHEMA: i64 = 4;
 /// A connection that is not free within this long is a sign of overload.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 /// Unused for longer, a connection is asked whether it still lives before it is lent.
@@ -79,8 +79,8 @@ impl From<Failed> for OpenError {
     }
 }
 
-pub(crate) async fn open(url: &str, options: Options) -> Result<PostgresLedger, OpenError> {
-    let connect = connect_options(url)?;
+pub(crate) async fn open(database: &Database, options: Options) -> Result<PostgresLedger, OpenError> {
+    let connect = connect_options(database)?;
     let mut conn = connected(&connect).await?;
     require_migrated(&mut conn).await?;
     require_reader(&mut conn).await?;
@@ -104,6 +104,7 @@ pub(crate) async fn open(url: &str, options: Options) -> Result<PostgresLedger, 
     let store = Arc::new(Store {
         pool,
         timing: options.timing,
+        slots: options.slots,
         ids: options.ids,
         clock: options.clock,
         bells,
@@ -127,9 +128,8 @@ pub(crate) async fn open(url: &str, options: Options) -> Result<PostgresLedger, 
     })
 }
 
-pub(crate) async fn migrate(url: &str) -> Result<(), OpenError> {
-    let connect = connect_options(url)?;
-    let mut conn = connected(&connect).await?;
+pub(crate) async fn migrate(database: &Database) -> Result<(), OpenError> {
+    let mut conn = session(database).await?;
     // A migration may take its time, and another one is waited for.
     for setting in ["SET lock_timeout = 0", "SET statement_timeout = 0"] {
         sqlx::query(setting).execute(&mut conn).await.or_ledger()?;
@@ -145,9 +145,13 @@ pub(crate) async fn migrate(url: &str) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn connect_options(url: &str) -> Result<PgConnectOptions, OpenError> {
-    let options = PgConnectOptions::from_str(url).map_err(|error| OpenError::Address(error.into()))?;
-    Ok(options.statement_cache_capacity(STATEMENTS).options(SETTINGS))
+/// A connection for something that is done once and takes its time.
+pub(crate) async fn session(database: &Database) -> Result<PgConnection, OpenError> {
+    connected(&connect_options(database)?).await
+}
+
+fn connect_options(database: &Database) -> Result<PgConnectOptions, OpenError> {
+    Ok(database.options()?.statement_cache_capacity(STATEMENTS).options(SETTINGS))
 }
 
 async fn connected(options: &PgConnectOptions) -> Result<PgConnection, OpenError> {
@@ -191,8 +195,8 @@ mod tests {
     fn is_send<T: Send>(_: T) {}
 
     #[expect(dead_code, reason = "it is enough that this compiles")]
-    fn opening_can_be_awaited_anywhere(url: &'static str, options: super::Options) {
-        is_send(super::open(url, options));
-        is_send(super::migrate(url));
+    fn opening_can_be_awaited_anywhere(database: &'static super::Database, options: super::Options) {
+        is_send(super::open(database, options));
+        is_send(super::migrate(database));
     }
 }

@@ -251,7 +251,8 @@ async fn publish_nothing(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
     }
     let job = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
     let cancelled = job.cancel().expect("a queued job can be cancelled");
-    job::insert(tx, &cancelled, task).await
+    let place = task::get(tx, task).await?.place_of(JobKind::Publish);
+    job::insert(tx, &cancelled, task, &place).await
 }
 
 /// A comment for a Run that died without an outcome.

@@ -10,13 +10,14 @@ use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::publication::Audience;
 use fettle_domain::run::RunResult;
 use fettle_domain::task::{Mode, TaskState};
+use fettle_domain::turn::Place;
 
 use crate::error::{OrLedger, R, unreadable};
 use crate::job::{self, JobRow};
 use crate::stored::{self, Subject};
 use crate::time::Instant;
 use crate::writer::{Tx, Verb};
-use crate::{delivery, effect, event, message, run};
+use crate::{delivery, effect, event, lane, message, run};
 
 /// A Task's row.
 pub(crate) struct TaskRow {
@@ -37,6 +38,11 @@ impl TaskRow {
             has_repo: self.subject.repo.is_some(),
             has_issue: self.subject.issue.number.is_some(),
         }
+    }
+
+    /// Where a job of this Task stands in line.
+    pub(crate) fn place_of(&self, kind: JobKind) -> Place {
+        lane::place(kind, &self.subject, &self.trigger)
     }
 
     /// What at most one active Task may have.
@@ -205,6 +211,7 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> R<()> {
     let issue = plan.issue.number.map(number).transpose()?;
     let installation = plan.repo.as_ref().and_then(|repo| repo.installation).map(number).transpose()?;
     let (id, correlation, mode) = (plan.id.as_uuid(), plan.correlation.as_uuid(), plan.mode.name());
+    let place = lane::place(JobKind::Run, &subject, &plan.trigger);
     let (state, at, subject) = (TaskState::Queued.name(), Instant(plan.at), stored::write(&subject)?);
     sqlx::query!(
         "INSERT INTO task (id, correlation_id, mode, repo_forge_id, issue_number, installation, generation, actor,
@@ -228,7 +235,7 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> R<()> {
     .await
     .or_ledger()?;
     remember(tx, &plan.intent, plan.id).await?;
-    job::insert(tx, &Job::queued(plan.job, JobKind::Run), plan.id).await?;
+    job::insert(tx, &Job::queued(plan.job, JobKind::Run), plan.id, &place).await?;
     run::insert(tx, plan.run, plan.id, plan.job).await?;
     let body = EventBody::TaskCreated {
         title: plan.issue.title.clone(),

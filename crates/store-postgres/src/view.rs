@@ -2,7 +2,9 @@
 
 use std::str::FromStr;
 
-use fettle_app::ports::ledger::{Demand, Depth, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView};
+use fettle_app::ports::ledger::{
+    DeadJob, Demand, Depth, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
+};
 use fettle_domain::branch::BranchName;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
@@ -194,23 +196,33 @@ pub(crate) async fn publication(conn: &mut PgConnection, lease: &LeaseRef) -> R<
     Ok(Publication { task, branch, run_failure })
 }
 
-/// Counted no further than `max`: a backlog may be long.
-pub(crate) async fn runnable(conn: &mut PgConnection, max: u32) -> R<u32> {
-    let max = i64::from(max);
-    let count = sqlx::query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM (SELECT FROM job WHERE state = 'queued' AND kind = 'run' LIMIT $1) AS counted"#,
-        max,
+pub(crate) async fn dead(conn: &mut PgConnection, max: u16) -> R<Vec<DeadJob>> {
+    let rows = sqlx::query!(
+        "SELECT id, kind, task_id, reason, last_failure, attempts, crashes FROM job
+         WHERE state = 'dead' ORDER BY seq DESC LIMIT $1",
+        i64::from(max),
     )
-    .fetch_one(conn)
+    .fetch_all(conn)
     .await
     .or_ledger()?;
-    Ok(u32::try_from(count).map_err(unreadable)?)
+    let dead = rows.into_iter().map(|row| {
+        Ok(DeadJob {
+            job: JobId::from_uuid(row.id),
+            kind: JobKind::named(&row.kind)
+                .ok_or_else(|| unreadable(format!("a job of the unknown kind `{}`", row.kind)))?,
+            task: TaskId::from_uuid(row.task_id),
+            reason: row.reason.unwrap_or_default(),
+            last_failure: row.last_failure,
+            attempts: u16::try_from(row.attempts).map_err(unreadable)?,
+            crashes: u16::try_from(row.crashes).map_err(unreadable)?,
+        })
+    });
+    dead.collect()
 }
 
-pub(crate) async fn demand(conn: &mut PgConnection, now: Timestamp) -> R<Demand> {
+pub(crate) async fn demand(conn: &mut PgConnection, now: Timestamp, runnable: u32) -> R<Demand> {
     let found = sqlx::query!(
-        r#"SELECT (SELECT count(*) FROM job WHERE state = 'queued' AND kind = 'run') AS "queued!",
-                  (SELECT min(runnable_at) FROM job WHERE state = 'queued' AND kind = 'run') AS "oldest: Instant",
+        r#"SELECT (SELECT min(runnable_at) FROM job WHERE state = 'queued' AND kind = 'run') AS "oldest: Instant",
                   (SELECT count(*) FROM job WHERE leased_until <= $1 AND kind = 'run') AS "lapsed!",
                   (SELECT count(*) FROM job WHERE leased_until > $1 AND kind = 'run') AS "leased!""#,
         Instant(now),
@@ -219,7 +231,7 @@ pub(crate) async fn demand(conn: &mut PgConnection, now: Timestamp) -> R<Demand>
     .await
     .or_ledger()?;
     Ok(Demand {
-        runnable: u64::try_from(found.queued + found.lapsed).map_err(unreadable)?,
+        runnable: u64::from(runnable) + u64::try_from(found.lapsed).map_err(unreadable)?,
         leased: u64::try_from(found.leased).map_err(unreadable)?,
         oldest_runnable_s: found.oldest.map_or(0, |Instant(oldest)| until(oldest, now).as_secs()),
     })

@@ -11,6 +11,7 @@ use fettle_app::crash::{self, Point};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{L, LedgerError};
 use fettle_domain::lease::Timing;
+use fettle_domain::turn::Slots;
 use jiff::Timestamp;
 use sqlx::pool::PoolConnection;
 use sqlx::{Acquire as _, PgConnection, PgPool, Postgres};
@@ -44,6 +45,7 @@ pub(crate) struct Tx<'c> {
     /// Taken before any wait for a lock, so deadlines are rather too early than too late.
     pub(crate) now: Timestamp,
     pub(crate) timing: Timing,
+    pub(crate) slots: &'c Slots,
     pub(crate) ids: &'c dyn IdSource,
     pub(crate) wakes: Wakes,
     pub(crate) presence: &'c Presence,
@@ -55,6 +57,7 @@ pub(crate) struct Tx<'c> {
 pub(crate) struct Store {
     pub(crate) pool: PgPool,
     pub(crate) timing: Timing,
+    pub(crate) slots: Slots,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) clock: Option<Arc<dyn Clock>>,
     pub(crate) bells: Bells,
@@ -144,6 +147,7 @@ impl Store {
             conn,
             now,
             timing: self.timing,
+            slots: &self.slots,
             ids: self.ids.as_ref(),
             wakes: Wakes::default(),
             presence: &self.presence,

@@ -37,6 +37,32 @@ impl Blobs {
         Ok(Self { root, ids, permits: Arc::new(Semaphore::new(AT_ONCE)) })
     }
 
+    /// Every blob beneath `data_dir`.
+    pub(crate) fn names(data_dir: &Utf8Path) -> std::io::Result<Vec<BlobId>> {
+        let mut names = Vec::new();
+        for folder in data_dir.join(DIRECTORY).read_dir_utf8()? {
+            let folder = folder?;
+            if folder.file_name().len() != 2 {
+                continue;
+            }
+            for file in folder.path().read_dir_utf8()? {
+                let name = format!("{}{}", folder.file_name(), file?.file_name());
+                names.extend(name.parse::<BlobId>().ok());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Checked against its name.
+    pub(crate) fn read(data_dir: &Utf8Path, id: BlobId) -> L<Vec<u8>> {
+        match fs_err::read(Self::path_in(&data_dir.join(DIRECTORY), id)) {
+            Ok(content) if BlobId::of(&content) == id => Ok(content),
+            Ok(_) => Err(LedgerError::Corrupt(format!("blob {id} holds another content"))),
+            Err(error) => Err(from_io(error)),
+        }
+    }
+
     pub(crate) async fn put(&self, content: Bytes) -> L<BlobId> {
         if content.len() > MAX_BLOB_BYTES {
             return Err(LedgerError::Invalid(format!("a blob has at most {MAX_BLOB_BYTES} bytes")));
@@ -87,8 +113,12 @@ impl Blobs {
     }
 
     fn path(&self, id: BlobId) -> Utf8PathBuf {
+        Self::path_in(&self.root, id)
+    }
+
+    fn path_in(root: &Utf8Path, id: BlobId) -> Utf8PathBuf {
         let name = id.to_string();
-        self.root.join(&name[..2]).join(&name[2..])
+        root.join(&name[..2]).join(&name[2..])
     }
 
     fn store(&self, id: BlobId, content: &[u8], unfinished: &Utf8Path) -> std::io::Result<()> {

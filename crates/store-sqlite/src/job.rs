@@ -41,13 +41,6 @@ pub(crate) struct JobRow {
     was: &'static str,
 }
 
-pub(crate) fn kind_name(kind: JobKind) -> &'static str {
-    match kind {
-        JobKind::Run => "run",
-        JobKind::Publish => "publish",
-    }
-}
-
 pub(crate) async fn find(conn: &mut SqliteConnection, id: JobId) -> L<Option<JobRow>> {
     let uuid = id.as_uuid();
     let row = sqlx::query!(
@@ -84,11 +77,7 @@ pub(crate) async fn find(conn: &mut SqliteConnection, id: JobId) -> L<Option<Job
     };
     let job = Job {
         id,
-        kind: match row.kind.as_str() {
-            "run" => JobKind::Run,
-            "publish" => JobKind::Publish,
-            other => return Err(unreadable(format!("{id} has the unknown kind `{other}`"))),
-        },
+        kind: JobKind::named(&row.kind).ok_or_else(|| bad("known kind"))?,
         fence: fence(row.fence)?,
         state,
         ended_by: row.ended_by.map(fence).transpose()?,
@@ -119,7 +108,7 @@ pub(crate) async fn get(conn: &mut SqliteConnection, id: JobId) -> L<JobRow> {
 
 pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId, place: &Place) -> L<()> {
     let lane = lane::enter(tx, job.kind, RUN_ORDER_VERSION, place).await?;
-    let (id, task, kind, now) = (job.id.as_uuid(), task.as_uuid(), kind_name(job.kind), tx.now.as_microsecond());
+    let (id, task, kind, now) = (job.id.as_uuid(), task.as_uuid(), job.kind.name(), tx.now.as_microsecond());
     let (state, priority) = (job.state.name(), place.priority.get());
     let runnable_at = matches!(job.state, JobState::Queued).then_some(now);
     let turn_at = runnable_at.map(|at| turn::in_lane(from_micros(at), place.priority).as_microsecond());

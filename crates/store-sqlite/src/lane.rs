@@ -8,7 +8,6 @@ use sqlx::{SqliteConnection, SqlitePool};
 use uuid::Uuid;
 
 use crate::error::{OrLedger, unreadable};
-use crate::job::kind_name;
 use crate::stored::{self, Subject};
 use crate::writer::{Tx, Verb};
 
@@ -23,7 +22,7 @@ pub(crate) fn place(kind: JobKind, subject: &Subject, trigger: &str) -> Place {
 
 /// The lane at `place`, made when it is the first to stand there.
 pub(crate) async fn enter(tx: &mut Tx<'_>, kind: JobKind, order_version: u16, place: &Place) -> L<i64> {
-    let kind = kind_name(kind);
+    let kind = kind.name();
     sqlx::query!(
         "INSERT INTO pool (kind, order_version, model) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         kind,
@@ -95,7 +94,7 @@ struct Pool {
 
 /// Pools that `want` fits, without those whose model is busy.
 async fn pools(conn: &mut SqliteConnection, slots: &Slots, want: &Want) -> L<Vec<Pool>> {
-    let (kind, versions) = (kind_name(want.kind), serde_json::to_string(&want.versions).map_err(unreadable)?);
+    let (kind, versions) = (want.kind.name(), serde_json::to_string(&want.versions).map_err(unreadable)?);
     let rows = sqlx::query!(
         r#"SELECT id AS "id!: i64", model,
                   (SELECT count(*) FROM pool AS beside JOIN lane ON lane.pool_id = beside.id

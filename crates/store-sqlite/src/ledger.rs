@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
-    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Demand, Depth, Fenced, Granted, Holder, L, Leases,
-    Ledger, LedgerError, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION, Retried, Sweep, TaskCursor,
+    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
+    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION, Retried, Sweep, TaskCursor,
     TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
@@ -192,6 +192,10 @@ impl Ledger for SqliteLedger {
 
     async fn redrive(&self, job: JobId, by: &str) -> L<()> {
         self.write(job::Redrive { job, by: by.to_owned() }).await
+    }
+
+    async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
+        view::dead(&self.readers, max.min(MAX_PAGE)).await
     }
 
     async fn task(&self, id: TaskId) -> L<TaskView> {

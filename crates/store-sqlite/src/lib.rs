@@ -10,6 +10,7 @@ mod delivery;
 mod effect;
 mod error;
 mod event;
+mod export;
 mod job;
 mod lane;
 mod ledger;
@@ -37,6 +38,7 @@ use fettle_domain::turn::Slots;
 use sqlx::SqlitePool;
 use tokio::sync::watch;
 
+pub use export::{ExportError, export};
 pub use open::{OpenError, refuse_if_in_use};
 pub use snapshot::{Checked, SnapshotError, check_snapshot, snapshot};
 pub use time::{RunningStopwatch, Stopwatch};

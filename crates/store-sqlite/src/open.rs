@@ -128,6 +128,14 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
     Ok(ledger)
 }
 
+/// A reading connection to a ledger that nobody else has, or can open meanwhile.
+pub(crate) async fn alone(data_dir: &Utf8Path) -> Result<(SqliteConnection, DataDirLock), OpenError> {
+    let lock = lock(data_dir, Duration::ZERO).await?;
+    let file = SqliteConnectOptions::new().filename(data_dir.join(DATABASE_FILE)).busy_timeout(BUSY_TIMEOUT);
+    let conn = SqliteConnection::connect_with(&file.read_only(true)).await.or_ledger()?;
+    Ok((conn, lock))
+}
+
 fn refuse_network_file_system(data_dir: &Utf8Path) -> Result<(), OpenError> {
     /// `f_type` of statfs(2), see linux/magic.h and the file systems' own headers.
     const NETWORK: [(u32, &str); 6] = [

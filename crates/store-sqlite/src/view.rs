@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use fettle_app::ports::ledger::{
-    Demand, Depth, L, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
+    DeadJob, Demand, Depth, L, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
 };
 use fettle_domain::branch::BranchName;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
@@ -192,6 +192,30 @@ pub(crate) async fn publication(readers: &SqlitePool, lease: &LeaseRef) -> L<Pub
 }
 
 /// `runnable`: those whose turn it can be.
+pub(crate) async fn dead(readers: &SqlitePool, max: u16) -> L<Vec<DeadJob>> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id: Uuid", kind, task_id AS "task_id: Uuid", reason, last_failure, attempts, crashes
+           FROM job WHERE state = 'dead' ORDER BY seq DESC LIMIT ?"#,
+        max,
+    )
+    .fetch_all(readers)
+    .await
+    .or_ledger()?;
+    let dead = rows.into_iter().map(|row| {
+        Ok(DeadJob {
+            job: JobId::from_uuid(row.id),
+            kind: JobKind::named(&row.kind)
+                .ok_or_else(|| unreadable(format!("a job of the unknown kind `{}`", row.kind)))?,
+            task: TaskId::from_uuid(row.task_id),
+            reason: row.reason.unwrap_or_default(),
+            last_failure: row.last_failure,
+            attempts: u16::try_from(row.attempts).map_err(unreadable)?,
+            crashes: u16::try_from(row.crashes).map_err(unreadable)?,
+        })
+    });
+    dead.collect()
+}
+
 pub(crate) async fn demand(readers: &SqlitePool, now: Timestamp, runnable: u32) -> L<Demand> {
     let micros = now.as_microsecond();
     let found = sqlx::query!(

@@ -11,7 +11,7 @@ use fettle_app::ports::ledger::{
 use fettle_domain::id::{CorrelationId, DeliveryId, RequestId, WorkerId};
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::Timing;
-use fettle_store_postgres::{Options, PostgresLedger};
+use fettle_store_postgres::{Database, Options, PostgresLedger};
 use fettle_tests::contract::ledger::{CountedIds, World};
 use fettle_tests::postgres::{self, Durability, Server};
 use futures::future::join_all;
@@ -56,11 +56,13 @@ async fn patiently<T>(ask: impl AsyncFn() -> Result<T, LedgerError>, refused: &A
 async fn nothing_answered_is_lost_with_a_killed_server_and_no_lease_with_the_time_it_was_away() {
     let Some(mut server) = Server::start(Durability::Full).await.unwrap() else { return postgres::absent() };
     let url = server.url("postgres");
-    PostgresLedger::migrate(&url).await.unwrap();
+    PostgresLedger::migrate(&Database::at(&url)).await.unwrap();
     let join = async |space| {
         let ids = Arc::new(CountedIds::of_space(space));
         let timing = Timing { lease: LEASE, ..Timing::default() };
-        PostgresLedger::open(&url, Options { timing, connections: 6, ..Options::new(ids) }).await.unwrap()
+        PostgresLedger::open(&Database::at(&url), Options { timing, connections: 6, ..Options::new(ids) })
+            .await
+            .unwrap()
     };
     let ledgers = [join(1).await, join(2).await];
 

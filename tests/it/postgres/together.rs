@@ -14,7 +14,7 @@ use fettle_domain::job::JobKind;
 use fettle_domain::lease::Timing;
 use fettle_domain::run::{RunOutcome, RunResult};
 use fettle_domain::task::TaskState;
-use fettle_tests::contract::ledger::{Subject as _, World};
+use fettle_tests::contract::ledger::{Subject as _, World, slots};
 use futures::StreamExt as _;
 use futures::future::join_all;
 
@@ -27,24 +27,36 @@ fn runs() -> Want {
     Want { kind: JobKind::Run, versions: vec![1] }
 }
 
-fn unsolved() -> RunResult {
+pub(super) fn unsolved() -> RunResult {
     let outcome = RunOutcome::Unsolved { notes: "nothing".into() };
     RunResult { outcome, base: None, change: None, spent: Spent::default(), model: "coder".into() }
 }
 
 async fn open_many(world: &World<Dashboard>, issues: std::ops::RangeInclusive<u64>) {
-    let plans: Vec<_> = issues.map(|issue| world.plan(issue)).collect();
+    open_in(world, issues, 1).await;
+}
+
+/// Over so many repositories, so that more can be at work at once.
+async fn open_in(world: &World<Dashboard>, issues: std::ops::RangeInclusive<u64>, repositories: u64) {
+    let plan = |issue| {
+        let mut plan = world.plan(issue);
+        plan.repo.as_mut().expect("a plan has a repository").forge_id += issue % repositories;
+        plan
+    };
+    let plans: Vec<_> = issues.map(plan).collect();
     let opened = futures::stream::iter(&plans).map(|plan| world.ledger().open_task(None, plan)).buffer_unordered(8);
     let opened: Vec<_> = opened.collect().await;
     assert!(opened.iter().all(|opened| matches!(opened, Ok(Opened::New { .. }))), "{opened:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixteen_holders_share_two_hundred_jobs_and_none_gets_anothers() {
+async fn sixteen_holders_share_two_hundred_jobs_none_gets_anothers_and_their_repository_never_has_more_than_its_slots()
+{
     const JOBS: usize = 200;
     let Some((one, two)) = two().await else { return };
     open_many(&one, 1..=JOBS as u64).await;
-    let left = AtomicUsize::new(JOBS);
+    let (left, held) = (AtomicUsize::new(JOBS), AtomicUsize::new(0));
+    let allowed = slots().per_repository as usize;
     let holders = (0..16).map(async |n| {
         let world = if n % 2 == 0 { &one } else { &two };
         let mut mine: Vec<JobId> = Vec::new();
@@ -53,7 +65,14 @@ async fn sixteen_holders_share_two_hundred_jobs_and_none_gets_anothers() {
             let granted = world.leases().lease(&holder, &runs(), max, Duration::ZERO, world.request()).await.unwrap();
             if let Granted::Leased(leased) = granted {
                 left.fetch_sub(leased.len(), Ordering::SeqCst);
-                mine.extend(leased.iter().map(|leased| leased.lease.job));
+                let now_held = held.fetch_add(leased.len(), Ordering::SeqCst) + leased.len();
+                assert!(now_held <= allowed, "{now_held} are at work, {allowed} may be");
+                for leased in leased {
+                    mine.push(leased.lease.job);
+                    held.fetch_sub(1, Ordering::SeqCst);
+                    let completed = world.leases().complete_run(&leased.lease, &unsolved()).await.unwrap();
+                    assert_eq!(completed, Fenced::Applied);
+                }
             }
         }
         mine
@@ -155,7 +174,7 @@ async fn completing_and_cancelling_at_once_leaves_one_truth() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lapsed_lease_is_taken_once_however_many_sweep() {
     let Some((one, two)) = two().await else { return };
-    open_many(&one, 1..=60).await;
+    open_in(&one, 1..=60, 6).await;
     for _ in 0..60 {
         one.lease(JobKind::Run).await;
     }

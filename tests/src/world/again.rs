@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::Signal;
 
-use super::{Launch, PATIENCE, Process, TestBox, canary, ready};
+use super::{Launch, PATIENCE, Process, TestBox, address_for_workers, canary, ready, ready_with};
 
 /// Who serves the API: `fettle up` or the dashboard.
 pub const SERVER: usize = 0;
@@ -62,6 +62,19 @@ fn launch(
 }
 
 impl TestBox {
+    /// Starts a second dashboard, on the same ledger, and lets the box's API, webhooks and further workers go to it.
+    pub async fn start_another_dashboard(&mut self) -> anyhow::Result<usize> {
+        let nth = self.programs.len();
+        let admin_key = self.programs[SERVER].data.join("admin.key");
+        let environment = vec![("FETTLE_AUTH__ADMIN_KEY_FILE", admin_key.to_string())];
+        let program = Program::start("fettle-dashboard", &[], &self.root, nth, environment, None)?;
+        self.api = ready_with(&program.process, &program.data, &admin_key).await?;
+        self.internal = program.process.log().iter().find_map(|line| address_for_workers(line));
+        self.programs.push(program);
+        self.serving = nth;
+        Ok(nth)
+    }
+
     /// Starts a worker beside a dashboard of its own.
     pub fn start_worker(&mut self, armed: Option<&str>) -> anyhow::Result<()> {
         let internal = self.internal.as_ref().context("only a dashboard of its own takes workers")?;
@@ -93,7 +106,7 @@ impl TestBox {
 
     /// Starts a dead program again; who serves the API is ready when this returns.
     pub async fn restart(&mut self, nth: usize, armed: Option<&str>) -> anyhow::Result<()> {
-        if nth == SERVER {
+        if nth == self.serving {
             // Whoever knows it goes on asking at the same place.
             let mut listen = vec![("FETTLE_SERVER__LISTEN", self.api.address().to_owned())];
             listen.extend(self.internal.clone().map(|address| ("FETTLE_SERVER__INTERNAL_LISTEN", address)));
@@ -102,7 +115,7 @@ impl TestBox {
         let Program { name, arguments, environment, data, process, earlier } = &mut self.programs[nth];
         earlier.append(&mut process.log());
         *process = launch(name, arguments, &self.root, data, environment, armed)?;
-        if nth == SERVER {
+        if nth == self.serving {
             ready(process, data).await?;
         }
         Ok(())

@@ -23,15 +23,20 @@ pub struct Api {
 }
 
 impl Api {
-    /// Address and key as a dashboard leaves them in its data folder.
+    /// Addresses and key as a dashboard leaves them in its data folder.
     pub fn of(data: &Utf8Path) -> anyhow::Result<Self> {
+        Self::with_key(data, &data.join("admin.key"))
+    }
+
+    /// As [`Api::of`], with a key that lies elsewhere.
+    pub fn with_key(data: &Utf8Path, key: &Utf8Path) -> anyhow::Result<Self> {
         let base = format!("http://{}", fs_err::read_to_string(data.join("address"))?.trim());
         let internal = data.join("internal-address");
         let health = match internal.exists() {
             true => format!("http://{}", fs_err::read_to_string(internal)?.trim()),
             false => base.clone(),
         };
-        let key = fs_err::read_to_string(data.join("admin.key"))?.trim().to_owned();
+        let key = fs_err::read_to_string(key)?.trim().to_owned();
         let client = reqwest::Client::builder().no_proxy().connect_timeout(ANSWER_LIMIT).build()?;
         Ok(Self { base, health, key, client, answers: Mutex::default() })
     }

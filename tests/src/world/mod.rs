@@ -21,6 +21,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::ledger::Ledger as _;
 use fettle_domain::repo::RepoName;
 use fettle_runtime::system::{RandomIds, SystemClock};
+use fettle_store_postgres::{Database, PostgresLedger};
 use fettle_store_sqlite::{Options, SqliteLedger};
 use serde_json::Value;
 
@@ -34,6 +35,7 @@ use again::Program;
 
 use crate::forge::{AppKey, AppOptions, ForgeEmulator, ForgeOptions, PatAccess, Role};
 use crate::model::{ModelServer, Script};
+use crate::postgres::PASSWORD;
 
 /// The longest that anything in a box may take; what takes this long hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,6 +81,8 @@ pub struct Setup<'a> {
     pub allowed_bot: Option<&'a str>,
     /// The address of a broker between the programs.
     pub broker: Option<&'a str>,
+    /// The address of a PostgreSQL database for the ledger, without user and password.
+    pub store: Option<&'a str>,
 }
 
 impl Setup<'_> {
@@ -93,6 +97,7 @@ impl Setup<'_> {
             armed: None,
             allowed_bot: None,
             broker: None,
+            store: None,
         }
     }
 }
@@ -107,7 +112,11 @@ pub struct TestBox {
     programs: Vec<Program>,
     /// Where a dashboard of its own listens for workers.
     internal: Option<String>,
+    /// The dashboard that `api` and `internal` are of.
+    serving: usize,
     root: Utf8PathBuf,
+    /// The ledger's database, when it is not a file.
+    database: Option<Database>,
     canaries: Canaries,
     expected_errors: Vec<String>,
     checked: bool,
@@ -168,7 +177,22 @@ impl TestBox {
             plant("model", model_key)?,
         );
         let transport = setup.broker.map(|url| format!("[transport]\nurl = '{url}'\n")).unwrap_or_default();
-        fs_err::write(&config, text + &transport)?;
+        let store = match setup.store {
+            Some(url) => {
+                let file = plant("database", PASSWORD)?;
+                format!("[store]\nurl = '{url}'\nuser = 'postgres'\npassword_file = '{file}'\n")
+            }
+            None => String::new(),
+        };
+        fs_err::write(&config, text + &transport + &store)?;
+        let database = setup.store.map(|url| Database {
+            user: Some("postgres".to_owned()),
+            password: Some(PASSWORD.into()),
+            ..Database::at(url)
+        });
+        if setup.store.is_some() {
+            migrate(&root, &config)?;
+        }
 
         let server = match setup.layout {
             Layout::One => Program::start("fettle", &["up"], &root, SERVER, Vec::new(), setup.armed)?,
@@ -187,7 +211,9 @@ impl TestBox {
             webhook_secret,
             programs: vec![server],
             internal,
+            serving: SERVER,
             root,
+            database,
             canaries,
             expected_errors: Vec::new(),
             checked: false,
@@ -307,11 +333,18 @@ impl TestBox {
     }
 
     fn audit(&self) -> anyhow::Result<()> {
-        let ledger = self.programs[SERVER].data.join("ledger");
+        let (ledger, database) = (self.programs[SERVER].data.join("ledger"), self.database.clone());
         // A runtime of its own: the test's may be gone, or be the one that drops the box.
         let audited = std::thread::spawn(move || -> anyhow::Result<Vec<String>> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
+                if let Some(database) = database {
+                    let options = fettle_store_postgres::Options::new(Arc::new(RandomIds));
+                    let ledger = PostgresLedger::open(&database, options).await?;
+                    let breaches = ledger.audit().await?;
+                    ledger.close().await?;
+                    return Ok(breaches);
+                }
                 let options = Options::new(Arc::new(SystemClock), Arc::new(RandomIds));
                 let ledger = SqliteLedger::open(ledger, options).await?;
                 let breaches = ledger.audit().await?;
@@ -400,11 +433,25 @@ pub fn toolchains() -> BTreeMap<&'static str, String> {
     found
 }
 
+/// `fettle-dashboard migrate`, as an operator runs it.
+fn migrate(home: &Utf8Path, config: &Utf8Path) -> anyhow::Result<()> {
+    let mut command = Command::new(program("fettle-dashboard")?);
+    command.arg("--config").arg(config).arg("migrate").env_clear().env("HOME", home);
+    let output = command.output().context("while starting fettle-dashboard migrate")?;
+    ensure!(output.status.success(), "migrate failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// Waits until a dashboard serves; its API.
 pub async fn ready(process: &Process, data: &Utf8Path) -> anyhow::Result<Api> {
+    ready_with(process, data, &data.join("admin.key")).await
+}
+
+/// As [`ready`], with a key that lies elsewhere.
+async fn ready_with(process: &Process, data: &Utf8Path, key: &Utf8Path) -> anyhow::Result<Api> {
     let serves = |line: &str| message(line)?.contains(" listens on http://").then_some(());
     process.logged("it serves", READY, serves).await?;
-    let api = Api::of(data)?;
+    let api = Api::with_key(data, key)?;
     let (status, text) = api.health("/readyz").await?;
     ensure!(status == 200, "not ready after saying so: {text}");
     Ok(api)

@@ -2,5 +2,6 @@
 
 pub(crate) mod cursor;
 pub(crate) mod events;
+pub(crate) mod operations;
 pub(crate) mod submit;
 pub(crate) mod tasks;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
-    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Delivery, Demand, Depth, Fenced, Granted, Holder, L, Leased,
-    Leases, Ledger, LedgerError, Opened, Order, Publication, Retried, RunOrder, RunView, Sweep, TaskCursor, TaskFilter,
-    TaskPlan, TaskView, Then, Wake, Want,
+    Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
+    Leased, Leases, Ledger, LedgerError, Opened, Order, Publication, Retried, RunOrder, RunView, Sweep, TaskCursor,
+    TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::budget::Spent;
 use fettle_domain::effect::{Effect, EffectKind, EffectState, Intent, Receipt};
@@ -348,6 +348,11 @@ impl Ledger for FakeLedger {
         }
     }
 
+    async fn dead(&self, _max: u16) -> L<Vec<DeadJob>> {
+        self.well().await?;
+        Ok(Vec::new())
+    }
+
     async fn task(&self, id: TaskId) -> L<TaskView> {
         self.well().await?;
         self.inner.lock().unwrap().task(id).cloned()
@@ -442,7 +447,7 @@ impl Ledger for FakeLedger {
     }
 
     async fn redrive(&self, _job: JobId, _by: &str) -> L<()> {
-        unreachable!("the operator's")
+        Err(LedgerError::Invalid("it is not dead".into()))
     }
 
     async fn received_since(&self, _prefix: &str, _since: Timestamp) -> L<bool> {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets, WorkerClient};
+use fettle_app::auditing::{AuditForge, ForgeAudit};
 use fettle_app::ports::clock::{Clock, IdSource};
-use fettle_app::ports::ledger::{Ledger, Opened, TaskPlan};
+use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan};
 use fettle_app::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
@@ -281,6 +282,7 @@ pub(crate) fn state(
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
         submit,
+        audit: Arc::new(NothingWritten),
         clock: Arc::new(Still),
         ids: Arc::new(Counted::default()),
         admin_key: SecretString::from(ADMIN_KEY),
@@ -294,6 +296,16 @@ pub(crate) fn state(
         shutdown: shutdown.clone(),
     });
     (api, metrics, health)
+}
+
+/// A forge that was never written to.
+struct NothingWritten;
+
+#[async_trait::async_trait]
+impl AuditForge for NothingWritten {
+    async fn audit(&self, _tasks: u16) -> L<ForgeAudit> {
+        Ok(ForgeAudit::default())
+    }
 }
 
 pub(crate) fn submitting(ledger: Arc<dyn Ledger>) -> Arc<Submitting> {

@@ -370,6 +370,20 @@ pub struct Depth {
     pub open_deliveries: u64,
 }
 
+/// A job that was given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadJob {
+    pub job: JobId,
+    pub kind: JobKind,
+    pub task: TaskId,
+    /// Why it was given up.
+    pub reason: String,
+    /// What its holder said last.
+    pub last_failure: Option<String>,
+    pub attempts: u16,
+    pub crashes: u16,
+}
+
 /// What Runs ask of workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Demand {
@@ -422,7 +436,10 @@ pub trait Ledger: Leases {
 
     async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer>;
     async fn retry(&self, task: TaskId, by: &str) -> L<Retried>;
+    /// Takes a dead job up again in its own Task. `Invalid`: it is not dead, or its issue has another Task at work.
     async fn redrive(&self, job: JobId, by: &str) -> L<()>;
+    /// The newest first.
+    async fn dead(&self, max: u16) -> L<Vec<DeadJob>>;
 
     async fn task(&self, id: TaskId) -> L<TaskView>;
     /// Newest first, strictly after the cursor.

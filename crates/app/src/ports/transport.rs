@@ -71,6 +71,10 @@ pub trait ForeignInbox: Send + Sync {
     async fn bury(&self, body: &Bytes, reason: &str) -> X<()>;
     /// Messages that nobody has taken yet.
     async fn depth(&self) -> X<u64>;
+    /// How often the broker ended our consumer by itself: its queue was deleted, or moved.
+    fn consumers_ended(&self) -> u64 {
+        0
+    }
 }
 
 /// Something that happened, for other programs.
@@ -98,4 +102,5 @@ pub struct Broker {
     pub bell: Arc<dyn Transport>,
     pub inbox: Arc<dyn ForeignInbox>,
     pub announcer: Arc<dyn Announcer>,
+    pub is_rabbitmq: bool,
 }

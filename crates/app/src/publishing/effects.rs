@@ -224,7 +224,7 @@ impl Publisher {
         let (Some(repo), Some(issue)) = (&publication.task.repo, publication.task.issue.number) else {
             return self.withhold(held, effect, "there is no issue to answer".into()).await;
         };
-        let marker = comment_marker(publication.task.id, "result");
+        let marker = comment_marker(publication.task.id, super::RESULT_COMMENT);
         let mut found = self.own_comments(repo, issue, &marker).await?;
         if found.is_empty() && matches!(effect.state, EffectState::Intended { .. }) {
             // An answer may have been lost, and the forge may read from a replica that lags.

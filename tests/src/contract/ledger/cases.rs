@@ -173,8 +173,20 @@ pub async fn five_failures_kill_a_job<S: Subject>(world: &mut World<S>) {
         world.advance(61 * SECOND);
         world.ledger().sweep(10).await.unwrap();
     }
-    assert_eq!(world.view(task).await.run.job_state, "dead");
+    let view = world.view(task).await;
+    assert_eq!(view.run.job_state, "dead");
     assert!(world.try_lease(JobKind::Run).await.is_none());
+
+    // An operator sees it, and may take it up again once its issue was told.
+    let dead = world.ledger().dead(10).await.unwrap();
+    let [dead] = dead.as_slice() else { panic!("one job is dead: {dead:?}") };
+    assert_eq!((dead.job, dead.kind, dead.task, dead.attempts), (view.run.job, JobKind::Run, task, 5));
+    assert!(dead.last_failure.as_deref() == Some("boom") && !dead.reason.is_empty(), "{dead:?}");
+    assert!(matches!(world.ledger().redrive(dead.job, "admin").await, Err(LedgerError::Invalid(_))));
+    world.ledger().cancel(task, "admin").await.unwrap();
+    world.ledger().redrive(dead.job, "admin").await.unwrap();
+    assert_eq!(world.ledger().dead(10).await.unwrap(), []);
+    assert_eq!(world.lease(JobKind::Run).await.attempts, 0);
 }
 
 pub async fn a_deferred_job_waits_for_its_time_or_its_event_and_spends_nothing<S: Subject>(world: &mut World<S>) {
