@@ -17,8 +17,8 @@ async fn killed_programs_come_back_and_nothing_is_lost_published_twice_or_paid_t
         Case::apart(&[Crash::at(Point::CommentSettle, Side::Before)]),
         Case::together(Crash::at(Point::WorkerToolRecord, Side::After)),
     ];
-    let rows =
-        futures::stream::iter(&cases).map(|case| crash::run(case, &calm, &Backend::Embedded)).buffer_unordered(2);
+    let backend = Backend::embedded();
+    let rows = futures::stream::iter(&cases).map(|case| crash::run(case, &calm, &backend)).buffer_unordered(2);
     let violated: Vec<_> = rows.filter(|row| std::future::ready(!row.held())).collect().await;
     assert!(violated.is_empty(), "{violated:#?}");
 }

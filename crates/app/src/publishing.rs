@@ -4,6 +4,7 @@
 //! No other part of Fettle holds a write token, and nothing here believes the worker: tree, diff and texts are made anew.
 
 mod effects;
+mod pace;
 pub mod proposal;
 pub mod texts;
 
@@ -33,6 +34,8 @@ use crate::ports::ledger::{
     Fenced, Granted, Holder, Ledger, LedgerError, MAX_LEASE_WAIT, Order, Publication, Then, Wake, Want,
 };
 use crate::vitals::Pulse;
+
+pub use pace::Pace;
 
 /// Which of a Task's comments: what its marker ends with.
 pub(crate) const RESULT_COMMENT: &str = "result";
@@ -71,6 +74,7 @@ pub struct Publisher {
     pub options: Live<PublishOptions>,
     /// Beats within [`PUBLISHED_WITHIN`].
     pub pulse: Pulse,
+    pub pace: Pace,
 }
 
 /// Why a publish job did not come to its end.
@@ -214,7 +218,20 @@ impl Publisher {
         if publication.task.mode == Mode::Probe {
             return Ok(());
         }
-        let mut story = Story::of(&publication);
+        let owner = publication.task.repo.as_ref().and_then(|repo| repo.installation);
+        self.pace.may_begin(owner)?;
+        match self.bring_about(held, &mut publication).await {
+            Ok(()) => {
+                self.pace.answered(owner);
+                Ok(())
+            }
+            Err(Halt::Limited(told)) => Err(Halt::Limited(self.pace.limited(owner, told))),
+            Err(halt) => Err(halt),
+        }
+    }
+
+    async fn bring_about(&self, held: &HeldLease, publication: &mut Publication) -> Result<(), Halt> {
+        let mut story = Story::of(publication);
         let unsettled = |effect: &&Effect| !matches!(effect.state, EffectState::Settled { .. });
         let effects = publication.task.effects.clone();
         for effect in effects.iter().filter(unsettled) {
@@ -225,10 +242,10 @@ impl Publisher {
                 publication.branch = branch.clone();
             }
             let receipt = match effect.kind {
-                EffectKind::Push => self.push_branch(held, &publication, effect).await?,
-                EffectKind::PullRequest => self.open_pull_request(held, &publication, effect, &story).await?,
-                EffectKind::Comment => self.comment(held, &publication, effect, &story).await?,
-                EffectKind::Labels => self.label(held, &publication, effect, &story).await?,
+                EffectKind::Push => self.push_branch(held, publication, effect).await?,
+                EffectKind::PullRequest => self.open_pull_request(held, publication, effect, &story).await?,
+                EffectKind::Comment => self.comment(held, publication, effect, &story).await?,
+                EffectKind::Labels => self.label(held, publication, effect, &story).await?,
             };
             story.note(&receipt);
         }

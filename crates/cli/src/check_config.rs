@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use fettle_app::ports::chain;
-use fettle_runtime::config::{Config, ConfigError};
+use fettle_runtime::config::{BrokerKind, Config, ConfigError, kind_of};
 use fettle_runtime::environment::Environment;
 use fettle_runtime::secrets;
 use serde_json::json;
@@ -81,11 +81,17 @@ pub(crate) fn summary(config: &Config) -> String {
         (None, None, None) => "without credentials".to_owned(),
     };
     let webhooks = if forge.webhook_secret_file.is_some() { "webhooks on" } else { "webhooks off" };
+    let kept = if config.store.url.is_some() { "ledger in PostgreSQL" } else { "ledger in a file" };
+    let broker = match config.transport.url.as_deref().and_then(kind_of) {
+        None => "no broker",
+        Some(BrokerKind::Redis) => "Redis as broker",
+        Some(BrokerKind::RabbitMq) => "RabbitMQ as broker",
+    };
     let names: Vec<&str> = config.gateway.models.iter().map(|model| model.name.as_str()).collect();
     let models = if names.is_empty() { "no models".to_owned() } else { format!("models {}", names.join(", ")) };
     let plural = if config.agent.workers == 1 { "Run" } else { "Runs" };
     format!(
-        "listens on {}; {} {access}, {webhooks}, label `{}`; {models}; {} {plural} at a time, sandbox {} or stronger",
+        "listens on {}; {} {access}, {webhooks}, label `{}`; {kept}, {broker}; {models}; {} {plural} at a time, sandbox {} or stronger",
         config.server.listen,
         forge.api_url,
         forge.label,

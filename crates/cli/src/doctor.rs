@@ -2,6 +2,7 @@
 
 mod machine;
 mod network;
+mod services;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -126,6 +127,8 @@ async fn examine(common: &Common, flags: &Flags, environment: &Environment) -> V
     }
     checks.extend(machine::toolchains(environment).await);
     checks.extend(network::models(&config).await);
+    checks.extend(services::store(&config).await);
+    checks.extend(services::broker(&config).await);
     checks.push(secret_check(&config).unwrap_or_else(|| forge(&config)));
     checks.push(webhook(&config));
     checks.push(network::dashboard(common, flags, &config, environment).await);

@@ -21,7 +21,7 @@ use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Holder, L, Ledger};
 use fettle_app::ports::transport::Broker;
-use fettle_app::publishing::{PUBLISHED_WITHIN, Publisher};
+use fettle_app::publishing::{PUBLISHED_WITHIN, Pace, Publisher};
 use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
 use fettle_app::ringing::{RUNG_WITHIN, ring};
 use fettle_app::submitting::Submitting;
@@ -203,6 +203,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         timing,
         options: publishing.clone(),
         pulse: vitals.pulse("publisher", PUBLISHED_WITHIN),
+        pace: Pace::new(timing.write_gap),
     };
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),

@@ -55,6 +55,8 @@ pub struct Timing {
     pub give_up: Duration,
     /// The longest wait after a first failure; see [`crate::retry::back_off`].
     pub back_off: Duration,
+    /// Between two writes to a forge for one installation, as GitHub asks.
+    pub write_gap: Duration,
 }
 
 impl Default for Timing {
@@ -66,6 +68,7 @@ impl Default for Timing {
             margin: Duration::from_secs(10),
             give_up: Duration::from_secs(300),
             back_off: crate::retry::BACK_OFF_BASE,
+            write_gap: Duration::from_secs(1),
         }
     }
 }
@@ -80,6 +83,7 @@ impl Timing {
             margin: Duration::from_millis(300),
             give_up: Duration::from_secs(5),
             back_off: Duration::from_millis(300),
+            write_gap: Duration::from_millis(10),
         }
     }
 

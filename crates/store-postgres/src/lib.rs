@@ -92,6 +92,11 @@ impl PostgresLedger {
         open::migrate(database).await
     }
 
+    /// Whether this binary could join it. Changes nothing.
+    pub async fn examine(database: &Database) -> Result<(), OpenError> {
+        open::examine(database).await
+    }
+
     /// Joins the ledger, which must have been migrated. If no other dashboard is alive, jobs that were leased get a
     /// full lease, so that an outage executes nothing twice.
     pub async fn open(database: &Database, options: Options) -> Result<Self, OpenError> {

@@ -81,10 +81,7 @@ impl From<Failed> for OpenError {
 
 pub(crate) async fn open(database: &Database, options: Options) -> Result<PostgresLedger, OpenError> {
     let connect = connect_options(database)?;
-    let mut conn = connected(&connect).await?;
-    require_migrated(&mut conn).await?;
-    require_reader(&mut conn).await?;
-    conn.close().await.or_ledger()?;
+    examine(database).await?;
 
     let pool = PgPoolOptions::new()
         .max_connections(options.connections)
@@ -126,6 +123,14 @@ pub(crate) async fn open(database: &Database, options: Options) -> Result<Postgr
         shutdown,
         _session: staying,
     })
+}
+
+pub(crate) async fn examine(database: &Database) -> Result<(), OpenError> {
+    let mut conn = session(database).await?;
+    require_migrated(&mut conn).await?;
+    require_reader(&mut conn).await?;
+    conn.close().await.or_ledger()?;
+    Ok(())
 }
 
 pub(crate) async fn migrate(database: &Database) -> Result<(), OpenError> {

@@ -7,7 +7,7 @@ use camino::Utf8PathBuf;
 use clap::Parser;
 use fettle_app::ports::clock::IdSource as _;
 use fettle_runtime::system::RandomIds;
-use fettle_tests::crash::{self, Backend, Calm, Case, Row};
+use fettle_tests::crash::{self, Backend, Calm, Case, On, Row};
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
@@ -25,6 +25,9 @@ struct Flags {
     /// What stands between dashboard and worker: embedded (nothing), redis or rabbitmq
     #[arg(long, default_value = "embedded")]
     backend: String,
+    /// Where the ledger is: sqlite or postgres; a server of its own for each case
+    #[arg(long, default_value = "sqlite")]
+    ledger: String,
     /// Only these points or scenarios, as C9,C18,C28
     #[arg(long, value_delimiter = ',', conflicts_with = "sample")]
     points: Vec<String>,
@@ -49,7 +52,7 @@ struct Flags {
 async fn main() -> ExitCode {
     let flags = Flags::parse();
     let backend = match crash::armable() {
-        Ok(()) => Backend::named(&flags.backend).await,
+        Ok(()) => Backend::named(&flags.backend, &flags.ledger).await,
         Err(error) => Err(error),
     };
     let backend = match backend {
@@ -69,7 +72,7 @@ async fn run(flags: &Flags, backend: &Backend) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let calm = crash::calm().await?;
     println!("undisturbed: {} model calls, {:.1} s\n", calm.model_calls, began.elapsed().as_secs_f64());
-    let cases = match chosen(flags, &calm, backend.is_broker()) {
+    let cases = match chosen(flags, &calm, On { broker: backend.has_broker(), database: backend.has_database() }) {
         Ok(cases) => cases,
         Err(error) => {
             eprintln!("crash-matrix: {error:#}");
@@ -92,8 +95,8 @@ async fn run(flags: &Flags, backend: &Backend) -> anyhow::Result<ExitCode> {
     Ok(if violated == 0 { ExitCode::SUCCESS } else { ExitCode::from(VIOLATED) })
 }
 
-fn chosen(flags: &Flags, calm: &Calm, broker: bool) -> anyhow::Result<Vec<Case>> {
-    let all = if flags.full { crash::full_plan(&calm.steps, broker) } else { crash::every_case(&calm.steps, broker) };
+fn chosen(flags: &Flags, calm: &Calm, on: On) -> anyhow::Result<Vec<Case>> {
+    let all = if flags.full { crash::full_plan(&calm.steps, on) } else { crash::every_case(&calm.steps, on) };
     match (flags.points.as_slice(), flags.sample) {
         ([], None) => Ok(all),
         ([], Some(count)) => {

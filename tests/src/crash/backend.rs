@@ -1,4 +1,4 @@
-//! What stands between dashboard and worker while they are killed, and how an order gets to them.
+//! What the programs stand on while they are killed: a broker or none between them, a file or a database for the ledger.
 
 use std::sync::Arc;
 
@@ -9,65 +9,116 @@ use serde_json::json;
 
 use crate::brokers::rabbitmq::RabbitServer;
 use crate::brokers::redis::{RedisServer, Settings};
+use crate::postgres;
 use crate::world::{MAINTAINER, TestBox};
 
+/// What all cases of a matrix run on.
 #[derive(Clone)]
-pub enum Backend {
+pub struct Backend {
+    between: Between,
+    database: bool,
+}
+
+#[derive(Clone)]
+enum Between {
     /// Workers wait at the ledger itself.
-    Embedded,
+    Nothing,
     Redis,
     RabbitMq(Arc<RabbitServer>),
 }
 
-/// A broker that no other case uses, for as long as it is held.
-pub(super) enum Broker {
+/// What one case stands on; no other case uses it, for as long as it is held.
+pub(super) struct Services {
+    broker: Broker,
+    database: Option<postgres::Server>,
+}
+
+enum Broker {
     None,
     Redis(Box<RedisServer>),
     RabbitMq(String),
 }
 
+const DATABASE: &str = "fettle";
+
 impl Backend {
-    /// `embedded`, `redis` or `rabbitmq`. Errors when it is none of them, or not installed here.
-    pub async fn named(name: &str) -> anyhow::Result<Self> {
-        match name {
-            "embedded" => Ok(Self::Embedded),
+    /// `embedded`, `redis` or `rabbitmq`, and `sqlite` or `postgres`. Errors when it is none of them, or not installed here.
+    pub async fn named(between: &str, ledger: &str) -> anyhow::Result<Self> {
+        let between = match between {
+            "embedded" => Between::Nothing,
             "redis" => match RedisServer::start(Settings::default()).await {
-                Some(_) => Ok(Self::Redis),
+                Some(_) => Between::Redis,
                 None => bail!("there is no redis-server here"),
             },
-            "rabbitmq" => Ok(Self::RabbitMq(RabbitServer::shared().await?)),
+            "rabbitmq" => Between::RabbitMq(RabbitServer::shared().await?),
             other => bail!("there is no backend `{other}`, only embedded, redis and rabbitmq"),
-        }
+        };
+        let database = match ledger {
+            "sqlite" => false,
+            "postgres" if postgres::own(DATABASE).await?.is_some() => true,
+            "postgres" => bail!("PostgreSQL is not installed here"),
+            other => bail!("there is no ledger `{other}`, only sqlite and postgres"),
+        };
+        Ok(Self { between, database })
     }
 
-    pub fn is_broker(&self) -> bool {
-        !matches!(self, Self::Embedded)
+    /// What needs nothing installed.
+    pub fn embedded() -> Self {
+        Self { between: Between::Nothing, database: false }
     }
 
-    pub(super) async fn broker(&self) -> anyhow::Result<Broker> {
-        Ok(match self {
-            Self::Embedded => Broker::None,
-            Self::Redis => {
+    pub fn has_broker(&self) -> bool {
+        !matches!(self.between, Between::Nothing)
+    }
+
+    pub fn has_database(&self) -> bool {
+        self.database
+    }
+
+    pub(super) async fn services(&self) -> anyhow::Result<Services> {
+        let broker = match &self.between {
+            Between::Nothing => Broker::None,
+            Between::Redis => {
                 let server = RedisServer::start(Settings::default()).await.context("redis-server has gone")?;
                 Broker::Redis(Box::new(server))
             }
-            Self::RabbitMq(server) => Broker::RabbitMq(server.url(&server.vhost().await?)),
-        })
+            Between::RabbitMq(server) => Broker::RabbitMq(server.url(&server.vhost().await?)),
+        };
+        let database = match self.database {
+            true => Some(postgres::own(DATABASE).await?.context("PostgreSQL has gone")?),
+            false => None,
+        };
+        Ok(Services { broker, database })
     }
 }
 
-impl Broker {
-    pub(super) fn url(&self) -> Option<String> {
-        match self {
-            Self::None => None,
-            Self::Redis(server) => Some(server.url()),
-            Self::RabbitMq(url) => Some(url.clone()),
+impl Services {
+    pub(super) fn none() -> Self {
+        Self { broker: Broker::None, database: None }
+    }
+
+    pub(super) fn broker(&self) -> Option<String> {
+        match &self.broker {
+            Broker::None => None,
+            Broker::Redis(server) => Some(server.url()),
+            Broker::RabbitMq(url) => Some(url.clone()),
         }
+    }
+
+    pub(super) fn store(&self) -> Option<String> {
+        Some(self.database.as_ref()?.tcp_url(DATABASE))
+    }
+
+    /// Kills the database's server and starts it again on what it left.
+    pub(super) async fn restart_database(&mut self) -> anyhow::Result<()> {
+        let server = self.database.as_mut().context("the ledger is in no database")?;
+        server.kill()?;
+        server.run().await
     }
 
     /// Orders the Task as another program would.
     pub(super) async fn order(&self, fettle: &TestBox, issue: u64) -> anyhow::Result<()> {
-        let url = self.url().context("an order needs a broker")?;
+        let url = self.broker().context("an order needs a broker")?;
         let repo = fettle.forge.clone_url(&fettle.repo);
         let order = json!({ "repo_url": repo, "issue_id": issue, "trigger_user": MAINTAINER });
         fettle_broker::submit(&Access { url, ..Access::default() }, &Bytes::from(order.to_string())).await

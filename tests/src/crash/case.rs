@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::backend::{Backend, Broker};
+use super::backend::{Backend, Services};
 use super::evidence::{self, Limits};
 use super::plan::{Crash, Programs};
 use super::{Calm, Lived, TASK_LIMIT, now, start, text};
@@ -14,7 +14,7 @@ use crate::world::{LABEL, Layout, MAINTAINER, PATIENCE, SERVER, TestBox, WORKER}
 
 /// The events of a Task that nothing hits, and its model calls.
 pub(super) async fn undisturbed() -> anyhow::Result<(Vec<Value>, usize)> {
-    let fettle = start(Layout::Two, None, &Broker::None).await?;
+    let fettle = start(Layout::Two, None, &Services::none()).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let (task, events) = ended(&fettle).await?;
@@ -44,8 +44,8 @@ pub(super) async fn crashes(
         Programs::Apart => Layout::Dashboard,
         Programs::Together => Layout::One,
     };
-    let broker = backend.broker().await?;
-    let mut fettle = start(layout, armings[SERVER].next().as_deref(), &broker).await?;
+    let services = backend.services().await?;
+    let mut fettle = start(layout, armings[SERVER].next().as_deref(), &services).await?;
     // A worker that will die starts when there is work: it would reach its first point without any.
     let mut worker_is_to_come = programs == Programs::Apart;
     if worker_is_to_come && armings[WORKER].len() == 0 {
@@ -57,7 +57,7 @@ pub(super) async fn crashes(
     let delivery = Delivery::of_label(&fettle, issue);
     // Where the dashboard dies before it answers, that is the case.
     let answered = match crashes.iter().any(|crash| crash.hits_order()) {
-        true => broker.order(&fettle, issue).await,
+        true => services.order(&fettle, issue).await,
         false => delivery.send(&fettle).await,
     };
     let mut lived = Lived::default();

@@ -16,12 +16,12 @@ use fettle_runtime::system::SystemClock;
 use serde::Serialize;
 use serde_json::Value;
 
-use backend::Broker;
+use backend::Services;
 
 use crate::world::{Layout, Setup, TestBox, program, repository};
 
 pub use backend::Backend;
-pub use plan::{Case, Counted, Crash, Programs, Scenario, Side, Story, every_case, full_plan, named_cases, sample};
+pub use plan::{Case, Counted, Crash, On, Programs, Scenario, Side, Story, every_case, full_plan, named_cases, sample};
 
 /// What a Task does when nothing dies.
 #[derive(Debug, Clone, Copy)]
@@ -122,9 +122,15 @@ struct Lived {
     breaches: Vec<String>,
 }
 
-async fn start(layout: Layout, armed: Option<&str>, broker: &Broker) -> anyhow::Result<TestBox> {
-    let url = broker.url();
-    let setup = Setup { layout, armed, broker: url.as_deref(), ..Setup::with(repository::solving().script()) };
+async fn start(layout: Layout, armed: Option<&str>, services: &Services) -> anyhow::Result<TestBox> {
+    let (broker, store) = (services.broker(), services.store());
+    let setup = Setup {
+        layout,
+        armed,
+        broker: broker.as_deref(),
+        store: store.as_deref(),
+        ..Setup::with(repository::solving().script())
+    };
     Ok(TestBox::start(setup).await?.checked_by_its_owner())
 }
 

@@ -105,11 +105,14 @@ pub enum Scenario {
     WorkerSuspended,
     /// C30: the dashboard dies and comes back; the worker keeps its job.
     DashboardKilled,
+    /// C36: the ledger's database dies and comes back.
+    DatabaseKilled,
     /// C33: somebody cancels while the result is handed over, after this event.
     Cancelled { after: &'static str },
 }
 
 impl Scenario {
+    /// Wherever the ledger is.
     const ALL: [Self; 6] = [
         Self::WorkerStopped,
         Self::WorkerSuspended,
@@ -124,6 +127,7 @@ impl Scenario {
             Self::WorkerStopped => "C27",
             Self::WorkerSuspended => "C28",
             Self::DashboardKilled => "C30",
+            Self::DatabaseKilled => "C36",
             Self::Cancelled { .. } => "C33",
         }
     }
@@ -172,6 +176,7 @@ impl fmt::Display for Case {
             Story::Scenario(Scenario::WorkerStopped) => f.write_str("C27 worker stopped in the middle"),
             Story::Scenario(Scenario::WorkerSuspended) => f.write_str("C28 worker suspended past its lease"),
             Story::Scenario(Scenario::DashboardKilled) => f.write_str("C30 dashboard killed, the worker goes on"),
+            Story::Scenario(Scenario::DatabaseKilled) => f.write_str("C36 database killed, the worker goes on"),
             Story::Scenario(Scenario::Cancelled { after }) => write!(f, "C33 cancelled after {after}"),
         }
     }
@@ -205,9 +210,16 @@ impl Counted {
     }
 }
 
+/// What there is that can be killed beside the programs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct On {
+    pub broker: bool,
+    pub database: bool,
+}
+
 /// All points on both sides, `fettle up` killed at some of them, deaths in a row, and the scenarios.
-pub fn every_case(steps: &Counted, broker: bool) -> Vec<Case> {
-    let mut cases: Vec<Case> = all_points(broker).map(|crash| Case::apart(&[crash.amid(steps)])).collect();
+pub fn every_case(steps: &Counted, on: On) -> Vec<Case> {
+    let mut cases: Vec<Case> = all_points(on.broker).map(|crash| Case::apart(&[crash.amid(steps)])).collect();
     let of_up = [
         Crash::at(Point::IntakeAnswer, Side::After),
         Crash::at(Point::WorkerModelRecord, Side::Before),
@@ -226,14 +238,15 @@ pub fn every_case(steps: &Counted, broker: bool) -> Vec<Case> {
     cases.extend(in_a_row.map(|crashes| Case::apart(&crashes)));
     let scenario = |scenario| Case { programs: Programs::Apart, story: Story::Scenario(scenario) };
     cases.extend(Scenario::ALL.map(scenario));
+    cases.extend(on.database.then(|| scenario(Scenario::DatabaseKilled)));
     cases
 }
 
 /// [`every_case`], each passing of a point that is passed more than once, `fettle up` at all points, and recoveries that
 /// die where the first try died.
-pub fn full_plan(steps: &Counted, broker: bool) -> Vec<Case> {
-    let mut cases = every_case(steps, broker);
-    for crash in all_points(broker) {
+pub fn full_plan(steps: &Counted, on: On) -> Vec<Case> {
+    let mut cases = every_case(steps, on);
+    for crash in all_points(on.broker) {
         let usual = crash.amid(steps).nth;
         let others = (1..=steps.at(crash.point)).filter(|&nth| nth != usual);
         cases.extend(others.map(|nth| Case::apart(&[Crash { nth, ..crash }])));
@@ -311,23 +324,24 @@ impl Dice {
 mod tests {
     use super::*;
 
+    const BROKER: On = On { broker: true, database: false };
     const STEPS: Counted = Counted { model: 7, tool: 4, verify: 2 };
 
     #[test]
     fn every_point_is_killed_on_both_sides() {
-        let cases = every_case(&STEPS, true);
+        let cases = every_case(&STEPS, BROKER);
         for &point in Point::ALL.iter().filter(|&&point| point != Point::ForeignBury) {
             let sides = |case: &&Case| matches!(&case.story, Story::Crashes(c) if case.programs == Programs::Apart && c.len() == 1 && c[0].point == point);
             assert_eq!(cases.iter().filter(sides).count(), 2, "{point:?}");
         }
         assert_eq!(Point::ALL.iter().filter(|point| !point.is_of_broker()).count(), 27);
-        assert_eq!(every_case(&STEPS, false).len() + 10, cases.len(), "five points more, on both sides");
+        assert_eq!(every_case(&STEPS, On::default()).len() + 10, cases.len(), "five points more, on both sides");
     }
 
     #[test]
     fn a_seed_names_a_sample() {
         let drawn = |seed| {
-            let cases = sample(every_case(&STEPS, false), &STEPS, 8, seed).unwrap();
+            let cases = sample(every_case(&STEPS, On::default()), &STEPS, 8, seed).unwrap();
             cases.iter().map(Case::to_string).collect::<Vec<_>>()
         };
         assert_eq!(drawn(1), drawn(1));
@@ -337,7 +351,7 @@ mod tests {
 
     #[test]
     fn names_choose_their_cases_and_wrong_ones_are_refused() {
-        let both = named_cases(every_case(&STEPS, false), &["C9".to_owned(), "C28".to_owned()]).unwrap();
+        let both = named_cases(every_case(&STEPS, On::default()), &["C9".to_owned(), "C28".to_owned()]).unwrap();
         assert_eq!(
             both.iter().map(Case::to_string).collect::<Vec<_>>(),
             [
@@ -347,6 +361,6 @@ mod tests {
                 "C28 worker suspended past its lease",
             ]
         );
-        assert!(named_cases(every_case(&STEPS, false), &["C99".to_owned()]).is_err());
+        assert!(named_cases(every_case(&STEPS, On::default()), &["C99".to_owned()]).is_err());
     }
 }

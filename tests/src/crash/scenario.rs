@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
-use super::backend::{Backend, Broker};
+use super::backend::{Backend, Services};
 use super::evidence::{self, Limits};
 use super::plan::Scenario;
 use super::{Calm, Lived, case, start, text};
@@ -15,17 +15,18 @@ use crate::world::{Layout, PATIENCE, SERVER, TestBox, WORKER};
 const AMID: usize = 5;
 
 pub(super) async fn run(scenario: Scenario, calm: &Calm, backend: &Backend) -> anyhow::Result<Lived> {
-    let broker = &backend.broker().await?;
+    let services = &mut backend.services().await?;
     match scenario {
-        Scenario::WorkerStopped => worker_stopped(calm, broker).await,
-        Scenario::WorkerSuspended => worker_suspended(calm, broker).await,
-        Scenario::DashboardKilled => dashboard_killed(calm, broker).await,
-        Scenario::Cancelled { after } => cancelled(after, broker).await,
+        Scenario::WorkerStopped => worker_stopped(calm, services).await,
+        Scenario::WorkerSuspended => worker_suspended(calm, services).await,
+        Scenario::DashboardKilled => dashboard_killed(calm, services).await,
+        Scenario::DatabaseKilled => database_killed(calm, services).await,
+        Scenario::Cancelled { after } => cancelled(after, services).await,
     }
 }
 
-async fn worker_stopped(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived> {
-    let (mut fettle, issue, task) = amid_the_work(broker).await?;
+async fn worker_stopped(calm: &Calm, services: &Services) -> anyhow::Result<Lived> {
+    let (mut fettle, issue, task) = amid_the_work(services).await?;
     fettle.process(WORKER).terminate();
     fettle.ended(WORKER).await?;
     let state = fettle.api.task(&task).await?["run"]["job_state"].clone();
@@ -39,8 +40,8 @@ async fn worker_stopped(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived> {
     Ok(lived)
 }
 
-async fn worker_suspended(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived> {
-    let (mut fettle, issue, task) = amid_the_work(broker).await?;
+async fn worker_suspended(calm: &Calm, services: &Services) -> anyhow::Result<Lived> {
+    let (mut fettle, issue, task) = amid_the_work(services).await?;
     fettle.process(WORKER).suspend();
     seen(&fettle, &task, "run_lapsed", 1).await?;
     fettle.start_worker(None)?;
@@ -52,8 +53,8 @@ async fn worker_suspended(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived>
     judged(fettle, issue, calm, limits, "leased to another").await
 }
 
-async fn dashboard_killed(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived> {
-    let (mut fettle, issue, task) = amid_the_work(broker).await?;
+async fn dashboard_killed(calm: &Calm, services: &Services) -> anyhow::Result<Lived> {
+    let (mut fettle, issue, task) = amid_the_work(services).await?;
     fettle.kill(SERVER);
     fettle.restart(SERVER, None).await?;
     let limits = Limits { model_calls: calm.model_calls, deaths: 0 };
@@ -61,9 +62,22 @@ async fn dashboard_killed(calm: &Calm, broker: &Broker) -> anyhow::Result<Lived>
     judged(fettle, issue, calm, limits, &format!("kept at fence {fence}")).await
 }
 
+/// Nobody could renew meanwhile, and nobody takes the job from its holder for that.
+async fn database_killed(calm: &Calm, services: &mut Services) -> anyhow::Result<Lived> {
+    let (mut fettle, issue, task) = amid_the_work(services).await?;
+    // Both sides say so, and go on.
+    fettle.expect_error("");
+    let before = fettle.api.task(&task).await?["run"]["fence"].clone();
+    services.restart_database().await?;
+    let (ended, _) = case::ended(&fettle).await?;
+    let after = &ended["run"]["fence"];
+    let limits = Limits { model_calls: calm.model_calls + 1, deaths: 1 };
+    judged(fettle, issue, calm, limits, &format!("fence {before}, then {after}")).await
+}
+
 /// Whoever comes second has no effect: the Task is either cancelled or done, and nothing is published twice or half.
-async fn cancelled(after: &str, broker: &Broker) -> anyhow::Result<Lived> {
-    let fettle = start(Layout::Two, None, broker).await?;
+async fn cancelled(after: &str, services: &Services) -> anyhow::Result<Lived> {
+    let fettle = start(Layout::Two, None, services).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let task = fettle.api.task_opened(0, PATIENCE).await?;
@@ -92,8 +106,8 @@ async fn cancelled(after: &str, broker: &Broker) -> anyhow::Result<Lived> {
 }
 
 /// A box, an issue and the id of its Task, when its Run has come some way.
-async fn amid_the_work(broker: &Broker) -> anyhow::Result<(TestBox, u64, String)> {
-    let fettle = start(Layout::Two, None, broker).await?;
+async fn amid_the_work(services: &Services) -> anyhow::Result<(TestBox, u64, String)> {
+    let fettle = start(Layout::Two, None, services).await?;
     let issue = fettle.issue();
     fettle.label(issue).await?;
     let task = fettle.api.task_opened(0, PATIENCE).await?;

@@ -71,13 +71,8 @@ impl Publisher {
                     format!("{branch} holds commit {} by somebody else, which is never overwritten", found.short());
                 return self.withhold(held, effect, reason).await;
             }
-            self.intend(
-                held,
-                effect,
-                Intent::Push { branch: branch.clone(), expected, commit },
-                Some(Point::PushIntend),
-            )
-            .await?;
+            let intent = Intent::Push { branch: branch.clone(), expected, commit };
+            self.intend(held, repo, effect, intent, Some(Point::PushIntend)).await?;
             crash::before(Point::PushSend);
             let pushed = self.push.push(&target, expected, commit).await;
             crash::after(Point::PushSend);
@@ -173,8 +168,14 @@ impl Publisher {
             base: base.clone(),
             draft,
         };
-        self.intend(held, effect, Intent::PullRequest { head: branch.clone(), base, draft }, Some(Point::PullIntend))
-            .await?;
+        self.intend(
+            held,
+            repo,
+            effect,
+            Intent::PullRequest { head: branch.clone(), base, draft },
+            Some(Point::PullIntend),
+        )
+        .await?;
         crash::before(Point::PullSend);
         let opened = self.forge.open_pull(repo, &spec).await;
         crash::after(Point::PullSend);
@@ -238,7 +239,7 @@ impl Publisher {
             }
             return self.settle_comment(held, effect, comment.id).await;
         }
-        self.intend(held, effect, Intent::Comment { issue, marker: marker.clone() }, Some(Point::CommentIntend))
+        self.intend(held, repo, effect, Intent::Comment { issue, marker: marker.clone() }, Some(Point::CommentIntend))
             .await?;
         crash::before(Point::CommentSend);
         let posted = self.put_comment(held, repo, issue, None, &body).await;
@@ -319,7 +320,7 @@ impl Publisher {
         let remove: Vec<String> =
             OutcomeLabel::ALL.iter().filter(|l| **l != label).map(|l| l.name().to_owned()).collect();
         let intent = Intent::Labels { issue, add: add.clone(), remove: remove.clone() };
-        self.intend(held, effect, intent, None).await?;
+        self.intend(held, repo, effect, intent, None).await?;
         let current = match self.forge.issue(repo, issue).await {
             Ok(issue) => issue.labels,
             Err(ForgeError::NotFound(_)) => return self.withhold(held, effect, "the issue is gone".into()).await,
@@ -329,20 +330,23 @@ impl Publisher {
             self.forge.add_labels(repo, issue, &add).await?;
         }
         for stale in remove.iter().filter(|label| current.contains(label)) {
+            self.pace.turn(repo.installation).await;
             held.ready(FORGE_WRITE).await?;
             self.forge.remove_label(repo, issue, stale).await?;
         }
         self.settle(held, effect, Receipt::Labels).await
     }
 
-    /// Durable before the request, and only while the lease lasts longer than the request may take.
+    /// In this owner's turn to write; durable before the request, and only while the lease lasts longer than the request may take.
     async fn intend(
         &self,
         held: &HeldLease,
+        repo: &Repo,
         effect: &Effect,
         intent: Intent,
         point: Option<Point>,
     ) -> Result<(), Halt> {
+        self.pace.turn(repo.installation).await;
         if let Some(point) = point {
             crash::before(point);
         }

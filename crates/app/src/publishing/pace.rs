@@ -1,0 +1,133 @@
+//! How fast a forge is written to: one write at a time, a pause between two, and none at all while it limits us.
+//!
+//! A forge counts per installation. Its lane lets one publication at a time be at work, at whichever dashboard; this keeps the
+//! pauses, and stops every publication of an installation once one of them was limited.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Halt;
+
+/// After the first limit, whatever the forge told; doubled for each further one in a row: its word was not enough.
+const FIRST_REST: Duration = Duration::from_secs(60);
+/// A forge's limits are counted by the hour.
+const LONGEST_REST: Duration = Duration::from_secs(60 * 60);
+
+/// Whose writes are counted together: an installation, or the one token.
+type Owner = Option<u64>;
+
+/// Remembers when each owner may be written to.
+pub struct Pace {
+    gap: Duration,
+    owners: Mutex<HashMap<Owner, Gait>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Gait {
+    next_write: Instant,
+    resting_until: Instant,
+    limits_in_a_row: u32,
+}
+
+impl Pace {
+    /// With a pause of `gap` between two writes.
+    pub fn new(gap: Duration) -> Self {
+        Self { gap, owners: Mutex::default() }
+    }
+
+    /// Errors with [`Halt::Limited`] while the forge limits this owner: nothing needs to be asked.
+    pub(crate) fn may_begin(&self, owner: Owner) -> Result<(), Halt> {
+        let rest = self.gaits().get(&owner).map(|gait| gait.resting_until.saturating_duration_since(Instant::now()));
+        match rest {
+            Some(rest) if !rest.is_zero() => Err(Halt::Limited(rest)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for this owner's next turn to write.
+    pub(crate) async fn turn(&self, owner: Owner) {
+        let at = {
+            let mut gaits = self.gaits();
+            let now = Instant::now();
+            let gait = gaits.entry(owner).or_insert(Gait { next_write: now, resting_until: now, limits_in_a_row: 0 });
+            let at = gait.next_write.max(now);
+            gait.next_write = at + self.gap;
+            at
+        };
+        tokio::time::sleep_until(at).await;
+    }
+
+    /// How long to rest, when the forge told to wait for `told`.
+    pub(crate) fn limited(&self, owner: Owner, told: Duration) -> Duration {
+        let mut gaits = self.gaits();
+        let now = Instant::now();
+        let gait = gaits.entry(owner).or_insert(Gait { next_write: now, resting_until: now, limits_in_a_row: 0 });
+        gait.limits_in_a_row += 1;
+        let doubled = match gait.limits_in_a_row {
+            1 => Duration::ZERO,
+            again => FIRST_REST.saturating_mul(1 << (again - 1).min(10)),
+        };
+        let rest = told.max(doubled.min(LONGEST_REST));
+        gait.resting_until = now + rest;
+        rest
+    }
+
+    /// The forge took what was to be written.
+    pub(crate) fn answered(&self, owner: Owner) {
+        if let Some(gait) = self.gaits().get_mut(&owner) {
+            gait.limits_in_a_row = 0;
+        }
+    }
+
+    fn gaits(&self) -> MutexGuard<'_, HashMap<Owner, Gait>> {
+        self.owners.lock().expect("no holder panics")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GAP: Duration = Duration::from_secs(1);
+
+    fn rest(halt: Result<(), Halt>) -> Option<Duration> {
+        match halt {
+            Ok(()) => None,
+            Err(Halt::Limited(rest)) => Some(rest),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_of_one_owner_are_apart_and_others_do_not_wait_for_them() {
+        let (pace, began) = (Pace::new(GAP), Instant::now());
+        pace.turn(Some(1)).await;
+        pace.turn(Some(2)).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        pace.turn(Some(1)).await;
+        pace.turn(Some(1)).await;
+        assert_eq!(began.elapsed(), 2 * GAP);
+        tokio::time::sleep(10 * GAP).await;
+        pace.turn(Some(1)).await;
+        assert_eq!(began.elapsed(), 12 * GAP, "a pause that has passed is not waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limited_owner_rests_as_told_and_longer_each_time_that_was_not_enough() {
+        let (pace, told) = (Pace::new(GAP), Duration::from_secs(30));
+        assert_eq!(rest(pace.may_begin(None)), None);
+        let rests: Vec<u64> = (0..8).map(|_| pace.limited(None, told).as_secs()).collect();
+        assert_eq!(rests, [30, 120, 240, 480, 960, 1920, 3600, 3600]);
+        assert_eq!(rest(pace.may_begin(Some(7))), None, "another installation goes on");
+        tokio::time::sleep(Duration::from_secs(3599)).await;
+        assert_eq!(rest(pace.may_begin(None)), Some(Duration::from_secs(1)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(rest(pace.may_begin(None)), None);
+        pace.answered(None);
+        assert_eq!(pace.limited(None, told), told);
+        assert_eq!(pace.limited(None, 2 * LONGEST_REST), 2 * LONGEST_REST, "the forge knows best");
+    }
+}
