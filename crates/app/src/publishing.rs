@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::crash::{self, Point};
-use crate::leasing::HeldLease;
+use crate::leasing::{Heart, HeldLease};
 use crate::live::Live;
 use crate::ports::chain;
 use crate::ports::clock::IdSource;
@@ -65,6 +65,7 @@ pub struct Publisher {
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
     pub timing: Timing,
+    pub heart: Heart,
     /// Taken once for each effect.
     pub options: Live<PublishOptions>,
     /// Beats within [`PUBLISHED_WITHIN`].
@@ -123,8 +124,10 @@ impl Publisher {
             self.pulse.beat();
             let want = Want { kind: JobKind::Publish, versions: vec![1] };
             let granted = tokio::select! {
-                () = shutdown.cancelled() => break,
+                // A lease that is here already is let go of in order, and not left to lapse.
+                biased;
                 granted = self.ledger.lease(&self.holder, &want, 1, MAX_LEASE_WAIT, request) => granted,
+                () = shutdown.cancelled() => break,
             };
             match granted {
                 Ok(granted) => {
@@ -134,7 +137,7 @@ impl Publisher {
                             crash::before(Point::PublishLeased);
                             if let Order::Publish { task } = job.order {
                                 let span = info_span!("publish", task.id = %task, job.id = %job.lease.job, lease.fence = job.lease.fence.get());
-                                match HeldLease::start(job.lease, job.time_left, self.timing, self.heartbeats()) {
+                                match HeldLease::start(job.lease, job.time_left, self.timing, self.heart, self.heartbeats()) {
                                     Ok(held) => self.execute(&held, job.attempts, shutdown).instrument(span).await,
                                     Err(e) => error!(job.id = %job.lease.job, "could not start a heartbeat: {e}"),
                                 }
@@ -145,6 +148,7 @@ impl Publisher {
                 Err(error) => {
                     warn!("the publisher could not lease: {error}");
                     tokio::select! {
+                        biased;
                         () = shutdown.cancelled() => {}
                         () = tokio::time::sleep(LEDGER_PAUSE) => {}
                     }
@@ -163,6 +167,7 @@ impl Publisher {
         let publishing = self.publish(held);
         tokio::pin!(publishing);
         let mut end = tokio::select! {
+            biased;
             end = &mut publishing => Some(end),
             () = work.cancelled() => None,
             () = shutdown.cancelled() => {

@@ -13,6 +13,7 @@ use fettle_app::admission::Gate;
 use fettle_app::announcing::{ANNOUNCED_WITHIN, announce};
 use fettle_app::foreign::{ForeignIntake, RECEIVED_WITHIN};
 use fettle_app::intake::{Intake, PROCESSED_WITHIN, ReadWebhook};
+use fettle_app::leasing::Heart;
 use fettle_app::live::Live;
 use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
@@ -193,6 +194,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             name: format!("publisher on {}", system::process_name()),
         },
         timing,
+        heart: Heart::Apart,
         options: publishing.clone(),
         pulse: vitals.pulse("publisher", PUBLISHED_WITHIN),
     };
