@@ -255,9 +255,11 @@ impl Publisher {
             Ok(Some(id)) => self.settle_comment(held, effect, id).await,
             Ok(None) => {
                 tokio::time::sleep(READ_BACK_PAUSE).await;
-                match self.own_comments(repo, issue, &marker).await?.into_iter().next() {
+                // A read that fails shows nothing either.
+                let shown = self.own_comments(repo, issue, &marker).await.unwrap_or_default();
+                match shown.into_iter().next() {
                     Some(comment) => self.settle_comment(held, effect, comment.id).await,
-                    None => Err(Halt::Again("the forge did not answer and shows no comment yet".into())),
+                    None => Err(Halt::Unseen("the forge did not answer and shows no comment yet".into())),
                 }
             }
             Err(Halt::Again(why)) if self.is_locked(repo, issue).await => {
