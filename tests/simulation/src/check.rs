@@ -132,9 +132,11 @@ fn brought_about(rows: &Rows, shown: &Shown, task: &TaskRow, breaches: &mut Vec<
             Receipt::Withheld { reason } => breach(format!("{} was withheld: {reason}", effect.kind.name())),
         }
     }
-    let wants_pull = task.run.result.as_ref().is_some_and(|result| {
-        matches!(result.outcome, RunOutcome::ReadyPr | RunOutcome::DraftPr { .. })
-    });
+    let wants_pull = task
+        .run
+        .result
+        .as_ref()
+        .is_some_and(|result| matches!(result.outcome, RunOutcome::ReadyPr | RunOutcome::DraftPr { .. }));
     if wants_pull && task.effects.len() != 4 {
         breach(format!("a change wants {} effects", task.effects.len()));
     }
@@ -148,9 +150,7 @@ fn paid(world: &World, rows: &Rows, task: &TaskRow, breaches: &mut Vec<String>) 
     let recorded = task.run.steps.iter().filter(|(_, step)| step.kind == StepKind::ModelCall).count();
     let paid = usize::try_from(world.meter.paid(task.run.id)).unwrap_or(usize::MAX);
     let leases = rows.events.iter().filter(|event| event.task == task.id);
-    let leases = leases
-        .filter(|event| matches!(event.body, fettle_domain::event::EventBody::RunLeased { .. }))
-        .count();
+    let leases = leases.filter(|event| matches!(event.body, fettle_domain::event::EventBody::RunLeased { .. })).count();
     if paid > recorded + leases {
         breaches.push(format!("{}: {paid} model calls were paid, {recorded} recorded, in {leases} leases", task.id));
     }

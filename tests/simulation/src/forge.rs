@@ -279,9 +279,10 @@ impl ForgeReader for SimForge {
 
 /// Those that carry `marker` and that a read shows already.
 fn comments(shown: &Shown, now: Instant, issue: u64, marker: &str) -> Vec<IssueComment> {
-    let found = shown.comments.iter().filter(|comment| {
-        comment.issue == issue && comment.seen_from <= now && comment.body.contains(marker)
-    });
+    let found = shown
+        .comments
+        .iter()
+        .filter(|comment| comment.issue == issue && comment.seen_from <= now && comment.body.contains(marker));
     found
         .map(|comment| IssueComment {
             id: comment.id,

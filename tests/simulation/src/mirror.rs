@@ -95,7 +95,8 @@ impl Repositories for Mirror {
     }
 
     async fn read_files(&self, _key: &str, tree: TreeId, paths: Vec<RepoPath>) -> G<Vec<Option<(FileMode, Bytes)>>> {
-        let content = if tree == BASE_TREE { Bytes::from_static(b"let a = 1;\n") } else { Bytes::from_static(b"a + 1;\n") };
+        let content =
+            if tree == BASE_TREE { Bytes::from_static(b"let a = 1;\n") } else { Bytes::from_static(b"a + 1;\n") };
         Ok(paths.iter().map(|path| (*path == self::path()).then(|| (FileMode::Regular, content.clone()))).collect())
     }
 

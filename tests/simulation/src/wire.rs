@@ -39,7 +39,12 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    async fn ask<T, A>(&self, verb: &'static str, patience: Patience, ask: impl Fn(Arc<MemoryLedger>) -> A + Sync) -> L<T>
+    async fn ask<T, A>(
+        &self,
+        verb: &'static str,
+        patience: Patience,
+        ask: impl Fn(Arc<MemoryLedger>) -> A + Sync,
+    ) -> L<T>
     where
         T: Send + 'static,
         A: Future<Output = L<T>> + Send + 'static,

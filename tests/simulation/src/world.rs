@@ -311,13 +311,8 @@ impl World {
             options,
             pulse: Self::pulse(),
         };
-        let foreign = ForeignIntake {
-            inbox: self.broker.clone(),
-            ledger: ledger.clone(),
-            clock,
-            ids,
-            pulse: Self::pulse(),
-        };
+        let foreign =
+            ForeignIntake { inbox: self.broker.clone(), ledger: ledger.clone(), clock, ids, pulse: Self::pulse() };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         let token = stop.clone();
         tasks.spawn(async move { intake.work(&token).await });

@@ -215,7 +215,9 @@ pub(super) fn renew(tx: &mut Tx<'_>, beat: &Beat) -> L<BeatAnswer> {
 /// With [`Bug::RenewalRevives`], a job whose lease has lapsed is its last holder's again.
 fn revived(tx: &Tx<'_>, job: Job, fence: Fence) -> Job {
     match job.state {
-        JobState::Queued if tx.bug == Some(Bug::RenewalRevives) && job.fence == fence && job.ended_by != Some(fence) => {
+        JobState::Queued
+            if tx.bug == Some(Bug::RenewalRevives) && job.fence == fence && job.ended_by != Some(fence) =>
+        {
             let worker = WorkerId::from_uuid(tx.ids.uuid());
             Job { state: JobState::Leased { worker, until: tx.now }, ..job }
         }

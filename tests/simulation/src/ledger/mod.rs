@@ -38,8 +38,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub(crate) use self::audit::audit;
-pub(crate) use self::rows::{JobRow, Rows, TaskRow, is_held};
 use self::rows::{DeliveryRow, Tx, Wakes};
+pub(crate) use self::rows::{JobRow, Rows, TaskRow, is_held};
 use self::time::LedgerTime;
 use crate::bug::Bug;
 
