@@ -19,9 +19,11 @@ mod watch;
 mod wire;
 mod world;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fettle_domain::id::JobId;
 use fettle_domain::job::JobState;
 use tokio::time::{Instant, sleep};
 
@@ -95,33 +97,34 @@ async fn live(seed: u64, options: Options) -> History {
 async fn come_to_an_end(world: &World, people: &People) {
     let began = Instant::now();
     sleep(SETTLES).await;
-    let mut redriven = Vec::new();
+    // Those that were queued again.
+    let mut started_over = BTreeSet::new();
     loop {
         people.ask_again(world);
-        let dead = |row: &&ledger::JobRow| matches!(row.job.state, JobState::Dead { .. });
-        let dead: Vec<_> = world.durable.rows().jobs.iter().filter(dead).map(|row| row.job.id).collect();
-        let fresh: Vec<_> = dead.into_iter().filter(|job| !redriven.contains(job)).collect();
-        for job in &fresh {
+        let asked = dead(world);
+        for job in asked.difference(&started_over) {
             world.redrive(*job);
         }
         sleep(LOOK_EVERY).await;
-        let queued = |job: &&fettle_domain::id::JobId| {
-            let rows = world.durable.rows();
-            rows.find_job(**job).is_some_and(|index| !matches!(rows.jobs[index].job.state, JobState::Dead { .. }))
-        };
-        redriven.extend(fresh.iter().filter(queued).copied());
-        let open = check::unfinished(world, people);
-        if open.is_empty() && fresh.is_empty() {
+        let still = dead(world);
+        started_over.extend(asked.difference(&still));
+        let mut open = check::unfinished(world, people);
+        open.extend(still.difference(&started_over).map(|job| format!("{job} is dead and was not started over")));
+        if open.is_empty() {
             break;
         }
         if began.elapsed() > ENDS_WITHIN {
-            let left = fresh.iter().map(|job| format!("{job} is dead and cannot be redriven"));
-            let open: Vec<String> = open.into_iter().chain(left).collect();
             world.nature.breach(format!("I8: {} s after the storm: {}", ENDS_WITHIN.as_secs(), open.join("; ")));
             break;
         }
     }
     world.nature.note(Who::Outside, || "the end".to_owned());
+}
+
+fn dead(world: &World) -> BTreeSet<JobId> {
+    let rows = world.durable.rows();
+    let dead = rows.jobs.iter().filter(|row| matches!(row.job.state, JobState::Dead { .. }));
+    dead.map(|row| row.job.id).collect()
 }
 
 fn audit(world: &World) {
