@@ -48,6 +48,7 @@ impl ForeignIntake {
         while !shutdown.is_cancelled() {
             self.pulse.beat();
             let message = tokio::select! {
+                biased;
                 () = shutdown.cancelled() => return,
                 message = self.inbox.next(WAIT) => message,
             };
@@ -64,6 +65,7 @@ impl ForeignIntake {
             warn!("a foreign message waits for the ledger: {error}");
             self.pulse.beat();
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }

@@ -143,6 +143,7 @@ impl Intake {
             }
             let pause = due.map_or(FALLBACK_POLL, |due| due.saturating_duration_since(Instant::now()));
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => {}
                 _ = rung.changed() => {}
                 () = tokio::time::sleep(pause.min(FALLBACK_POLL)) => {}

@@ -1,4 +1,4 @@
-//! Holding a lease: heartbeats on a thread of their own, and the point in time after which the holder writes nothing.
+//! Holding a lease: heartbeats that nothing starves, and the point in time after which the holder writes nothing.
 //!
 //! A busy executor or sandbox cannot starve the heartbeat, and a holder that cannot renew stops by itself before the next
 //! one begins. Clocks of worker and ledger are never compared: all times here are this process's own.
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fettle_domain::lease::{LeaseRef, Timing};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -40,11 +41,26 @@ impl Drop for Holding {
     }
 }
 
+/// Where a lease's heart beats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Heart {
+    /// On a thread and runtime of its own, so that nothing starves it.
+    #[default]
+    Apart,
+    /// On the runtime of the work, whose virtual time a simulation moves.
+    Beside,
+}
+
+/// What beats; dropped, it stops.
+enum Beating {
+    Apart { thread: Option<std::thread::JoinHandle<()>>, stop: CancellationToken },
+    Beside(#[expect(dead_code, reason = "owned, so that the heart ends with the lease")] JoinSet<()>),
+}
+
 /// A live lease with its heartbeat. Dropping it ends the heartbeat; the lease itself ends by a verb or by expiry.
 pub struct HeldLease {
     shared: Arc<Shared>,
-    heart: Option<std::thread::JoinHandle<()>>,
-    stop_heart: CancellationToken,
+    _beating: Beating,
 }
 
 struct Shared {
@@ -68,12 +84,13 @@ struct Standing {
 }
 
 impl HeldLease {
-    /// Begins to renew `lease`, of which `time_left` was left when it was received. `leases` is used from another thread
-    /// and runtime, so an HTTP client here must not be shared with other callers.
+    /// Begins to renew `lease`, of which `time_left` was left when it was received. [`Heart::Apart`] uses `leases` from
+    /// another thread and runtime, so an HTTP client here must not be shared with other callers.
     pub fn start(
         lease: LeaseRef,
         time_left: Duration,
         timing: Timing,
+        heart: Heart,
         leases: Arc<dyn Leases>,
     ) -> std::io::Result<Self> {
         let now = Instant::now();
@@ -90,19 +107,19 @@ impl HeldLease {
             progress: AtomicU64::new(0),
             messages: Mutex::default(),
         });
-        let stop_heart = CancellationToken::new();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let beating = (shared.clone(), stop_heart.clone());
-        let heart = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
-            let (shared, stop) = beating;
-            runtime.block_on(async {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = shared.beat(&*leases) => {}
-                }
-            });
-        })?;
-        Ok(Self { shared, heart: Some(heart), stop_heart })
+        let beat = {
+            let shared = shared.clone();
+            async move { shared.beat(&*leases).await }
+        };
+        let beating = match heart {
+            Heart::Apart => Beating::apart(beat)?,
+            Heart::Beside => {
+                let mut tasks = JoinSet::new();
+                tasks.spawn(beat);
+                Beating::Beside(tasks)
+            }
+        };
+        Ok(Self { shared, _beating: beating })
     }
 
     pub fn lease(&self) -> LeaseRef {
@@ -158,12 +175,31 @@ impl HeldLease {
     }
 }
 
-impl Drop for HeldLease {
+impl Beating {
+    fn apart(beat: impl Future<Output = ()> + Send + 'static) -> std::io::Result<Self> {
+        let stop = CancellationToken::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = stopped.cancelled() => {}
+                    () = beat => {}
+                }
+            });
+        })?;
+        Ok(Self::Apart { thread: Some(thread), stop })
+    }
+}
+
+impl Drop for Beating {
     fn drop(&mut self) {
-        self.stop_heart.cancel();
-        if let Some(heart) = self.heart.take() {
-            // The heart waits only on its select, so this ends at once; a panic in it has been printed already.
-            let _ = heart.join();
+        if let Self::Apart { thread, stop } = self {
+            stop.cancel();
+            if let Some(thread) = thread.take() {
+                // The heart waits only on its select, so this ends at once; a panic in it has been printed already.
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::crash::{self, Point};
-use crate::leasing::HeldLease;
+use crate::leasing::{Heart, HeldLease};
 use crate::live::Live;
 use crate::ports::chain;
 use crate::ports::clock::IdSource;
@@ -31,7 +31,7 @@ use crate::ports::forge::{Forge, ForgeError};
 use crate::ports::git::{GitError, PushError, RefPush, Repositories};
 use crate::ports::journal::Stop;
 use crate::ports::ledger::{
-    Fenced, Granted, Holder, Ledger, LedgerError, MAX_LEASE_WAIT, Order, Publication, Then, Wake, Want,
+    Fenced, Granted, Holder, L, Ledger, LedgerError, MAX_LEASE_WAIT, Order, Publication, Then, Wake, Want,
 };
 use crate::vitals::Pulse;
 
@@ -48,6 +48,10 @@ const FORGE_WRITE: Duration = Duration::from_secs(10);
 const WIND_DOWN: Duration = Duration::from_secs(15);
 /// A read-back that finds nothing is repeated once after this: forges read from replicas that lag.
 const READ_BACK_PAUSE: Duration = Duration::from_secs(2);
+
+/// A comment whose answer was lost may be applied some seconds later, and a replica may show it some seconds after that.
+/// Before, it is not posted again.
+const UNSEEN_FOR: Duration = Duration::from_secs(15);
 
 /// The longest that the publisher may take to come round: a fetch and a push of two minutes each, and what surrounds them.
 pub const PUBLISHED_WITHIN: Duration = Duration::from_secs(6 * 60);
@@ -70,6 +74,7 @@ pub struct Publisher {
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
     pub timing: Timing,
+    pub heart: Heart,
     /// Taken once for each effect.
     pub options: Live<PublishOptions>,
     /// Beats within [`PUBLISHED_WITHIN`].
@@ -86,6 +91,8 @@ pub(crate) enum Halt {
     Limited(Duration),
     /// Try again later; spends an attempt.
     Again(String),
+    /// As [`Halt::Again`], and not before [`UNSEEN_FOR`]: what was sent may still come to light.
+    Unseen(String),
 }
 
 impl From<Stop> for Halt {
@@ -129,8 +136,10 @@ impl Publisher {
             self.pulse.beat();
             let want = Want { kind: JobKind::Publish, versions: vec![1] };
             let granted = tokio::select! {
-                () = shutdown.cancelled() => break,
+                // A lease that is here already is let go of in order, and not left to lapse.
+                biased;
                 granted = self.ledger.lease(&self.holder, &want, 1, MAX_LEASE_WAIT, request) => granted,
+                () = shutdown.cancelled() => break,
             };
             match granted {
                 Ok(granted) => {
@@ -140,7 +149,13 @@ impl Publisher {
                             crash::before(Point::PublishLeased);
                             if let Order::Publish { task } = job.order {
                                 let span = info_span!("publish", task.id = %task, job.id = %job.lease.job, lease.fence = job.lease.fence.get());
-                                match HeldLease::start(job.lease, job.time_left, self.timing, self.heartbeats()) {
+                                match HeldLease::start(
+                                    job.lease,
+                                    job.time_left,
+                                    self.timing,
+                                    self.heart,
+                                    self.heartbeats(),
+                                ) {
                                     Ok(held) => self.execute(&held, job.attempts, shutdown).instrument(span).await,
                                     Err(e) => error!(job.id = %job.lease.job, "could not start a heartbeat: {e}"),
                                 }
@@ -151,6 +166,7 @@ impl Publisher {
                 Err(error) => {
                     warn!("the publisher could not lease: {error}");
                     tokio::select! {
+                        biased;
                         () = shutdown.cancelled() => {}
                         () = tokio::time::sleep(LEDGER_PAUSE) => {}
                     }
@@ -169,6 +185,7 @@ impl Publisher {
         let publishing = self.publish(held);
         tokio::pin!(publishing);
         let mut end = tokio::select! {
+            biased;
             end = &mut publishing => Some(end),
             () = work.cancelled() => None,
             () = shutdown.cancelled() => {
@@ -197,18 +214,22 @@ impl Publisher {
                 info!("the forge limits our rate; {} goes on in {} s", lease.job, wait.as_secs());
                 self.ledger.defer(&lease, Wake::After(wait), "the forge limits our rate").await
             }
-            Err(Halt::Again(why)) => {
-                warn!("could not publish {}, trying again: {why}", lease.job);
-                let (_, jitter) = self.ids.uuid().as_u64_pair();
-                let wait = back_off(self.timing.back_off, attempts, (jitter & 0xffff) as u16);
-                self.ledger.fail(&lease, &why, Then::RetryAfter(wait)).await
-            }
+            Err(Halt::Again(why)) => self.try_again(held, attempts, &why, Duration::ZERO).await,
+            Err(Halt::Unseen(why)) => self.try_again(held, attempts, &why, UNSEEN_FOR).await,
         };
         match said {
             Ok(Fenced::Applied | Fenced::AlreadyApplied) => {}
             Ok(Fenced::Stale) => warn!("{} is no longer ours; nothing more was written", lease.job),
             Err(error) => error!("could not end {}: {error}; its lease will expire", lease.job),
         }
+    }
+
+    async fn try_again(&self, held: &HeldLease, attempts: u16, why: &str, at_least: Duration) -> L<Fenced> {
+        let lease = held.lease();
+        warn!("could not publish {}, trying again: {why}", lease.job);
+        let (_, jitter) = self.ids.uuid().as_u64_pair();
+        let wait = back_off(self.timing.back_off, attempts, (jitter & 0xffff) as u16).max(at_least);
+        self.ledger.fail(&lease, why, Then::RetryAfter(wait)).await
     }
 
     /// Brings about every wanted effect that is not settled, in order.

@@ -26,6 +26,7 @@ pub async fn reconcile(ledger: Arc<dyn Ledger>, pulse: Pulse, shutdown: &Cancell
     let mut audit = tokio::time::interval_at(tokio::time::Instant::now() + AUDIT_EVERY, AUDIT_EVERY);
     loop {
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => return,
             _ = sweep.tick() => match ledger.sweep(SWEEP_BATCH).await {
                 Ok(swept) if swept.expired > 0 => info!("{} leases expired", swept.expired),

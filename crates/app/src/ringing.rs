@@ -53,6 +53,7 @@ pub async fn ring(ledger: Arc<dyn Ledger>, bell: Arc<dyn Transport>, pulse: Puls
                 }
                 // Not rung awake: a commit every millisecond must not make a try every millisecond.
                 tokio::select! {
+                    biased;
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep(pause) => {}
                 }
@@ -61,6 +62,7 @@ pub async fn ring(ledger: Arc<dyn Ledger>, bell: Arc<dyn Transport>, pulse: Puls
             }
         };
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => {}
             _ = work.changed() => {}
             () = tokio::time::sleep(wait) => {}

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::crash::{self, Point};
-use crate::leasing::{HeldLease, Holdings};
+use crate::leasing::{Heart, HeldLease, Holdings};
 use crate::ports::chain;
 use crate::ports::clock::IdSource;
 use crate::ports::journal::{Journal, Stop};
@@ -91,6 +91,7 @@ pub struct Worker {
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
     pub timing: Timing,
+    pub heart: Heart,
     /// A broker's bell; without one, the ledger holds a request until there is work.
     pub bell: Option<Arc<dyn Transport>>,
     /// Counts what is held by all slots.
@@ -115,8 +116,10 @@ impl Worker {
             let patience =
                 if self.bell.is_some() && stay == Stay::UntilShutdown { Duration::ZERO } else { MAX_LEASE_WAIT };
             let granted = tokio::select! {
-                () = shutdown.cancelled() => break,
+                // A lease that is here already is let go of in order, and not left to lapse.
+                biased;
                 granted = self.leases.lease(&self.holder, &want, 1, patience, request) => granted,
+                () = shutdown.cancelled() => break,
             };
             self.done(hint.take()).await;
             match granted {
@@ -153,6 +156,7 @@ impl Worker {
     async fn listen(&self, shutdown: &CancellationToken) -> Option<Hint> {
         let bell = self.bell.as_ref()?;
         let hint = tokio::select! {
+            biased;
             () = shutdown.cancelled() => None,
             hint = bell.wait(ASK_EVERY) => hint,
         };
@@ -176,7 +180,8 @@ impl Worker {
             error!(job.id = %leased.lease.job, "a worker was given a publish job");
             return;
         };
-        let held = match HeldLease::start(leased.lease, leased.time_left, self.timing, self.heartbeat_leases.clone()) {
+        let beating = self.heartbeat_leases.clone();
+        let held = match HeldLease::start(leased.lease, leased.time_left, self.timing, self.heart, beating) {
             Ok(held) => Arc::new(held),
             Err(e) => {
                 error!(job.id = %leased.lease.job, "could not start a heartbeat: {e}");
@@ -223,6 +228,7 @@ impl Worker {
         let mut beats = tokio::time::interval(BEAT_EVERY);
         loop {
             tokio::select! {
+                biased;
                 result = &mut working => return result,
                 () = shutdown.cancelled() => break,
                 // It comes only as long as this task is polled beside the Run.
@@ -332,6 +338,7 @@ where
 
 async fn pause(wait: Duration, shutdown: &CancellationToken) {
     tokio::select! {
+        biased;
         () = shutdown.cancelled() => {}
         () = tokio::time::sleep(wait) => {}
     }

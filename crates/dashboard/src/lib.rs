@@ -16,6 +16,7 @@ use fettle_app::auditing::Auditing;
 use fettle_app::depths::{BrokerGauges, MEASURED_WITHIN, measure};
 use fettle_app::foreign::{ForeignIntake, RECEIVED_WITHIN};
 use fettle_app::intake::{Intake, PROCESSED_WITHIN, ReadWebhook};
+use fettle_app::leasing::Heart;
 use fettle_app::live::Live;
 use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
@@ -201,6 +202,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             name: format!("publisher on {}", system::process_name()),
         },
         timing,
+        heart: Heart::Apart,
         options: publishing.clone(),
         pulse: vitals.pulse("publisher", PUBLISHED_WITHIN),
         pace: Pace::new(timing.write_gap),

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use fettle_agent::prepare::{PrepareNetwork, PrepareOptions};
 use fettle_agent::solve::{Agent, AgentOptions, Watch, clear_leftovers};
-use fettle_app::leasing::Holdings;
+use fettle_app::leasing::{Heart, Holdings};
 use fettle_app::live::Live;
 use fettle_app::ports::clock::IdSource;
 use fettle_app::ports::git::Repositories;
@@ -198,6 +198,7 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             ids: parts.ids.clone(),
             holder: Holder { worker: WorkerId::from_uuid(parts.ids.uuid()), name: system::process_name() },
             timing: parts.timing,
+            heart: Heart::Apart,
             bell: parts.bell.clone(),
             holdings: parts.holdings.clone(),
             pulse: parts.vitals.pulse("worker", WORKED_WITHIN),

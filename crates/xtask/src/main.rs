@@ -66,6 +66,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
+    /// Live through histories of the durable core in virtual time, under faults, in the release profile
+    Simulate {
+        /// For the simulation: `--seeds N`, `--from S`, `--bug NAME`, `--trace`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Build what gets installed, with a manifest; the same bytes wherever it is built
     ReleaseTree {
         /// Where the tree goes; without it, below `target/`
@@ -98,6 +104,7 @@ fn main() -> ExitCode {
         Command::Codegen { check } => codegen::run(&workspace, check).map(|()| ExitCode::SUCCESS),
         Command::Demo { rest } => programs::demo(&workspace, &rest),
         Command::CrashMatrix { backend, rest } => programs::crash_matrix(&workspace, &backend, &rest),
+        Command::Simulate { rest } => programs::simulate(&workspace, &rest),
         Command::ReleaseTree { out, profile } => {
             release_tree::run(&workspace, out.as_deref(), &profile).map(|()| ExitCode::SUCCESS)
         }

@@ -16,6 +16,7 @@ pub(crate) const CRASH_MATRIX: &str = "crash-matrix";
 pub(crate) const PLATFORM: &str = "platform";
 
 const BENCH: &str = "bench";
+const SIMULATE: &str = "simulate";
 /// The packages whose binaries stand beside each other when the system runs.
 const PACKAGES: &[&str] = &["fettle-tests", "fettle-cli", "fettle-dashboard", "fettle-sandbox", "fettle-worker"];
 /// Cold, optimised, on two slow cores.
@@ -59,6 +60,14 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
     };
     build(workspace, BENCH, Profile::Release, &[])?;
     start(workspace, BENCH, Profile::Release, &[&[name.to_owned()], rest].concat())
+}
+
+/// Alone: it starts nothing, and builds in a minute.
+pub(crate) fn simulate(workspace: &Workspace, rest: &[String]) -> anyhow::Result<ExitCode> {
+    let mut command = workspace.cargo("build");
+    command.args(["--release", "--package", "fettle-simulation", "--bin", SIMULATE]);
+    process::run(command, BUILD_LIMIT)?;
+    start(workspace, SIMULATE, Profile::Release, rest)
 }
 
 /// Builds every program, since the one that is started starts others.

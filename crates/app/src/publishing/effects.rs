@@ -58,10 +58,13 @@ impl Publisher {
             _ => self.free_branch(publication, &write, commit).await?,
         };
         let target = PushTarget { source: write, branch: branch.clone() };
-        for _ in 0..PUSH_ROUNDS {
+        for round in 0..PUSH_ROUNDS {
             let expected = self.push.remote_tip(&target).await?;
             if expected == Some(commit) {
                 info!("{branch} is already at {}", commit.short());
+                if round == 0 {
+                    self.adopt(held, repo, effect, Intent::Push { branch: branch.clone(), expected, commit }).await?;
+                }
                 return self.settle_push(held, effect, branch, commit).await;
             }
             if let Some(found) = expected
@@ -155,6 +158,9 @@ impl Publisher {
         };
         if let Some(pull) = self.pull_of(repo, branch).await? {
             info!("adopting pull request #{}", pull.number);
+            let base = publication.task.base_branch(repo);
+            self.adopt(held, repo, effect, Intent::PullRequest { head: branch.clone(), base, draft: pull.draft })
+                .await?;
             return self.settle_pull(held, effect, pull).await;
         }
         let verdict = self.prepare(publication, repo, change, &self.options.now()).await?.verdict;
@@ -233,14 +239,17 @@ impl Publisher {
             found = self.own_comments(repo, issue, &marker).await?;
         }
         let body = self.without_secrets(texts::comment(publication, story, &marker), publication, &marker);
+        let intent = Intent::Comment { issue, marker: marker.clone() };
         if let Some(comment) = found.into_iter().next() {
-            if comment.body != body {
+            if comment.body == body {
+                self.adopt(held, repo, effect, intent).await?;
+            } else {
+                self.intend(held, repo, effect, intent, None).await?;
                 self.put_comment(held, repo, issue, Some(comment.id), &body).await?;
             }
             return self.settle_comment(held, effect, comment.id).await;
         }
-        self.intend(held, repo, effect, Intent::Comment { issue, marker: marker.clone() }, Some(Point::CommentIntend))
-            .await?;
+        self.intend(held, repo, effect, intent, Some(Point::CommentIntend)).await?;
         crash::before(Point::CommentSend);
         let posted = self.put_comment(held, repo, issue, None, &body).await;
         crash::after(Point::CommentSend);
@@ -248,9 +257,11 @@ impl Publisher {
             Ok(Some(id)) => self.settle_comment(held, effect, id).await,
             Ok(None) => {
                 tokio::time::sleep(READ_BACK_PAUSE).await;
-                match self.own_comments(repo, issue, &marker).await?.into_iter().next() {
+                // A read that fails shows nothing either.
+                let shown = self.own_comments(repo, issue, &marker).await.unwrap_or_default();
+                match shown.into_iter().next() {
                     Some(comment) => self.settle_comment(held, effect, comment.id).await,
-                    None => Err(Halt::Again("the forge did not answer and shows no comment yet".into())),
+                    None => Err(Halt::Unseen("the forge did not answer and shows no comment yet".into())),
                 }
             }
             Err(Halt::Again(why)) if self.is_locked(repo, issue).await => {
@@ -357,6 +368,14 @@ impl Publisher {
         match said {
             Fenced::Applied | Fenced::AlreadyApplied => Ok(held.ready(FORGE_WRITE).await?),
             Fenced::Stale => Err(Halt::Stopped(Stop::Lost)),
+        }
+    }
+
+    /// What is there already was written for this effect before it was wanted again; its receipt needs an intent of now.
+    async fn adopt(&self, held: &HeldLease, repo: &Repo, effect: &Effect, intent: Intent) -> Result<(), Halt> {
+        match effect.state {
+            EffectState::Wanted => self.intend(held, repo, effect, intent, None).await,
+            EffectState::Intended { .. } | EffectState::Settled { .. } => Ok(()),
         }
     }
 

@@ -63,6 +63,8 @@ pub(super) const CRATES: &[Row] = &[
     // It runs the other binaries' libraries in one process.
     Row { name: "cli", kind: Kind::Free },
     Row { name: "installer", kind: Kind::Layer(USE_CASES_AND_RUNTIME) },
+    // It builds in seconds: the real use cases between simulated surroundings.
+    Row { name: "simulation", kind: Kind::Layer(USE_CASES) },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
 ];

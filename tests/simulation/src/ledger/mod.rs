@@ -1,0 +1,510 @@
+//! The reference ledger: both ports in memory, over the same pure functions as the real ones and small enough to be read.
+//!
+//! Each verb is one function on plain values, applied under one lock, so it happens whole or not at all. What is durable is
+//! [`Durable`]; a ledger over it can be dropped at any moment and another one opened, as after a crash. It keeps no index
+//! and looks at everything each time: with some dozens of jobs that is quick.
+
+mod audit;
+mod effect;
+mod job;
+mod rows;
+mod run;
+mod task;
+mod time;
+mod view;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::ledger::{
+    Accepted, Admission, Admissions, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted,
+    Holder, L, Leases, Ledger, LedgerError, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION,
+    Retried, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+};
+use fettle_domain::effect::{EffectKind, Intent, Receipt};
+use fettle_domain::event::Event;
+use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
+use fettle_domain::job::{JobKind, JobState};
+use fettle_domain::lease::{LeaseRef, Timing};
+use fettle_domain::object::BlobId;
+use fettle_domain::run::RunResult;
+use fettle_domain::step::StepRecord;
+use fettle_domain::turn::Slots;
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+pub(crate) use self::audit::audit;
+use self::rows::{DeliveryRow, Tx, Wakes};
+pub(crate) use self::rows::{Rows, TaskRow, is_held};
+use self::time::LedgerTime;
+use crate::bug::Bug;
+
+/// Jobs of one lease request and beats of one renewal.
+const MAX_AT_ONCE: usize = 32;
+/// One page of a list or feed.
+const MAX_PAGE: u16 = 500;
+
+/// The verb `lease`, by what was wanted.
+pub(crate) const LEASE_RUN: &str = "lease run";
+pub(crate) const LEASE_PUBLISH: &str = "lease publish";
+
+/// What outlives the process.
+#[derive(Debug, Clone, Default)]
+pub struct Durable(Arc<Mutex<Rows>>);
+
+impl Durable {
+    pub(crate) fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What lies between a caller and the rows, and who looks at each commit. A ledger without one answers at once.
+#[async_trait]
+pub(crate) trait Disk: Send + Sync {
+    /// Before the commit: an error means that nothing was changed.
+    async fn before(&self, verb: &'static str) -> L<()>;
+    /// After it, before the answer: an error means that the caller does not know.
+    async fn after(&self, verb: &'static str) -> L<()>;
+    fn committed(&self, rows: &Rows, commit: &Commit);
+}
+
+/// A change that happened.
+#[derive(Debug)]
+pub(crate) struct Commit {
+    pub(crate) verb: &'static str,
+    /// Of a holder's write that counted.
+    pub(crate) by: Option<LeaseRef>,
+    /// Somebody asked for a job and got none.
+    pub(crate) idle: bool,
+}
+
+/// What a ledger is opened with.
+pub struct Surroundings {
+    pub clock: Arc<dyn Clock>,
+    /// Time since some start.
+    pub stopwatch: Arc<dyn Fn() -> Duration + Send + Sync>,
+    pub ids: Arc<dyn IdSource>,
+    pub timing: Timing,
+    pub slots: Slots,
+    /// Absent: every Run may begin, and needs no token.
+    pub admissions: Option<Arc<dyn Admissions>>,
+}
+
+pub struct MemoryLedger {
+    durable: Durable,
+    around: Surroundings,
+    time: LedgerTime,
+    disk: Option<Arc<dyn Disk>>,
+    bug: Option<Bug>,
+    jobs: Notify,
+    /// One channel for each follower: those of one channel are woken in an order that tokio draws by lot.
+    work: Mutex<Vec<watch::Sender<u64>>>,
+    newest_event: Mutex<Vec<watch::Sender<u64>>>,
+}
+
+/// What a worker of this version is able to do.
+fn any_run() -> Want {
+    Want { kind: JobKind::Run, versions: vec![RUN_ORDER_VERSION] }
+}
+
+impl MemoryLedger {
+    /// Jobs that were leased when the last ledger ended get a full lease.
+    pub fn open(durable: Durable, around: Surroundings) -> Self {
+        Self::open_on(durable, around, None, None)
+    }
+
+    pub(crate) fn open_on(
+        durable: Durable,
+        around: Surroundings,
+        disk: Option<Arc<dyn Disk>>,
+        bug: Option<Bug>,
+    ) -> Self {
+        let time = {
+            let mut rows = durable.rows();
+            let time = LedgerTime::starting(&around, rows.time_at);
+            let grace = time::after(time.now(&around), around.timing.lease);
+            for row in &mut rows.jobs {
+                if let JobState::Leased { until, .. } | JobState::Cancelling { until, .. } = &mut row.job.state {
+                    *until = (*until).max(grace);
+                }
+            }
+            time
+        };
+        Self {
+            durable,
+            around,
+            time,
+            disk,
+            bug,
+            jobs: Notify::new(),
+            work: Mutex::default(),
+            newest_event: Mutex::default(),
+        }
+    }
+
+    async fn write<T>(&self, verb: &'static str, change: impl FnOnce(&mut Tx<'_>) -> L<T> + Send) -> L<T> {
+        self.commit(verb, change, |_| (None, false)).await
+    }
+
+    async fn write_fenced(
+        &self,
+        verb: &'static str,
+        lease: &LeaseRef,
+        change: impl FnOnce(&mut Tx<'_>) -> L<Fenced> + Send,
+    ) -> L<Fenced> {
+        let by = *lease;
+        self.commit(verb, change, |said| ((*said == Fenced::Applied).then_some(by), false)).await
+    }
+
+    async fn commit<T>(
+        &self,
+        verb: &'static str,
+        change: impl FnOnce(&mut Tx<'_>) -> L<T> + Send,
+        told: impl FnOnce(&T) -> (Option<LeaseRef>, bool) + Send,
+    ) -> L<T> {
+        if let Some(disk) = &self.disk {
+            disk.before(verb).await?;
+        }
+        let said = {
+            let mut rows = self.durable.rows();
+            let now = self.time.now(&self.around);
+            let events = rows.events.len();
+            let mut tx = Tx {
+                rows: &mut rows,
+                now,
+                timing: self.around.timing,
+                slots: &self.around.slots,
+                ids: &*self.around.ids,
+                bug: self.bug,
+                wakes: Wakes::default(),
+            };
+            let said = change(&mut tx)?;
+            let wakes = tx.wakes;
+            if let Some(disk) = &self.disk {
+                let (by, idle) = told(&said);
+                disk.committed(&rows, &Commit { verb, by, idle });
+            }
+            if rows.events.len() > events {
+                ring(&self.newest_event, |count| *count = rows.events.len() as u64);
+            }
+            drop(rows);
+            if wakes.job || wakes.delivery {
+                ring(&self.work, |count| *count += 1);
+            }
+            if wakes.job {
+                self.jobs.notify_waiters();
+            }
+            said
+        };
+        if let Some(disk) = &self.disk {
+            disk.after(verb).await?;
+        }
+        Ok(said)
+    }
+
+    async fn read<T>(&self, verb: &'static str, look: impl FnOnce(&Rows, Timestamp) -> L<T> + Send) -> L<T> {
+        if let Some(disk) = &self.disk {
+            disk.before(verb).await?;
+        }
+        let found = look(&self.durable.rows(), self.time.now(&self.around));
+        if let Some(disk) = &self.disk {
+            disk.after(verb).await?;
+        }
+        found
+    }
+}
+
+fn ring(followers: &Mutex<Vec<watch::Sender<u64>>>, change: impl Fn(&mut u64)) {
+    for follower in followers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        follower.send_modify(&change);
+    }
+}
+
+fn follow(followers: &Mutex<Vec<watch::Sender<u64>>>, from: u64) -> watch::Receiver<u64> {
+    let (sender, receiver) = watch::channel(from);
+    followers.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+    receiver
+}
+
+#[async_trait]
+impl Leases for MemoryLedger {
+    async fn lease(&self, who: &Holder, want: &Want, max: u8, wait: Duration, request: RequestId) -> L<Granted> {
+        if max == 0 || usize::from(max) > MAX_AT_ONCE {
+            return Err(LedgerError::Invalid(format!("1 to {MAX_AT_ONCE} jobs can be leased at once, not {max}")));
+        }
+        let deadline = Instant::now() + wait.min(MAX_LEASE_WAIT);
+        loop {
+            let changed = self.jobs.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let asked = job::Asked { who, want, max, request };
+            let verb = match want.kind {
+                JobKind::Run => LEASE_RUN,
+                JobKind::Publish => LEASE_PUBLISH,
+            };
+            let told = |leased: &Vec<_>| (None, leased.is_empty());
+            let leased = self.commit(verb, |tx| job::lease(tx, &asked), told).await?;
+            if !leased.is_empty() {
+                return Ok(Granted::Leased(leased));
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Ok(Granted::Idle);
+            }
+        }
+    }
+
+    async fn renew(&self, beats: &[Beat]) -> L<Vec<BeatAnswer>> {
+        if beats.len() > MAX_AT_ONCE {
+            return Err(LedgerError::Invalid(format!("at most {MAX_AT_ONCE} leases can be renewed at once")));
+        }
+        self.write("renew", |tx| beats.iter().map(|beat| job::renew(tx, beat)).collect()).await
+    }
+
+    async fn record(&self, lease: &LeaseRef, step: &StepRecord) -> L<Fenced> {
+        self.write_fenced("record", lease, |tx| run::record(tx, lease, step)).await
+    }
+
+    async fn steps(&self, lease: &LeaseRef) -> L<Vec<StepRecord>> {
+        self.read("steps", |rows, _| {
+            let row = rows.held_for_reading(lease)?;
+            let task = rows.task(row.task)?;
+            if task.run.job != lease.job {
+                return Err(LedgerError::Invalid(format!("{} is not a run job", lease.job)));
+            }
+            Ok(task.run.steps.iter().map(|(_, step)| step.clone()).collect())
+        })
+        .await
+    }
+
+    async fn complete_run(&self, lease: &LeaseRef, result: &RunResult) -> L<Fenced> {
+        let said = self.write_fenced("complete_run", lease, |tx| run::complete(tx, lease, result)).await?;
+        if self.bug == Some(Bug::TornHandOver) && said == Fenced::Applied {
+            self.write("what follows", |tx| {
+                let task = tx.rows.jobs[tx.rows.job(lease.job)?].task;
+                run::want_what_follows(tx, task)?;
+                task::refresh(tx, task)
+            })
+            .await?;
+        }
+        Ok(said)
+    }
+
+    async fn fail(&self, lease: &LeaseRef, why: &str, then: Then) -> L<Fenced> {
+        self.write_fenced("fail", lease, |tx| job::fail(tx, lease, why, then)).await
+    }
+
+    async fn defer(&self, lease: &LeaseRef, until: Wake, why: &str) -> L<Fenced> {
+        self.write_fenced("defer", lease, |tx| job::defer(tx, lease, until, why)).await
+    }
+
+    async fn release(&self, lease: &LeaseRef) -> L<Fenced> {
+        self.write_fenced("release", lease, |tx| job::end(tx, lease, None, |job, fence, _| job.release(fence))).await
+    }
+
+    async fn put_blob(&self, content: Bytes) -> L<BlobId> {
+        if content.len() > MAX_BLOB_BYTES {
+            return Err(LedgerError::Invalid(format!("a blob has at most {MAX_BLOB_BYTES} bytes")));
+        }
+        self.write("put_blob", |tx| {
+            let id = BlobId::of(&content);
+            tx.rows.blobs.insert(id, content);
+            Ok(id)
+        })
+        .await
+    }
+
+    async fn blob(&self, id: BlobId) -> L<Bytes> {
+        let found = |rows: &Rows| rows.blobs.get(&id).cloned();
+        self.read("blob", |rows, _| found(rows).ok_or_else(|| LedgerError::NotFound(format!("blob {id}")))).await
+    }
+
+    async fn admit(&self, lease: &LeaseRef) -> L<Admission> {
+        let task = self.read("admit", |rows, _| view::task(rows, rows.held_for_reading(lease)?.task)).await?;
+        Ok(match &self.around.admissions {
+            Some(admissions) => admissions.admit(&task).await,
+            None => Admission::Go { read_token: None },
+        })
+    }
+}
+
+#[async_trait]
+impl Ledger for MemoryLedger {
+    async fn accept(&self, delivery: Delivery) -> L<Accepted> {
+        self.write("accept", |tx| {
+            if tx.rows.deliveries.iter().any(|row| row.delivery.key == delivery.key) {
+                return Ok(Accepted::Duplicate);
+            }
+            tx.rows.deliveries.push(DeliveryRow { delivery, not_before: None, verdict: None });
+            tx.wakes.delivery = true;
+            Ok(Accepted::New)
+        })
+        .await
+    }
+
+    async fn received_since(&self, prefix: &str, since: Timestamp) -> L<bool> {
+        self.read("received_since", |rows, _| {
+            let fits = |row: &DeliveryRow| row.delivery.key.starts_with(prefix) && row.delivery.received_at >= since;
+            Ok(rows.deliveries.iter().any(fits))
+        })
+        .await
+    }
+
+    async fn open_deliveries(&self, max: u16) -> L<Vec<Delivery>> {
+        self.read("open_deliveries", |rows, now| {
+            let open = |row: &&DeliveryRow| row.verdict.is_none() && row.not_before.is_none_or(|at| at <= now);
+            Ok(rows.deliveries.iter().filter(open).take(max.into()).map(|row| row.delivery.clone()).collect())
+        })
+        .await
+    }
+
+    async fn postpone_delivery(&self, id: DeliveryId, wait: Duration) -> L<()> {
+        self.write("postpone_delivery", |tx| {
+            let until = tx.after(wait);
+            if let Some(row) = tx.rows.deliveries.iter_mut().find(|row| row.delivery.id == id && row.verdict.is_none())
+            {
+                row.not_before = Some(until);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn close_delivery(&self, id: DeliveryId, verdict: &str) -> L<()> {
+        self.write("close_delivery", |tx| task::close_delivery(tx, id, verdict)).await
+    }
+
+    async fn open_task(&self, delivery: Option<DeliveryId>, plan: &TaskPlan) -> L<Opened> {
+        self.write("open_task", |tx| task::open_and_close(tx, delivery, plan)).await
+    }
+
+    async fn active_task(&self, repo_forge_id: u64, issue: u64) -> L<Option<TaskId>> {
+        self.read("active_task", |rows, _| Ok(rows.active(repo_forge_id, issue))).await
+    }
+
+    async fn opened_since(&self, installation: Option<u64>, since: Timestamp) -> L<u64> {
+        self.read("opened_since", |rows, _| Ok(view::opened_since(rows, installation, since))).await
+    }
+
+    async fn actors(&self, repo_forge_id: u64, issue: u64, max: u16) -> L<Vec<String>> {
+        self.read("actors", |rows, _| Ok(view::actors(rows, repo_forge_id, issue, max))).await
+    }
+
+    async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()> {
+        self.write("post_message", |tx| task::post_message(tx, task, by, text)).await
+    }
+
+    async fn publication(&self, lease: &LeaseRef) -> L<Publication> {
+        self.read("publication", |rows, _| view::publication(rows, lease)).await
+    }
+
+    async fn intend(&self, lease: &LeaseRef, effect: EffectId, intent: &Intent) -> L<Fenced> {
+        self.write_fenced("intend", lease, |tx| effect::intend(tx, lease, effect, intent)).await
+    }
+
+    async fn settle(&self, lease: &LeaseRef, effect: EffectId, receipt: &Receipt) -> L<Fenced> {
+        self.write_fenced("settle", lease, |tx| effect::settle(tx, lease, effect, receipt)).await
+    }
+
+    async fn complete_publish(&self, lease: &LeaseRef) -> L<Fenced> {
+        self.write_fenced("complete_publish", lease, |tx| effect::complete_publish(tx, lease)).await
+    }
+
+    async fn want_effects(&self, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
+        self.write("want_effects", |tx| effect::want_effects(tx, task, kinds)).await
+    }
+
+    async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer> {
+        self.write("cancel", |tx| task::cancel(tx, task, by)).await
+    }
+
+    async fn retry(&self, task: TaskId, by: &str) -> L<Retried> {
+        self.write("retry", |tx| task::retry(tx, task, by)).await
+    }
+
+    async fn redrive(&self, job: JobId, by: &str) -> L<()> {
+        self.write("redrive", |tx| job::redrive(tx, job, by)).await
+    }
+
+    async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
+        self.read("dead", |rows, _| Ok(view::dead(rows, max.min(MAX_PAGE)))).await
+    }
+
+    async fn task(&self, id: TaskId) -> L<TaskView> {
+        self.read("task", |rows, _| view::task(rows, id)).await
+    }
+
+    async fn tasks(&self, filter: TaskFilter, after: Option<TaskCursor>, max: u16) -> L<Vec<TaskView>> {
+        self.read("tasks", |rows, _| view::tasks(rows, filter, after, max.min(MAX_PAGE))).await
+    }
+
+    async fn events(&self, task: Option<TaskId>, after: u64, max: u16) -> L<Vec<Event>> {
+        self.read("events", |rows, _| {
+            let wanted = |event: &&Event| event.seq > after && task.is_none_or(|task| event.task == task);
+            Ok(rows.events.iter().filter(wanted).take(max.min(MAX_PAGE).into()).cloned().collect())
+        })
+        .await
+    }
+
+    fn newest_event(&self) -> watch::Receiver<u64> {
+        follow(&self.newest_event, self.durable.rows().events.len() as u64)
+    }
+
+    fn work(&self) -> watch::Receiver<u64> {
+        follow(&self.work, 0)
+    }
+
+    async fn runnable(&self, max: u32) -> L<u32> {
+        self.read("runnable", |rows, _| Ok(job::count_next(rows, &self.around.slots, &any_run(), max))).await
+    }
+
+    async fn demand(&self) -> L<Demand> {
+        self.read("demand", |rows, now| Ok(view::demand(rows, &self.around.slots, now))).await
+    }
+
+    async fn announced(&self) -> L<u64> {
+        self.read("announced", |rows, _| Ok(rows.announced)).await
+    }
+
+    async fn set_announced(&self, from: u64, to: u64) -> L<bool> {
+        self.write("set_announced", |tx| {
+            let moves = tx.rows.announced == from;
+            if moves {
+                tx.rows.announced = to;
+            }
+            Ok(moves)
+        })
+        .await
+    }
+
+    async fn sweep(&self, max: u16) -> L<Sweep> {
+        self.write("sweep", |tx| {
+            let step = self.time.forward_step(&self.around);
+            let swept = job::sweep(tx, max, step)?;
+            if let Some(step) = step {
+                self.time.follow(step);
+            }
+            Ok(swept)
+        })
+        .await
+    }
+
+    async fn depth(&self) -> L<Depth> {
+        self.read("depth", |rows, now| Ok(view::depth(rows, now))).await
+    }
+
+    async fn probe(&self) -> L<()> {
+        self.write("probe", |tx| {
+            tx.rows.time_at = tx.rows.time_at.max(tx.now.as_microsecond());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn audit(&self) -> L<Vec<String>> {
+        self.read("audit", |rows, now| Ok(audit(rows, &self.around.slots, now))).await
+    }
+}

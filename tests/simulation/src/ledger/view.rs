@@ -1,0 +1,145 @@
+//! Tasks and counts as they are shown.
+
+use fettle_app::ports::ledger::{
+    DeadJob, Demand, Depth, L, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
+};
+use fettle_domain::branch::BranchName;
+use fettle_domain::id::TaskId;
+use fettle_domain::job::{JobKind, JobState};
+use fettle_domain::lease::LeaseRef;
+use fettle_domain::turn::Slots;
+use jiff::Timestamp;
+
+use super::rows::{Rows, is_held};
+use super::{any_run, job};
+
+pub(super) fn task(rows: &Rows, id: TaskId) -> L<TaskView> {
+    let task = rows.task(id)?;
+    let run = &rows.jobs[rows.run_job(id)?].job;
+    Ok(TaskView {
+        id,
+        correlation: task.correlation,
+        mode: task.mode,
+        repo: task.repo.clone(),
+        issue: task.issue.clone(),
+        model: task.model.clone(),
+        base: task.base.clone(),
+        actor: task.actor.clone(),
+        trigger: task.trigger.clone(),
+        generation: task.generation,
+        state: task.state,
+        note: task.note.clone(),
+        created_at: task.created_at,
+        updated_at: task.updated_at,
+        run: RunView {
+            id: task.run.id,
+            job: task.run.job,
+            job_state: run.state.name().to_owned(),
+            fence: run.fence.get(),
+            attempts: run.counters.attempts,
+            crashes: run.counters.crashes,
+            steps: u32::try_from(task.run.steps.len()).unwrap_or(u32::MAX),
+            spent: task.run.spent,
+            result: task.run.result.clone(),
+        },
+        effects: task.effects.iter().map(|(effect, _)| effect.clone()).collect(),
+    })
+}
+
+/// Newest first, strictly after the cursor.
+pub(super) fn tasks(rows: &Rows, filter: TaskFilter, after: Option<TaskCursor>, max: u16) -> L<Vec<TaskView>> {
+    let wanted = |task: &&super::rows::TaskRow| {
+        filter.state.is_none_or(|state| task.state == state)
+            && after.is_none_or(|cursor| (task.created_at, task.id) < (cursor.created_at, cursor.id))
+    };
+    let mut found: Vec<_> = rows.tasks.values().filter(wanted).map(|task| (task.created_at, task.id)).collect();
+    found.sort();
+    found.into_iter().rev().take(max.into()).map(|(_, id)| self::task(rows, id)).collect()
+}
+
+pub(super) fn opened_since(rows: &Rows, installation: Option<u64>, since: Timestamp) -> u64 {
+    let counted = |task: &&super::rows::TaskRow| {
+        task.created_at >= since
+            && task.repo.as_ref().and_then(|repo| repo.installation) == installation
+            && matches!(task.trigger.as_str(), "label" | "comment")
+    };
+    rows.tasks.values().filter(counted).count() as u64
+}
+
+pub(super) fn actors(rows: &Rows, repo: u64, issue: u64, max: u16) -> Vec<String> {
+    let here = rows.tasks.values().filter(|task| task.place() == Some((repo, issue)));
+    let mut tasks: Vec<_> = here.map(|task| (task.created_at, task.id, &task.actor)).collect();
+    tasks.sort();
+    tasks.into_iter().rev().take(max.into()).map(|(_, _, actor)| actor.clone()).collect()
+}
+
+pub(super) fn publication(rows: &Rows, lease: &LeaseRef) -> L<Publication> {
+    let row = rows.held_for_reading(lease)?;
+    if row.job.kind != JobKind::Publish {
+        return Err(LedgerError::Invalid(format!("{} is not a publish job", row.job.id)));
+    }
+    let task = task(rows, row.task)?;
+    let run_failure = match &rows.jobs[rows.run_job(task.id)?].job.state {
+        JobState::Dead { reason } => Some(reason.clone()),
+        _ => None,
+    };
+    let branch = BranchName::of(task.mode, task.issue.number, task.id, task.generation);
+    Ok(Publication { task, branch, run_failure })
+}
+
+/// Whole seconds that the oldest of these has been runnable.
+fn oldest(now: Timestamp, runnable: impl Iterator<Item = Timestamp>) -> u64 {
+    let waited = runnable.min().map_or(0, |oldest| (now.as_microsecond() - oldest.as_microsecond()) / 1_000_000);
+    u64::try_from(waited).unwrap_or(0)
+}
+
+/// Counted no further, as by the real ledgers.
+const MOST_RUNNABLE: u32 = 1_000;
+
+pub(super) fn demand(rows: &Rows, slots: &Slots, now: Timestamp) -> Demand {
+    let runs = || rows.jobs.iter().filter(|row| row.job.kind == JobKind::Run);
+    let (mut lapsed, mut leased) = (0, 0);
+    for row in runs() {
+        match row.job.state {
+            JobState::Leased { until, .. } | JobState::Cancelling { until, .. } if until <= now => lapsed += 1,
+            JobState::Leased { .. } | JobState::Cancelling { .. } => leased += 1,
+            _ => {}
+        }
+    }
+    let runnable = job::count_next(rows, slots, &any_run(), MOST_RUNNABLE);
+    Demand {
+        runnable: u64::from(runnable) + lapsed,
+        leased,
+        oldest_runnable_s: oldest(now, runs().filter_map(|row| row.runnable_at)),
+    }
+}
+
+/// The newest first.
+pub(super) fn dead(rows: &Rows, max: u16) -> Vec<DeadJob> {
+    let dead = rows.jobs.iter().rev().filter_map(|row| match &row.job.state {
+        JobState::Dead { reason } => Some(DeadJob {
+            job: row.job.id,
+            kind: row.job.kind,
+            task: row.task,
+            reason: reason.clone(),
+            last_failure: row.last_failure.clone(),
+            attempts: row.job.counters.attempts,
+            crashes: row.job.counters.crashes,
+        }),
+        _ => None,
+    });
+    dead.take(max.into()).collect()
+}
+
+pub(super) fn depth(rows: &Rows, now: Timestamp) -> Depth {
+    let count = |is: fn(&JobState) -> bool| rows.jobs.iter().filter(|row| is(&row.job.state)).count() as u64;
+    Depth {
+        runnable: count(|state| matches!(state, JobState::Queued)),
+        delayed: count(|state| matches!(state, JobState::Delayed { .. })),
+        waiting: count(|state| matches!(state, JobState::Waiting { .. })),
+        leased: count(is_held),
+        dead: count(|state| matches!(state, JobState::Dead { .. })),
+        oldest_runnable_s: oldest(now, rows.jobs.iter().filter_map(|row| row.runnable_at)),
+        open_deliveries: rows.deliveries.iter().filter(|row| row.verdict.is_none()).count() as u64,
+    }
+}
