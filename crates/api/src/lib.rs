@@ -132,6 +132,7 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::tasks::retry_task))
         .routes(routes!(v1::events::follow_task))
         .routes(routes!(v1::events::follow_events))
+        .routes(routes!(v1::system::list_reconcilers))
 }
 
 fn webhook_routes() -> OpenApiRouter<ApiState> {

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod exchange;
+mod lookout;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use fettle_app::ports::ledger::{Holder, L, Ledger};
 use fettle_app::ports::transport::Broker;
 use fettle_app::publishing::{PUBLISHED_WITHIN, Publisher};
 use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
+use fettle_app::reconciling::Reconcilers;
 use fettle_app::ringing::{RUNG_WITHIN, ring};
 use fettle_app::submitting::Submitting;
 use fettle_app::vitals::Vitals;
@@ -38,6 +40,8 @@ use fettle_store_sqlite::{Options, SqliteLedger};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tracing::info;
+
+use lookout::Lookout;
 
 pub use credentials::Credentials;
 pub use exchange::{Exchange, KEYS};
@@ -162,6 +166,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let metrics = HttpMetrics::register(&registry)?;
     let vitals = Arc::new(Vitals::default());
     let health = Arc::new(Health::new(probing, clock.clone(), vitals.clone()));
+    let reconcilers = Arc::new(Reconcilers::new(clock.clone()));
 
     let submit = Arc::new(Submitting {
         ledger: ledger.clone(),
@@ -206,6 +211,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         scale_key: credentials.scale_key.clone(),
         webhook: credentials.webhook_secrets(),
         health: health.clone(),
+        reconcilers: reconcilers.clone(),
         metrics: metrics.clone(),
         registry,
         version: env!("CARGO_PKG_VERSION"),
@@ -224,9 +230,19 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             () = stop.cancelled() => {}
         }
     });
-    let (reconciled, stop): (Arc<dyn Ledger>, _) = (ledger.clone(), shutdown.clone());
     let pulse = vitals.pulse("reconciler", RECONCILED_WITHIN);
-    supervisor.spawn("the reconciler", async move { reconcile(reconciled, pulse, &stop).await });
+    supervisor.spawn("the reconciler", reconcile(ledger.clone(), &reconcilers, pulse, shutdown.clone()));
+    lookout::spawn(Lookout {
+        config,
+        ledger: ledger.clone(),
+        forge,
+        clock: clock.clone(),
+        ids: ids.clone(),
+        options: intake_options.clone(),
+        reconcilers: &reconcilers,
+        vitals: &vitals,
+        supervisor,
+    });
     match broker {
         Some(broker) => {
             let foreign = ForeignIntake {
@@ -236,7 +252,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
                 ids: ids.clone(),
                 pulse: vitals.pulse("foreign messages", RECEIVED_WITHIN),
             };
-            spawn_broker(broker, ledger.clone(), foreign, &vitals, supervisor);
+            spawn_broker(broker, ledger.clone(), foreign, &reconcilers, &vitals, supervisor);
         }
         // Whoever connects one later is told what happens from then on.
         None => forget_unannounced(&*ledger).await.context("while opening the ledger")?,
@@ -275,15 +291,16 @@ fn spawn_broker(
     broker: Broker,
     ledger: Arc<dyn Ledger>,
     foreign: ForeignIntake,
+    reconcilers: &Arc<Reconcilers>,
     vitals: &Arc<Vitals>,
     supervisor: &Supervisor,
 ) {
     let stop = supervisor.shutdown().clone();
     supervisor.spawn("foreign messages", async move { foreign.work(&stop).await });
-    let (rung, pulse, stop) = (ledger.clone(), vitals.pulse("ringer", RUNG_WITHIN), supervisor.shutdown().clone());
-    supervisor.spawn("the ringer", async move { ring(rung, broker.bell, pulse, &stop).await });
+    let (pulse, stop) = (vitals.pulse("ringer", RUNG_WITHIN), supervisor.shutdown().clone());
+    supervisor.spawn("the ringer", ring(ledger.clone(), broker.bell, reconcilers, pulse, stop));
     let (pulse, stop) = (vitals.pulse("announcer", ANNOUNCED_WITHIN), supervisor.shutdown().clone());
-    supervisor.spawn("the announcer", async move { announce(ledger, broker.announcer, pulse, &stop).await });
+    supervisor.spawn("the announcer", announce(ledger, broker.announcer, reconcilers, pulse, stop));
 }
 
 async fn forget_unannounced(ledger: &dyn Ledger) -> L<()> {

@@ -3,4 +3,5 @@
 pub(crate) mod cursor;
 pub(crate) mod events;
 pub(crate) mod submit;
+pub(crate) mod system;
 pub(crate) mod tasks;
