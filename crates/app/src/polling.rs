@@ -220,11 +220,17 @@ impl Poller {
 
     /// Stores the issue's label as a delivery, if it is news.
     async fn take(&self, repo: &Repo, label: &str, issue: IssueState, news_from: Timestamp) -> Result<(), LookError> {
-        // The event may be missing while lists lag behind; the issue is among those of the next look as well.
-        let Some(event) = self.forge.labeled(repo, issue.number, label).await?.filter(|event| event.at >= news_from)
-        else {
-            return Ok(());
+        let event = match self.forge.labeled(repo, issue.number, label).await {
+            Ok(event) => event,
+            // Of this issue alone: it has gone elsewhere since, or has more events than anybody reads.
+            Err(error @ (ForgeError::NotFound(_) | ForgeError::Refused(_))) => {
+                warn!("{}#{} is not looked at: {error}", repo.name, issue.number);
+                None
+            }
+            Err(error) => return Err(error.into()),
         };
+        // The event may be missing while lists lag behind; the issue is among those of the next look as well.
+        let Some(event) = event.filter(|event| event.at >= news_from) else { return Ok(()) };
         let key = format!("poll:{}:{}", repo.forge_id, event.id);
         let incoming = IncomingIssue {
             change: IssueChange::Labeled { label: label.to_owned() },
