@@ -157,10 +157,17 @@ fn installations(forge: &Forge, caller: &Caller, request: &RestRequest) -> Reply
     };
     let mut inner = forge.lock();
     // One, on whatever repositories there are; whose it is follows from the first.
-    let all = match inner.repositories.is_empty() {
+    let mut all = match inner.repositories.is_empty() {
         true => Vec::new(),
         false => vec![inner.with(0, |repository, inner| links(forge).installation(inner, app, repository))],
     };
+    for installation in &mut all {
+        // In this list, GitHub describes an account as a user and an enterprise at once.
+        for (name, value) in [("name", json!("octo")), ("slug", json!("octo")), ("created_at", json!(now()))] {
+            installation["account"][name] = value;
+        }
+        installation["account"]["updated_at"] = json!(now());
+    }
     Ok(page(forge, request, all))
 }
 
