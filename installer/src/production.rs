@@ -152,8 +152,12 @@ fn secret_strength(facts: &HostFacts, (): &()) -> Checked {
 }
 
 fn webhook(facts: &HostFacts, (): &()) -> Checked {
-    if config(facts)?.webhook_secret {
+    let config = config(facts)?;
+    if config.webhook_secret {
         return pass("set");
+    }
+    if config.polls {
+        return pass("none, and none is needed: labels are looked for");
     }
     warn(
         "none, so webhooks are refused and a label on an issue starts nothing",

@@ -5,6 +5,7 @@
 mod description;
 mod faults;
 mod git;
+mod watch;
 mod webhooks;
 
 use std::time::Duration;
@@ -148,7 +149,7 @@ async fn a_label_is_known_by_the_event_that_set_it_last() {
     world.forge.unlabel(&world.name, world.issue, "ai-help", "alice");
     let again = world.forge.label(&world.name, world.issue, "ai-help", "carol");
     let found = labeled().await.unwrap();
-    assert_eq!((found.id, found.actor.as_str()), (again, "carol"));
+    assert_eq!((found.id, found.actor.login.as_str(), found.actor.is_bot), (again, "carol", false));
     // Two more pages of events of another label: the search goes back through them.
     for _ in 0..130 {
         world.forge.label(&world.name, world.issue, "busy", "bob");

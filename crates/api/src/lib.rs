@@ -135,6 +135,7 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::operations::list_dead_jobs))
         .routes(routes!(v1::operations::redrive_job))
         .routes(routes!(v1::operations::audit))
+        .routes(routes!(v1::system::list_reconcilers))
 }
 
 fn webhook_routes() -> OpenApiRouter<ApiState> {

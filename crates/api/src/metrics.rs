@@ -9,6 +9,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use fettle_app::ports::ledger::Depth;
+use fettle_app::reconciling::Reconciled;
 use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TEXT_FORMAT, TextEncoder,
 };
@@ -35,6 +36,10 @@ pub struct HttpMetrics {
     jobs: IntGaugeVec,
     oldest_runnable: IntGauge,
     open_deliveries: IntGauge,
+    reconciler_runs: IntCounterVec,
+    reconciler_successes: IntGaugeVec,
+    /// Two readers at once would count what has happened since twice.
+    catching_up: Arc<Mutex<()>>,
 }
 
 impl HttpMetrics {
@@ -60,6 +65,14 @@ impl HttpMetrics {
             IntGauge::new("fettle_job_oldest_runnable_seconds", "Age of the job that has been runnable for longest")?;
         let open_deliveries =
             IntGauge::new("fettle_deliveries_open", "Deliveries stored and not yet turned into a Task or a rejection")?;
+        let reconciler_runs = IntCounterVec::new(
+            Opts::new("fettle_reconciler_runs_total", "Runs of what runs by the clock, by how they ended"),
+            &["name", "outcome"],
+        )?;
+        let reconciler_successes = IntGaugeVec::new(
+            Opts::new("fettle_reconciler_last_success_seconds", "When it last ran and did not fail, in Unix time"),
+            &["name"],
+        )?;
         registry.register(Box::new(duration.clone()))?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(error_rate.clone()))?;
@@ -67,11 +80,25 @@ impl HttpMetrics {
         registry.register(Box::new(jobs.clone()))?;
         registry.register(Box::new(oldest_runnable.clone()))?;
         registry.register(Box::new(open_deliveries.clone()))?;
+        registry.register(Box::new(reconciler_runs.clone()))?;
+        registry.register(Box::new(reconciler_successes.clone()))?;
         for verdict in Verdict::ALL {
             deliveries.with_label_values(&[verdict.name()]);
         }
         let recent = Arc::new(Recent::new());
-        Ok(Self { duration, requests, error_rate, recent, deliveries, jobs, oldest_runnable, open_deliveries })
+        Ok(Self {
+            duration,
+            requests,
+            error_rate,
+            recent,
+            deliveries,
+            jobs,
+            oldest_runnable,
+            open_deliveries,
+            reconciler_runs,
+            reconciler_successes,
+            catching_up: Arc::default(),
+        })
     }
 
     pub(crate) fn observe(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
@@ -101,6 +128,20 @@ impl HttpMetrics {
         }
         self.oldest_runnable.set(gauge(depth.oldest_runnable_s));
         self.open_deliveries.set(gauge(depth.open_deliveries));
+    }
+
+    /// Counted where they run, and brought up to date when somebody reads.
+    fn reconcilers(&self, observed: &[Reconciled]) {
+        let _alone = self.catching_up.lock().unwrap_or_else(PoisonError::into_inner);
+        for one in observed {
+            for (outcome, total) in [("ok", one.succeeded), ("failed", one.failed)] {
+                let counter = self.reconciler_runs.with_label_values(&[one.name, outcome]);
+                counter.inc_by(total.saturating_sub(counter.get()));
+            }
+            if let Some(at) = one.last_success_at {
+                self.reconciler_successes.with_label_values(&[one.name]).set(at.as_second());
+            }
+        }
     }
 }
 
@@ -143,6 +184,7 @@ pub(crate) async fn get_metrics(State(api): State<ApiState>, request: Request) -
         )
         .into_response();
     }
+    api.metrics.reconcilers(&api.reconcilers.observe());
     api.metrics.error_rate.set(api.metrics.recent.percent(Instant::now()));
     match TextEncoder::new().encode_to_string(&api.registry.gather()) {
         Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),

@@ -7,6 +7,7 @@ use fettle_app::auditing::AuditForge;
 use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::Ledger;
+use fettle_app::reconciling::Reconcilers;
 use fettle_app::submit::SubmitTask;
 use prometheus::Registry;
 use secrecy::SecretString;
@@ -41,6 +42,7 @@ pub struct Parts {
     /// Absent: webhooks are refused.
     pub webhook: Option<WebhookSecrets>,
     pub health: Arc<Health>,
+    pub reconcilers: Arc<Reconcilers>,
     pub metrics: HttpMetrics,
     /// All metrics of the process, for `/metrics`.
     pub registry: Registry,
@@ -71,6 +73,7 @@ pub struct Inner {
     pub(crate) scale_key: Option<Key>,
     pub(crate) webhook: Live<Option<Verifier>>,
     pub(crate) health: Arc<Health>,
+    pub(crate) reconcilers: Arc<Reconcilers>,
     pub(crate) metrics: HttpMetrics,
     pub(crate) registry: Registry,
     pub(crate) version: &'static str,
@@ -93,6 +96,7 @@ impl ApiState {
             scale_key: parts.scale_key.as_ref().map(Key::new),
             webhook: Live::new(parts.webhook.as_ref().map(Verifier::new)),
             health: parts.health,
+            reconcilers: parts.reconcilers,
             metrics: parts.metrics,
             registry: parts.registry,
             version: parts.version,

@@ -13,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use fettle_app::crash::{self, Point};
+use fettle_app::intake::{EVENTS, HOOK_KEY};
 use fettle_app::ports::ledger::{Accepted, Delivery};
 use fettle_domain::id::DeliveryId;
 use hmac::{Hmac, Mac};
@@ -34,8 +35,6 @@ use crate::state::{ApiState, WebhookSecrets};
 pub(crate) const MAX_BYTES: usize = 25 * 1024 * 1024;
 /// What an issue's event normally stays below; with all connections in use this is 256 MiB.
 const ORDINARY_BYTES: u64 = 64 * 1024;
-/// Events that can start or steer a Task. Others are counted and not stored: an App may be subscribed to many.
-const STORED_EVENTS: [&str; 2] = ["issues", "issue_comment"];
 /// GitHub gives up after 10 s; it must hear a refusal before.
 const STORE_LIMIT: Duration = Duration::from_secs(8);
 /// How long a large delivery waits for its turn, and how long it may then take: GitHub gives up after 10 s.
@@ -175,7 +174,7 @@ async fn receive(
     if event == "ping" {
         return Ok((Verdict::Ping, StatusCode::OK, said(DeliveryVerdict::Pong)));
     }
-    if !STORED_EVENTS.contains(&event) {
+    if !EVENTS.contains(&event) {
         debug!(event, "ignored a webhook event");
         return Ok((Verdict::Ignored, StatusCode::ACCEPTED, said(DeliveryVerdict::Ignored)));
     }
@@ -185,7 +184,7 @@ async fn receive(
 
     let stored = Delivery {
         id: DeliveryId::from_uuid(api.ids.uuid()),
-        key: format!("github:{delivery}"),
+        key: format!("{HOOK_KEY}{delivery}"),
         event: event.to_owned(),
         body,
         correlation: exchange.correlation,

@@ -14,6 +14,7 @@ use crate::crash::{self, Point};
 use crate::ports::chain;
 use crate::ports::ledger::Ledger;
 use crate::ports::transport::{Announcement, Announcer};
+use crate::reconciling::{Reconciler, Reconcilers};
 use crate::vitals::Pulse;
 
 /// Of the body that other programs read; a change that they would not understand raises it.
@@ -29,10 +30,22 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub const ANNOUNCED_WITHIN: Duration = Duration::from_secs(3 * 60);
 
 /// Announces until `shutdown`.
-pub async fn announce(
+pub fn announce(
     ledger: Arc<dyn Ledger>,
     announcer: Arc<dyn Announcer>,
+    reconcilers: &Arc<Reconcilers>,
     pulse: Pulse,
+    shutdown: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<> {
+    let announcements = reconcilers.register("announcements", LOOK_EVERY);
+    async move { run(&*ledger, &*announcer, &announcements, &pulse, &shutdown).await }
+}
+
+async fn run(
+    ledger: &dyn Ledger,
+    announcer: &dyn Announcer,
+    announcements: &Reconciler,
+    pulse: &Pulse,
     shutdown: &CancellationToken,
 ) {
     let mut newest = ledger.newest_event();
@@ -40,7 +53,7 @@ pub async fn announce(
     while !shutdown.is_cancelled() {
         newest.mark_unchanged();
         pulse.beat();
-        match page(&*ledger, &*announcer).await {
+        match announcements.run(page(ledger, announcer)).await {
             Ok(told) => {
                 pause = PAUSE;
                 if told == usize::from(BATCH) {

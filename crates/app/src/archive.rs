@@ -172,6 +172,7 @@ pub const TABLES: &[Table] = &[
             ("body", Text),
         ],
     },
+    Table { name: "poll", columns: &[("repo_forge_id", Number), ("mark_at", Instant)] },
     Table { name: "ledger", columns: &[("announced_seq", Number)] },
 ];
 

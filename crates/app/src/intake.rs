@@ -1,5 +1,5 @@
-//! From an accepted delivery, a webhook or another program's message, to a Task: read it, ask the forge what only the forge
-//! knows, decide, and open the Task.
+//! From an accepted delivery, a webhook, a label that was found or another program's message, to a Task: read it, ask the forge
+//! what only the forge knows, decide, and open the Task.
 //!
 //! A delivery stays open until its verdict is stored. A forge that does not answer defers; it never allows.
 
@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::crash::{self, Point};
 use crate::foreign;
 use crate::live::Live;
+use crate::polling;
 use crate::ports::chain;
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError, IssueComment, LabeledEvent};
@@ -28,6 +29,10 @@ use crate::ports::transport::{ForeignInbox, TransportError};
 use crate::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use crate::vitals::Pulse;
 
+/// Events that can start or steer a Task. Others are counted and not stored: an App may be subscribed to many.
+pub const EVENTS: [&str; 2] = ["issues", "issue_comment"];
+/// Before the forge's id of a delivery that it sent.
+pub const HOOK_KEY: &str = "github:";
 /// Deliveries read at a time.
 const BATCH: u16 = 50;
 /// Open deliveries are looked at again this often even if nothing rings.
@@ -218,7 +223,11 @@ impl Intake {
         if delivery.event == foreign::EVENT {
             return self.decide_foreign(delivery).await;
         }
-        let incoming = match self.reader.read(&delivery.event, &delivery.body) {
+        let read = match delivery.event.as_str() {
+            polling::EVENT => polling::read(&delivery.body),
+            event => self.reader.read(event, &delivery.body),
+        };
+        let incoming = match read {
             Ok(Incoming::Issue(incoming)) => incoming,
             Ok(Incoming::Ping | Incoming::Other { .. }) => return closed("an event that asks for nothing"),
             Err(why) => return closed(format!("unreadable: {why}")),
@@ -308,15 +317,19 @@ impl Intake {
                     return Err(Later::Lags);
                 }
                 return closed(match other {
-                    Some(event) => format!("the label is {}'s by now", event.actor),
+                    Some(event) => format!("the label is {}'s by now", event.actor.login),
                     None => "the label was never set or is gone".to_owned(),
                 });
             }
         };
+        // Whoever asked in another way since has been heard. The same label again is for its intent to recognise.
+        if self.ledger.last_asked(repo.forge_id, number).await?.is_some_and(|last| event.at < last) {
+            return closed("the label is older than the issue's last Task");
+        }
         let wish = Wish {
             intent: intent_key(repo.forge_id, number, "label", event.id),
             mode: rules.label_mode,
-            actor: event.actor,
+            actor: event.actor.login,
             trigger: "label",
             at: event.at,
             said: None,
@@ -486,7 +499,7 @@ fn wait_after(age: Duration) -> Duration {
 /// A new issue has no older events that could be taken for this one.
 fn told_by_sender(incoming: &IncomingIssue, event: &LabeledEvent) -> bool {
     match incoming.change {
-        IssueChange::Labeled { .. } => event.actor.eq_ignore_ascii_case(&incoming.sender.login),
+        IssueChange::Labeled { .. } => event.actor.login.eq_ignore_ascii_case(&incoming.sender.login),
         IssueChange::Opened | IssueChange::Commented { .. } | IssueChange::Other { .. } => true,
     }
 }

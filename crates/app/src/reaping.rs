@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::ports::ledger::Ledger;
+use crate::reconciling::{Reconciler, Reconcilers};
 use crate::vitals::Pulse;
 
 /// Expired leases and due delays are found within this.
@@ -20,7 +21,23 @@ const AUDIT_EVERY: Duration = Duration::from_secs(60);
 pub const RECONCILED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Sweeps and audits until `shutdown`.
-pub async fn reconcile(ledger: Arc<dyn Ledger>, pulse: Pulse, shutdown: &CancellationToken) {
+pub fn reconcile(
+    ledger: Arc<dyn Ledger>,
+    reconcilers: &Arc<Reconcilers>,
+    pulse: Pulse,
+    shutdown: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (sweep, audit) = (reconcilers.register("sweep", SWEEP_EVERY), reconcilers.register("audit", AUDIT_EVERY));
+    async move { run(&*ledger, &sweep, &audit, &pulse, &shutdown).await }
+}
+
+async fn run(
+    ledger: &dyn Ledger,
+    sweeping: &Reconciler,
+    auditing: &Reconciler,
+    pulse: &Pulse,
+    shutdown: &CancellationToken,
+) {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut audit = tokio::time::interval_at(tokio::time::Instant::now() + AUDIT_EVERY, AUDIT_EVERY);
@@ -28,12 +45,12 @@ pub async fn reconcile(ledger: Arc<dyn Ledger>, pulse: Pulse, shutdown: &Cancell
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            _ = sweep.tick() => match ledger.sweep(SWEEP_BATCH).await {
+            _ = sweep.tick() => match sweeping.run(ledger.sweep(SWEEP_BATCH)).await {
                 Ok(swept) if swept.expired > 0 => info!("{} leases expired", swept.expired),
                 Ok(_) => {}
                 Err(error) => warn!("could not sweep: {error}"),
             },
-            _ = audit.tick() => match ledger.audit().await {
+            _ = audit.tick() => match auditing.run(ledger.audit()).await {
                 Ok(breaches) => breaches.iter().for_each(|breach| error!("invariant violated: {breach}")),
                 Err(error) => warn!("could not audit: {error}"),
             },

@@ -13,6 +13,7 @@ use crate::crash::{self, Point};
 use crate::ports::chain;
 use crate::ports::ledger::Ledger;
 use crate::ports::transport::Transport;
+use crate::reconciling::{Reconciler, Reconcilers};
 use crate::vitals::Pulse;
 
 /// A look without a reason, for what was lost since the last one.
@@ -33,13 +34,30 @@ pub fn missing(runnable: u32, hanging: u64) -> u32 {
 }
 
 /// Rings until `shutdown`.
-pub async fn ring(ledger: Arc<dyn Ledger>, bell: Arc<dyn Transport>, pulse: Pulse, shutdown: &CancellationToken) {
+pub fn ring(
+    ledger: Arc<dyn Ledger>,
+    bell: Arc<dyn Transport>,
+    reconcilers: &Arc<Reconcilers>,
+    pulse: Pulse,
+    shutdown: CancellationToken,
+) -> impl Future<Output = ()> + Send + use<> {
+    let hints = reconcilers.register("hints", LOOK_EVERY);
+    async move { run(&*ledger, &*bell, &hints, &pulse, &shutdown).await }
+}
+
+async fn run(
+    ledger: &dyn Ledger,
+    bell: &dyn Transport,
+    hints: &Reconciler,
+    pulse: &Pulse,
+    shutdown: &CancellationToken,
+) {
     let mut work = ledger.work();
     let (mut pause, mut away) = (PAUSE, false);
     while !shutdown.is_cancelled() {
         work.mark_unchanged();
         pulse.beat();
-        let wait = match look(&*ledger, &*bell).await {
+        let wait = match hints.run(look(ledger, bell)).await {
             Ok(()) => {
                 if std::mem::take(&mut away) {
                     info!("the broker answers again");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use fettle_app::ports::chain;
-use fettle_runtime::config::{BrokerKind, Config, ConfigError, kind_of};
+use fettle_runtime::config::{BrokerKind, Config, ConfigError, IntakeMode, kind_of};
 use fettle_runtime::environment::Environment;
 use fettle_runtime::secrets;
 use serde_json::json;
@@ -80,7 +80,6 @@ pub(crate) fn summary(config: &Config) -> String {
         (None, None, Some(_)) => "with a read token only".to_owned(),
         (None, None, None) => "without credentials".to_owned(),
     };
-    let webhooks = if forge.webhook_secret_file.is_some() { "webhooks on" } else { "webhooks off" };
     let kept = if config.store.url.is_some() { "ledger in PostgreSQL" } else { "ledger in a file" };
     let broker = match config.transport.url.as_deref().and_then(kind_of) {
         None => "no broker",
@@ -91,9 +90,10 @@ pub(crate) fn summary(config: &Config) -> String {
     let models = if names.is_empty() { "no models".to_owned() } else { format!("models {}", names.join(", ")) };
     let plural = if config.agent.workers == 1 { "Run" } else { "Runs" };
     format!(
-        "listens on {}; {} {access}, {webhooks}, label `{}`; {kept}, {broker}; {models}; {} {plural} at a time, sandbox {} or stronger",
+        "listens on {}; {} {access}, {}, label `{}`; {kept}, {broker}; {models}; {} {plural} at a time, sandbox {} or stronger",
         config.server.listen,
         forge.api_url,
+        forge.intake_in_words(),
         forge.label,
         config.agent.workers,
         config.agent.sandbox.min_level.name(),
@@ -103,9 +103,16 @@ pub(crate) fn summary(config: &Config) -> String {
 /// What is accepted and still will not do what it seems to.
 fn warnings(config: &Config, environment: &Environment) -> Vec<String> {
     let mut warnings = missing_secrets(config);
+    warnings.extend(blind(config));
     warnings.extend(half_of_the_tokens(config).map(str::to_owned));
     warnings.extend(secrets::exposed(config, None, environment));
     warnings
+}
+
+/// Whoever polls without what it takes sees nothing at all.
+fn blind(config: &Config) -> Option<String> {
+    let why = config.forge.why_not_looked().filter(|_| config.forge.intake == IntakeMode::Poll)?;
+    Some(format!("forge.intake is `poll`, and nothing is looked for: {why}"))
 }
 
 /// With an App neither token is needed.
@@ -155,6 +162,24 @@ mod tests {
             "{warnings:?}"
         );
         assert!(warnings[1].starts_with("gateway.models `coder`: api_key_file: "), "{warnings:?}");
+    }
+
+    #[test]
+    fn polling_is_told_and_so_is_what_it_lacks() {
+        let parse = |text: &str| {
+            Config::parse("fettle.toml", &format!("[forge]\nintake = 'poll'\n{text}"), &Environment::default()).unwrap()
+        };
+        let able = parse("app_id = 7\napp_key_file = '/a'\npoll_every = '90s'");
+        assert!(
+            summary(&able).contains("as GitHub App 7, polling every 90s, webhooks off, label"),
+            "{}",
+            summary(&able)
+        );
+        assert_eq!(blind(&able), None);
+        let blinded = parse("");
+        assert!(summary(&blinded).contains("without credentials, polling off, webhooks off"), "{}", summary(&blinded));
+        assert!(blind(&blinded).unwrap().contains("forge.app_id"));
+        assert_eq!(blind(&Config::default()), None);
     }
 
     #[test]

@@ -9,10 +9,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use fettle_app::ports::chain;
-use fettle_runtime::config::Config;
+use fettle_runtime::config::{Config, IntakeMode};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::secrets;
+use fettle_runtime::units::Span;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
@@ -131,6 +132,7 @@ async fn examine(common: &Common, flags: &Flags, environment: &Environment) -> V
     checks.extend(services::broker(&config).await);
     checks.push(secret_check(&config).unwrap_or_else(|| forge(&config)));
     checks.push(webhook(&config));
+    checks.push(poll(&config));
     checks.push(network::dashboard(common, flags, &config, environment).await);
     checks
 }
@@ -176,7 +178,10 @@ fn webhook(config: &Config) -> Check {
         return Check::fail("webhook", format!("{key}: {}", chain(&error)), FILL);
     }
     let Some(secret) = config.forge.webhook_secret_file.as_deref().and_then(|file| secrets::read(file).ok()) else {
-        let remedy = "set forge.webhook_secret_file, and the same secret at the forge";
+        if config.forge.intake == IntakeMode::Poll {
+            return Check::ok("webhook", "there is no webhook secret, and with forge.intake = \"poll\" none is needed");
+        }
+        let remedy = "set forge.webhook_secret_file, and the same secret at the forge; or forge.intake = \"poll\" where the forge cannot reach this host";
         return Check::warn(
             "webhook",
             "there is no webhook secret, so webhooks are refused and labels are not seen",
@@ -190,6 +195,23 @@ fn webhook(config: &Config) -> Check {
         return Check::fail("webhook", sentence, "make a longer one, and set it at the forge as well");
     }
     Check::ok("webhook", format!("webhooks are signed; label `{}` asks for work", config.forge.label))
+}
+
+/// What is found without having been told.
+fn poll(config: &Config) -> Check {
+    let forge = &config.forge;
+    let Some(every) = forge.looks_every() else {
+        let why = forge.why_not_looked().unwrap_or_default();
+        return match forge.intake {
+            IntakeMode::Poll => Check::fail("poll", "no label is ever seen, since nothing can be looked for", why),
+            IntakeMode::Webhook => Check::ok("poll", format!("a label whose webhook is lost is not seen: {why}")),
+        };
+    };
+    let redelivery = match forge.redelivers_every() {
+        Some(every) => format!("; failed webhook deliveries are asked for again every {}", Span(every)),
+        None => String::new(),
+    };
+    Check::ok("poll", format!("label `{}` is looked for every {}{redelivery}", forge.label, Span(every)))
 }
 
 fn tell(out: &mut impl Write, checks: &[Check]) -> std::io::Result<()> {
@@ -241,6 +263,24 @@ mod tests {
         assert!(told.status == Status::Fail && told.sentence.contains("/nowhere/secret: no such file"), "{told:?}");
         assert_eq!(secret_check(&missing), None);
         assert_eq!(webhook(&config(&format!("[forge]\nwebhook_secret_file = {short}"))).status, Status::Fail);
+        assert_eq!(webhook(&config("[forge]\nintake = 'poll'")).status, Status::Ok);
+    }
+
+    #[test]
+    fn what_is_looked_for_is_told_and_polling_blindly_is_a_failure() {
+        let told = |text: &str| {
+            let check = poll(&config(&format!("[forge]\n{text}")));
+            (check.status, check.sentence)
+        };
+        assert_eq!(told("").0, Status::Ok);
+        assert_eq!(told("intake = 'poll'").0, Status::Fail);
+        let app = "app_id = 7\napp_key_file = '/a'\nwebhook_secret_file = '/b'";
+        let (status, sentence) = told(app);
+        assert_eq!(status, Status::Ok);
+        assert_eq!(
+            sentence,
+            "label `ai-help` is looked for every 600s; failed webhook deliveries are asked for again every 300s"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use fettle_app::live::Live;
 use fettle_app::running::Stay;
 use fettle_dashboard::{Credentials, Start};
 use fettle_git::{Git, GitOptions};
-use fettle_runtime::config::Config;
+use fettle_runtime::config::{Config, IntakeMode};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::reload::{Keys, Reload};
@@ -138,7 +138,14 @@ fn tell(config: &Config, data: &DataDir, credentials: &Credentials, address: std
             config.forge.label
         );
     } else {
-        warn!("missing: no webhook secret, so webhooks are refused. Set forge.webhook_secret_file");
+        match config.forge.intake {
+            IntakeMode::Poll => {
+                info!("no webhook is needed: label `{}` asks for work, and is looked for", config.forge.label)
+            }
+            IntakeMode::Webhook => warn!(
+                "missing: no webhook secret, so webhooks are refused. Set forge.webhook_secret_file, or forge.intake = \"poll\" where the forge cannot reach this host"
+            ),
+        }
     }
     if credentials.can_write(config) {
         info!("the forge is {}", config.forge.api_url);

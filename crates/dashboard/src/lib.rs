@@ -2,6 +2,7 @@
 
 mod credentials;
 mod exchange;
+mod lookout;
 mod store;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use fettle_app::ports::ledger::{Holder, L, Ledger};
 use fettle_app::ports::transport::Broker;
 use fettle_app::publishing::{PUBLISHED_WITHIN, Pace, Publisher};
 use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
+use fettle_app::reconciling::Reconcilers;
 use fettle_app::ringing::{RUNG_WITHIN, ring};
 use fettle_app::submitting::Submitting;
 use fettle_app::vitals::Vitals;
@@ -41,6 +43,8 @@ use fettle_runtime::system;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tracing::info;
+
+use lookout::Lookout;
 
 pub use credentials::Credentials;
 pub use exchange::{Exchange, KEYS};
@@ -171,6 +175,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let metrics = HttpMetrics::register(&registry)?;
     let vitals = Arc::new(Vitals::default());
     let health = Arc::new(Health::new(probing, clock.clone(), vitals.clone()));
+    let reconcilers = Arc::new(Reconcilers::new(clock.clone()));
 
     let submit = Arc::new(Submitting {
         ledger: ledger.clone(),
@@ -218,6 +223,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         scale_key: credentials.scale_key.clone(),
         webhook: credentials.webhook_secrets(),
         health: health.clone(),
+        reconcilers: reconcilers.clone(),
         metrics: metrics.clone(),
         registry: registry.clone(),
         version: env!("CARGO_PKG_VERSION"),
@@ -236,9 +242,19 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             () = stop.cancelled() => {}
         }
     });
-    let (reconciled, stop) = (ledger.clone(), shutdown.clone());
     let pulse = vitals.pulse("reconciler", RECONCILED_WITHIN);
-    supervisor.spawn("the reconciler", async move { reconcile(reconciled, pulse, &stop).await });
+    supervisor.spawn("the reconciler", reconcile(ledger.clone(), &reconcilers, pulse, shutdown.clone()));
+    lookout::spawn(Lookout {
+        config,
+        ledger: ledger.clone(),
+        forge,
+        clock: clock.clone(),
+        ids: ids.clone(),
+        options: intake_options.clone(),
+        reconcilers: &reconcilers,
+        vitals: &vitals,
+        supervisor,
+    });
     match broker {
         Some(broker) => {
             let foreign = ForeignIntake {
@@ -249,7 +265,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
                 pulse: vitals.pulse("foreign messages", RECEIVED_WITHIN),
             };
             let gauges = BrokerGauges::register(&registry, &broker)?;
-            spawn_broker(broker, ledger.clone(), foreign, gauges, &vitals, supervisor);
+            spawn_broker(broker, ledger.clone(), foreign, gauges, &reconcilers, &vitals, supervisor);
         }
         // Whoever connects one later is told what happens from then on.
         None => forget_unannounced(&*ledger).await.context("while opening the ledger")?,
@@ -289,6 +305,7 @@ fn spawn_broker(
     ledger: Arc<dyn Ledger>,
     foreign: ForeignIntake,
     gauges: BrokerGauges,
+    reconcilers: &Arc<Reconcilers>,
     vitals: &Arc<Vitals>,
     supervisor: &Supervisor,
 ) {
@@ -297,10 +314,10 @@ fn spawn_broker(
     supervisor.spawn("the broker's depths", async move { measure(measured, gauges, pulse, &stop).await });
     let stop = supervisor.shutdown().clone();
     supervisor.spawn("foreign messages", async move { foreign.work(&stop).await });
-    let (rung, pulse, stop) = (ledger.clone(), vitals.pulse("ringer", RUNG_WITHIN), supervisor.shutdown().clone());
-    supervisor.spawn("the ringer", async move { ring(rung, broker.bell, pulse, &stop).await });
+    let (pulse, stop) = (vitals.pulse("ringer", RUNG_WITHIN), supervisor.shutdown().clone());
+    supervisor.spawn("the ringer", ring(ledger.clone(), broker.bell, reconcilers, pulse, stop));
     let (pulse, stop) = (vitals.pulse("announcer", ANNOUNCED_WITHIN), supervisor.shutdown().clone());
-    supervisor.spawn("the announcer", async move { announce(ledger, broker.announcer, pulse, &stop).await });
+    supervisor.spawn("the announcer", announce(ledger, broker.announcer, reconcilers, pulse, stop));
 }
 
 async fn forget_unannounced(ledger: &dyn Ledger) -> L<()> {

@@ -15,6 +15,7 @@ pub mod issue;
 pub mod job;
 pub mod lease;
 pub mod loops;
+pub mod missed;
 pub mod object;
 pub mod outgoing;
 pub mod patch;

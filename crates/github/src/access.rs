@@ -148,6 +148,22 @@ impl GitHub {
         Ok(token)
     }
 
+    /// As what an installation sees: every repository that was given to it, and nothing in them.
+    pub(crate) async fn as_installation(&self, installation: u64) -> F<Octocrab> {
+        let (token, _) = self.mint(installation, json!({ "permissions": { "metadata": "read" } })).await?;
+        Ok(self.bearing(&token))
+    }
+
+    /// As the App itself. `None`: we are none.
+    pub(crate) fn as_app(&self) -> Option<&Octocrab> {
+        self.is_app().then_some(&self.root)
+    }
+
+    /// As whoever writes with the configured token.
+    pub(crate) fn as_writer(&self) -> F<Octocrab> {
+        self.configured(Purpose::Write)
+    }
+
     async fn mint(&self, installation: u64, wanted: Value) -> F<(SecretString, Duration)> {
         let path = route(&["app", "installations", &installation.to_string(), "access_tokens"]);
         let call = Call::preparing(Method::POST, path, "App installation").with(wanted);

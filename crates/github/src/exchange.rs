@@ -32,6 +32,7 @@ enum Weight {
     Write,
 }
 
+#[derive(Clone)]
 pub(crate) struct Call {
     method: Method,
     path: String,
@@ -39,6 +40,8 @@ pub(crate) struct Call {
     weight: Weight,
     /// Names what a 404 says is absent.
     subject: String,
+    /// The tag of an answer that we know: the same one need not be sent again.
+    known: Option<String>,
 }
 
 impl Call {
@@ -48,15 +51,19 @@ impl Call {
 
     /// Not a write as users see it, whatever the method: minting a token.
     pub(crate) fn preparing(method: Method, path: String, subject: impl Into<String>) -> Self {
-        Self { method, path, body: None, weight: Weight::Light, subject: subject.into() }
+        Self { method, path, body: None, weight: Weight::Light, subject: subject.into(), known: None }
     }
 
     pub(crate) fn write(method: Method, path: String, subject: impl Into<String>) -> Self {
-        Self { method, path, body: None, weight: Weight::Write, subject: subject.into() }
+        Self { method, path, body: None, weight: Weight::Write, subject: subject.into(), known: None }
     }
 
     pub(crate) fn with(self, body: Value) -> Self {
         Self { body: Some(body), ..self }
+    }
+
+    pub(crate) fn unless(self, known: Option<&str>) -> Self {
+        Self { known: known.map(str::to_owned), ..self }
     }
 
     /// Names and values of the query, encoded here.
@@ -83,6 +90,8 @@ pub(crate) fn route(segments: &[&str]) -> String {
 
 pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
+    /// What is asked for is as the tag of the call says, and was not sent.
+    pub(crate) unchanged: bool,
     body: String,
     weight: Weight,
 }
@@ -104,6 +113,16 @@ impl Answer {
     /// The number of the last page, when there is more than this one.
     pub(crate) fn last_page(&self) -> Option<u32> {
         self.link("last")?.query_pairs().find(|(name, _)| name == "page")?.1.parse().ok()
+    }
+
+    /// Where a list goes on that has no page numbers.
+    pub(crate) fn next_cursor(&self) -> Option<String> {
+        Some(self.link("next")?.query_pairs().find(|(name, _)| name == "cursor")?.1.into_owned())
+    }
+
+    /// Tells this answer from others to the same question.
+    pub(crate) fn tag(&self) -> Option<String> {
+        Some(self.headers.get(http::header::ETAG)?.to_str().ok()?.to_owned())
     }
 
     fn link(&self, rel: &str) -> Option<Url> {
@@ -148,17 +167,26 @@ impl GitHub {
     }
 
     async fn send(&self, client: &Octocrab, call: &Call, path: &str) -> Result<Sent, Failure> {
-        let builder = http::Request::builder().method(call.method.clone()).uri(path);
+        let mut builder = http::Request::builder().method(call.method.clone()).uri(path);
+        if let Some(known) = &call.known {
+            builder = builder.header(http::header::IF_NONE_MATCH, known);
+        }
         let request = client
             .build_request(builder, call.body.as_ref())
             .map_err(|e| ForgeError::Refused(format!("not a request: {e}")))?;
         let exchanged = tokio::time::timeout(self.answer_timeout, async {
-            let response = octocrab::map_github_error(client.execute(request).await?).await?;
+            let response = client.execute(request).await?;
+            if response.status() == StatusCode::NOT_MODIFIED {
+                return Ok((response.headers().clone(), true, String::new()));
+            }
+            let response = octocrab::map_github_error(response).await?;
             let headers = response.headers().clone();
-            Ok::<_, octocrab::Error>((headers, client.body_to_string(response).await?))
+            Ok::<_, octocrab::Error>((headers, false, client.body_to_string(response).await?))
         });
         match exchanged.await {
-            Ok(Ok((headers, body))) => Ok(Sent::Answered(Answer { headers, body, weight: call.weight })),
+            Ok(Ok((headers, unchanged, body))) => {
+                Ok(Sent::Answered(Answer { headers, unchanged, body, weight: call.weight }))
+            }
             Ok(Err(error)) => self.moved(&error).map(Sent::Moved).ok_or_else(|| failure(call, error)),
             Err(elapsed) => Err(call.unknown(elapsed).into()),
         }

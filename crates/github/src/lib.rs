@@ -5,6 +5,7 @@
 mod access;
 mod exchange;
 mod reader;
+mod watch;
 pub mod webhook;
 mod wire;
 mod writer;

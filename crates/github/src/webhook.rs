@@ -1,13 +1,13 @@
 //! Webhooks: whether GitHub sent the bytes, and what they say. Never trusts a field that is not the type it should be,
 //! never fails on one that we do not know.
 
-use fettle_domain::incoming::{Incoming, IncomingComment, IncomingIssue, IncomingUser, IssueChange, IssueState};
+use fettle_domain::incoming::{Incoming, IncomingComment, IncomingIssue, IssueChange};
 use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sha2::Sha256;
 
-use crate::wire::{CommentWire, GHOST, InstallationWire, IssueWire, LabelWire, RepoWire, UserWire};
+use crate::wire::{CommentWire, InstallationWire, IssueWire, LabelWire, RepoWire, UserWire, known};
 
 /// The body is not what its event promises.
 #[derive(Debug, thiserror::Error)]
@@ -75,29 +75,6 @@ struct OtherWire {
     action: Option<String>,
 }
 
-impl From<UserWire> for IncomingUser {
-    fn from(wire: UserWire) -> Self {
-        Self { id: wire.id, is_bot: wire.is_bot(), login: wire.login }
-    }
-}
-
-impl From<IssueWire> for IssueState {
-    fn from(wire: IssueWire) -> Self {
-        Self {
-            number: wire.number,
-            title: wire.title,
-            body: wire.body.unwrap_or_default(),
-            author: known(wire.user),
-            labels: wire.labels.into_iter().filter_map(LabelWire::into_name).collect(),
-            open: wire.state == "open",
-            locked: wire.locked,
-            url: wire.html_url,
-            is_pull_request: wire.pull_request.is_some(),
-            updated_at: wire.updated_at,
-        }
-    }
-}
-
 impl From<CommentWire> for IncomingComment {
     fn from(wire: CommentWire) -> Self {
         Self {
@@ -109,10 +86,6 @@ impl From<CommentWire> for IncomingComment {
             updated_at: wire.updated_at,
         }
     }
-}
-
-fn known(user: Option<UserWire>) -> IncomingUser {
-    user.map_or_else(|| IncomingUser { id: 0, login: GHOST.to_owned(), is_bot: false }, IncomingUser::from)
 }
 
 /// The value of `X-Hub-Signature-256` for these bytes.

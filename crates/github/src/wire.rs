@@ -1,12 +1,14 @@
 //! What we read of GitHub's answers: only the fields we use, so that a new or missing other one harms nothing.
 
 use fettle_app::ports::forge::{ForgeError, Issue, IssueComment, LabeledEvent, Permission, Pull};
+use fettle_domain::incoming::{IncomingUser, IssueState};
+use fettle_domain::missed::Attempt;
 use fettle_domain::repo::Repo;
 use jiff::Timestamp;
 use serde::Deserialize;
 
 /// Stands for a deleted account, as on GitHub's pages.
-pub(crate) const GHOST: &str = "ghost";
+const GHOST: &str = "ghost";
 
 #[derive(Deserialize)]
 pub(crate) struct TokenWire {
@@ -17,6 +19,72 @@ pub(crate) struct TokenWire {
 #[derive(Deserialize)]
 pub(crate) struct InstallationWire {
     pub(crate) id: u64,
+    suspended_at: Option<Timestamp>,
+}
+
+impl InstallationWire {
+    pub(crate) fn is_active(&self) -> bool {
+        self.suspended_at.is_none()
+    }
+}
+
+/// A repository in a list.
+#[derive(Deserialize)]
+pub(crate) struct ListedWire {
+    #[serde(flatten)]
+    pub(crate) repo: RepoWire,
+    #[serde(default)]
+    archived: bool,
+    #[serde(default)]
+    disabled: bool,
+    #[serde(default = "yes")]
+    has_issues: bool,
+    /// Of whoever asks; an installation's list has what was granted elsewhere.
+    permissions: Option<RightsWire>,
+}
+
+#[derive(Deserialize)]
+struct RightsWire {
+    #[serde(default)]
+    push: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl ListedWire {
+    /// Somebody can ask for work there, and it can be changed.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.has_issues && !self.archived && !self.disabled
+    }
+
+    pub(crate) fn can_push(&self) -> bool {
+        self.permissions.as_ref().is_some_and(|rights| rights.push)
+    }
+}
+
+#[derive(Deserialize)]
+pub(crate) struct ListedBody {
+    pub(crate) repositories: Vec<ListedWire>,
+}
+
+/// One attempt to deliver to the App's webhook.
+#[derive(Deserialize)]
+pub(crate) struct AttemptWire {
+    id: u64,
+    guid: String,
+    pub(crate) delivered_at: Timestamp,
+    #[serde(default)]
+    status_code: u16,
+    event: String,
+}
+
+impl From<AttemptWire> for (String, Attempt) {
+    fn from(wire: AttemptWire) -> Self {
+        let arrived = (200..300).contains(&wire.status_code);
+        (wire.event, Attempt { id: wire.id, guid: wire.guid, at: wire.delivered_at, arrived })
+    }
 }
 
 #[derive(Deserialize)]
@@ -112,6 +180,23 @@ impl From<IssueWire> for Issue {
     }
 }
 
+impl From<IssueWire> for IssueState {
+    fn from(wire: IssueWire) -> Self {
+        Self {
+            number: wire.number,
+            title: wire.title,
+            body: wire.body.unwrap_or_default(),
+            author: known(wire.user),
+            labels: wire.labels.into_iter().filter_map(LabelWire::into_name).collect(),
+            open: wire.state == "open",
+            locked: wire.locked,
+            url: wire.html_url,
+            is_pull_request: wire.pull_request.is_some(),
+            updated_at: wire.updated_at,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 pub(crate) struct CommentWire {
     pub(crate) id: u64,
@@ -150,7 +235,7 @@ impl EventWire {
         let name = self.label.and_then(LabelWire::into_name)?;
         (self.event == "labeled" && name.to_lowercase() == label.to_lowercase()).then(|| LabeledEvent {
             id: self.id,
-            actor: login(self.actor),
+            actor: known(self.actor),
             at: self.created_at,
         })
     }
@@ -210,6 +295,16 @@ impl From<PullWire> for Pull {
             body: wire.body.unwrap_or_default(),
         }
     }
+}
+
+impl From<UserWire> for IncomingUser {
+    fn from(wire: UserWire) -> Self {
+        Self { id: wire.id, is_bot: wire.is_bot(), login: wire.login }
+    }
+}
+
+pub(crate) fn known(user: Option<UserWire>) -> IncomingUser {
+    user.map_or_else(|| IncomingUser { id: 0, login: GHOST.to_owned(), is_bot: false }, IncomingUser::from)
 }
 
 fn login(user: Option<UserWire>) -> String {

@@ -5,6 +5,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::sandbox::SandboxLevel;
 use fettle_domain::budget::MIN_CONTEXT_TOKENS;
 use fettle_domain::path_policy::PathPolicy;
+use fettle_domain::repo::RepoName;
 use fettle_domain::task::Mode;
 use fettle_domain::turn::PER_REPOSITORY;
 use serde::{Deserialize, Serialize};
@@ -14,9 +15,11 @@ use crate::reload::Values;
 use crate::telemetry::LogFormat;
 use crate::units::{Size, Span};
 
+mod intake;
 mod store;
 mod transport;
 
+pub use intake::IntakeMode;
 pub use store::{Store, Tls};
 pub use transport::{BrokerKind, Transport, kind_of};
 
@@ -68,6 +71,14 @@ pub struct Forge {
     pub read_token_file: Option<Utf8PathBuf>,
     /// A personal access token that can write contents, pull requests and issues; the publisher's alone.
     pub write_token_file: Option<Utf8PathBuf>,
+    /// How work comes in: `webhook`, or `poll` where the forge cannot reach this host.
+    pub intake: IntakeMode,
+    /// How often repositories are looked at for labels that no webhook told of; default: `60s`, below webhooks `10m`.
+    pub poll_every: Option<Span>,
+    /// The repositories that are looked at; default: where the App is installed, or with `poll` where the token may write.
+    pub poll_repositories: Vec<RepoName>,
+    /// How often an App's failed webhook deliveries are asked for again; default: `5m`.
+    pub redeliver_every: Option<Span>,
     /// The webhook's secret. Without it, webhooks are refused.
     pub webhook_secret_file: Option<Utf8PathBuf>,
     /// The secret before the last change, accepted as well while you rotate.
@@ -78,7 +89,7 @@ pub struct Forge {
     pub label_mode: Mode,
     /// Numeric ids of bots that may trigger; all others are ignored.
     pub allowed_bots: Vec<u64>,
-    /// Tasks that webhooks may open in 24 hours.
+    /// Tasks that webhooks and labels may open in 24 hours.
     pub daily_tasks: u64,
     /// Rules beyond the built-in ones on which paths a patch may touch.
     pub paths: PathPolicy,
@@ -93,6 +104,10 @@ impl Default for Forge {
             app_key_file: None,
             read_token_file: None,
             write_token_file: None,
+            intake: IntakeMode::Webhook,
+            poll_every: None,
+            poll_repositories: Vec::new(),
+            redeliver_every: None,
             webhook_secret_file: None,
             webhook_secret_previous_file: None,
             label: "ai-help".into(),
@@ -408,6 +423,7 @@ impl Config {
             return invalid("agent.workers is 0: nothing would ever run".into());
         }
         self.store.check()?;
+        self.forge.check_intake()?;
         self.transport.check()?;
         self.agent.sandbox.check()?;
         crate::telemetry::filter(&self.telemetry.log)?;
@@ -636,6 +652,11 @@ mod tests {
             ("[agent.sandbox]\nprocesses = 0", "processes is 0"),
             ("[agent.sandbox]\nprepare_hosts = [\"a.b\", \"https://a.b/c\"]", "`https://a.b/c` is not a host"),
             ("[forge]\nlabel_mode = \"probe\"", "label_mode"),
+            ("[forge]\nintake = \"inbox\"", "webhook"),
+            ("[forge]\npoll_every = \"0s\"", "forge.poll_every: 0s is not between 100ms and 86400s"),
+            ("[forge]\nredeliver_every = 5", "write it with a unit"),
+            ("[forge]\npoll_repositories = [\"hello\"]", "owner/name"),
+            ("[forge]\nintake = \"poll\"\nlabel = \"a,b\"", "has a comma"),
             ("[telemetry]\nlog = \"fettle=loud\"", "telemetry.log: `fettle=loud`"),
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"http://x\"\ncontext = 1000", "32768 tokens are needed"),
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"ftp://x\"", "base_url"),
@@ -643,6 +664,26 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(word) && error.starts_with("fettle.toml: "), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_looked_for_follows_from_mode_and_credentials() {
+        let tokens = "read_token_file = 'r'\nwrite_token_file = 'w'\n";
+        let app = "app_id = 7\napp_key_file = 'k'\n";
+        let seconds = |text: String| {
+            let forge = parse(&format!("[forge]\n{text}")).unwrap().forge;
+            (forge.looks_every().map(|every| every.as_secs()), forge.redelivers_every().map(|every| every.as_secs()))
+        };
+        assert_eq!(seconds(String::new()), (None, None));
+        assert_eq!(seconds("intake = 'poll'".into()), (None, None));
+        assert_eq!(seconds(tokens.into()), (None, None));
+        assert_eq!(seconds(format!("{tokens}poll_repositories = ['o/r']")), (Some(600), None));
+        assert_eq!(seconds(format!("{tokens}intake = 'poll'")), (Some(60), None));
+        assert_eq!(seconds(app.into()), (Some(600), None));
+        assert_eq!(seconds(format!("{app}webhook_secret_file = 's'")), (Some(600), Some(300)));
+        assert_eq!(seconds(format!("{app}webhook_secret_file = 's'\nintake = 'poll'")), (Some(60), None));
+        let own = format!("{app}webhook_secret_file = 's'\npoll_every = '1h'\nredeliver_every = '7m'");
+        assert_eq!(seconds(own), (Some(3600), Some(420)));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use crate::error::R;
 use crate::job::Chosen;
 use crate::writer::within;
-use crate::{POLL, PostgresLedger, audit, blob, delivery, effect, event, job, lane, message, run, task, view};
+use crate::{POLL, PostgresLedger, audit, blob, delivery, effect, event, job, lane, message, poll, run, task, view};
 
 /// Jobs of one lease request and beats of one renewal.
 const MAX_AT_ONCE: usize = 32;
@@ -233,6 +233,28 @@ impl Ledger for PostgresLedger {
             reading.end(actors).await
         })
         .await
+    }
+
+    async fn last_asked(&self, repo_forge_id: u64, issue: u64) -> L<Option<Timestamp>> {
+        within(async {
+            let mut reading = self.store.reading().await?;
+            let asked = poll::last_asked(&mut reading, repo_forge_id, issue).await;
+            reading.end(asked).await
+        })
+        .await
+    }
+
+    async fn poll_mark(&self, repo_forge_id: u64) -> L<Option<Timestamp>> {
+        within(async {
+            let mut reading = self.store.reading().await?;
+            let mark = poll::mark(&mut reading, repo_forge_id).await;
+            reading.end(mark).await
+        })
+        .await
+    }
+
+    async fn set_poll_mark(&self, repo_forge_id: u64, from: Option<Timestamp>, to: Timestamp) -> L<bool> {
+        self.write(poll::SetMark { repo: repo_forge_id, from, to }).await
     }
 
     async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()> {

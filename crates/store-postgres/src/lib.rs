@@ -18,6 +18,7 @@ mod ledger;
 mod lock;
 mod message;
 mod open;
+mod poll;
 mod presence;
 mod run;
 mod stored;

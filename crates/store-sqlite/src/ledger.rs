@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::OrLedger;
-use crate::{SqliteLedger, audit, delivery, effect, event, job, lane, message, run, task, view};
+use crate::{SqliteLedger, audit, delivery, effect, event, job, lane, message, poll, run, task, view};
 
 /// Jobs of one lease request and beats of one renewal.
 const MAX_AT_ONCE: usize = 32;
@@ -156,6 +156,18 @@ impl Ledger for SqliteLedger {
 
     async fn actors(&self, repo_forge_id: u64, issue: u64, max: u16) -> L<Vec<String>> {
         view::actors(&self.readers, repo_forge_id, issue, max).await
+    }
+
+    async fn last_asked(&self, repo_forge_id: u64, issue: u64) -> L<Option<Timestamp>> {
+        poll::last_asked(&self.readers, repo_forge_id, issue).await
+    }
+
+    async fn poll_mark(&self, repo_forge_id: u64) -> L<Option<Timestamp>> {
+        poll::mark(&self.readers, repo_forge_id).await
+    }
+
+    async fn set_poll_mark(&self, repo_forge_id: u64, from: Option<Timestamp>, to: Timestamp) -> L<bool> {
+        self.write(poll::SetMark { repo: repo_forge_id, from, to }).await
     }
 
     async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()> {

@@ -16,6 +16,7 @@ mod lane;
 mod ledger;
 mod message;
 mod open;
+mod poll;
 mod run;
 mod snapshot;
 mod stored;

@@ -22,7 +22,7 @@ use crate::{DATABASE_FILE, Options, SqliteLedger};
 /// Older ones can corrupt a database in WAL mode.
 const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
 /// The schema this binary knows; a migration that old binaries cannot live with raises `oldest_reader` to it.
-pub(crate) const SCHEMA: i64 = 4;
+pub(crate) const SCHEMA: i64 = 6;
 /// Pages, lists and streams; each connection costs a thread.
 const READERS: u32 = 4;
 /// A reader that is not free within this long is a sign of overload.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_runtime::config::Config;
+use fettle_runtime::config::{Config, IntakeMode};
 use fettle_runtime::environment::Environment;
 use jiff::Timestamp;
 
@@ -543,6 +543,7 @@ fn config(files: &Files) -> (Seen<Option<ConfigFacts>>, Vec<Utf8PathBuf>) {
         read_token: config.forge.read_token_file.is_some(),
         write_token: config.forge.write_token_file.is_some(),
         webhook_secret: config.forge.webhook_secret_file.is_some(),
+        polls: config.forge.intake == IntakeMode::Poll,
         min_level: config.agent.sandbox.min_level,
         prepare_network: config.agent.sandbox.prepare_network,
         plain_models: plain.map(|model| model.name.clone()).collect(),

@@ -410,6 +410,9 @@ pub struct ConfigFacts {
     pub read_token: bool,
     pub write_token: bool,
     pub webhook_secret: bool,
+    /// Labels are looked for, and no webhook is needed.
+    #[serde(default)]
+    pub polls: bool,
     pub min_level: SandboxLevel,
     pub prepare_network: PrepareNetwork,
     /// Models that are asked over plain HTTP on another host.

@@ -130,6 +130,13 @@ fn every_check_passes_on_a_well_kept_installation_and_not_when_its_thing_is_brok
 }
 
 #[test]
+fn whoever_polls_needs_no_webhook_secret() {
+    let mut facts = host("installed");
+    (config(&mut facts).webhook_secret, config(&mut facts).polls) = (false, true);
+    assert_eq!(finding(&facts, "PC06").outcome, Outcome::Pass);
+}
+
+#[test]
 fn a_host_without_an_installation_is_told_so_and_nothing_unknown_is_a_failure() {
     let bare = production::checks(&host("debian-13"));
     let listen = bare.iter().find(|finding| finding.id == "PC01").unwrap();

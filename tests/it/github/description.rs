@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
-use fettle_app::ports::forge::{Forge, ForgeReader, PullOpened};
+use fettle_app::ports::forge::{Changed, Forge, ForgeReader, ForgeWatch, PullOpened};
 use fettle_tests::downloads;
 use fettle_tests::forge::{Recorded, Role};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::World;
 
 /// Answers that GitHub gives to any call and describes for few.
-const EVERYWHERE: [u16; 4] = [401, 403, 404, 422];
+const EVERYWHERE: [u16; 5] = [304, 401, 403, 404, 422];
 
 struct Description(Value);
 
@@ -191,7 +191,7 @@ impl Description {
     }
 }
 
-/// Every method of both ports, with each answer they know.
+/// Every method of the ports, with each answer they know.
 async fn use_everything(world: &World) {
     let github = &world.github;
     let repo = world.repo().await;
@@ -221,6 +221,19 @@ async fn use_everything(world: &World) {
     github.add_labels(&repo, world.issue, &["done".to_owned()]).await.unwrap();
     github.remove_label(&repo, world.issue, "done").await.unwrap();
     github.remove_label(&repo, world.issue, "done").await.unwrap();
+    github.reachable(10).await.unwrap();
+    let long_ago = jiff::Timestamp::UNIX_EPOCH;
+    world.forge.label(&world.name, world.issue, "ai-help", "alice");
+    let Changed::Issues { tag, .. } = github.changed_issues(&repo, "ai-help", long_ago, None).await.unwrap() else {
+        panic!("nothing was known before")
+    };
+    github.changed_issues(&repo, "ai-help", long_ago, tag.as_deref()).await.unwrap();
+    world.forge.set_hook("http://127.0.0.1:9/", "s3cret");
+    world.forge.send_hook("issues", &world.forge.issue_opened(&world.name, world.issue)).await;
+    // Only an App has such a list.
+    if let Ok(log) = github.hook_attempts(None).await {
+        github.redeliver(log.attempts[0].1.id).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -241,16 +254,22 @@ async fn every_call_and_every_answer_is_as_github_describes_it() {
         "DELETE /repos/{owner}/{repo}/issues/comments/{comment_id}",
         "DELETE /repos/{owner}/{repo}/issues/{issue_number}/labels/{name}",
         "GET /app",
+        "GET /app/hook/deliveries",
+        "GET /app/installations",
+        "GET /installation/repositories",
         "GET /repos/{owner}/{repo}",
         "GET /repos/{owner}/{repo}/collaborators/{username}/permission",
         "GET /repos/{owner}/{repo}/installation",
+        "GET /repos/{owner}/{repo}/issues",
         "GET /repos/{owner}/{repo}/issues/{issue_number}",
         "GET /repos/{owner}/{repo}/issues/{issue_number}/comments",
         "GET /repos/{owner}/{repo}/issues/{issue_number}/events",
         "GET /repos/{owner}/{repo}/pulls",
         "GET /user",
+        "GET /user/repos",
         "PATCH /repos/{owner}/{repo}/issues/comments/{comment_id}",
         "PATCH /repos/{owner}/{repo}/pulls/{pull_number}",
+        "POST /app/hook/deliveries/{delivery_id}/attempts",
         "POST /app/installations/{installation_id}/access_tokens",
         "POST /repos/{owner}/{repo}/issues/{issue_number}/comments",
         "POST /repos/{owner}/{repo}/issues/{issue_number}/labels",

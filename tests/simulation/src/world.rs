@@ -13,6 +13,7 @@ use fettle_app::ports::clock::IdSource as _;
 use fettle_app::ports::ledger::{Holder, Ledger};
 use fettle_app::publishing::{Pace, PublishOptions, Publisher};
 use fettle_app::reaping::reconcile;
+use fettle_app::reconciling::Reconcilers;
 use fettle_app::ringing::ring;
 use fettle_app::running::{Stay, Worker};
 use fettle_app::submitting::Submitting;
@@ -312,8 +313,13 @@ impl World {
             pulse: Self::pulse(),
             pace: Pace::new(self.timing.write_gap),
         };
-        let foreign =
-            ForeignIntake { inbox: self.broker.clone(), ledger: ledger.clone(), clock, ids, pulse: Self::pulse() };
+        let foreign = ForeignIntake {
+            inbox: self.broker.clone(),
+            ledger: ledger.clone(),
+            clock: clock.clone(),
+            ids,
+            pulse: Self::pulse(),
+        };
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         let token = stop.clone();
         tasks.spawn(async move { intake.work(&token).await });
@@ -321,11 +327,10 @@ impl World {
         tasks.spawn(async move { publisher.work(&token).await });
         let token = stop.clone();
         tasks.spawn(async move { foreign.work(&token).await });
-        let (swept, token) = (ledger.clone(), stop.clone());
-        tasks.spawn(async move { reconcile(swept, Self::pulse(), &token).await });
+        let reconcilers = Arc::new(Reconcilers::new(clock));
+        tasks.spawn(reconcile(ledger.clone(), &reconcilers, Self::pulse(), stop.clone()));
         if self.with_bell {
-            let (bell, token) = (self.broker.clone(), stop.clone());
-            tasks.spawn(async move { ring(ledger, bell, Self::pulse(), &token).await });
+            tasks.spawn(ring(ledger, self.broker.clone(), &reconcilers, Self::pulse(), stop.clone()));
         }
         Dashboard { ledger: memory, process: Process { tasks, stop } }
     }

@@ -128,13 +128,22 @@ impl Caller {
         }
     }
 
+    /// Whether an installation's token is for this repository; others are for all.
+    pub(super) fn covers(&self, repository: u64) -> bool {
+        self.repositories.as_ref().is_none_or(|covered| covered.contains(&repository))
+    }
+
+    pub(super) fn covers_all(&self) -> bool {
+        self.repositories.is_none()
+    }
+
     /// The caller's name on what it writes.
     pub(super) fn author(&self) -> &str {
         self.login.as_deref().unwrap_or("ghost")
     }
 
     pub(super) fn may(&self, repository: u64, private: bool, need: Need) -> Result<(), Refusal> {
-        let covered = self.repositories.as_ref().is_none_or(|covered| covered.contains(&repository));
+        let covered = self.covers(repository);
         match &self.credential {
             Credential::Invalid => Err(Refusal::bad_credentials()),
             Credential::App => Err(Refusal::bad_credentials()),

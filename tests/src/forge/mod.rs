@@ -7,6 +7,7 @@
 mod access;
 mod fault;
 mod git;
+mod hook;
 mod json;
 mod model;
 mod refusal;
@@ -29,6 +30,7 @@ use tokio_util::task::TaskTracker;
 pub use access::{AppKey, Credential, PatAccess};
 pub use fault::{Act, Fault};
 pub use git::RefUpdate;
+pub use hook::HookAttempt;
 pub use model::{Comment, Issue, IssueEvent, Pull, PullState, Role};
 pub use server::Recorded;
 pub use state::{AppOptions, Forge};

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::access::{Caller, Credential, Need, Secret};
 use super::git;
+use super::hook::HookAttempt;
 use super::json::{Links, permissions};
 use super::model::{Issue, Pull, Repository};
 use super::refusal::Refusal;
@@ -50,6 +51,11 @@ impl RestRequest {
         self.body.as_ref()?.get(field)?.as_str()
     }
 
+    fn number(&self, name: &str, default: usize) -> usize {
+        let given = self.query.get(name).and_then(|text| text.parse().ok());
+        given.filter(|n| *n > 0).unwrap_or(default)
+    }
+
     fn required(&self, resource: &str, field: &str) -> Result<&str, Refusal> {
         let text = self.text(field).filter(|text| !text.is_empty()).ok_or_else(|| Refusal::missing(resource, field))?;
         if text.chars().count() > MAX_TEXT {
@@ -73,6 +79,11 @@ async fn dispatch(forge: &Forge, caller: &Caller, request: &RestRequest) -> Repl
     let segments: Vec<&str> = request.segments.iter().map(String::as_str).collect();
     match (request.method.as_str(), segments.as_slice()) {
         ("GET", ["app"]) => app(forge, caller),
+        ("GET", ["app", "installations"]) => installations(forge, caller, request),
+        ("GET", ["installation", "repositories"]) => installed(forge, caller, request),
+        ("GET", ["user", "repos"]) => own_repositories(forge, caller, request),
+        ("GET", ["app", "hook", "deliveries"]) => hook_deliveries(forge, caller, request),
+        ("POST", ["app", "hook", "deliveries", id, "attempts"]) => redeliver(forge, caller, id).await,
         ("POST", ["app", "installations", id, "access_tokens"]) => mint(forge, caller, id, request),
         ("GET", ["user"]) => user(forge, caller),
         ("GET", ["repos", owner, name, "installation"]) => installation(forge, caller, owner, name),
@@ -138,6 +149,100 @@ fn installation(forge: &Forge, caller: &Caller, owner: &str, name: &str) -> Repl
     let mut inner = forge.lock();
     let at = inner.find(owner, name).ok_or_else(Refusal::not_found)?;
     Ok(json_response(200, inner.with(at, |repository, inner| links(forge).installation(inner, app, repository))))
+}
+
+fn installations(forge: &Forge, caller: &Caller, request: &RestRequest) -> Reply {
+    let (Some(app), Credential::App) = (&forge.app, &caller.credential) else {
+        return Err(Refusal::new(401, "A JSON web token could not be decoded"));
+    };
+    let mut inner = forge.lock();
+    // One, on whatever repositories there are; whose it is follows from the first.
+    let mut all = match inner.repositories.is_empty() {
+        true => Vec::new(),
+        false => vec![inner.with(0, |repository, inner| links(forge).installation(inner, app, repository))],
+    };
+    for installation in &mut all {
+        // In this list, GitHub describes an account as a user and an enterprise at once.
+        for (name, value) in [("name", json!("octo")), ("slug", json!("octo")), ("created_at", json!(now()))] {
+            installation["account"][name] = value;
+        }
+        installation["account"]["updated_at"] = json!(now());
+    }
+    Ok(page(forge, request, all))
+}
+
+fn installed(forge: &Forge, caller: &Caller, request: &RestRequest) -> Reply {
+    if !matches!(caller.credential, Credential::Installation { .. }) {
+        return Err(Refusal::forbidden(
+            "You must authenticate with an installation access token in order to list repositories for an installation.",
+        ));
+    }
+    let all = repositories(forge, |id| caller.covers(id));
+    let total = all.len();
+    let mut response = page(forge, request, all);
+    let shown = response.extensions().get::<Value>().cloned().unwrap_or_default();
+    let selection = if caller.covers_all() { "all" } else { "selected" };
+    let body = json!({ "total_count": total, "repository_selection": selection, "repositories": shown });
+    let links = response.headers_mut().remove(http::header::LINK);
+    let mut whole = json_response(200, body);
+    if let Some(links) = links {
+        whole.headers_mut().insert(http::header::LINK, links);
+    }
+    Ok(whole)
+}
+
+/// Personal access tokens are for every repository; what they may do there is the same everywhere.
+fn own_repositories(forge: &Forge, caller: &Caller, request: &RestRequest) -> Reply {
+    let push = match &caller.credential {
+        Credential::WriteToken { .. } => true,
+        Credential::ReadToken { .. } => false,
+        Credential::Installation { .. } => return Err(Refusal::forbidden("Resource not accessible by integration")),
+        Credential::Anonymous | Credential::App | Credential::Invalid => return Err(Refusal::requires_authentication()),
+    };
+    let mut all = repositories(forge, |_| true);
+    for repository in &mut all {
+        repository["permissions"] =
+            json!({ "admin": false, "maintain": false, "push": push, "triage": push, "pull": true });
+    }
+    Ok(page(forge, request, all))
+}
+
+fn repositories(forge: &Forge, shown: impl Fn(u64) -> bool) -> Vec<Value> {
+    let mut inner = forge.lock();
+    let places: Vec<usize> = (0..inner.repositories.len()).filter(|at| shown(inner.repositories[*at].id)).collect();
+    let one = |at: usize| inner.with(at, |repository, inner| links(forge).repository(inner, repository));
+    places.into_iter().map(one).collect()
+}
+
+fn hook_deliveries(forge: &Forge, caller: &Caller, request: &RestRequest) -> Reply {
+    if caller.credential != Credential::App {
+        return Err(Refusal::new(401, "A JSON web token could not be decoded"));
+    }
+    let size = request.number("per_page", DEFAULT_PER_PAGE).min(MAX_PER_PAGE);
+    let inner = forge.lock();
+    let attempts = inner.hook.iter().flat_map(|hook| hook.attempts.iter().rev());
+    // The cursor is the newest attempt that was not shown yet.
+    let cursor = request.query.get("cursor").and_then(|text| text.parse::<u64>().ok());
+    let mut rest = attempts.filter(|attempt| cursor.is_none_or(|cursor| attempt.id <= cursor));
+    let shown: Vec<Value> = rest.by_ref().take(size).map(HookAttempt::listed).collect();
+    let mut response = json_response(200, Value::Array(shown));
+    if let Some(next) = rest.next() {
+        let link = format!("<{}{}?per_page={size}&cursor={}>; rel=\"next\"", forge.url, request.path, next.id);
+        response.headers_mut().insert(http::header::LINK, HeaderValue::try_from(link).expect("an encoded link"));
+    }
+    Ok(response)
+}
+
+/// Tries once more; GitHub answers before it does.
+async fn redeliver(forge: &Forge, caller: &Caller, id: &str) -> Reply {
+    if caller.credential != Credential::App {
+        return Err(Refusal::new(401, "A JSON web token could not be decoded"));
+    }
+    let id: u64 = id.parse().map_err(|_| Refusal::not_found())?;
+    match forge.send_again(id).await {
+        Some(_) => Ok(json_response(202, json!({}))),
+        None => Err(Refusal::not_found()),
+    }
 }
 
 /// A token for some of the repositories and some of the permissions, or all of either.
@@ -300,13 +405,21 @@ impl RepoCall<'_> {
         let since: Option<jiff::Timestamp> = query.get("since").and_then(|since| since.parse().ok());
         self.with(READ_ISSUES, |repository, inner| {
             let repository = &*repository;
+            let has = |issue: &Issue, label: &str| issue.labels.iter().any(|known| known.eq_ignore_ascii_case(label));
             let shown = repository.issues.values().rev().filter(|issue| {
                 (state == "all" || (state == "open") == issue.open)
-                    && wanted.iter().all(|label| issue.labels.contains(*label))
+                    && wanted.iter().all(|label| has(issue, label))
                     && since.is_none_or(|since| since <= issue.updated_at)
                     && issue.visible_at <= Instant::now()
             });
-            let items = shown.map(|issue| links(self.forge).issue(inner, repository, issue)).collect();
+            let mut shown: Vec<&Issue> = shown.collect();
+            if query.get("sort").is_some_and(|sort| sort == "updated") {
+                shown.sort_by_key(|issue| std::cmp::Reverse((issue.updated_at, issue.number)));
+            }
+            if query.get("direction").is_some_and(|direction| direction == "asc") {
+                shown.reverse();
+            }
+            let items = shown.into_iter().map(|issue| links(self.forge).issue(inner, repository, issue)).collect();
             Ok(self.page(items))
         })
     }
@@ -480,39 +593,39 @@ impl RepoCall<'_> {
         self.with(CONTENTS, |repository, _| Ok(json_response(200, links(self.forge).git_ref(repository, &full, &sha))))
     }
 
-    /// One page of a list, with the links to the others.
     fn page(&self, items: Vec<Value>) -> Response<Body> {
-        let number = |name: &str, default: usize| {
-            let given = self.request.query.get(name).and_then(|text| text.parse().ok());
-            given.filter(|n| *n > 0).unwrap_or(default)
-        };
-        let size = number("per_page", DEFAULT_PER_PAGE).min(MAX_PER_PAGE);
-        let page = number("page", 1);
-        let last = items.len().div_ceil(size).max(1);
-        let shown: Vec<Value> = items.into_iter().skip((page - 1).saturating_mul(size)).take(size).collect();
-        let mut response = json_response(200, Value::Array(shown));
-        let to = |page: usize, rel: &str| {
-            let mut query = self.request.query.clone();
-            query.insert("page".to_owned(), page.to_string());
-            let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
-            format!("<{}{}?{query}>; rel=\"{rel}\"", self.forge.url, self.request.path)
-        };
-        let mut all = Vec::new();
-        if page > 1 {
-            all.extend([to(page - 1, "prev")]);
-        }
-        if page < last {
-            all.extend([to(page + 1, "next"), to(last, "last")]);
-        }
-        if page > 1 {
-            all.extend([to(1, "first")]);
-        }
-        if !all.is_empty() {
-            let link = HeaderValue::try_from(all.join(", ")).expect("encoded links");
-            response.headers_mut().insert(http::header::LINK, link);
-        }
-        response
+        page(self.forge, self.request, items)
     }
+}
+
+/// One page of a list, with the links to the others.
+fn page(forge: &Forge, request: &RestRequest, items: Vec<Value>) -> Response<Body> {
+    let size = request.number("per_page", DEFAULT_PER_PAGE).min(MAX_PER_PAGE);
+    let page = request.number("page", 1);
+    let last = items.len().div_ceil(size).max(1);
+    let shown: Vec<Value> = items.into_iter().skip((page - 1).saturating_mul(size)).take(size).collect();
+    let mut response = json_response(200, Value::Array(shown));
+    let to = |page: usize, rel: &str| {
+        let mut query = request.query.clone();
+        query.insert("page".to_owned(), page.to_string());
+        let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
+        format!("<{}{}?{query}>; rel=\"{rel}\"", forge.url, request.path)
+    };
+    let mut all = Vec::new();
+    if page > 1 {
+        all.extend([to(page - 1, "prev")]);
+    }
+    if page < last {
+        all.extend([to(page + 1, "next"), to(last, "last")]);
+    }
+    if page > 1 {
+        all.extend([to(1, "first")]);
+    }
+    if !all.is_empty() {
+        let link = HeaderValue::try_from(all.join(", ")).expect("encoded links");
+        response.headers_mut().insert(http::header::LINK, link);
+    }
+    response
 }
 
 fn no_content() -> Response<Body> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fettle_domain::repo::RepoName;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, DATE};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, IF_NONE_MATCH};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -82,6 +83,7 @@ async fn exchange(forge: &Forge, request: Request<Incoming>) -> Result<Response<
     let git = GitPath::parse(&path, Some(&query));
     let (parts, body) = request.into_parts();
     let header = |name| parts.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+    let known = header(IF_NONE_MATCH.as_str()).map(str::to_owned);
     let arrived = Recorded {
         method: parts.method.to_string(),
         path: path.clone(),
@@ -112,11 +114,27 @@ async fn exchange(forge: &Forge, request: Request<Incoming>) -> Result<Response<
             };
             let body: Option<Value> = serde_json::from_slice(&bytes).ok();
             record(forge, at, |entry| entry.body.clone_from(&body));
-            rest::answer(forge, &caller, &RestRequest::new(parts.method.as_str(), &path, &query, body)).await
+            let request = RestRequest::new(parts.method.as_str(), &path, &query, body);
+            tagged(&parts.method, known.as_deref(), rest::answer(forge, &caller, &request).await)
         }
     };
     let late = after(act, response).await;
     finish(forge, at, late)
+}
+
+/// Every answer to a read has a tag, and whoever shows the right one gets nothing else.
+fn tagged(method: &Method, known: Option<&str>, mut response: Response<Body>) -> Response<Body> {
+    let Some(body) = response.extensions().get::<Value>().filter(|_| *method == Method::GET) else { return response };
+    if response.status() != StatusCode::OK {
+        return response;
+    }
+    let tag = format!("W/\"{}\"", hex::encode(Sha256::digest(body.to_string())));
+    if known == Some(tag.as_str()) {
+        response = Response::new(bytes_body(""));
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    response.headers_mut().insert(ETAG, HeaderValue::try_from(tag).expect("digits"));
+    response
 }
 
 /// An answer that needs nothing of the forge, or none at all.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::access::{AppKey, PatAccess, Secret};
 use super::fault::Fault;
 use super::git::{self, RefUpdate};
+use super::hook::Hook;
 use super::model::{Comment, Issue, IssueEvent, PullState, Repository, Role, User};
 use super::server::Recorded;
 
@@ -56,6 +57,8 @@ pub(super) struct Inner {
     pub(super) requests: Vec<Recorded>,
     pub(super) ref_updates: Vec<RefUpdate>,
     pub(super) lag: Duration,
+    /// The App's webhook.
+    pub(super) hook: Option<Hook>,
 }
 
 impl Forge {
@@ -71,6 +74,7 @@ impl Forge {
             requests: Vec::new(),
             ref_updates: Vec::new(),
             lag: Duration::ZERO,
+            hook: None,
         };
         if let Some(app) = &app {
             inner.user(&format!("{}[bot]", app.slug));
@@ -109,6 +113,11 @@ impl Forge {
             }
         };
         tokio::time::timeout(limit, waiting).await.with_context(|| format!("while waiting until {what}"))
+    }
+
+    /// What the forge's clock shows, in whole seconds.
+    pub fn clock(&self) -> Timestamp {
+        now()
     }
 
     // Repositories

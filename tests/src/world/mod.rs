@@ -83,6 +83,10 @@ pub struct Setup<'a> {
     pub broker: Option<&'a str>,
     /// The address of a PostgreSQL database for the ledger, without user and password.
     pub store: Option<&'a str>,
+    /// The forge shares a secret with us, and so its webhooks are taken.
+    pub webhooks: bool,
+    /// Further lines of the section `[forge]`.
+    pub forge: &'a str,
 }
 
 impl Setup<'_> {
@@ -98,6 +102,8 @@ impl Setup<'_> {
             allowed_bot: None,
             broker: None,
             store: None,
+            webhooks: true,
+            forge: "",
         }
     }
 }
@@ -161,17 +167,21 @@ impl TestBox {
                 format!("read_token_file = '{read}'\nwrite_token_file = '{write}'")
             }
         };
+        let webhook = match setup.webhooks {
+            true => format!("webhook_secret_file = '{}'", plant("webhook", &webhook_secret)?),
+            false => String::new(),
+        };
         let bots: Vec<u64> = setup.allowed_bot.map(|login| forge.add_user(login)).into_iter().collect();
         let config = root.join("fettle.toml");
         let text = format!(
             "[server]\nlisten = '127.0.0.1:0'\ninternal_listen = '127.0.0.1:0'\n\
-             [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nallowed_bots = {bots:?}\nwebhook_secret_file = '{}'\n{forge_keys}\n\
+             [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nallowed_bots = {bots:?}\n{webhook}\n{forge_keys}\n{}\n\
              [auth]\nworker_key_file = '{}'\n\
              [[gateway.models]]\nname = 'scripted'\nbase_url = '{}'\napi_key_file = '{}'\n",
             forge.url(),
             forge.address(),
             setup.label,
-            plant("webhook", &webhook_secret)?,
+            setup.forge,
             plant("worker", "canary-of-the-worker-key-53d8")?,
             model.base_url(),
             plant("model", model_key)?,

@@ -4,4 +4,5 @@ pub(crate) mod cursor;
 pub(crate) mod events;
 pub(crate) mod operations;
 pub(crate) mod submit;
+pub(crate) mod system;
 pub(crate) mod tasks;

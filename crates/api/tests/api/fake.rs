@@ -426,6 +426,18 @@ impl Ledger for FakeLedger {
         unreachable!("intake's")
     }
 
+    async fn last_asked(&self, _repo: u64, _issue: u64) -> L<Option<Timestamp>> {
+        unreachable!("intake's")
+    }
+
+    async fn poll_mark(&self, _repo: u64) -> L<Option<Timestamp>> {
+        unreachable!("the poller's")
+    }
+
+    async fn set_poll_mark(&self, _repo: u64, _from: Option<Timestamp>, _to: Timestamp) -> L<bool> {
+        unreachable!("the poller's")
+    }
+
     async fn publication(&self, _lease: &LeaseRef) -> L<Publication> {
         unreachable!("the publisher's")
     }

@@ -13,6 +13,8 @@ mod health;
 #[cfg(test)]
 mod sqlite;
 #[cfg(test)]
+mod system;
+#[cfg(test)]
 mod tasks;
 #[cfg(test)]
 mod webhook;

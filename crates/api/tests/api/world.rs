@@ -9,6 +9,7 @@ use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecre
 use fettle_app::auditing::{AuditForge, ForgeAudit};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan};
+use fettle_app::reconciling::Reconcilers;
 use fettle_app::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
@@ -141,6 +142,7 @@ fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
 pub(crate) struct World {
     pub(crate) ledger: Arc<FakeLedger>,
     pub(crate) health: Arc<Health>,
+    pub(crate) reconcilers: Arc<Reconcilers>,
     pub(crate) public: String,
     pub(crate) internal: String,
     pub(crate) shutdown: CancellationToken,
@@ -172,7 +174,8 @@ impl World {
         let submitting = submitting(ledger.clone());
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
-        let (api, metrics, health) = state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests());
+        let (api, metrics, health, reconcilers) =
+            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests());
         health.serving();
         tracker.spawn({
             let (health, ledger, stop) = (health.clone(), ledger.clone(), shutdown.clone());
@@ -188,7 +191,7 @@ impl World {
         tracker.close();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(20)).no_proxy().build().unwrap();
         let (public, internal, ids) = (public_url, internal_url, Counted::default());
-        Self { ledger: fake, health, public, internal, shutdown, tracker, http, submitting, ids }
+        Self { ledger: fake, health, reconcilers, public, internal, shutdown, tracker, http, submitting, ids }
     }
 
     pub(crate) fn worker(&self) -> WorkerClient {
@@ -275,10 +278,11 @@ pub(crate) fn state(
     webhook: Option<WebhookSecrets>,
     shutdown: &CancellationToken,
     timing: ProbeTiming,
-) -> (ApiState, HttpMetrics, Arc<Health>) {
+) -> (ApiState, HttpMetrics, Arc<Health>, Arc<Reconcilers>) {
     let registry = Registry::new();
     let metrics = HttpMetrics::register(&registry).unwrap();
     let health = Arc::new(Health::new(timing, Arc::new(Still), Arc::default()));
+    let reconcilers = Arc::new(Reconcilers::new(Arc::new(Still)));
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
         submit,
@@ -290,12 +294,13 @@ pub(crate) fn state(
         worker_key: SecretString::from(WORKER_KEY),
         webhook,
         health: health.clone(),
+        reconcilers: reconcilers.clone(),
         metrics: metrics.clone(),
         registry,
         version: "0.0.0-test",
         shutdown: shutdown.clone(),
     });
-    (api, metrics, health)
+    (api, metrics, health, reconcilers)
 }
 
 /// A forge that was never written to.

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fettle_domain::incoming::{IncomingUser, IssueState};
+use fettle_domain::missed::Attempt;
 use fettle_domain::repo::{Repo, RepoName};
 use jiff::Timestamp;
 use secrecy::SecretString;
@@ -59,7 +61,7 @@ pub struct IssueComment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabeledEvent {
     pub id: u64,
-    pub actor: String,
+    pub actor: IncomingUser,
     pub at: Timestamp,
 }
 
@@ -115,6 +117,49 @@ pub trait ForgeReader: Send + Sync {
     async fn read_token(&self, repo: &Repo) -> F<Option<SecretString>>;
     /// Who we are on the forge, to know our own comments: `fettle[bot]`.
     async fn own_login(&self) -> F<String>;
+}
+
+/// What nobody told us, for whoever looks. Timeout 10 s for each request; nothing here writes what a user sees.
+#[async_trait]
+pub trait ForgeWatch: ForgeReader {
+    /// The repositories that our credentials can write to; `max` of them, and whether there are more.
+    async fn reachable(&self, max: usize) -> F<Reach>;
+    /// Open issues with `label` that have changed since then (to the second), the oldest change first. `seen` is the tag of
+    /// an earlier answer to the same question.
+    async fn changed_issues(&self, repo: &Repo, label: &str, since: Timestamp, seen: Option<&str>) -> F<Changed>;
+    /// Attempts to deliver to our webhook, back to `since` or as far as the forge keeps them. Only an App has such a list.
+    async fn hook_attempts(&self, since: Option<Timestamp>) -> F<HookLog>;
+    /// Asks for an attempt to be made again. It comes as a webhook with the same id.
+    async fn redeliver(&self, attempt: u64) -> F<()>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    pub repositories: Vec<Repo>,
+    pub more: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// Nothing, since the answer that was tagged. Costs nothing of the rate limit.
+    Nothing,
+    Issues {
+        issues: Vec<IssueState>,
+        /// There are more, changed later still.
+        cut: bool,
+        tag: Option<String>,
+        /// By the forge's clock.
+        at: Timestamp,
+    },
+}
+
+/// What the forge remembers of its deliveries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookLog {
+    /// With the event that each delivers: `issues`, `issue_comment`, …
+    pub attempts: Vec<(String, Attempt)>,
+    /// By the forge's clock.
+    pub at: Timestamp,
 }
 
 /// Writes, for the publisher alone.

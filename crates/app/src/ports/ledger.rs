@@ -211,13 +211,13 @@ pub trait Admissions: Send + Sync {
     async fn admit(&self, task: &TaskView) -> Admission;
 }
 
-/// A webhook or foreign message as it arrived.
+/// A webhook or foreign message as it arrived, or a label as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
     pub id: DeliveryId,
-    /// Unique: `github:<X-GitHub-Delivery>`.
+    /// Unique: `github:<X-GitHub-Delivery>`, `poll:<repository id>:<event id>`.
     pub key: String,
-    /// `issues`, `issue_comment`, … or `foreign`.
+    /// `issues`, `issue_comment`, … or `foreign`, `polled`.
     pub event: String,
     pub body: Bytes,
     pub correlation: CorrelationId,
@@ -421,6 +421,12 @@ pub trait Ledger: Leases {
     async fn opened_since(&self, installation: Option<u64>, since: Timestamp) -> L<u64>;
     /// Who triggered an issue's Tasks, the newest first.
     async fn actors(&self, repo_forge_id: u64, issue: u64, max: u16) -> L<Vec<String>>;
+    /// When an issue's newest Task was asked for, by the clock of the forge that carried the wish. `None`: it has none.
+    async fn last_asked(&self, repo_forge_id: u64, issue: u64) -> L<Option<Timestamp>>;
+    /// From where a repository is to be looked at for labels. `None`: nobody has looked yet.
+    async fn poll_mark(&self, repo_forge_id: u64) -> L<Option<Timestamp>>;
+    /// Moves it from `from` to `to`; `false` when another dashboard has moved it meanwhile.
+    async fn set_poll_mark(&self, repo_forge_id: u64, from: Option<Timestamp>, to: Timestamp) -> L<bool>;
     /// A message to a Task, handed to its Run before the next model call.
     async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()>;
 

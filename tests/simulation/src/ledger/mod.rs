@@ -465,6 +465,32 @@ impl Ledger for MemoryLedger {
         self.read("demand", |rows, now| Ok(view::demand(rows, &self.around.slots, now))).await
     }
 
+    async fn last_asked(&self, repo_forge_id: u64, issue: u64) -> L<Option<Timestamp>> {
+        self.read("last_asked", |rows, _| {
+            let of_issue = rows.tasks.values().filter(|task| {
+                task.repo.as_ref().is_some_and(|repo| repo.forge_id == repo_forge_id)
+                    && task.issue.number == Some(issue)
+            });
+            Ok(of_issue.max_by_key(|task| (task.created_at, task.id)).map(|task| task.issue.taken_at))
+        })
+        .await
+    }
+
+    async fn poll_mark(&self, repo_forge_id: u64) -> L<Option<Timestamp>> {
+        self.read("poll_mark", |rows, _| Ok(rows.marks.get(&repo_forge_id).copied())).await
+    }
+
+    async fn set_poll_mark(&self, repo_forge_id: u64, from: Option<Timestamp>, to: Timestamp) -> L<bool> {
+        self.write("set_poll_mark", |tx| {
+            let moves = tx.rows.marks.get(&repo_forge_id).copied() == from;
+            if moves {
+                tx.rows.marks.insert(repo_forge_id, to);
+            }
+            Ok(moves)
+        })
+        .await
+    }
+
     async fn announced(&self) -> L<u64> {
         self.read("announced", |rows, _| Ok(rows.announced)).await
     }

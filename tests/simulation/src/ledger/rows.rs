@@ -36,6 +36,8 @@ pub(crate) struct Rows {
     pub(crate) events: Vec<Event>,
     pub(super) blobs: BTreeMap<BlobId, Bytes>,
     pub(super) announced: u64,
+    /// How far repositories were looked at.
+    pub(super) marks: BTreeMap<u64, Timestamp>,
     /// The newest ledger time that a restart does not go behind.
     pub(super) time_at: i64,
     /// Of [`Bug::SlotFreedLate`]: whose slots count as taken until the next sweep.

@@ -716,6 +716,38 @@ pub async fn a_delivery_is_known_by_the_beginning_of_its_key_for_a_while<S: Subj
     assert!(!seen("foreign-body:a:", world.now()).await, "too long ago");
 }
 
+pub async fn a_mark_of_looking_moves_only_from_where_it_is<S: Subject>(world: &mut World<S>) {
+    let mark = async |repo| world.ledger().poll_mark(repo).await.unwrap();
+    let (first, second) = (world.now(), world.now() + jiff::SignedDuration::from_secs(60));
+    assert_eq!(mark(77).await, None);
+    let set = async |from, to| world.ledger().set_poll_mark(77, from, to).await.unwrap();
+    assert!(!set(Some(first), second).await, "there is none to move");
+    assert!(set(None, first).await);
+    assert!(!set(None, second).await, "another dashboard was first");
+    assert_eq!((mark(77).await, mark(78).await), (Some(first), None));
+    assert!(set(Some(first), second).await);
+    assert!(!set(Some(first), second).await, "another dashboard was faster");
+    world.crash().await;
+    assert_eq!(world.ledger().poll_mark(77).await.unwrap(), Some(second));
+}
+
+pub async fn an_issue_was_last_asked_for_when_its_newest_task_was<S: Subject>(world: &mut World<S>) {
+    let repo = world.plan(1).repo.unwrap().forge_id;
+    let asked = async |issue| world.ledger().last_asked(repo, issue).await.unwrap();
+    assert_eq!(asked(1).await, None);
+    let minute = jiff::SignedDuration::from_secs(60);
+    for ago in [3, 2] {
+        let mut plan = world.plan(1);
+        // The forge's clock, which is not the ledger's.
+        plan.issue.taken_at = world.now() - minute * ago;
+        world.ledger().open_task(None, &plan).await.unwrap();
+        world.ledger().cancel(plan.id, "ada").await.unwrap();
+        world.advance(SECOND);
+    }
+    assert_eq!(asked(1).await, Some(world.now() - minute * 2 - jiff::SignedDuration::from_secs(1)));
+    assert_eq!(asked(2).await, None);
+}
+
 pub async fn what_was_announced_only_moves_on_from_where_it_was<S: Subject>(world: &mut World<S>) {
     let before = world.ledger().announced().await.unwrap();
     world.open(1).await;

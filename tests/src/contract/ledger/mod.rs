@@ -55,6 +55,8 @@ macro_rules! ledger_contract {
                 demand_counts_the_runs_that_workers_hold_or_could_hold,
                 a_delivery_is_known_by_the_beginning_of_its_key_for_a_while,
                 what_was_announced_only_moves_on_from_where_it_was,
+                a_mark_of_looking_moves_only_from_where_it_is,
+                an_issue_was_last_asked_for_when_its_newest_task_was,
                 a_job_does_what_its_model_does,
             }
         }
