@@ -10,6 +10,7 @@ use fettle_app::ports::forge::{
     F, Forge, ForgeError, ForgeReader, Issue, IssueComment, LabeledEvent, Permission, Pull, PullOpened, PullSpec,
 };
 use fettle_app::ports::git::{PushError, PushTarget, Pushed, RefPush};
+use fettle_domain::incoming::IncomingUser;
 use fettle_domain::object::CommitId;
 use fettle_domain::repo::{Repo, RepoName};
 use jiff::Timestamp;
@@ -125,7 +126,8 @@ impl SimForge {
         if !issue.labels.iter().any(|label| label == LABEL) {
             issue.labels.push(LABEL.to_owned());
         }
-        issue.labeled = Some(LabeledEvent { id, actor: "ada".to_owned(), at });
+        let actor = IncomingUser { id: 1, login: "ada".to_owned(), is_bot: false };
+        issue.labeled = Some(LabeledEvent { id, actor, at });
         id
     }
 
