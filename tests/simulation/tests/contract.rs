@@ -1,7 +1,7 @@
 //! The contract of the port `Ledger`, on the reference ledger.
 
 /// The suite itself, read where it lies: the crate that holds it builds all programs.
-#[expect(unreachable_pub, dead_code, reason = "it is written for another crate")]
+#[expect(unreachable_pub, dead_code, clippy::unwrap_used, reason = "it is written for another crate")]
 #[path = "../../src/contract/ledger/mod.rs"]
 mod suite;
 

@@ -1,6 +1,8 @@
 //! The ledger in SQLite beside the reference ledger: any sequence of verbs, and each answer and all that can be read
 //! afterwards is the same.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
