@@ -73,6 +73,8 @@ struct Shared {
     work: CancellationToken,
     progress: AtomicU64,
     messages: Mutex<Vec<String>>,
+    /// Of [`Beat::received`].
+    received: Mutex<Option<u64>>,
 }
 
 struct Standing {
@@ -106,6 +108,7 @@ impl HeldLease {
             work: CancellationToken::new(),
             progress: AtomicU64::new(0),
             messages: Mutex::default(),
+            received: Mutex::default(),
         });
         let beat = {
             let shared = shared.clone();
@@ -209,15 +212,20 @@ impl Shared {
         loop {
             tokio::time::sleep(self.timing.heartbeat).await;
             let sent = Instant::now();
-            let beat = Beat { lease: self.lease, progress: self.progress.load(Ordering::Relaxed) };
+            let (progress, received) = (self.progress.load(Ordering::Relaxed), *lock(&self.received));
+            let beat = Beat { lease: self.lease, progress, received };
             let answer = timeout(self.timing.heartbeat_timeout, leases.renew(&[beat])).await;
             match answer {
                 Ok(Ok(answers)) => match answers.into_iter().next() {
-                    Some(BeatAnswer::Renewed { time_left, messages }) => self.renewed(sent, time_left, messages),
+                    Some(BeatAnswer::Renewed { time_left, messages, received }) => {
+                        self.renewed(sent, time_left);
+                        lock(&self.messages).extend(messages);
+                        *lock(&self.received) = received;
+                    }
                     Some(BeatAnswer::Cancel { reason }) => {
                         info!(job.id = %self.lease.job, "{} is cancelled: {reason}", self.lease.job);
                         // Go on renewing: the holder keeps the lease until it has let go.
-                        self.renewed(sent, self.timing.lease, Vec::new());
+                        self.renewed(sent, self.timing.lease);
                         self.end(Stop::Cancelled(reason));
                     }
                     Some(BeatAnswer::Lost) | None => {
@@ -233,12 +241,10 @@ impl Shared {
         }
     }
 
-    fn renewed(&self, sent: Instant, time_left: Duration, messages: Vec<String>) {
+    fn renewed(&self, sent: Instant, time_left: Duration) {
         let mut standing = lock(&self.standing);
         standing.fenced_from = sent + time_left.saturating_sub(self.timing.margin);
         standing.known_good = sent;
-        drop(standing);
-        lock(&self.messages).extend(messages);
     }
 
     fn missed(&self, why: &str) {

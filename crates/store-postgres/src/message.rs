@@ -2,9 +2,8 @@
 
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, TaskId};
-use fettle_domain::lease::Fence;
 
-use crate::error::{OrLedger, R};
+use crate::error::{OrLedger, R, unreadable};
 use crate::time::Instant;
 use crate::writer::{Tx, Verb};
 use crate::{event, job, stored, task};
@@ -53,39 +52,42 @@ pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) ->
     task::refresh(tx, task).await
 }
 
-/// What the holder under `fence` has not been handed yet, oldest first.
+/// What the holder has not been handed yet, oldest first, and how many of the Task's messages it has then.
 ///
 /// A message that an earlier holder was handed and did not journal before it died is handed over again: each journaled
-/// message is one step, in the order they were handed.
-pub(crate) async fn hand_over(tx: &mut Tx<'_>, task: TaskId, fence: Fence) -> R<Vec<String>> {
-    let (id, fence) = (task.as_uuid(), job::column(fence));
-    let pending = sqlx::query!(
-        r#"SELECT seq AS "seq!", author, content FROM message WHERE task_id = $1 AND handed_fence < $2
-           ORDER BY seq"#,
-        id,
-        fence,
-    )
-    .fetch_all(&mut *tx.conn)
-    .await
-    .or_ledger()?;
-    if pending.is_empty() {
-        return Ok(Vec::new());
-    }
-    let counts = sqlx::query!(
-        r#"SELECT (SELECT count(*) FROM step JOIN run ON run.id = step.run_id
-                   WHERE run.task_id = $1 AND step.kind = 'message_in') AS "journaled!",
-                  (SELECT count(*) FROM message WHERE task_id = $1 AND handed_fence = $2) AS "handed!""#,
-        id,
-        fence,
-    )
-    .fetch_one(&mut *tx.conn)
-    .await
-    .or_ledger()?;
-    // Those handed under this fence come first or were journaled; only what is left of the journal is skipped.
-    let skip = usize::try_from(counts.journaled - counts.handed).unwrap_or(0);
-    sqlx::query!("UPDATE message SET handed_fence = $2 WHERE task_id = $1 AND handed_fence < $2", id, fence)
-        .execute(&mut *tx.conn)
+/// message is one step, in the order they were handed. Who has been handed none under its lease has journaled none, so the
+/// journal says where to begin.
+pub(crate) async fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u64>) -> R<(Vec<String>, Option<u64>)> {
+    let id = task.as_uuid();
+    let all = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM message WHERE task_id = $1"#, id)
+        .fetch_one(&mut *tx.conn)
         .await
         .or_ledger()?;
-    Ok(pending.into_iter().skip(skip).map(|message| format!("{}: {}", message.author, message.content)).collect())
+    let all = u64::try_from(all).map_err(unreadable)?;
+    if all == received.unwrap_or(0) {
+        return Ok((Vec::new(), received));
+    }
+    let has = match received {
+        Some(received) => received,
+        None => {
+            let journaled = sqlx::query_scalar!(
+                r#"SELECT count(*) AS "count!" FROM step JOIN run ON run.id = step.run_id
+               WHERE run.task_id = $1 AND step.kind = 'message_in'"#,
+                id,
+            )
+            .fetch_one(&mut *tx.conn)
+            .await
+            .or_ledger()?;
+            u64::try_from(journaled).map_err(unreadable)?
+        }
+    };
+    if all <= has {
+        return Ok((Vec::new(), received));
+    }
+    let messages = sqlx::query!("SELECT author, content FROM message WHERE task_id = $1 ORDER BY seq", id)
+        .fetch_all(&mut *tx.conn)
+        .await
+        .or_ledger()?;
+    let new = messages.into_iter().skip(usize::try_from(has).map_err(unreadable)?);
+    Ok((new.map(|message| format!("{}: {}", message.author, message.content)).collect(), Some(all)))
 }

@@ -343,11 +343,11 @@ async fn renew(tx: &mut Tx<'_>, beat: &Beat) -> L<BeatAnswer> {
     match row.job.state {
         JobState::Cancelling { .. } => Ok(BeatAnswer::Cancel { reason: task::cancel_reason(tx, row.task).await? }),
         _ => {
-            let messages = match row.job.kind {
-                JobKind::Run => message::hand_over(tx, row.task, row.job.fence).await?,
-                JobKind::Publish => Vec::new(),
+            let (messages, received) = match row.job.kind {
+                JobKind::Run => message::hand_over(tx, row.task, beat.received).await?,
+                JobKind::Publish => (Vec::new(), None),
             };
-            Ok(BeatAnswer::Renewed { time_left: tx.timing.lease, messages })
+            Ok(BeatAnswer::Renewed { time_left: tx.timing.lease, messages, received })
         }
     }
 }

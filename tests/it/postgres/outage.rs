@@ -100,7 +100,7 @@ async fn nothing_answered_is_lost_with_a_killed_server_and_no_lease_with_the_tim
         // Whichever sweeps first has given every lease its full time before.
         let swept = join_all(ledgers.iter().map(|ledger| patiently(async || ledger.sweep(10).await, &refused))).await;
         assert_eq!(swept, [Sweep::default(), Sweep::default()]);
-        let beat = [Beat { lease, progress: 1 }];
+        let beat = [Beat::new(lease, 1)];
         let renewed = patiently(async || ledgers[1].renew(&beat).await, &refused).await;
         assert!(matches!(renewed[0], BeatAnswer::Renewed { .. }), "{renewed:?}");
         let back = tokio::time::Instant::now();

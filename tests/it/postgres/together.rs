@@ -279,7 +279,7 @@ async fn a_dashboard_that_joins_another_gives_no_grace_and_one_that_comes_alone_
     let first = one.into_subject();
     first.ledger.close().await.unwrap();
     assert!(first.ledger().probe().await.is_err(), "a closed ledger refuses");
-    let beat = [Beat { lease, progress: 1 }];
+    let beat = [Beat::new(lease, 1)];
     assert!(matches!(two.ledger.renew(&beat).await.unwrap()[0], BeatAnswer::Renewed { .. }), "the other one goes on");
     two.time.advance(10 * Timing::default().lease);
     drop((first, two));
@@ -297,7 +297,7 @@ async fn renewals_in_any_order_do_not_stand_in_each_others_way() {
     open_many(&one, 1..=16).await;
     let mut beats = Vec::new();
     for _ in 0..16 {
-        beats.push(Beat { lease: one.lease(JobKind::Run).await.lease, progress: 1 });
+        beats.push(Beat::new(one.lease(JobKind::Run).await.lease, 1));
     }
     let beats = Arc::new(beats);
     let renewals = (0..8).map(async |n: usize| {

@@ -353,9 +353,7 @@ impl Pair {
             }
             Verb::Renew(nth) => {
                 let (lease, _) = self.lease(*nth)?;
-                self.ask(verb, async |ledger, side| {
-                    ledger.renew(&[Beat { lease: lease.of(side), progress: 1 }]).await
-                })?;
+                self.ask(verb, async |ledger, side| ledger.renew(&[Beat::new(lease.of(side), 1)]).await)?;
             }
             Verb::Record { lease, ahead, said } => {
                 let (lease, task) = self.lease(*lease)?;

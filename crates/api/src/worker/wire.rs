@@ -65,6 +65,8 @@ pub(crate) struct BeatBody {
     #[serde(flatten)]
     pub(crate) lease: LeaseBody,
     pub(crate) progress: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) received: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,8 +77,15 @@ pub(crate) struct RenewBody {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub(crate) enum BeatAnswerBody {
-    Renewed { time_left_ms: u64, messages: Vec<String> },
-    Cancel { reason: String },
+    Renewed {
+        time_left_ms: u64,
+        messages: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        received: Option<u64>,
+    },
+    Cancel {
+        reason: String,
+    },
     Lost,
 }
 
@@ -248,20 +257,22 @@ impl From<LeasedBody> for Leased {
 
 impl From<&Beat> for BeatBody {
     fn from(beat: &Beat) -> Self {
-        Self { lease: beat.lease.into(), progress: beat.progress }
+        Self { lease: beat.lease.into(), progress: beat.progress, received: beat.received }
     }
 }
 
 impl From<BeatBody> for Beat {
     fn from(body: BeatBody) -> Self {
-        Self { lease: body.lease.into(), progress: body.progress }
+        Self { lease: body.lease.into(), progress: body.progress, received: body.received }
     }
 }
 
 impl From<BeatAnswer> for BeatAnswerBody {
     fn from(answer: BeatAnswer) -> Self {
         match answer {
-            BeatAnswer::Renewed { time_left, messages } => Self::Renewed { time_left_ms: millis(time_left), messages },
+            BeatAnswer::Renewed { time_left, messages, received } => {
+                Self::Renewed { time_left_ms: millis(time_left), messages, received }
+            }
             BeatAnswer::Cancel { reason } => Self::Cancel { reason },
             BeatAnswer::Lost => Self::Lost,
         }
@@ -271,8 +282,8 @@ impl From<BeatAnswer> for BeatAnswerBody {
 impl From<BeatAnswerBody> for BeatAnswer {
     fn from(body: BeatAnswerBody) -> Self {
         match body {
-            BeatAnswerBody::Renewed { time_left_ms, messages } => {
-                Self::Renewed { time_left: Duration::from_millis(time_left_ms), messages }
+            BeatAnswerBody::Renewed { time_left_ms, messages, received } => {
+                Self::Renewed { time_left: Duration::from_millis(time_left_ms), messages, received }
             }
             BeatAnswerBody::Cancel { reason } => Self::Cancel { reason },
             BeatAnswerBody::Lost => Self::Lost,

@@ -183,7 +183,11 @@ impl Leases for FakeLedger {
             Some(Job { state: JobState::Cancelling { .. }, .. }) => {
                 BeatAnswer::Cancel { reason: "cancelled by admin".to_owned() }
             }
-            Some(_) => BeatAnswer::Renewed { time_left: LEASE, messages: messages.clone() },
+            Some(_) => BeatAnswer::Renewed {
+                time_left: LEASE,
+                received: Some(messages.len() as u64),
+                messages: messages.clone(),
+            },
             None => BeatAnswer::Lost,
         };
         Ok(beats.iter().map(answer).collect())

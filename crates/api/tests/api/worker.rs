@@ -118,14 +118,14 @@ async fn beats_are_answered_in_order() {
     world.ledger.cancel(cancelled, "admin").await.unwrap();
     world.ledger.post_message(kept, "ada", "also fix the docs").await.unwrap();
     let lost = LeaseRef { job: first.lease.job, fence: Fence::new(1) };
-    let beats = [second.lease, lost, first.lease].map(|lease| Beat { lease, progress: 3 });
+    let beats = [second.lease, lost, first.lease].map(|lease| Beat::new(lease, 3));
     let messages = vec!["also fix the docs".to_owned()];
     assert_eq!(
         client.renew(&beats).await.unwrap(),
         [
             BeatAnswer::Cancel { reason: "cancelled by admin".to_owned() },
             BeatAnswer::Lost,
-            BeatAnswer::Renewed { time_left: Duration::from_secs(30), messages },
+            BeatAnswer::Renewed { time_left: Duration::from_secs(30), messages, received: Some(1) },
         ]
     );
 }

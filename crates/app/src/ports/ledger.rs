@@ -129,6 +129,16 @@ pub struct Beat {
     pub lease: LeaseRef,
     /// Grows while the holder gets anywhere.
     pub progress: u64,
+    /// How many of the Task's messages the holder has, from the first one on: the `received` of the last answer that reached
+    /// it. `None`: it was handed none under this lease.
+    pub received: Option<u64>,
+}
+
+impl Beat {
+    /// Of a holder that was handed no message.
+    pub fn new(lease: LeaseRef, progress: u64) -> Self {
+        Self { lease, progress, received: None }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,8 +146,11 @@ pub struct Beat {
 pub enum BeatAnswer {
     Renewed {
         time_left: Duration,
-        /// From permitted persons, since the last renewal; they join before the next model call.
+        /// From permitted persons, those that the holder has not; they join before the next model call. An answer that is
+        /// lost comes again.
         messages: Vec<String>,
+        /// What the next beat says.
+        received: Option<u64>,
     },
     Cancel {
         reason: String,

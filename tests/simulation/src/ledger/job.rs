@@ -205,11 +205,11 @@ pub(super) fn renew(tx: &mut Tx<'_>, beat: &Beat) -> L<BeatAnswer> {
         let by = tx.rows.task(task)?.cancelled_by.clone().unwrap_or_default();
         return Ok(BeatAnswer::Cancel { reason: format!("cancelled by {by}") });
     }
-    let messages = match kind {
-        JobKind::Run => hand_over(tx, task, fence)?,
-        JobKind::Publish => Vec::new(),
+    let (messages, received) = match kind {
+        JobKind::Run => hand_over(tx, task, beat.received)?,
+        JobKind::Publish => (Vec::new(), None),
     };
-    Ok(BeatAnswer::Renewed { time_left: tx.timing.lease, messages })
+    Ok(BeatAnswer::Renewed { time_left: tx.timing.lease, messages, received })
 }
 
 /// With [`Bug::RenewalRevives`], a job whose lease has lapsed is its last holder's again.
@@ -225,19 +225,16 @@ fn revived(tx: &Tx<'_>, job: Job, fence: Fence) -> Job {
     }
 }
 
-/// Messages that the holder under `fence` has not been handed; of those that an earlier holder was handed, the ones it has
-/// not journaled.
-fn hand_over(tx: &mut Tx<'_>, task: TaskId, fence: Fence) -> L<Vec<String>> {
-    let row = tx.task(task)?;
-    let journaled = row.run.steps.iter().filter(|(_, step)| step.kind == StepKind::MessageIn).count();
-    let handed = row.messages.iter().filter(|message| message.handed == fence).count();
-    let skip = journaled.saturating_sub(handed);
-    let mut pending = Vec::new();
-    for message in row.messages.iter_mut().filter(|message| message.handed < fence) {
-        message.handed = fence;
-        pending.push(format!("{}: {}", message.author, message.content));
+/// Messages that the holder has not been handed; without any under its lease, those that are not journaled.
+fn hand_over(tx: &Tx<'_>, task: TaskId, received: Option<u64>) -> L<(Vec<String>, Option<u64>)> {
+    let row = tx.rows.task(task)?;
+    let journaled = || row.run.steps.iter().filter(|(_, step)| step.kind == StepKind::MessageIn).count() as u64;
+    let (all, has) = (row.messages.len() as u64, received.unwrap_or_else(journaled));
+    if all <= has {
+        return Ok((Vec::new(), received));
     }
-    Ok(pending.into_iter().skip(skip).collect())
+    let new = row.messages.iter().skip(usize::try_from(has).unwrap_or(usize::MAX));
+    Ok((new.map(|message| format!("{}: {}", message.author, message.content)).collect(), Some(all)))
 }
 
 /// A holder's own end of its lease.

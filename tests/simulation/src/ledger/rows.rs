@@ -90,7 +90,6 @@ pub(crate) struct RunRow {
 pub(crate) struct Message {
     pub(super) author: String,
     pub(crate) content: String,
-    pub(super) handed: Fence,
 }
 
 #[derive(Debug, Clone)]

@@ -6,7 +6,6 @@ use fettle_domain::effect::{EffectState, Receipt};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState};
-use fettle_domain::lease::Fence;
 use fettle_domain::task::TaskState;
 
 use super::job;
@@ -73,7 +72,7 @@ pub(super) fn post_message(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) 
 }
 
 fn keep_message(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()> {
-    let message = Message { author: by.to_owned(), content: text.to_owned(), handed: Fence::NONE };
+    let message = Message { author: by.to_owned(), content: text.to_owned() };
     tx.task(task)?.messages.push(message);
     job::wake(tx, task);
     refresh(tx, task)

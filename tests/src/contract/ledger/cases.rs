@@ -77,7 +77,7 @@ pub async fn a_superseded_holder_changes_nothing<S: Subject>(world: &mut World<S
     assert_eq!(leases.fail(&old, "late", Then::Never).await.unwrap(), Fenced::Stale);
     assert_eq!(leases.defer(&old, Wake::Event, "late").await.unwrap(), Fenced::Stale);
     assert_eq!(leases.release(&old).await.unwrap(), Fenced::Stale);
-    let beats = [Beat { lease: old, progress: 1 }, Beat { lease: new, progress: 1 }];
+    let beats = [Beat::new(old, 1), Beat::new(new, 1)];
     let answers = leases.renew(&beats).await.unwrap();
     assert_eq!(answers[0], BeatAnswer::Lost);
     assert!(matches!(answers[1], BeatAnswer::Renewed { time_left, .. } if time_left == Timing::default().lease));
@@ -224,7 +224,7 @@ pub async fn a_cancelled_job_ends_at_once_or_when_its_holder_lets_go<S: Subject>
         assert_eq!(world.ledger().cancel(task, "ada").await.unwrap(), CancelAnswer::Cancelling);
         assert_eq!(world.ledger().cancel(task, "ada").await.unwrap(), CancelAnswer::Cancelling);
         assert!(!world.view(task).await.state.is_final());
-        let told = world.leases().renew(&[Beat { lease, progress: 1 }]).await.unwrap().remove(0);
+        let told = world.leases().renew(&[Beat::new(lease, 1)]).await.unwrap().remove(0);
         assert!(matches!(told, BeatAnswer::Cancel { reason } if reason.contains("ada")));
         match ending {
             "release" => drop(world.leases().release(&lease).await.unwrap()),
@@ -551,7 +551,7 @@ pub async fn what_was_answered_survives_a_crash<S: Subject>(world: &mut World<S>
     assert_eq!(world.view(task).await, before);
     assert_eq!(event_names(world, task).await, events);
     assert_eq!(world.leases().steps(&run).await.unwrap(), [step(0, "kept")]);
-    let answer = world.leases().renew(&[Beat { lease: run, progress: 1 }]).await.unwrap().remove(0);
+    let answer = world.leases().renew(&[Beat::new(run, 1)]).await.unwrap().remove(0);
     assert!(matches!(answer, BeatAnswer::Renewed { .. }));
 
     world.leases().complete_run(&run, &result(unsolved())).await.unwrap();
@@ -571,25 +571,31 @@ pub async fn a_message_reaches_the_holder_and_the_next_one_unless_it_was_journal
     assert_eq!(world.ledger().open_task(None, &comment).await.unwrap(), Opened::Joined { task });
     world.ledger().post_message(task, "bob", "and no unsafe").await.unwrap();
 
-    let handed = async |lease| match world.leases().renew(&[Beat { lease, progress: 1 }]).await.unwrap().remove(0) {
-        BeatAnswer::Renewed { messages, .. } => messages,
-        other => panic!("{other:?}"),
+    let handed = async |lease, received| {
+        let beat = Beat { received, ..Beat::new(lease, 1) };
+        match world.leases().renew(&[beat]).await.unwrap().remove(0) {
+            BeatAnswer::Renewed { messages, received, .. } => (messages, received),
+            other => panic!("{other:?}"),
+        }
     };
     let first = world.lease(JobKind::Run).await.lease;
-    let messages = handed(first).await;
+    let (lost, _) = handed(first, None).await;
+    let (messages, received) = handed(first, None).await;
+    assert_eq!(lost, messages, "an answer that did not arrive comes again");
     assert!(messages[0].contains("use tokio") && messages[1].contains("and no unsafe"), "{messages:?}");
     assert_eq!(messages.len(), 2);
-    assert!(handed(first).await.is_empty(), "once for each holder");
+    assert_eq!(handed(first, received).await, (vec![], received), "once for each holder");
     let mut journaled = step(0, "use tokio");
     journaled.kind = StepKind::MessageIn;
     world.leases().record(&first, &journaled).await.unwrap();
 
     world.lapse().await;
     let second = world.lease(JobKind::Run).await.lease;
-    let messages = handed(second).await;
+    let (messages, received) = handed(second, None).await;
     assert!(messages.len() == 1 && messages[0].contains("and no unsafe"), "what no journal has: {messages:?}");
     world.ledger().post_message(task, "bob", "thanks").await.unwrap();
-    assert_eq!(handed(second).await.len(), 1);
+    let (messages, received) = handed(second, received).await;
+    assert_eq!((messages.len(), received), (1, Some(3)));
 }
 
 pub async fn a_waiting_lease_request_is_woken_by_work<S: Subject>(world: &mut World<S>) {

@@ -178,7 +178,7 @@ async fn apply<S: Subject>(world: &World<S>, task: TaskId, model: &mut Model, ac
         }
         Act::Renew => {
             let Some(lease) = shown else { return };
-            let answer = leases.renew(&[Beat { lease, progress: 1 }]).await.unwrap().remove(0);
+            let answer = leases.renew(&[Beat::new(lease, 1)]).await.unwrap().remove(0);
             match answer {
                 BeatAnswer::Renewed { .. } => assert!(model.is_live(lease) && model.state == State::Leased),
                 BeatAnswer::Cancel { .. } => assert!(model.is_live(lease) && model.state == State::Cancelling),

@@ -52,13 +52,13 @@ fn the_small_verbs_keep_their_form() {
             "wait_ms": 20000, "request": "request_00000000000000000000000000000003",
         }),
     );
-    pinned(&BeatBody { lease: lease(), progress: 9 }, json!({"job": job, "fence": 7, "progress": 9}));
-    let renewed = BeatAnswerBody::Renewed { time_left_ms: 30_000, messages: vec!["hi".to_owned()] };
+    pinned(&BeatBody { lease: lease(), progress: 9, received: None }, json!({"job": job, "fence": 7, "progress": 9}));
+    let renewed = BeatAnswerBody::Renewed { time_left_ms: 30_000, messages: vec!["hi".to_owned()], received: Some(1) };
     let answers = vec![renewed, BeatAnswerBody::Cancel { reason: "r".to_owned() }, BeatAnswerBody::Lost];
     pinned(
         &RenewBody { answers },
         json!({"answers": [
-            {"answer": "renewed", "time_left_ms": 30000, "messages": ["hi"]},
+            {"answer": "renewed", "time_left_ms": 30000, "messages": ["hi"], "received": 1},
             {"answer": "cancel", "reason": "r"},
             {"answer": "lost"},
         ]}),
