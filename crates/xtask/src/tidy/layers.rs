@@ -63,6 +63,9 @@ pub(super) const CRATES: &[Row] = &[
     // It runs the other binaries' libraries in one process.
     Row { name: "cli", kind: Kind::Free },
     Row { name: "installer", kind: Kind::Layer(USE_CASES_AND_RUNTIME) },
+    // What needs nothing of Fettle, so that a benchmark of one crate builds little.
+    Row { name: "test-kit", kind: Kind::Layer(&[]) },
+    Row { name: "bench-queue", kind: Kind::Free },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
 ];
