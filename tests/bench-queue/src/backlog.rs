@@ -45,12 +45,7 @@ pub(crate) struct Leases {
 }
 
 /// Leases and releases for `time` in each of `rounds`, so the backlog stays as long as it is.
-pub(crate) async fn leases(
-    folder: &Utf8Path,
-    large: Backlog,
-    rounds: usize,
-    time: Duration,
-) -> anyhow::Result<Leases> {
+pub(crate) async fn leases(folder: &Utf8Path, large: Backlog, rounds: usize, time: Duration) -> anyhow::Result<Leases> {
     let (small_folder, large_folder) = (folder.join("small"), folder.join("large"));
     let (small, _, _) = filled(&small_folder, SMALL).await?;
     let (large, filled_in, audited_in) = filled(&large_folder, large).await?;

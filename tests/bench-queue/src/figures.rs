@@ -107,7 +107,12 @@ pub(crate) fn report(load: f64, seen: &Seen) -> anyhow::Result<Report> {
         Figure::of("lease p99, 1,000 jobs", "ms", None, p99s(&seen.leases.small)),
         Figure::of("lease p99, long backlog", "ms", None, p99s(&seen.leases.large)),
         Figure::of("others' p99 wait alone", "leases", None, seen.waits.iter().map(|w| p99(&w.alone)).collect()),
-        Figure::of("others' p99 wait beside a crowd", "leases", None, seen.waits.iter().map(|w| p99(&w.beside)).collect()),
+        Figure::of(
+            "others' p99 wait beside a crowd",
+            "leases",
+            None,
+            seen.waits.iter().map(|w| p99(&w.beside)).collect(),
+        ),
         told("flushes: fdatasync of 4 KiB", "1/s", &Round::flushes_per_second),
         told("one flush, median", "ms", &|r| ms(r.flush())),
         told("one flush, p99", "ms", &|r| ms(r.flush_p99())),
@@ -132,7 +137,8 @@ fn notes(seen: &Seen, best: usize) -> Vec<String> {
         ),
         "raw streams: XADD, then XREADGROUP, XACK and XDEL in one script; all callers on one connection".to_owned(),
         "RQ, Celery and apalis run on Redis with appendfsync always, their jobs' pushing included".to_owned(),
-        "idle: from the call that opens a Task until the worker's handler begins, so two commits and no HTTP".to_owned(),
+        "idle: from the call that opens a Task until the worker's handler begins, so two commits and no HTTP"
+            .to_owned(),
         format!(
             "long backlog: {} jobs in {} repositories, one of which holds 90 %, filled in {:.0} s and audited in {:.0} s \
              without a finding; 16 callers lease and release, leases alone are timed",

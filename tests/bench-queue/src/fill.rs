@@ -33,32 +33,43 @@ pub(crate) async fn multiply(folder: &Utf8Path, copies: Copies) -> anyhow::Resul
     let mut file = SqliteConnection::connect_with(&options).await?;
     plan(&mut file, copies).await?;
     let later = "+ copy.number";
-    copy(&mut file, "task", "id", &[
-        ("id", "copy.id"),
-        ("correlation_id", "copy.id"),
-        // Issues of copies are none of the originals'.
-        ("issue_number", "1000000000 + copy.number"),
-        ("subject", "json_set(old.subject, '$.value.issue.number', 1000000000 + copy.number)"),
-        ("created_at", &format!("old.created_at {later}")),
-        ("updated_at", &format!("old.updated_at {later}")),
-    ])
+    copy(
+        &mut file,
+        "task",
+        "id",
+        &[
+            ("id", "copy.id"),
+            ("correlation_id", "copy.id"),
+            // Issues of copies are none of the originals'.
+            ("issue_number", "1000000000 + copy.number"),
+            ("subject", "json_set(old.subject, '$.value.issue.number', 1000000000 + copy.number)"),
+            ("created_at", &format!("old.created_at {later}")),
+            ("updated_at", &format!("old.updated_at {later}")),
+        ],
+    )
     .await?;
     let inserted = "INSERT INTO intent (key, task_id) SELECT printf('copy:%d', number), id FROM copy ORDER BY number";
     run(&mut file, inserted).await?;
-    copy(&mut file, "job", "task_id", &[
-        ("id", "copy.id"),
-        ("task_id", "copy.id"),
-        ("created_at", &format!("old.created_at {later}")),
-        ("runnable_at", &format!("old.runnable_at {later}")),
-        ("turn_at", &format!("old.turn_at {later}")),
-    ])
+    copy(
+        &mut file,
+        "job",
+        "task_id",
+        &[
+            ("id", "copy.id"),
+            ("task_id", "copy.id"),
+            ("created_at", &format!("old.created_at {later}")),
+            ("runnable_at", &format!("old.runnable_at {later}")),
+            ("turn_at", &format!("old.turn_at {later}")),
+        ],
+    )
     .await?;
     copy(&mut file, "run", "task_id", &[("id", "copy.id"), ("task_id", "copy.id"), ("job_id", "copy.id")]).await?;
-    copy(&mut file, "event", "task_id", &[
-        ("task_id", "copy.id"),
-        ("correlation_id", "copy.id"),
-        ("at", &format!("old.at {later}")),
-    ])
+    copy(
+        &mut file,
+        "event",
+        "task_id",
+        &[("task_id", "copy.id"), ("correlation_id", "copy.id"), ("at", &format!("old.at {later}"))],
+    )
     .await?;
     file.close().await.context("while closing the filled ledger")
 }
@@ -73,10 +84,8 @@ async fn plan(file: &mut SqliteConnection, copies: Copies) -> anyhow::Result<()>
              SELECT nth.n * 1.0 / {times} AS place, task.id AS original FROM nth CROSS JOIN task WHERE {condition}"
         )
     };
-    let (first, others) = (
-        numbered("task.repo_forge_id = 1", copies.of_first),
-        numbered("task.repo_forge_id <> 1", copies.of_others),
-    );
+    let (first, others) =
+        (numbered("task.repo_forge_id = 1", copies.of_first), numbered("task.repo_forge_id <> 1", copies.of_others));
     let both = format!("SELECT * FROM ({first}) UNION ALL SELECT * FROM ({others})");
     run(file, &format!("INSERT INTO copy (original) SELECT original FROM ({both}) ORDER BY place")).await?;
     let newest: i64 = sqlx::query_scalar("SELECT max(created_at) FROM task").fetch_one(&mut *file).await?;
@@ -84,15 +93,11 @@ async fn plan(file: &mut SqliteConnection, copies: Copies) -> anyhow::Result<()>
 }
 
 /// Copies one table's rows of each original, with `changed` columns; a column that numbers the rows goes on counting.
-async fn copy(
-    file: &mut SqliteConnection,
-    table: &str,
-    owner: &str,
-    changed: &[(&str, &str)],
-) -> anyhow::Result<()> {
+async fn copy(file: &mut SqliteConnection, table: &str, owner: &str, changed: &[(&str, &str)]) -> anyhow::Result<()> {
     let listed = sqlx::query(AssertSqlSafe(format!("SELECT name, type FROM pragma_table_info('{table}')")));
     let rows = listed.fetch_all(&mut *file).await?;
-    let columns: Vec<String> = rows.iter().map(|row| row.get::<String, _>("name")).filter(|name| name != "seq").collect();
+    let columns: Vec<String> =
+        rows.iter().map(|row| row.get::<String, _>("name")).filter(|name| name != "seq").collect();
     let missing = changed.iter().find(|(name, _)| columns.iter().all(|column| column != name));
     ensure!(missing.is_none(), "the table `{table}` has no column {missing:?}");
     let values = columns.iter().map(|column| {

@@ -123,7 +123,10 @@ struct Stamp {
 impl Runner for Stamp {
     async fn run(&self, order: &RunOrder, _context: RunContext) -> Result<RunResult, RunEnd> {
         let began = Instant::now();
-        self.handled.send((order.task, began)).await.map_err(|_| RunEnd::Never("nobody measures any more".to_owned()))?;
+        self.handled
+            .send((order.task, began))
+            .await
+            .map_err(|_| RunEnd::Never("nobody measures any more".to_owned()))?;
         Ok(nothing_to_do())
     }
 }

@@ -17,8 +17,9 @@ mod wait;
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use camino::Utf8PathBuf;
 use clap::Parser;
 
@@ -43,10 +44,14 @@ struct Flags {
     json: Option<Utf8PathBuf>,
 }
 
+/// Twice what it takes, the first build of apalis included: what takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let flags = Flags::parse();
-    match measure(&flags).await {
+    let measured = tokio::time::timeout(LIMIT, measure(&flags)).await;
+    match measured.unwrap_or_else(|_| bail!("it took longer than {LIMIT:?}")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // If standard error is gone too, the exit code says it all.

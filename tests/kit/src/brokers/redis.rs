@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::skip::skip;
 use crate::Process;
+use crate::skip::skip;
 
 const PROGRAM: &str = "redis-server";
 /// A server starts in a tenth of a second; a sentinel waits one, asks itself, and has the replica promoted.
