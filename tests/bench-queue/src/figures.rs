@@ -8,6 +8,7 @@ use fettle_test_kit::measure::report::{Figure, Report, Target};
 
 use crate::callers::quantile;
 use crate::rounds::{CALLERS, Round, Seen};
+use crate::wait::Waits;
 
 /// Cycles that share a flush of the disk, at least, and those that are enough on any disk: of 64 callers and of 256.
 const CYCLE_64: Floor = Floor { per_flush: 15.0, enough: 8_000.0 };
@@ -149,7 +150,7 @@ fn notes(seen: &Seen, best: usize) -> Vec<String> {
         ),
         format!(
             "waits are counted in leases from a Task's opening to its own, at one lease a second, half of which others ask \
-             for; the crowd is one repository with {} jobs",
+             for, by chance (Poisson); the crowd is one repository with {} jobs",
             seen.crowd
         ),
         "after each measurement the ledger's audit found nothing and no job was missing".to_owned(),
@@ -160,17 +161,15 @@ fn notes(seen: &Seen, best: usize) -> Vec<String> {
 }
 
 fn samples(seen: &Seen) -> BTreeMap<String, Vec<Vec<f64>>> {
-    let ways: [(&str, &dyn Fn(&Round) -> Option<&Vec<Duration>>); 3] = [
-        ("idle, in-process, ms", &|r| Some(&r.idle)),
-        ("idle, Redis hints, ms", &|r| r.idle_redis.as_ref()),
-        ("idle, RabbitMQ hints, ms", &|r| r.idle_rabbitmq.as_ref()),
-    ];
     let in_ms = |waits: &Vec<Duration>| waits.iter().map(|wait| ms(*wait)).collect();
-    let mut samples: BTreeMap<String, Vec<Vec<f64>>> = ways
-        .into_iter()
-        .map(|(name, waits)| (name.to_owned(), seen.rounds.iter().filter_map(waits).map(in_ms).collect()))
-        .collect();
-    let waits = |value: &dyn Fn(&crate::wait::Waits) -> Vec<f64>| seen.waits.iter().map(value).collect();
+    let idle =
+        |waits: &dyn Fn(&Round) -> Option<&Vec<Duration>>| seen.rounds.iter().filter_map(waits).map(in_ms).collect();
+    let mut samples = BTreeMap::from([
+        ("idle, in-process, ms".to_owned(), idle(&|round| Some(&round.idle))),
+        ("idle, Redis hints, ms".to_owned(), idle(&|round| round.idle_redis.as_ref())),
+        ("idle, RabbitMQ hints, ms".to_owned(), idle(&|round| round.idle_rabbitmq.as_ref())),
+    ]);
+    let waits = |value: &dyn Fn(&Waits) -> Vec<f64>| seen.waits.iter().map(value).collect();
     samples.insert("others' waits alone, leases".to_owned(), waits(&|waits| waits.alone.clone()));
     samples.insert("others' waits beside a crowd, leases".to_owned(), waits(&|waits| waits.beside.clone()));
     samples

@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// The one with the backlog; the others follow it.
 const CROWDED: u64 = 1;
 const OTHERS: u64 = 20;
-/// Of the ticks, those in which somebody else's Task comes: the worker could serve twice as many.
+/// Others' Tasks for each tick, on average, each independent of the rest: the worker could serve twice as many.
 const BUSY: f64 = 0.5;
 const OPENERS: u64 = 64;
 const PAYLOAD: usize = 64;
@@ -54,13 +54,16 @@ async fn serve(folder: &Utf8Path, backlog: u64, ticks: u32, seed: u64) -> anyhow
     let mut random = Random(seed);
     let mut opened: BTreeMap<TaskId, u32> = BTreeMap::new();
     let mut waits = Vec::new();
+    let mut next = random.gap();
     for tick in 0..ticks {
-        time.advance(TICK / 2);
-        if random.next() < BUSY {
+        let end = TICK * (tick + 1);
+        while next < end {
+            time.set(next);
             let repository = CROWDED + 1 + (random.next() * OTHERS as f64) as u64;
             opened.insert(measured.open_task(repository).await?, tick);
+            next += random.gap();
         }
-        time.advance(TICK / 2);
+        time.set(end);
         let (who, request) = (holder(), RequestId::from_uuid(RandomIds.uuid()));
         let granted = measured.ledger.lease(&who, &any_run(), 1, Duration::ZERO, request).await?;
         let Granted::Leased(leased) = granted else { continue };
@@ -102,8 +105,9 @@ async fn crowd(measured: &Arc<Measured>, jobs: u64) -> anyhow::Result<()> {
 struct ManualTime(AtomicI64);
 
 impl ManualTime {
-    fn advance(&self, by: Duration) {
-        self.0.fetch_add(by.as_micros() as i64, Ordering::SeqCst);
+    /// `since` the start.
+    fn set(&self, since: Duration) {
+        self.0.store(since.as_micros() as i64, Ordering::SeqCst);
     }
 }
 
@@ -123,6 +127,11 @@ impl Stopwatch for ManualTime {
 struct Random(u64);
 
 impl Random {
+    /// Until the next Task of others comes.
+    fn gap(&mut self) -> Duration {
+        TICK.mul_f64(-(1.0 - self.next()).ln() / BUSY)
+    }
+
     /// From 0 to 1, without 1.
     fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
