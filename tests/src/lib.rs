@@ -1,7 +1,6 @@
 //! Support for the tests and the demo: emulators that speak the real protocols on loopback.
 
 pub mod bench;
-pub mod brokers;
 pub mod contract;
 pub mod crash;
 pub mod demo;
@@ -11,5 +10,6 @@ pub mod forge;
 pub mod model;
 pub mod platform;
 pub mod postgres;
-pub mod skip;
 pub mod world;
+
+pub use fettle_test_kit::{brokers, skip};

@@ -92,14 +92,15 @@ struct Pool {
     free: i64,
 }
 
-/// Pools that `want` fits, without those whose model is busy.
+/// Pools that `want` fits, without those whose model is busy. What is held is counted from the jobs at work, which are few; the
+/// planner would go through the lanes, and there is one for each repository that ever asked for anything.
 async fn pools(conn: &mut SqliteConnection, slots: &Slots, want: &Want) -> L<Vec<Pool>> {
     let (kind, versions) = (want.kind.name(), serde_json::to_string(&want.versions).map_err(unreadable)?);
     let rows = sqlx::query!(
         r#"SELECT id AS "id!: i64", model,
-                  (SELECT count(*) FROM pool AS beside JOIN lane ON lane.pool_id = beside.id
-                   JOIN job ON job.lane_id = lane.id
-                   WHERE beside.kind = pool.kind AND beside.model = pool.model AND job.leased_until IS NOT NULL)
+                  (SELECT count(*) FROM job INDEXED BY job_held CROSS JOIN lane ON lane.id = job.lane_id
+                   CROSS JOIN pool AS beside ON beside.id = lane.pool_id
+                   WHERE job.leased_until IS NOT NULL AND beside.kind = pool.kind AND beside.model = pool.model)
                   AS "held!: i64"
            FROM pool WHERE kind = ? AND order_version IN (SELECT value FROM json_each(?))"#,
         kind,

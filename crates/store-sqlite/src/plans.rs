@@ -92,3 +92,12 @@ async fn the_next_job_the_lapsed_and_the_due_are_found_without_reading_others() 
         assert!(details.contains(&format!("INDEX {index}")), "{full}\n{details}");
     }
 }
+
+#[tokio::test]
+async fn what_a_model_has_at_work_is_counted_without_reading_the_lanes() {
+    let mut conn = scratch().await;
+    let full = committed().into_iter().find(|committed| committed.contains("FROM pool WHERE kind = ?")).unwrap();
+    let details = plan(&mut conn, &full).await.join("\n");
+    assert!(details.contains("SCAN job USING INDEX job_held"), "{full}\n{details}");
+    assert!(details.contains("SEARCH lane USING INTEGER PRIMARY KEY"), "{full}\n{details}");
+}

@@ -17,6 +17,9 @@ pub(crate) const PLATFORM: &str = "platform";
 
 const BENCH: &str = "bench";
 const SIMULATE: &str = "simulate";
+/// Of a package of its own, which starts nothing of ours.
+const BENCH_QUEUE: &str = "bench-queue";
+const BENCH_QUEUE_PACKAGE: &str = "fettle-bench-queue";
 /// The packages whose binaries stand beside each other when the system runs.
 const PACKAGES: &[&str] = &["fettle-tests", "fettle-cli", "fettle-dashboard", "fettle-sandbox", "fettle-worker"];
 /// Cold, optimised, on two slow cores.
@@ -30,6 +33,8 @@ pub(crate) enum Bench {
     Checkout,
     /// What the system costs when nothing happens
     Idle,
+    /// The ledger as a queue, beside raw Redis Streams, apalis, RQ and Celery
+    Queue,
 }
 
 #[derive(Clone, Copy)]
@@ -57,6 +62,10 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
         }
         Bench::Intake => "intake",
         Bench::Idle => "idle",
+        Bench::Queue => {
+            build_packages(workspace, BENCH_QUEUE, Profile::Release, &[BENCH_QUEUE_PACKAGE], &[])?;
+            return start(workspace, BENCH_QUEUE, Profile::Release, rest);
+        }
     };
     build(workspace, BENCH, Profile::Release, &[])?;
     start(workspace, BENCH, Profile::Release, &[&[name.to_owned()], rest].concat())
@@ -72,14 +81,27 @@ pub(crate) fn simulate(workspace: &Workspace, rest: &[String]) -> anyhow::Result
 
 /// Builds every program, since the one that is started starts others.
 fn build(workspace: &Workspace, program: &str, profile: Profile, features: &[String]) -> anyhow::Result<()> {
+    let packages: Vec<&str> = workspace
+        .members()
+        .map(|member| member.name.as_str())
+        // A feature can be named only for a package that is selected.
+        .filter(|name| PACKAGES.contains(name) || features.iter().any(|named| named.contains(&format!("{name}/"))))
+        .collect();
+    build_packages(workspace, program, profile, &packages, features)
+}
+
+fn build_packages(
+    workspace: &Workspace,
+    program: &str,
+    profile: Profile,
+    packages: &[&str],
+    features: &[String],
+) -> anyhow::Result<()> {
     ensure!(workspace.has_binary(program), "this tree has no program `{program}`");
     let mut command = workspace.cargo("build");
     command.arg("--bins").args(features);
-    for package in workspace.members().map(|member| member.name.as_str()) {
-        // A feature can be named only for a package that is selected.
-        if PACKAGES.contains(&package) || features.iter().any(|named| named.contains(&format!("{package}/"))) {
-            command.args(["--package", package]);
-        }
+    for package in packages {
+        command.args(["--package", package]);
     }
     if let Profile::Release = profile {
         command.arg("--release");

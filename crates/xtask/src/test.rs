@@ -11,7 +11,7 @@ use crate::test_output::TestOutput;
 use crate::workspace::Workspace;
 use crate::{codegen, needs, process, programs, tidy};
 
-/// Where tests tell that they skipped themselves; `fettle_tests::skip` writes it.
+/// Where tests tell that they skipped themselves; `fettle_test_kit::skip` writes it.
 const SKIP_LOG: &str = "FETTLE_SKIP_LOG";
 const FORMAT_LIMIT: Duration = Duration::from_secs(2 * 60);
 /// Cold, on two cores; ten minutes are usual.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use camino::Utf8Path;
+use fettle_test_kit::measure::home;
+use fettle_test_kit::measure::process::{cpu_time, load_average, resident_bytes};
+use fettle_test_kit::measure::report::{Figure, Report, Target};
 use tokio::time::sleep;
 
-use super::process::{cpu_time, load_average, resident_bytes};
-use super::report::{Figure, Report, Target};
 use super::server::Server;
 
 /// Enough for a median.
@@ -21,8 +22,8 @@ pub async fn idle(folder: &Utf8Path) -> anyhow::Result<Report> {
     let load = load_average()?;
     let (mut first, mut again) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        let home = super::home(folder)?;
-        let home = Utf8Path::from_path(home.path()).context("a folder's name is text")?;
+        let own = home(folder)?;
+        let home = Utf8Path::from_path(own.path()).context("a folder's name is text")?;
         for times in [&mut first, &mut again] {
             let server = Server::start(home, None).await?;
             times.push(server.ready_after.as_secs_f64() * 1000.0);
@@ -30,8 +31,8 @@ pub async fn idle(folder: &Utf8Path) -> anyhow::Result<Report> {
         }
     }
 
-    let home = super::home(folder)?;
-    let home = Utf8Path::from_path(home.path()).context("a folder's name is text")?;
+    let own = home(folder)?;
+    let home = Utf8Path::from_path(own.path()).context("a folder's name is text")?;
     let server = Server::start(home, None).await?;
     sleep(IDLE).await;
     let resident = resident_bytes(server.pid())? as f64 / MEBIBYTE;

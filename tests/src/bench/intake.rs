@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
+use fettle_test_kit::measure::disk::{Flushes, STEADY, flush, is_steady, require_disk};
+use fettle_test_kit::measure::home;
+use fettle_test_kit::measure::process::{cpu_time, load_average};
+use fettle_test_kit::measure::report::{Figure, Report, Target};
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection as _, SqliteConnection};
 
-use super::disk::{Flushes, flush, require_disk};
 use super::load::{Ids, Pace, Request, send};
-use super::process::{cpu_time, load_average};
-use super::report::{Figure, Report, Target};
 use super::server::Server;
 use crate::forge::{ForgeEmulator, ForgeOptions};
 
@@ -22,8 +23,6 @@ const SECRET: &str = "the secret of a benchmark";
 const ROUNDS: usize = 5;
 /// Rounds in which the disk's speed changed are measured again, so many at most: the whole stays below two minutes.
 const SPARE_ROUNDS: usize = 3;
-/// Beyond this between a round's begin and its end, its ratios mean little.
-const STEADY: f64 = 1.5;
 /// Threads, caches and the log are there when the clock starts.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// Without storing, figures are steady at once.
@@ -73,8 +72,7 @@ struct Round {
 
 impl Round {
     fn is_steady(&self) -> bool {
-        let (before, after) = (self.before.per_second, self.after.per_second);
-        before.max(after) <= STEADY * before.min(after)
+        is_steady(&self.before, &self.after)
     }
 
     fn flushes_per_second(&self) -> f64 {
@@ -123,8 +121,8 @@ struct Requests {
 }
 
 async fn round(folder: &Utf8Path, requests: &Requests) -> anyhow::Result<Round> {
-    let home = super::home(folder)?;
-    let home = Utf8Path::from_path(home.path()).context("a folder's name is text")?;
+    let own = home(folder)?;
+    let home = Utf8Path::from_path(own.path()).context("a folder's name is text")?;
     let before = flush_in(home).await?;
     let server = Server::start(home, Some(&config(home)?)).await?;
     let load = async |request, pace, time| {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::transport::{Announcement, Announcer, ForeignInbox, Transport};
+use fettle_test_kit::brokers::redis::RedisServer;
 
 pub use cases::*;
 
@@ -52,6 +53,17 @@ pub trait Power: Send + Sync {
     async fn off(&self);
     /// Starts it again at the same address, and waits until it answers.
     async fn on(&self);
+}
+
+#[async_trait]
+impl Power for RedisServer {
+    async fn off(&self) {
+        self.kill().await;
+    }
+
+    async fn on(&self) {
+        self.go_on().await;
+    }
 }
 
 /// All cases against the [`Subject`] that the expression makes, in a module of the given name.

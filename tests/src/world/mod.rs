@@ -6,7 +6,6 @@
 mod again;
 mod api;
 mod canary;
-mod process;
 mod programs;
 pub mod repository;
 
@@ -28,7 +27,7 @@ use serde_json::Value;
 pub use again::{SERVER, WORKER};
 pub use api::Api;
 pub use canary::Canaries;
-pub use process::Process;
+pub use fettle_test_kit::Process;
 pub use programs::program;
 
 use again::Program;

@@ -65,6 +65,9 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "installer", kind: Kind::Layer(USE_CASES_AND_RUNTIME) },
     // It builds in seconds: the real use cases between simulated surroundings.
     Row { name: "simulation", kind: Kind::Layer(USE_CASES) },
+    // What needs nothing of Fettle, so that a benchmark of one crate builds little.
+    Row { name: "test-kit", kind: Kind::Layer(&[]) },
+    Row { name: "bench-queue", kind: Kind::Free },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
 ];

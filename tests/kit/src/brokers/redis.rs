@@ -4,7 +4,6 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo as _};
@@ -12,9 +11,8 @@ use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::contract::transport::Power;
+use crate::Process;
 use crate::skip::skip;
-use crate::world::Process;
 
 const PROGRAM: &str = "redis-server";
 /// A server starts in a tenth of a second; a sentinel waits one, asks itself, and has the replica promoted.
@@ -200,17 +198,6 @@ impl RedisServer {
             assert!(Instant::now() < until, "no {what} within {LIMIT:?}: {told}");
             tokio::time::sleep(LOOK).await;
         }
-    }
-}
-
-#[async_trait]
-impl Power for RedisServer {
-    async fn off(&self) {
-        self.kill().await;
-    }
-
-    async fn on(&self) {
-        self.go_on().await;
     }
 }
 

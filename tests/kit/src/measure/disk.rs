@@ -16,15 +16,24 @@ const TIME: Duration = Duration::from_millis(400);
 const TMPFS_MAGIC: u32 = 0x0102_1994;
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
 
+/// Beyond this between a round's begin and its end, its ratios mean little.
+pub const STEADY: f64 = 1.5;
+
 /// What one thread reached, flush after flush.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Flushes {
-    pub(super) per_second: f64,
-    pub(super) median: Duration,
+pub struct Flushes {
+    pub per_second: f64,
+    pub median: Duration,
+    pub p99: Duration,
+}
+
+/// Whether the disk was the same before and after a round.
+pub fn is_steady(before: &Flushes, after: &Flushes) -> bool {
+    before.per_second.max(after.per_second) <= STEADY * before.per_second.min(after.per_second)
 }
 
 /// Errors when `folder` lies in memory: nothing there is durable.
-pub(super) fn require_disk(folder: &Utf8Path) -> anyhow::Result<()> {
+pub fn require_disk(folder: &Utf8Path) -> anyhow::Result<()> {
     let found = rustix::fs::statfs(folder.as_std_path()).with_context(|| format!("while looking at {folder}"))?;
     // The field's width and sign differ between architectures; the magic numbers have 32 bits.
     let magic = (found.f_type & 0xffff_ffff) as u32;
@@ -36,7 +45,7 @@ pub(super) fn require_disk(folder: &Utf8Path) -> anyhow::Result<()> {
 }
 
 /// Overwrites pages of a file, each followed by `fdatasync`; blocks.
-pub(super) fn flush(folder: &Utf8Path) -> anyhow::Result<Flushes> {
+pub fn flush(folder: &Utf8Path) -> anyhow::Result<Flushes> {
     let path = folder.join("flushes");
     let mut file = fs_err::File::create(&path)?;
     let page = [7; PAGE];
@@ -56,5 +65,5 @@ pub(super) fn flush(folder: &Utf8Path) -> anyhow::Result<Flushes> {
     let per_second = took.len() as f64 / started.elapsed().as_secs_f64();
     took.sort_unstable();
     fs_err::remove_file(&path)?;
-    Ok(Flushes { per_second, median: took[took.len() / 2] })
+    Ok(Flushes { per_second, median: took[took.len() / 2], p99: took[took.len() * 99 / 100] })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 /// Time that all threads of the process have spent on a CPU. Threads that ended are not in it.
-pub(super) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let mut total = 0;
     for thread in fs_err::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end while the folder is read.
@@ -17,7 +17,7 @@ pub(super) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
 }
 
 /// `VmRSS`: what of the process lies in memory.
-pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = fs_err::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process has a VmRSS")?;
     let kilobytes = line.trim().trim_end_matches("kB").trim();
@@ -25,7 +25,7 @@ pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
 }
 
 /// The one-minute load average.
-pub(super) fn load_average() -> anyhow::Result<f64> {
+pub fn load_average() -> anyhow::Result<f64> {
     let text = fs_err::read_to_string("/proc/loadavg")?;
     let first = text.split_whitespace().next().context("loadavg begins with the last minute")?;
     Ok(first.parse()?)
