@@ -152,7 +152,7 @@ fn notes(seen: &Seen, best: usize) -> Vec<String> {
              for, by chance (Poisson); the crowd is one repository with {} jobs",
             seen.crowd
         ),
-        "after each measurement the ledger's audit found nothing and no job was missing".to_owned(),
+        "after each measurement of cycle and open the ledger's audit found nothing and no job was missing".to_owned(),
         "callers, ledgers and servers share the cores, unpinned".to_owned(),
     ];
     notes.extend(seen.notes.iter().cloned());
