@@ -106,7 +106,7 @@ pub(crate) struct Round {
     pub(crate) always: Option<[f64; 3]>,
     pub(crate) every_second: Option<[f64; 3]>,
     /// By backlog, in the order of [`APALIS_BACKLOGS`].
-    pub(crate) apalis: Option<[f64; 3]>,
+    pub(crate) apalis: [Option<f64>; 3],
     pub(crate) rq: Option<f64>,
     pub(crate) celery: Option<f64>,
     /// Sorted.
@@ -196,6 +196,8 @@ struct Others {
     apalis: Option<Apalis>,
     /// That are the fastest for apalis, by the first round.
     apalis_callers: Option<u32>,
+    /// Backlogs at which apalis has failed; one that takes its time to fail is not tried again.
+    apalis_failed: [bool; 3],
     python: Option<Python>,
     peers: Vec<Peer>,
     notes: Vec<String>,
@@ -236,7 +238,17 @@ impl Others {
             None
         };
         let peers = peers.to_vec();
-        Ok(Self { always, every_second, rabbitmq, apalis, apalis_callers: None, python, peers, notes })
+        Ok(Self {
+            always,
+            every_second,
+            rabbitmq,
+            apalis,
+            apalis_callers: None,
+            apalis_failed: [false; 3],
+            python,
+            peers,
+            notes,
+        })
     }
 
     async fn round(&mut self, folder: &Utf8Path, extent: Extent) -> anyhow::Result<Round> {
@@ -288,9 +300,9 @@ impl Others {
         Ok(Some(cycles))
     }
 
-    /// At each backlog. One that does not work is not tried again.
-    async fn apalis(&mut self) -> Option<[f64; 3]> {
-        let (apalis, server) = (self.apalis.as_ref()?, self.always.as_ref()?);
+    /// At each backlog.
+    async fn apalis(&mut self) -> [Option<f64>; 3] {
+        let (Some(apalis), Some(server)) = (&self.apalis, &self.always) else { return [None; 3] };
         let callers = match self.apalis_callers {
             Some(callers) => callers,
             None => {
@@ -306,18 +318,15 @@ impl Others {
                 *self.apalis_callers.insert(best.1)
             }
         };
-        let mut cycles = [0.0; 3];
-        for (cycles, jobs) in cycles.iter_mut().zip(APALIS_BACKLOGS) {
-            match apalis.cycles(server, jobs, callers).await {
-                Ok(rate) => *cycles = rate,
-                Err(error) => {
-                    self.notes.push(format!("apalis fails at {jobs} jobs: {error:#}"));
-                    self.apalis = None;
-                    return None;
-                }
+        let mut cycles = [None; 3];
+        for ((cycles, has_failed), jobs) in cycles.iter_mut().zip(&mut self.apalis_failed).zip(APALIS_BACKLOGS) {
+            if !*has_failed {
+                let outcome = apalis.cycles(server, jobs, callers).await;
+                *has_failed = outcome.is_err();
+                *cycles = had(&mut self.notes, &format!("apalis at {jobs} jobs"), outcome);
             }
         }
-        Some(cycles)
+        cycles
     }
 
     /// RQ and Celery, as far as they are asked for.
