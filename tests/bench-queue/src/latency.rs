@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use camino::Utf8Path;
-use fettle_app::leasing::Holdings;
+use fettle_app::leasing::{Heart, Holdings};
 use fettle_app::ports::ledger::RunOrder;
 use fettle_app::ports::transport::Transport;
+use fettle_app::reconciling::Reconcilers;
 use fettle_app::ringing::{RUNG_WITHIN, ring};
 use fettle_app::running::{RunContext, RunEnd, Runner, Stay, WORKED_WITHIN, Worker};
 use fettle_app::vitals::Vitals;
@@ -18,7 +19,7 @@ use fettle_broker_redis::{Redis, RedisOptions};
 use fettle_domain::id::TaskId;
 use fettle_domain::lease::Timing;
 use fettle_domain::run::RunResult;
-use fettle_runtime::system::RandomIds;
+use fettle_runtime::system::{RandomIds, SystemClock};
 use fettle_test_kit::brokers::rabbitmq::RabbitServer;
 use fettle_test_kit::brokers::redis::RedisServer;
 use tokio::sync::mpsc;
@@ -69,6 +70,7 @@ pub(crate) async fn waits(folder: &Utf8Path, bell: Option<&Bell>, samples: usize
         ids: Arc::new(RandomIds),
         holder: holder(),
         timing: Timing::default(),
+        heart: Heart::Apart,
         bell: bell.map(|bell| bell.worker.clone()),
         holdings: Arc::new(Holdings::default()),
         pulse: vitals.pulse("worker", WORKED_WITHIN),
@@ -79,10 +81,11 @@ pub(crate) async fn waits(folder: &Utf8Path, bell: Option<&Bell>, samples: usize
         async move { worker.work(Stay::UntilShutdown, &shutdown).await.context("while working") }
     });
     if let Some(bell) = bell {
-        let (ledger, bell, shutdown) = (measured.ledger.clone(), bell.dashboard.clone(), shutdown.clone());
+        let reconcilers = Arc::new(Reconcilers::new(Arc::new(SystemClock)));
         let pulse = vitals.pulse("ringing", RUNG_WITHIN);
+        let ringing = ring(measured.ledger.clone(), bell.dashboard.clone(), &reconcilers, pulse, shutdown.clone());
         parts.spawn(async move {
-            ring(ledger, bell, pulse, &shutdown).await;
+            ringing.await;
             Ok(())
         });
     }
