@@ -35,6 +35,9 @@ pub(crate) struct CheckFlags {
 
 pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environment) -> Result<ExitCode> {
     let config = Config::load(common.config.as_deref(), environment)?;
+    if config.store.url.is_some() {
+        bail!("the ledger is in PostgreSQL (store.url): copy it with `pg_dump`, which this command does not replace");
+    }
     if let Some(folder) = common.data_dir.as_deref().filter(|folder| !folder.is_dir()) {
         bail!("there is no data folder {folder}");
     }

@@ -3,7 +3,7 @@
 use fettle_simulation::{Bug, Options, replay_command, run};
 
 /// The seeds of every run; `cargo xtask simulate` goes on from there.
-const SEEDS: u64 = 1_200;
+const SEEDS: u64 = 800;
 /// Each planted bug shows within so many.
 const FOUND_WITHIN: u64 = 500;
 

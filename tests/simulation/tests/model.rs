@@ -135,7 +135,7 @@ impl ReferenceStateMachine for Script {
 
 prop_state_machine! {
     // Each verb is a commit, each sequence a new file.
-    #![proptest_config(Config { cases: 120, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(Config { cases: 80, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn sqlite_answers_as_the_reference_does(sequential 1..50 => Pair);

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 
 use super::Halt;
 
-/// After the first limit, whatever the forge told; doubled for each further one in a row: its word was not enough.
-const FIRST_REST: Duration = Duration::from_secs(60);
+/// Pauses, a minute of them: a rest after a second limit in a row, doubled for each further one, since what the forge told was
+/// not enough.
+const FIRST_REST: u32 = 60;
 /// A forge's limits are counted by the hour.
 const LONGEST_REST: Duration = Duration::from_secs(60 * 60);
 
@@ -68,7 +69,7 @@ impl Pace {
         gait.limits_in_a_row += 1;
         let doubled = match gait.limits_in_a_row {
             1 => Duration::ZERO,
-            again => FIRST_REST.saturating_mul(1 << (again - 1).min(10)),
+            again => self.gap.saturating_mul(FIRST_REST << (again - 1).min(10)),
         };
         let rest = told.max(doubled.min(LONGEST_REST));
         gait.resting_until = now + rest;
