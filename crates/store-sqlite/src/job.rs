@@ -499,10 +499,15 @@ async fn expire(tx: &mut Tx<'_>, id: JobId) -> L<bool> {
     Ok(true)
 }
 
-/// After a forward step of the wall clock: live leases keep the time they had left.
+/// After a forward step of the wall clock: live leases keep the time they had left, and so do delays, since what is waited for
+/// has not come nearer.
 async fn move_deadlines(tx: &mut Tx<'_>, step: Duration) -> L<()> {
     let step = whole_micros(step);
     sqlx::query!("UPDATE job SET leased_until = leased_until + ? WHERE leased_until IS NOT NULL", step)
+        .execute(&mut *tx.conn)
+        .await
+        .or_ledger()?;
+    sqlx::query!("UPDATE job SET delayed_until = delayed_until + ? WHERE delayed_until IS NOT NULL", step)
         .execute(&mut *tx.conn)
         .await
         .or_ledger()?;

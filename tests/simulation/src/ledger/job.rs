@@ -303,7 +303,9 @@ pub(super) fn sweep(tx: &mut Tx<'_>, max: u16, step: Option<Duration>) -> L<Swee
     tx.rows.lingering.clear();
     if let Some(step) = step {
         for row in &mut tx.rows.jobs {
-            if let JobState::Leased { until, .. } | JobState::Cancelling { until, .. } = &mut row.job.state {
+            if let JobState::Leased { until, .. } | JobState::Cancelling { until, .. } | JobState::Delayed { until } =
+                &mut row.job.state
+            {
                 *until = after(*until, step);
             }
         }
