@@ -28,6 +28,7 @@ impl Verb for Post {
 /// Keeps the message and wakes what waited for an answer.
 pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> R<()> {
     let (id, now) = (task.as_uuid(), Instant(tx.now));
+    // `handed_fence` is of a former rule and says nothing any more; a schema that drops it would shut older binaries out.
     sqlx::query!(
         "INSERT INTO message (task_id, author, posted_at, handed_fence, content) VALUES ($1, $2, $3, 0, $4)",
         id,

@@ -29,6 +29,7 @@ impl Verb for Post {
 /// Keeps the message and wakes what waited for an answer.
 pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()> {
     let (id, now) = (task.as_uuid(), tx.now.as_microsecond());
+    // `handed_fence` is of a former rule and says nothing any more; a schema that drops it would shut older binaries out.
     sqlx::query!(
         "INSERT INTO message (task_id, author, posted_at, handed_fence, content) VALUES (?, ?, ?, 0, ?)",
         id,
