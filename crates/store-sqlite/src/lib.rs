@@ -19,7 +19,6 @@ mod open;
 mod poll;
 mod run;
 mod snapshot;
-mod stored;
 mod task;
 mod time;
 mod view;
@@ -43,6 +42,8 @@ pub use export::{ExportError, export};
 pub use open::{OpenError, refuse_if_in_use};
 pub use snapshot::{Checked, SnapshotError, check_snapshot, snapshot};
 pub use time::{RunningStopwatch, Stopwatch};
+
+use fettle_app::stored;
 
 use blob::Blobs;
 use time::LedgerTime;

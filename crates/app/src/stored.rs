@@ -1,6 +1,6 @@
-//! What payload columns hold: versioned JSON, so that a newer binary reads what an older one wrote.
+//! What payload columns hold, in every ledger: versioned JSON, so that a newer binary reads what an older one wrote, and one
+//! ledger what another did.
 
-use fettle_app::ports::ledger::L;
 use fettle_domain::effect::{Intent, Receipt};
 use fettle_domain::event::EventBody;
 use fettle_domain::issue::IssueSnapshot;
@@ -10,19 +10,19 @@ use fettle_domain::step::StepRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::unreadable;
+use crate::ports::ledger::{L, LedgerError};
 
 /// What a Task works on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Subject {
-    pub(crate) repo: Option<Repo>,
-    pub(crate) issue: IssueSnapshot,
-    pub(crate) model: Option<String>,
-    pub(crate) base: Option<String>,
+pub struct Subject {
+    pub repo: Option<Repo>,
+    pub issue: IssueSnapshot,
+    pub model: Option<String>,
+    pub base: Option<String>,
 }
 
 /// A value with a versioned stored form.
-pub(crate) trait Payload: Sized + Clone {
+pub trait Payload: Sized + Clone {
     type Stored: Serialize + DeserializeOwned + From<Self> + Into<Self>;
     /// Names the column when it cannot be read.
     const NAME: &'static str;
@@ -32,7 +32,7 @@ macro_rules! payloads {
     ($($stored:ident of $value:ident = $name:literal),* $(,)?) => {$(
         #[derive(Serialize, Deserialize)]
         #[serde(tag = "v")]
-        pub(crate) enum $stored {
+        pub enum $stored {
             #[serde(rename = "1")]
             V1 { value: $value },
         }
@@ -67,11 +67,17 @@ payloads! {
     StoredEvent of EventBody = "event body",
 }
 
-pub(crate) fn write<P: Payload>(value: &P) -> L<String> {
-    serde_json::to_string(&P::Stored::from(value.clone())).map_err(|e| unreadable(format!("{}: {e}", P::NAME)))
+/// Errors with [`LedgerError::Unreadable`] for a value that JSON cannot hold.
+pub fn write<P: Payload>(value: &P) -> L<String> {
+    serde_json::to_string(&P::Stored::from(value.clone())).map_err(unreadable::<P>)
 }
 
-pub(crate) fn read<P: Payload>(text: &str) -> L<P> {
-    let stored: P::Stored = serde_json::from_str(text).map_err(|e| unreadable(format!("{}: {e}", P::NAME)))?;
+/// Errors with [`LedgerError::Unreadable`] for what no version has written.
+pub fn read<P: Payload>(text: &str) -> L<P> {
+    let stored: P::Stored = serde_json::from_str(text).map_err(unreadable::<P>)?;
     Ok(stored.into())
+}
+
+fn unreadable<P: Payload>(error: serde_json::Error) -> LedgerError {
+    LedgerError::Unreadable(format!("{}: {error}", P::NAME))
 }
