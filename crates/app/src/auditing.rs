@@ -102,7 +102,7 @@ impl Written {
             match receipt {
                 Receipt::Pushed { branch, .. } => written.branch = Some(branch.clone()),
                 Receipt::PullRequest { number, .. } => written.pull = Some(*number),
-                Receipt::Comment { id } => written.comment = Some(*id),
+                Receipt::Progress { id, .. } | Receipt::Comment { id } => written.comment = Some(*id),
                 Receipt::Labels | Receipt::Withheld { .. } => {}
             }
         }

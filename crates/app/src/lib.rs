@@ -23,4 +23,5 @@ pub mod running;
 pub mod stored;
 pub mod submit;
 pub mod submitting;
+pub mod telling;
 pub mod vitals;

@@ -37,7 +37,7 @@ use crate::vitals::Pulse;
 
 pub use pace::Pace;
 
-/// Which of a Task's comments: what its marker ends with.
+/// What the marker of a Task's one comment ends with.
 pub(crate) const RESULT_COMMENT: &str = "result";
 /// Between two tries to reach a ledger that does not answer.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
@@ -263,6 +263,7 @@ impl Publisher {
                 publication.branch = branch.clone();
             }
             let receipt = match effect.kind {
+                EffectKind::Progress => self.tell_progress(held, publication, effect, &story).await?,
                 EffectKind::Push => self.push_branch(held, publication, effect).await?,
                 EffectKind::PullRequest => self.open_pull_request(held, publication, effect, &story).await?,
                 EffectKind::Comment => self.comment(held, publication, effect, &story).await?,
@@ -287,6 +288,8 @@ impl Publisher {
 pub(crate) struct Story {
     pushed: Option<(fettle_domain::branch::BranchName, fettle_domain::object::CommitId)>,
     pull: Option<(u64, String, bool)>,
+    /// The Task's one comment, so that a replica that lags cannot hide it.
+    comment: Option<u64>,
     withheld: Option<String>,
 }
 
@@ -294,8 +297,13 @@ impl Story {
     fn of(publication: &Publication) -> Self {
         let mut story = Self::default();
         for effect in &publication.task.effects {
-            if let EffectState::Settled { receipt } = &effect.state {
-                story.note(receipt);
+            match &effect.state {
+                EffectState::Settled { receipt } => story.note(receipt),
+                EffectState::Wanted | EffectState::Intended { .. } => {
+                    if let Some(Receipt::Progress { id, .. } | Receipt::Comment { id }) = effect.before {
+                        story.comment = Some(id);
+                    }
+                }
             }
         }
         story
@@ -305,10 +313,11 @@ impl Story {
         match receipt {
             Receipt::Pushed { branch, commit } => self.pushed = Some((branch.clone(), *commit)),
             Receipt::PullRequest { number, url, draft } => self.pull = Some((*number, url.clone(), *draft)),
+            Receipt::Progress { id, .. } | Receipt::Comment { id } => self.comment = Some(*id),
             Receipt::Withheld { reason } => {
                 self.withheld.get_or_insert_with(|| reason.clone());
             }
-            Receipt::Comment { .. } | Receipt::Labels => {}
+            Receipt::Labels => {}
         }
     }
 }

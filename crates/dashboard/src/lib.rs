@@ -25,9 +25,10 @@ use fettle_app::ports::ledger::{Holder, L, Ledger};
 use fettle_app::ports::transport::Broker;
 use fettle_app::publishing::{PUBLISHED_WITHIN, Pace, Publisher};
 use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
-use fettle_app::reconciling::Reconcilers;
+use fettle_app::reconciling::{Reconcilers, WORKED_WITHIN};
 use fettle_app::ringing::{RUNG_WITHIN, ring};
 use fettle_app::submitting::Submitting;
+use fettle_app::telling::Teller;
 use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
 use fettle_domain::incoming::Incoming;
@@ -255,6 +256,12 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         vitals: &vitals,
         supervisor,
     });
+    if let Some(every) = config.forge.tells_every() {
+        let mut teller = Teller { ledger: ledger.clone(), clock: clock.clone(), every };
+        let (own, pulse) = (reconcilers.register("progress", every), vitals.pulse("progress", WORKED_WITHIN));
+        let stop = shutdown.clone();
+        supervisor.spawn("the teller of progress", async move { own.work(&mut teller, &pulse, &stop).await });
+    }
     match broker {
         Some(broker) => {
             let foreign = ForeignIntake {

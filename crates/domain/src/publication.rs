@@ -1,6 +1,7 @@
 //! Which writes to the forge a finished Run asks for. Never silence where there is somebody to tell.
 
-use crate::effect::EffectKind;
+use crate::effect::{Effect, EffectKind, EffectState, Receipt};
+use crate::job::JobState;
 use crate::run::RunOutcome;
 use crate::task::Mode;
 
@@ -47,9 +48,29 @@ pub fn wanted_effects(audience: Audience, ended: Ended<'_>) -> Vec<EffectKind> {
     wanted
 }
 
+/// Why an effect that nobody began is not brought about any more.
+pub const CANCELLED: &str = "the Task was cancelled";
+
+/// Whether the issue of a cancelled Task is still to be told: who was told of the beginning is told of the end, once the
+/// Task's newest publish job has nothing to do any more.
+pub fn owes_last_word(effects: &[Effect], publish: Option<&JobState>) -> bool {
+    let find = |kind| effects.iter().find(|effect| effect.kind == kind);
+    let withheld = |effect: &Effect| match &effect.state {
+        EffectState::Settled { receipt: Receipt::Withheld { reason } } => reason == CANCELLED,
+        EffectState::Wanted | EffectState::Intended { .. } => true,
+        EffectState::Settled { .. } => false,
+    };
+    matches!(publish, None | Some(JobState::Done | JobState::Cancelled))
+        && find(EffectKind::Progress).is_some()
+        && find(EffectKind::Comment).is_none_or(withheld)
+}
+
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::id::{EffectId, TaskId};
 
     const ON_AN_ISSUE: Audience = Audience { mode: Mode::Quickfix, has_repo: true, has_issue: true };
     const PLAIN_TEXT: Audience = Audience { has_issue: false, ..ON_AN_ISSUE };
@@ -76,5 +97,28 @@ mod tests {
         let probe = Audience { mode: Mode::Probe, ..ON_AN_ISSUE };
         assert_eq!(wanted_effects(probe, Ended::With(&RunOutcome::ProbePassed)), []);
         assert_eq!(wanted_effects(probe, Ended::Died), []);
+    }
+
+    fn effect(kind: EffectKind, state: EffectState) -> Effect {
+        Effect::new(EffectId::from_uuid(Uuid::nil()), TaskId::from_uuid(Uuid::nil()), kind, state)
+    }
+
+    fn settled(kind: EffectKind, receipt: Receipt) -> Effect {
+        effect(kind, EffectState::Settled { receipt })
+    }
+
+    #[test]
+    fn who_was_told_of_the_beginning_is_told_once_that_it_was_cancelled() {
+        let cancelled = || Receipt::Withheld { reason: CANCELLED.into() };
+        let progress = settled(EffectKind::Progress, Receipt::Progress { id: 1, phase: "fix".into() });
+        assert!(owes_last_word(std::slice::from_ref(&progress), Some(&JobState::Cancelled)));
+        assert!(owes_last_word(&[progress.clone(), settled(EffectKind::Comment, cancelled())], Some(&JobState::Cancelled)));
+        assert!(!owes_last_word(&[progress.clone(), settled(EffectKind::Comment, Receipt::Comment { id: 1 })], None), "it is told");
+        let locked = Receipt::Withheld { reason: "the issue takes no comment".into() };
+        assert!(!owes_last_word(&[progress.clone(), settled(EffectKind::Comment, locked)], Some(&JobState::Done)), "it cannot be");
+        assert!(!owes_last_word(&[settled(EffectKind::Comment, cancelled())], Some(&JobState::Cancelled)), "nothing was told");
+        assert!(!owes_last_word(std::slice::from_ref(&progress), Some(&JobState::Queued)), "it is on its way");
+        let given_up = JobState::Dead { reason: "no".into() };
+        assert!(!owes_last_word(&[progress], Some(&given_up)), "it was tried often enough");
     }
 }

@@ -74,8 +74,10 @@ impl TaskState {
 
     /// The shown state from the Task's run job and its newest publish job.
     ///
-    /// The publish job counts once the run has ended: a run that was redriven has a publish job of its earlier end. A dead
-    /// run job still owes its readers a comment, so it counts as publishing until its publish job has ended.
+    /// `publish`: one that was cancelled, else the newest; what comes after a cancellation is only its last word.
+    ///
+    /// The publish job counts once the run has ended: before, it tells of progress or of an earlier end. A dead run job still
+    /// owes its readers a comment, so it counts as publishing until its publish job has ended.
     pub fn fold(run: &JobState, publish: Option<&JobState>) -> Self {
         match run {
             JobState::Queued => Self::Queued,

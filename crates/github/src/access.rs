@@ -85,7 +85,19 @@ impl TokenCache {
 impl GitHub {
     /// Sends `call` about `repo` with the credential for `purpose`. A minted token that GitHub no longer takes is
     /// replaced once: 401 says that nothing was applied.
+    ///
+    /// Errors with [`ForgeError::RateLimited`] before it asks for what can wait while little of the allowance is left.
     pub(crate) async fn ask(&self, repo: &Repo, purpose: Purpose, call: &Call) -> F<Answer> {
+        let owner = repo.installation;
+        if let Some(wait) = self.allowances.wait(owner).filter(|_| call.can_wait) {
+            return Err(ForgeError::RateLimited { wait });
+        }
+        let answer = self.ask_now(repo, purpose, call).await?;
+        self.allowances.note(owner, &answer.headers, answer.date());
+        Ok(answer)
+    }
+
+    async fn ask_now(&self, repo: &Repo, purpose: Purpose, call: &Call) -> F<Answer> {
         let client = self.client(repo, purpose).await?;
         match self.exchange(&client, call).await {
             Err(Failure { unauthorized: true, .. }) if matches!(self.access, Access::App) => {

@@ -42,6 +42,8 @@ pub(crate) struct Call {
     subject: String,
     /// The tag of an answer that we know: the same one need not be sent again.
     known: Option<String>,
+    /// It need not be answered now.
+    pub(crate) can_wait: bool,
 }
 
 impl Call {
@@ -51,11 +53,12 @@ impl Call {
 
     /// Not a write as users see it, whatever the method: minting a token.
     pub(crate) fn preparing(method: Method, path: String, subject: impl Into<String>) -> Self {
-        Self { method, path, body: None, weight: Weight::Light, subject: subject.into(), known: None }
+        let weight = Weight::Light;
+        Self { method, path, body: None, weight, subject: subject.into(), known: None, can_wait: false }
     }
 
     pub(crate) fn write(method: Method, path: String, subject: impl Into<String>) -> Self {
-        Self { method, path, body: None, weight: Weight::Write, subject: subject.into(), known: None }
+        Self { weight: Weight::Write, ..Self::preparing(method, path, subject) }
     }
 
     pub(crate) fn with(self, body: Value) -> Self {
@@ -64,6 +67,10 @@ impl Call {
 
     pub(crate) fn unless(self, known: Option<&str>) -> Self {
         Self { known: known.map(str::to_owned), ..self }
+    }
+
+    pub(crate) fn that_can_wait(self) -> Self {
+        Self { can_wait: true, ..self }
     }
 
     /// Names and values of the query, encoded here.

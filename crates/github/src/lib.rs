@@ -3,6 +3,7 @@
 //! Never retries a write: whoever holds the effect reads back first. Never gives a write token to a reader.
 
 mod access;
+mod allowance;
 mod exchange;
 mod reader;
 mod watch;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 pub use url::Url;
 
 use crate::access::{Access, TokenCache};
+use crate::allowance::Allowances;
 
 /// What a person changed in a repository's access holds after this time at the latest.
 const PERMISSION_TTL: Duration = Duration::from_secs(300);
@@ -78,6 +80,7 @@ pub struct GitHub {
     root: Octocrab,
     access: Access,
     tokens: TokenCache,
+    allowances: Allowances,
     permissions: Mutex<HashMap<(u64, String), (Permission, Instant)>>,
     own_login: OnceCell<String>,
     answer_timeout: Duration,
@@ -104,6 +107,7 @@ impl GitHub {
             root,
             access,
             tokens: TokenCache::default(),
+            allowances: Allowances::default(),
             permissions: Mutex::default(),
             own_login: OnceCell::new(),
             answer_timeout: timeouts.answer,

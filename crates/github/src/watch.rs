@@ -48,6 +48,7 @@ impl ForgeWatch for GitHub {
                 ("page", page.as_str()),
             ];
             let call = Call::read(in_repo(repo, &["issues"]), format!("repository {}", repo.name)).query(&query);
+            let call = call.that_can_wait();
             let answer = self.ask(repo, Purpose::Read, &call.unless(seen.filter(|_| number == 1))).await?;
             if answer.unchanged {
                 return Ok(Changed::Nothing);

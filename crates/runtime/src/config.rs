@@ -87,6 +87,8 @@ pub struct Forge {
     pub label: String,
     /// The mode of a Task that the label asked for.
     pub label_mode: Mode,
+    /// How often the comment on an issue may be edited while its Task is at work; `0s`: only the result is told.
+    pub progress_every: Span,
     /// Numeric ids of bots that may trigger; all others are ignored.
     pub allowed_bots: Vec<u64>,
     /// Tasks that webhooks and labels may open in 24 hours.
@@ -112,6 +114,7 @@ impl Default for Forge {
             webhook_secret_previous_file: None,
             label: "ai-help".into(),
             label_mode: Mode::Quickfix,
+            progress_every: Span(fettle_domain::progress::EVERY),
             allowed_bots: Vec::new(),
             daily_tasks: fettle_app::intake::DAILY_TASKS,
             paths: PathPolicy::default(),

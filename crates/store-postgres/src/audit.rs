@@ -199,7 +199,7 @@ async fn folds(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> {
                   publish.worker_id AS publish_worker, publish.reason AS publish_reason, turn.kind AS "turn?"
            FROM task JOIN run AS tried ON tried.task_id = task.id JOIN job AS run ON run.id = tried.job_id
            LEFT JOIN LATERAL (SELECT * FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
-                              ORDER BY job.seq DESC LIMIT 1) AS publish ON true
+                              ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish ON true
            LEFT JOIN LATERAL (SELECT event.kind FROM event WHERE event.task_id = task.id
                               AND event.kind IN ('task_created', 'redriven', 'task_done', 'task_cancelled')
                               ORDER BY event.task_seq DESC LIMIT 1) AS turn ON true"#

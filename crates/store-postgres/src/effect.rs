@@ -6,14 +6,12 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{EffectId, JobId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
+use fettle_domain::publication::{CANCELLED, owes_last_word};
 use sqlx::PgConnection;
 
 use crate::error::{OrLedger, R, unreadable};
 use crate::writer::{Tx, Verb};
 use crate::{event, job, stored, task};
-
-/// Why an effect that nobody began is not brought about any more.
-const CANCELLED: &str = "the Task was cancelled";
 
 /// Of one Task, in the order they are brought about.
 pub(crate) async fn list(conn: &mut PgConnection, task: TaskId) -> R<Vec<Effect>> {
@@ -36,17 +34,18 @@ pub(crate) async fn list(conn: &mut PgConnection, task: TaskId) -> R<Vec<Effect>
             },
             other => return Err(unreadable(format!("{id} has the unknown state `{other}`")).into()),
         };
-        effects.push(Effect { id, task, kind: kind(&row.kind)?, state });
+        let before = match state {
+            EffectState::Settled { .. } => None,
+            EffectState::Wanted | EffectState::Intended { .. } => row.receipt.as_deref().map(stored::read).transpose()?,
+        };
+        effects.push(Effect { id, task, kind: kind(&row.kind)?, state, before });
     }
     effects.sort_by_key(|effect| effect.kind);
     Ok(effects)
 }
 
 fn kind(text: &str) -> R<EffectKind> {
-    [EffectKind::Push, EffectKind::PullRequest, EffectKind::Comment, EffectKind::Labels]
-        .into_iter()
-        .find(|kind| kind.name() == text)
-        .ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")).into())
+    EffectKind::named(text).ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")).into())
 }
 
 pub(crate) async fn unfinished_publish_job(conn: &mut PgConnection, task: TaskId) -> R<Option<JobId>> {
@@ -79,14 +78,31 @@ impl Verb for Want {
     }
 }
 
-/// Wants `kinds` (a settled one again) and gives them to the Task's unfinished publish job or to a new one.
+pub(crate) struct WantProgress {
+    pub(crate) task: TaskId,
+}
+
+impl Verb for WantProgress {
+    type Out = bool;
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> R<bool> {
+        task::lock(tx, self.task).await?;
+        if !matches!(task::parts(tx, self.task).await?.run.job.state, JobState::Leased { .. }) {
+            return Ok(false);
+        }
+        want(tx, self.task, &[EffectKind::Progress]).await?;
+        Ok(true)
+    }
+}
+
+/// Wants `kinds` (a settled one again, and what it brought is kept) and gives them to the Task's unfinished publish job or to a new one.
 pub(crate) async fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> R<JobId> {
     let task_id = task.as_uuid();
     for kind in kinds {
         let (id, kind) = (tx.ids.uuid(), kind.name());
         sqlx::query!(
             "INSERT INTO effect (id, task_id, kind, state) VALUES ($1, $2, $3, 'wanted')
-             ON CONFLICT (task_id, kind) DO UPDATE SET state = 'wanted', fence = NULL, intent = NULL, receipt = NULL
+             ON CONFLICT (task_id, kind) DO UPDATE SET state = 'wanted', fence = NULL, intent = NULL
              WHERE effect.state = 'settled'",
             id,
             task_id,
@@ -108,6 +124,26 @@ pub(crate) async fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) ->
     Ok(new.id)
 }
 
+/// Who was told of the beginning is told that the Task was cancelled.
+pub(crate) async fn want_last_word(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
+    let uuid = task.as_uuid();
+    let newest = sqlx::query_scalar!(
+        "SELECT id FROM job WHERE task_id = $1 AND kind = 'publish' ORDER BY seq DESC LIMIT 1",
+        uuid,
+    )
+    .fetch_optional(&mut *tx.conn)
+    .await
+    .or_ledger()?;
+    let newest = match newest {
+        Some(id) => Some(job::get(tx.conn, JobId::from_uuid(id)).await?.job.state),
+        None => None,
+    };
+    if owes_last_word(&list(tx.conn, task).await?, newest.as_ref()) {
+        want(tx, task, &[EffectKind::Comment]).await?;
+    }
+    Ok(())
+}
+
 /// Cancels the unfinished publish job and withholds what it has not begun. `None`: there is none to cancel.
 pub(crate) async fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> R<Option<JobState>> {
     let Some(id) = unfinished_publish_job(tx.conn, task).await? else { return Ok(None) };
@@ -118,7 +154,7 @@ pub(crate) async fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> R<Optio
     }
     let (uuid, receipt) = (task.as_uuid(), stored::write(&Receipt::Withheld { reason: CANCELLED.to_owned() })?);
     sqlx::query!(
-        "UPDATE effect SET state = 'settled', receipt = $1 WHERE task_id = $2 AND state = 'wanted'",
+        "UPDATE effect SET state = 'settled', receipt = coalesce(receipt, $1) WHERE task_id = $2 AND state = 'wanted'",
         receipt,
         uuid
     )
@@ -172,7 +208,7 @@ impl Verb for Intend {
             Err(fenced) => return Ok(fenced),
         };
         let effect = get(tx, self.effect, row.task).await?;
-        if effect.kind != kind_of_intent(&self.intent) {
+        if effect.kind != self.intent.effect() {
             return Err(LedgerError::Invalid(format!("{} is a {}", self.effect, effect.kind.name())).into());
         }
         let (id, fence) = (self.effect.as_uuid(), job::column(self.lease.fence));
@@ -191,7 +227,7 @@ impl Verb for Intend {
             .execute(&mut *tx.conn)
             .await
             .or_ledger()?;
-        let body = EventBody::EffectIntended { effect: effect.kind.name().to_owned(), what: told(&self.intent) };
+        let body = EventBody::EffectIntended { effect: effect.kind.name().to_owned(), what: self.intent.told() };
         event::append(tx, row.task, &body).await?;
         Ok(Fenced::Applied)
     }
@@ -212,7 +248,7 @@ impl Verb for Settle {
             Err(fenced) => return Ok(fenced),
         };
         let effect = get(tx, self.effect, row.task).await?;
-        if kind_of_receipt(&self.receipt).is_some_and(|kind| kind != effect.kind) {
+        if self.receipt.effect().is_some_and(|kind| kind != effect.kind) {
             return Err(LedgerError::Invalid(format!("{} is a {}", self.effect, effect.kind.name())).into());
         }
         let (id, fence) = (self.effect.as_uuid(), job::column(self.lease.fence));
@@ -229,7 +265,7 @@ impl Verb for Settle {
             .execute(&mut *tx.conn)
             .await
             .or_ledger()?;
-        let (what, url) = seen(&self.receipt);
+        let (what, url) = (self.receipt.told(), self.receipt.url().map(str::to_owned));
         let body = EventBody::EffectSettled { effect: effect.kind.name().to_owned(), what, url };
         event::append(tx, row.task, &body).await?;
         Ok(Fenced::Applied)
@@ -261,48 +297,5 @@ impl Verb for CompletePublish {
         job::store(tx, &row).await?;
         task::refresh(tx, row.task).await?;
         Ok(Fenced::Applied)
-    }
-}
-
-fn kind_of_intent(intent: &Intent) -> EffectKind {
-    match intent {
-        Intent::Push { .. } => EffectKind::Push,
-        Intent::PullRequest { .. } => EffectKind::PullRequest,
-        Intent::Comment { .. } => EffectKind::Comment,
-        Intent::Labels { .. } => EffectKind::Labels,
-    }
-}
-
-/// `None` for what any effect may end with.
-fn kind_of_receipt(receipt: &Receipt) -> Option<EffectKind> {
-    match receipt {
-        Receipt::Pushed { .. } => Some(EffectKind::Push),
-        Receipt::PullRequest { .. } => Some(EffectKind::PullRequest),
-        Receipt::Comment { .. } => Some(EffectKind::Comment),
-        Receipt::Labels => Some(EffectKind::Labels),
-        Receipt::Withheld { .. } => None,
-    }
-}
-
-fn told(intent: &Intent) -> String {
-    match intent {
-        Intent::Push { branch, commit, .. } => format!("push {} to {branch}", commit.short()),
-        Intent::PullRequest { head, base, draft: true } => format!("draft pull request from {head} to {base}"),
-        Intent::PullRequest { head, base, draft: false } => format!("pull request from {head} to {base}"),
-        Intent::Comment { issue, .. } => format!("comment on #{issue}"),
-        Intent::Labels { issue, .. } => format!("labels of #{issue}"),
-    }
-}
-
-fn seen(receipt: &Receipt) -> (String, Option<String>) {
-    match receipt {
-        Receipt::Pushed { branch, commit } => (format!("{branch} is at {}", commit.short()), None),
-        Receipt::PullRequest { number, url, draft: true } => {
-            (format!("draft pull request #{number}"), Some(url.clone()))
-        }
-        Receipt::PullRequest { number, url, draft: false } => (format!("pull request #{number}"), Some(url.clone())),
-        Receipt::Comment { id } => (format!("comment {id}"), None),
-        Receipt::Labels => ("labels set".to_owned(), None),
-        Receipt::Withheld { reason } => (format!("not written: {reason}"), None),
     }
 }

@@ -9,6 +9,7 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RequestId, TaskId, WorkerId};
 use fettle_domain::job::{Counters, Job, JobKind, JobState, Refused, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
+use fettle_domain::task::TaskState;
 use fettle_domain::turn::{self, Place, Priority};
 use jiff::Timestamp;
 use sqlx::PgConnection;
@@ -17,7 +18,7 @@ use uuid::Uuid;
 use crate::error::{OrLedger, R, unreadable};
 use crate::time::{Instant, after, until};
 use crate::writer::{Tx, Verb};
-use crate::{event, lane, message, run, stored, task};
+use crate::{effect, event, lane, message, run, stored, task};
 
 /// Jobs that may be in others' hands before a lease gives up for the moment; as many as a renewal or a sweep holds at once.
 const LOOKED_AT: i64 = 32;
@@ -589,6 +590,17 @@ pub(crate) async fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> R<()> {
     let mut row = row.ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     row.job = row.job.redrive().map_err(|refused| LedgerError::Invalid(refused.to_string()))?;
     task::may_become_active(tx, row.task, row.job.kind).await?;
+    match row.job.kind {
+        JobKind::Run if task::get(tx, row.task).await?.state == TaskState::Cancelled => {
+            return Err(LedgerError::Invalid(format!("{} was cancelled; retry it as a new Task", row.task)).into());
+        }
+        JobKind::Run => {}
+        JobKind::Publish => {
+            if let Some(newer) = effect::unfinished_publish_job(tx.conn, row.task).await? {
+                return Err(LedgerError::Invalid(format!("{newer} publishes for {} already", row.task)).into());
+            }
+        }
+    }
     store(tx, &row).await?;
     event::append(tx, row.task, &EventBody::Redriven { by: by.to_owned() }).await?;
     task::refresh(tx, row.task).await

@@ -15,6 +15,7 @@ use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
+use fettle_domain::progress::AtWork;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::{StepBody, StepRecord};
 use jiff::Timestamp;
@@ -284,6 +285,19 @@ impl Ledger for PostgresLedger {
 
     async fn want_effects(&self, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
         self.write(effect::Want { task, kinds: kinds.to_vec() }).await
+    }
+
+    async fn at_work(&self, max: u16) -> L<Vec<AtWork>> {
+        within(async {
+            let mut reading = self.store.reading().await?;
+            let at_work = view::at_work(&mut reading, max.min(MAX_PAGE)).await;
+            reading.end(at_work).await
+        })
+        .await
+    }
+
+    async fn want_progress(&self, task: TaskId) -> L<bool> {
+        self.write(effect::WantProgress { task }).await
     }
 
     async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer> {

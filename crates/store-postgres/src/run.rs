@@ -193,6 +193,17 @@ fn step_event(step: &StepRecord) -> EventBody {
     }
 }
 
+/// Of the newest step; empty before the first.
+pub(crate) async fn phase(conn: &mut PgConnection, run: RunId) -> R<String> {
+    let uuid = run.as_uuid();
+    let newest = sqlx::query_scalar!("SELECT record FROM step WHERE run_id = $1 ORDER BY seq DESC LIMIT 1", uuid)
+        .fetch_optional(conn)
+        .await
+        .or_ledger()?;
+    let newest: Option<StepRecord> = newest.as_deref().map(stored::read).transpose()?;
+    Ok(newest.map(|step| step.phase).unwrap_or_default())
+}
+
 /// The journal in order.
 pub(crate) async fn steps(conn: &mut PgConnection, lease: &LeaseRef) -> R<Vec<StepRecord>> {
     let row = job::held_for_reading(conn, lease).await?;

@@ -248,6 +248,7 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> R<()> {
 /// A Task's jobs and result: what its state folds from.
 pub(crate) struct Parts {
     pub(crate) run: JobRow,
+    /// One that was cancelled, else the newest.
     pub(crate) publish: Option<JobRow>,
     pub(crate) result: Option<RunResult>,
 }
@@ -257,7 +258,7 @@ pub(crate) async fn parts(tx: &mut Tx<'_>, task: TaskId) -> R<Parts> {
     let row = sqlx::query!(
         r#"SELECT run.job_id AS run_job, run.result,
                   (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
-                   ORDER BY job.seq DESC LIMIT 1) AS "publish_job?"
+                   ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS "publish_job?"
            FROM run WHERE run.task_id = $1"#,
         uuid,
     )
@@ -308,6 +309,9 @@ pub(crate) async fn refresh(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
     let before = get(tx, task).await?;
     let parts = parts(tx, task).await?;
     let (state, note) = (parts.state(), parts.note());
+    if state == TaskState::Cancelled {
+        effect::want_last_word(tx, task).await?;
+    }
     if state == before.state && note == before.note && state.is_final() == before.ended {
         return Ok(());
     }
@@ -418,6 +422,9 @@ impl Verb for Retry {
             let state = row.state.name();
             return Err(LedgerError::Invalid(format!("{} is still {state}; cancel it first", self.task)).into());
         }
+        if row.state == TaskState::Cancelled {
+            return self.open_next(tx, row).await;
+        }
         let parts = parts(tx, self.task).await?;
         let dead = [Some(&parts.run), parts.publish.as_ref()]
             .into_iter()
@@ -432,7 +439,7 @@ impl Verb for Retry {
 }
 
 impl Retry {
-    /// A finished Task stays as it is; the next one begins anew, on a new branch.
+    /// A finished or cancelled Task stays as it is; the next one begins anew, on a new branch.
     async fn open_next(&self, tx: &mut Tx<'_>, row: TaskRow) -> R<Retried> {
         may_become_active(tx, self.task, JobKind::Run).await?;
         let generation = match row.place() {

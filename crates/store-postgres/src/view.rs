@@ -6,9 +6,11 @@ use fettle_app::ports::ledger::{
     DeadJob, Demand, Depth, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
 };
 use fettle_domain::branch::BranchName;
+use fettle_domain::effect::EffectKind;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
+use fettle_domain::progress::AtWork;
 use fettle_domain::task::Mode;
 use jiff::Timestamp;
 use sqlx::PgConnection;
@@ -188,12 +190,40 @@ pub(crate) async fn publication(conn: &mut PgConnection, lease: &LeaseRef) -> R<
     }
     let task = task(conn, row.task).await?;
     let run = job::get(conn, task.run.job).await?;
+    let phase = match run.job.state.is_final() {
+        true => None,
+        false => Some(run::phase(conn, task.run.id).await?),
+    };
     let run_failure = match run.job.state {
         JobState::Dead { reason } => Some(reason),
         _ => None,
     };
     let branch = BranchName::of(task.mode, task.issue.number, task.id, task.generation);
-    Ok(Publication { task, branch, run_failure })
+    Ok(Publication { task, branch, run_failure, phase })
+}
+
+/// Runs under a lease that work on an issue, the longest-standing Task first.
+pub(crate) async fn at_work(conn: &mut PgConnection, max: u16) -> R<Vec<AtWork>> {
+    let rows = sqlx::query!(
+        r#"SELECT task.id, task.created_at AS "created_at: Instant", run.id AS run_id
+           FROM job JOIN task ON task.id = job.task_id JOIN run ON run.task_id = task.id
+           WHERE job.leased_until IS NOT NULL AND job.kind = 'run' AND job.state = 'leased'
+             AND task.repo_forge_id IS NOT NULL AND task.issue_number IS NOT NULL AND task.mode <> 'probe'
+           ORDER BY task.created_at, task.id LIMIT $1"#,
+        i64::from(max),
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    let mut at_work = Vec::with_capacity(rows.len());
+    for row in rows {
+        let task = TaskId::from_uuid(row.id);
+        let phase = run::phase(conn, RunId::from_uuid(row.run_id)).await?;
+        let effects = effect::list(conn, task).await?;
+        let told = effects.into_iter().find(|effect| effect.kind == EffectKind::Progress);
+        at_work.push(AtWork { task, created_at: row.created_at.0, phase, told });
+    }
+    Ok(at_work)
 }
 
 pub(crate) async fn dead(conn: &mut PgConnection, max: u16) -> R<Vec<DeadJob>> {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use fettle_app::ports::forge::{Changed, ForgeError, ForgeWatch};
+use fettle_app::ports::forge::{Changed, ForgeError, ForgeReader, ForgeWatch};
 use fettle_github::GitHubAuth;
-use fettle_tests::forge::PatAccess;
+use fettle_tests::forge::{Act, Fault, PatAccess};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{World, github};
@@ -78,6 +78,19 @@ async fn open_issues_with_the_label_are_listed_once_until_something_changes() {
     assert_ne!(again, tag);
     let later = world.forge.issue(&world.name, world.issue).unwrap().updated_at + SignedDuration::from_secs(1);
     assert_eq!(changed(&world, later, None).await.unwrap().0, [0; 0]);
+}
+
+#[tokio::test]
+async fn looking_stops_while_little_is_left_of_the_hour_and_tasks_go_on() {
+    let world = World::with_app().await;
+    let repo = world.repo().await;
+    world.forge.inject(Fault::on("GET", "/repos/*/*/issues", Act::Left(500)));
+    assert!(changed(&world, Timestamp::UNIX_EPOCH, None).await.is_some());
+    let asked = world.forge.requests().len();
+    let again = world.github.changed_issues(&repo, "ai-help", Timestamp::UNIX_EPOCH, None).await;
+    assert!(matches!(again, Err(ForgeError::RateLimited { wait }) if wait.as_secs() <= 3600), "{again:?}");
+    assert_eq!(world.forge.requests().len(), asked, "the forge was not asked");
+    world.github.issue(&repo, world.issue).await.unwrap();
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ pub enum Act {
     TooMany { retry_after: u64 },
     /// 403 for the hourly limit, with the reset so many seconds ahead.
     Exhausted { reset_in: u64 },
+    /// Answers as it should, and says that so many requests are left of the hour's.
+    Left(u64),
     /// 403 for the secondary limit, with `Retry-After` in seconds when given.
     Secondary { retry_after: Option<u64> },
     /// Applies and answers with the right status and half of the body.

@@ -171,11 +171,14 @@ async fn before(act: Option<Act>) -> Option<Early> {
             tokio::time::sleep(time).await;
             None
         }
-        Act::FailAfter(_) | Act::DropAfter | Act::HangAfter | Act::Garble => None,
+        Act::FailAfter(_) | Act::DropAfter | Act::HangAfter | Act::Garble | Act::Left(_) => None,
     }
 }
 
-async fn after(act: Option<Act>, response: Response<Body>) -> Early {
+async fn after(act: Option<Act>, mut response: Response<Body>) -> Early {
+    if let Some(Act::Left(remaining)) = act {
+        response.headers_mut().insert("x-ratelimit-remaining", remaining.into());
+    }
     let Some(act @ (Act::FailAfter(_) | Act::DropAfter | Act::HangAfter | Act::Garble)) = act else {
         return Early::Answer(response);
     };

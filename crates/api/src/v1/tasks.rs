@@ -480,7 +480,7 @@ impl From<&Effect> for EffectBody {
             EffectState::Settled { receipt } => match receipt {
                 Receipt::Pushed { branch, commit } => ("settled", Some(format!("{branch} at {commit}"))),
                 Receipt::PullRequest { url, .. } => ("settled", Some(url.clone())),
-                Receipt::Comment { id } => ("settled", Some(format!("comment {id}"))),
+                Receipt::Progress { id, .. } | Receipt::Comment { id } => ("settled", Some(format!("comment {id}"))),
                 Receipt::Labels => ("settled", None),
                 Receipt::Withheld { reason } => ("withheld", Some(reason.clone())),
             },

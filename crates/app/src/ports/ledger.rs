@@ -13,6 +13,7 @@ use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
+use fettle_domain::progress::AtWork;
 use fettle_domain::repo::Repo;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::StepRecord;
@@ -341,6 +342,8 @@ pub struct Publication {
     pub branch: BranchName,
     /// The run job died without a result; the comment says so.
     pub run_failure: Option<String>,
+    /// Of the Run's newest step, empty before the first. `None`: the Run has ended.
+    pub phase: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -452,6 +455,11 @@ pub trait Ledger: Leases {
     async fn complete_publish(&self, lease: &LeaseRef) -> L<Fenced>;
     /// Adds effects to the Task's unfinished publish job or makes a new one.
     async fn want_effects(&self, task: TaskId, kinds: &[EffectKind]) -> L<JobId>;
+
+    /// Tasks whose Runs are at work on an issue.
+    async fn at_work(&self, max: u16) -> L<Vec<AtWork>>;
+    /// Wants [`EffectKind::Progress`] while the Task's Run is at work; `false`: it is not any more.
+    async fn want_progress(&self, task: TaskId) -> L<bool>;
 
     async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer>;
     async fn retry(&self, task: TaskId, by: &str) -> L<Retried>;

@@ -221,6 +221,38 @@ impl Publisher {
         self.pull_of(repo, branch).await
     }
 
+    /// What the issue is told while the Run is at work. Once that has ended the comment of its end says all, unless this one
+    /// may be on its way already: then it is found first, and no other is posted beside it.
+    pub(super) async fn tell_progress(
+        &self,
+        held: &HeldLease,
+        publication: &Publication,
+        effect: &Effect,
+        story: &Story,
+    ) -> Result<Receipt, Halt> {
+        let (Some(repo), Some(issue)) = (&publication.task.repo, publication.task.issue.number) else {
+            return self.withhold(held, effect, "there is no issue to tell".into()).await;
+        };
+        let marker = comment_marker(publication.task.id, super::RESULT_COMMENT);
+        let intent = Intent::Progress { issue, marker: marker.clone() };
+        if publication.phase.is_none() && effect.state == EffectState::Wanted {
+            return match &effect.before {
+                Some(before @ Receipt::Progress { .. }) => {
+                    self.adopt(held, repo, effect, intent).await?;
+                    self.settle(held, effect, before.clone()).await
+                }
+                _ => self.withhold(held, effect, "the Run had ended".into()).await,
+            };
+        }
+        if effect.state == EffectState::Wanted && !self.pace.has_plenty(repo.installation) {
+            let why = "what may be written to the forge this hour is kept for results";
+            return self.withhold(held, effect, why.into()).await;
+        }
+        let phase = publication.phase.clone().unwrap_or_default();
+        let receipt = |id| Receipt::Progress { id, phase };
+        self.put_the_comment(held, publication, effect, story, Wording { repo, issue, marker, intent }, receipt).await
+    }
+
     pub(super) async fn comment(
         &self,
         held: &HeldLease,
@@ -232,35 +264,61 @@ impl Publisher {
             return self.withhold(held, effect, "there is no issue to answer".into()).await;
         };
         let marker = comment_marker(publication.task.id, super::RESULT_COMMENT);
+        let intent = Intent::Comment { issue, marker: marker.clone() };
+        let wording = Wording { repo, issue, marker, intent };
+        self.put_the_comment(held, publication, effect, story, wording, |id| Receipt::Comment { id }).await
+    }
+
+    /// The Task's one comment: edited when it is there, posted when it is surely not.
+    async fn put_the_comment(
+        &self,
+        held: &HeldLease,
+        publication: &Publication,
+        effect: &Effect,
+        story: &Story,
+        Wording { repo, issue, marker, intent }: Wording<'_>,
+        receipt: impl FnOnce(u64) -> Receipt,
+    ) -> Result<Receipt, Halt> {
+        let body = self.without_secrets(texts::comment(publication, story, &marker), publication, &marker);
+        if let Some(id) = story.comment {
+            self.intend(held, repo, effect, intent.clone(), None).await?;
+            match self.put_comment(held, repo, issue, Some(id), &body).await {
+                Ok(Some(id)) => return self.settle_comment(held, effect, receipt(id)).await,
+                Ok(None) => return Err(Halt::Unseen("the forge did not answer whether it took an edit".into())),
+                // A person deleted it, and is told all the same.
+                Err(PutError::Gone) => {}
+                Err(PutError::Halt(halt)) => return Err(halt),
+            }
+        }
         let mut found = self.own_comments(repo, issue, &marker).await?;
         if found.is_empty() && matches!(effect.state, EffectState::Intended { .. }) {
             // An answer may have been lost, and the forge may read from a replica that lags.
             tokio::time::sleep(READ_BACK_PAUSE).await;
             found = self.own_comments(repo, issue, &marker).await?;
         }
-        let body = self.without_secrets(texts::comment(publication, story, &marker), publication, &marker);
-        let intent = Intent::Comment { issue, marker: marker.clone() };
         if let Some(comment) = found.into_iter().next() {
             if comment.body == body {
                 self.adopt(held, repo, effect, intent).await?;
             } else {
                 self.intend(held, repo, effect, intent, None).await?;
-                self.put_comment(held, repo, issue, Some(comment.id), &body).await?;
+                if self.put_comment(held, repo, issue, Some(comment.id), &body).await?.is_none() {
+                    return Err(Halt::Unseen("the forge did not answer whether it took an edit".into()));
+                }
             }
-            return self.settle_comment(held, effect, comment.id).await;
+            return self.settle_comment(held, effect, receipt(comment.id)).await;
         }
         self.intend(held, repo, effect, intent, Some(Point::CommentIntend)).await?;
         crash::before(Point::CommentSend);
         let posted = self.put_comment(held, repo, issue, None, &body).await;
         crash::after(Point::CommentSend);
-        match posted {
-            Ok(Some(id)) => self.settle_comment(held, effect, id).await,
+        match posted.map_err(Halt::from) {
+            Ok(Some(id)) => self.settle_comment(held, effect, receipt(id)).await,
             Ok(None) => {
                 tokio::time::sleep(READ_BACK_PAUSE).await;
                 // A read that fails shows nothing either.
                 let shown = self.own_comments(repo, issue, &marker).await.unwrap_or_default();
                 match shown.into_iter().next() {
-                    Some(comment) => self.settle_comment(held, effect, comment.id).await,
+                    Some(comment) => self.settle_comment(held, effect, receipt(comment.id)).await,
                     None => Err(Halt::Unseen("the forge did not answer and shows no comment yet".into())),
                 }
             }
@@ -279,12 +337,13 @@ impl Publisher {
         issue: u64,
         id: Option<u64>,
         body: &str,
-    ) -> Result<Option<u64>, Halt> {
-        held.ready(FORGE_WRITE).await?;
+    ) -> Result<Option<u64>, PutError> {
+        held.ready(FORGE_WRITE).await.map_err(Halt::from)?;
         match self.forge.put_comment(repo, issue, id, body).await {
             Ok(id) => Ok(Some(id)),
             Err(ForgeError::NoAnswer(_)) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(ForgeError::NotFound(_)) if id.is_some() => Err(PutError::Gone),
+            Err(error) => Err(PutError::Halt(error.into())),
         }
     }
 
@@ -298,9 +357,9 @@ impl Publisher {
         matches!(self.forge.issue(repo, issue).await, Ok(issue) if issue.locked)
     }
 
-    async fn settle_comment(&self, held: &HeldLease, effect: &Effect, id: u64) -> Result<Receipt, Halt> {
+    async fn settle_comment(&self, held: &HeldLease, effect: &Effect, receipt: Receipt) -> Result<Receipt, Halt> {
         crash::before(Point::CommentSettle);
-        let receipt = self.settle(held, effect, Receipt::Comment { id }).await;
+        let receipt = self.settle(held, effect, receipt).await;
         crash::after(Point::CommentSettle);
         receipt
     }
@@ -341,7 +400,7 @@ impl Publisher {
             self.forge.add_labels(repo, issue, &add).await?;
         }
         for stale in remove.iter().filter(|label| current.contains(label)) {
-            self.pace.turn(repo.installation).await;
+            self.pace.turn(repo.installation).await?;
             held.ready(FORGE_WRITE).await?;
             self.forge.remove_label(repo, issue, stale).await?;
         }
@@ -357,7 +416,7 @@ impl Publisher {
         intent: Intent,
         point: Option<Point>,
     ) -> Result<(), Halt> {
-        self.pace.turn(repo.installation).await;
+        self.pace.turn(repo.installation).await?;
         if let Some(point) = point {
             crash::before(point);
         }
@@ -382,6 +441,36 @@ impl Publisher {
     async fn withhold(&self, held: &HeldLease, effect: &Effect, reason: String) -> Result<Receipt, Halt> {
         info!(effect.kind = effect.kind.name(), "not written: {reason}");
         self.settle(held, effect, Receipt::Withheld { reason }).await
+    }
+}
+
+/// Where a comment goes, and what is journaled before.
+struct Wording<'a> {
+    repo: &'a Repo,
+    issue: u64,
+    marker: String,
+    intent: Intent,
+}
+
+/// Why a comment was not taken.
+enum PutError {
+    /// There is no comment of that number.
+    Gone,
+    Halt(Halt),
+}
+
+impl From<Halt> for PutError {
+    fn from(halt: Halt) -> Self {
+        Self::Halt(halt)
+    }
+}
+
+impl From<PutError> for Halt {
+    fn from(error: PutError) -> Self {
+        match error {
+            PutError::Gone => Self::Again("the comment was deleted a moment ago".into()),
+            PutError::Halt(halt) => halt,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! A forge counts per installation. Its lane lets one publication at a time be at work, at whichever dashboard; this keeps the
 //! pauses, and stops every publication of an installation once one of them was limited.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,6 +14,11 @@ use super::Halt;
 /// Pauses, a minute of them: a rest after a second limit in a row, doubled for each further one, since what the forge told was
 /// not enough.
 const FIRST_REST: u32 = 60;
+/// Pauses, an hour of them: within so many, this many writes. GitHub allows 500 an hour that people see.
+const WRITES_COUNTED_FOR: u32 = 60 * 60;
+const MOST_WRITES: usize = 480;
+/// Of those: telling of progress leaves the others to results.
+const MOST_WRITES_OF_PROGRESS: usize = 240;
 /// A forge's limits are counted by the hour.
 const LONGEST_REST: Duration = Duration::from_secs(60 * 60);
 
@@ -26,11 +31,19 @@ pub struct Pace {
     owners: Mutex<HashMap<Owner, Gait>>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Gait {
     next_write: Instant,
     resting_until: Instant,
     limits_in_a_row: u32,
+    /// Turns of the last hour, the oldest first.
+    turns: VecDeque<Instant>,
+}
+
+impl Gait {
+    fn new(now: Instant) -> Self {
+        Self { next_write: now, resting_until: now, limits_in_a_row: 0, turns: VecDeque::new() }
+    }
 }
 
 impl Pace {
@@ -48,24 +61,50 @@ impl Pace {
         }
     }
 
-    /// Waits for this owner's next turn to write.
-    pub(crate) async fn turn(&self, owner: Owner) {
+    /// Waits for this owner's next turn to write. Errors with [`Halt::Limited`] when the hour's writes are used up, before the
+    /// forge has to say so.
+    pub(crate) async fn turn(&self, owner: Owner) -> Result<(), Halt> {
         let at = {
             let mut gaits = self.gaits();
             let now = Instant::now();
-            let gait = gaits.entry(owner).or_insert(Gait { next_write: now, resting_until: now, limits_in_a_row: 0 });
+            let gait = gaits.entry(owner).or_insert_with(|| Gait::new(now));
+            self.forget_old(gait, now);
+            if let (MOST_WRITES.., Some(oldest)) = (gait.turns.len(), gait.turns.front()) {
+                return Err(Halt::Limited(*oldest + self.hour() - now));
+            }
             let at = gait.next_write.max(now);
             gait.next_write = at + self.gap;
+            gait.turns.push_back(at);
             at
         };
         tokio::time::sleep_until(at).await;
+        Ok(())
+    }
+
+    /// Whether there are writes enough left this hour to tell of progress.
+    pub(crate) fn has_plenty(&self, owner: Owner) -> bool {
+        let mut gaits = self.gaits();
+        let now = Instant::now();
+        let gait = gaits.entry(owner).or_insert_with(|| Gait::new(now));
+        self.forget_old(gait, now);
+        gait.turns.len() < MOST_WRITES_OF_PROGRESS
+    }
+
+    fn hour(&self) -> Duration {
+        self.gap.saturating_mul(WRITES_COUNTED_FOR)
+    }
+
+    fn forget_old(&self, gait: &mut Gait, now: Instant) {
+        while gait.turns.front().is_some_and(|turn| *turn + self.hour() <= now) {
+            gait.turns.pop_front();
+        }
     }
 
     /// How long to rest, when the forge told to wait for `told`.
     pub(crate) fn limited(&self, owner: Owner, told: Duration) -> Duration {
         let mut gaits = self.gaits();
         let now = Instant::now();
-        let gait = gaits.entry(owner).or_insert(Gait { next_write: now, resting_until: now, limits_in_a_row: 0 });
+        let gait = gaits.entry(owner).or_insert_with(|| Gait::new(now));
         gait.limits_in_a_row += 1;
         let doubled = match gait.limits_in_a_row {
             1 => Duration::ZERO,
@@ -105,15 +144,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn writes_of_one_owner_are_apart_and_others_do_not_wait_for_them() {
         let (pace, began) = (Pace::new(GAP), Instant::now());
-        pace.turn(Some(1)).await;
-        pace.turn(Some(2)).await;
+        pace.turn(Some(1)).await.unwrap();
+        pace.turn(Some(2)).await.unwrap();
         assert_eq!(began.elapsed(), Duration::ZERO);
-        pace.turn(Some(1)).await;
-        pace.turn(Some(1)).await;
+        pace.turn(Some(1)).await.unwrap();
+        pace.turn(Some(1)).await.unwrap();
         assert_eq!(began.elapsed(), 2 * GAP);
         tokio::time::sleep(10 * GAP).await;
-        pace.turn(Some(1)).await;
+        pace.turn(Some(1)).await.unwrap();
         assert_eq!(began.elapsed(), 12 * GAP, "a pause that has passed is not waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_hour_has_so_many_writes_and_progress_leaves_half_of_them() {
+        let pace = Pace::new(GAP);
+        for nth in 0..MOST_WRITES {
+            assert_eq!(pace.has_plenty(None), nth < MOST_WRITES_OF_PROGRESS);
+            pace.turn(None).await.unwrap();
+        }
+        let left = 3600 - u64::try_from(MOST_WRITES).unwrap() + 1;
+        assert_eq!(rest(pace.turn(None).await), Some(Duration::from_secs(left)), "until the oldest is an hour old");
+        assert_eq!(rest(pace.turn(Some(7)).await), None, "another installation has its own");
+        tokio::time::sleep(Duration::from_secs(left)).await;
+        assert_eq!(rest(pace.turn(None).await), None);
     }
 
     #[tokio::test(start_paused = true)]

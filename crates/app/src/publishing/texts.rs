@@ -6,9 +6,11 @@ use std::fmt::Write as _;
 
 use fettle_domain::id::TaskId;
 use fettle_domain::outgoing::{self, inline_code, paragraph};
+use fettle_domain::progress;
 use fettle_domain::proof::{Executed, Granularity, Level, NewTest, Outcome, Proof, SuiteDelta};
 use fettle_domain::proposal::Verdict;
 use fettle_domain::run::{ProvenChange, RunOutcome, RunResult};
+use fettle_domain::task::TaskState;
 
 use super::Story;
 use crate::ports::ledger::Publication;
@@ -267,9 +269,30 @@ pub fn carries_trailer(message: &str, task: TaskId) -> bool {
     message.trim_end().lines().rev().take_while(|line| !line.trim().is_empty()).any(|line| line.trim() == wanted)
 }
 
-/// The one comment on the issue: what came of it, in words for the person who asked.
+/// The one comment on the issue: what is done about it, and then what came of it, in words for the person who asked.
 pub(crate) fn comment(publication: &Publication, story: &Story, marker: &str) -> String {
-    let mut text = match (&story.pull, &publication.task.run.result) {
+    let mut text = match &publication.phase {
+        Some(phase) => format!(
+            "Fettle is at work on this. Now: {}.\n\nThis comment is kept up to date; the comment `/stop` ends the work.",
+            outgoing::line(progress::doing(phase), 80)
+        ),
+        None if publication.task.state == TaskState::Cancelled => stopped(story),
+        None => end(publication, story),
+    };
+    let _ = write!(text, "\n\n<sub>Task `{}`</sub>\n{marker}", publication.task.id);
+    text
+}
+
+/// A person took the wish back.
+fn stopped(story: &Story) -> String {
+    match &story.pull {
+        Some((number, _, _)) => format!("The work on this was stopped, as asked. Pull request #{number} stays as it is."),
+        None => "The work on this was stopped, as asked. No pull request was opened.".to_owned(),
+    }
+}
+
+fn end(publication: &Publication, story: &Story) -> String {
+    match (&story.pull, &publication.task.run.result) {
         (Some((number, _, false)), result) if shows_a_new_test(result.as_ref()) => format!(
             "Pull request #{number} fixes this, with a test that fails before the change and passes after it. The proof is in its description."
         ),
@@ -289,9 +312,7 @@ pub(crate) fn comment(publication: &Publication, story: &Story, marker: &str) ->
             let why = publication.run_failure.as_deref().unwrap_or("the run ended without a result");
             format!("Fettle could not work on this: {}. An operator can try again; nothing was changed.", sentence(why))
         }
-    };
-    let _ = write!(text, "\n\n<sub>Task `{}`</sub>\n{marker}", publication.task.id);
-    text
+    }
 }
 
 fn shows_a_new_test(result: Option<&RunResult>) -> bool {

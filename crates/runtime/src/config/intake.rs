@@ -60,6 +60,11 @@ impl Forge {
             .then(|| self.redeliver_every.map_or(redelivering::EVERY, |every| every.0))
     }
 
+    /// How often the comment of a Task at work may be edited. `None`: only its result is told.
+    pub fn tells_every(&self) -> Option<Duration> {
+        (!self.progress_every.0.is_zero()).then_some(self.progress_every.0)
+    }
+
     /// `webhooks on`, `polling every 60s`.
     pub fn intake_in_words(&self) -> String {
         let webhooks = if self.webhook_secret_file.is_some() { "webhooks on" } else { "webhooks off" };
@@ -72,7 +77,12 @@ impl Forge {
 
     /// Errors with a sentence about the first setting that cannot work.
     pub(super) fn check_intake(&self) -> Result<(), String> {
-        for (key, period) in [("forge.poll_every", self.poll_every), ("forge.redeliver_every", self.redeliver_every)] {
+        let periods = [
+            ("forge.poll_every", self.poll_every),
+            ("forge.redeliver_every", self.redeliver_every),
+            ("forge.progress_every", self.tells_every().map(Span)),
+        ];
+        for (key, period) in periods {
             if let Some(period) = period.filter(|period| !(SHORTEST_PERIOD..=LONGEST_PERIOD).contains(&period.0)) {
                 return Err(format!(
                     "{key}: {period} is not between {} and {}",

@@ -6,12 +6,11 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{EffectId, JobId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::lease::{Fence, LeaseRef};
+use fettle_domain::publication::{CANCELLED, owes_last_word};
 
 use super::rows::Tx;
 use super::task;
 use crate::bug::Bug;
-
-const CANCELLED: &str = "the Task was cancelled";
 
 pub(super) fn want_effects(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
     tx.rows.task(task)?;
@@ -33,12 +32,14 @@ pub(super) fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<Job
         let id = EffectId::from_uuid(tx.ids.uuid());
         let effects = &mut tx.task(task)?.effects;
         match effects.iter_mut().find(|(effect, _)| effect.kind == *kind) {
-            Some((effect, fence)) if matches!(effect.state, EffectState::Settled { .. }) => {
-                effect.state = EffectState::Wanted;
-                *fence = None;
+            Some((effect, fence)) => {
+                if let EffectState::Settled { receipt } = &effect.state {
+                    effect.before = Some(receipt.clone());
+                    effect.state = EffectState::Wanted;
+                    *fence = None;
+                }
             }
-            Some(_) => {}
-            None => effects.push((Effect { id, task, kind: *kind, state: EffectState::Wanted }, None)),
+            None => effects.push((Effect::new(id, task, *kind, EffectState::Wanted), None)),
         }
         effects.sort_by_key(|(effect, _)| effect.kind);
     }
@@ -50,6 +51,23 @@ pub(super) fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<Job
     Ok(id)
 }
 
+pub(super) fn want_progress(tx: &mut Tx<'_>, task: TaskId) -> L<bool> {
+    if !matches!(tx.rows.jobs[tx.rows.run_job(task)?].job.state, JobState::Leased { .. }) {
+        return Ok(false);
+    }
+    want(tx, task, &[EffectKind::Progress])?;
+    Ok(true)
+}
+
+/// Who was told of the beginning is told that the Task was cancelled.
+pub(super) fn want_last_word(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
+    let effects: Vec<_> = tx.rows.task(task)?.effects.iter().map(|(effect, _)| effect.clone()).collect();
+    if owes_last_word(&effects, tx.rows.newest_publish_job(task).map(|row| &row.job.state)) {
+        want(tx, task, &[EffectKind::Comment])?;
+    }
+    Ok(())
+}
+
 /// Cancels the unfinished publish job, if there is one, and withholds what it has not begun.
 pub(super) fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
     let Some(index) = tx.rows.unfinished_publish_job(task) else { return Ok(()) };
@@ -58,7 +76,8 @@ pub(super) fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
     }
     for (effect, _) in &mut tx.task(task)?.effects {
         if effect.state == EffectState::Wanted {
-            effect.state = EffectState::Settled { receipt: Receipt::Withheld { reason: CANCELLED.to_owned() } };
+            let withheld = || Receipt::Withheld { reason: CANCELLED.to_owned() };
+            effect.state = EffectState::Settled { receipt: effect.before.take().unwrap_or_else(withheld) };
         }
     }
     Ok(())
@@ -93,7 +112,7 @@ pub(super) fn intend(tx: &mut Tx<'_>, lease: &LeaseRef, id: EffectId, intent: &I
         Err(fenced) => return Ok(fenced),
     };
     let kind = found.effect.kind;
-    if kind != kind_of_intent(intent) {
+    if kind != intent.effect() {
         return Err(LedgerError::Invalid(format!("{id} is a {}", kind.name())));
     }
     match &found.effect.state {
@@ -112,7 +131,7 @@ pub(super) fn intend(tx: &mut Tx<'_>, lease: &LeaseRef, id: EffectId, intent: &I
     };
     *found.wrote = Some(found.fence);
     let task = found.task;
-    tx.append(task, EventBody::EffectIntended { effect: kind.name().to_owned(), what: told(intent) })?;
+    tx.append(task, EventBody::EffectIntended { effect: kind.name().to_owned(), what: intent.told() })?;
     Ok(Fenced::Applied)
 }
 
@@ -122,7 +141,7 @@ pub(super) fn settle(tx: &mut Tx<'_>, lease: &LeaseRef, id: EffectId, receipt: &
         Err(fenced) => return Ok(fenced),
     };
     let kind = found.effect.kind;
-    if kind_of_receipt(receipt).is_some_and(|of| of != kind) {
+    if receipt.effect().is_some_and(|of| of != kind) {
         return Err(LedgerError::Invalid(format!("{id} is a {}", kind.name())));
     }
     match &found.effect.state {
@@ -134,8 +153,9 @@ pub(super) fn settle(tx: &mut Tx<'_>, lease: &LeaseRef, id: EffectId, receipt: &
         EffectState::Wanted | EffectState::Intended { .. } => {}
     }
     found.effect.state = EffectState::Settled { receipt: receipt.clone() };
+    found.effect.before = None;
     *found.wrote = Some(found.fence);
-    let (task, (what, url)) = (found.task, seen(receipt));
+    let (task, what, url) = (found.task, receipt.told(), receipt.url().map(str::to_owned));
     tx.append(task, EventBody::EffectSettled { effect: kind.name().to_owned(), what, url })?;
     Ok(Fenced::Applied)
 }
@@ -160,46 +180,4 @@ pub(super) fn complete_publish(tx: &mut Tx<'_>, lease: &LeaseRef) -> L<Fenced> {
     tx.store(index, job.map_err(|e| LedgerError::Unreadable(e.to_string()))?);
     task::refresh(tx, task)?;
     Ok(Fenced::Applied)
-}
-
-fn kind_of_intent(intent: &Intent) -> EffectKind {
-    match intent {
-        Intent::Push { .. } => EffectKind::Push,
-        Intent::PullRequest { .. } => EffectKind::PullRequest,
-        Intent::Comment { .. } => EffectKind::Comment,
-        Intent::Labels { .. } => EffectKind::Labels,
-    }
-}
-
-fn kind_of_receipt(receipt: &Receipt) -> Option<EffectKind> {
-    match receipt {
-        Receipt::Pushed { .. } => Some(EffectKind::Push),
-        Receipt::PullRequest { .. } => Some(EffectKind::PullRequest),
-        Receipt::Comment { .. } => Some(EffectKind::Comment),
-        Receipt::Labels => Some(EffectKind::Labels),
-        Receipt::Withheld { .. } => None,
-    }
-}
-
-fn told(intent: &Intent) -> String {
-    match intent {
-        Intent::Push { branch, commit, .. } => format!("push {} to {branch}", commit.short()),
-        Intent::PullRequest { head, base, draft: true } => format!("draft pull request from {head} to {base}"),
-        Intent::PullRequest { head, base, draft: false } => format!("pull request from {head} to {base}"),
-        Intent::Comment { issue, .. } => format!("comment on #{issue}"),
-        Intent::Labels { issue, .. } => format!("labels of #{issue}"),
-    }
-}
-
-fn seen(receipt: &Receipt) -> (String, Option<String>) {
-    match receipt {
-        Receipt::Pushed { branch, commit } => (format!("{branch} is at {}", commit.short()), None),
-        Receipt::PullRequest { number, url, draft: true } => {
-            (format!("draft pull request #{number}"), Some(url.clone()))
-        }
-        Receipt::PullRequest { number, url, draft: false } => (format!("pull request #{number}"), Some(url.clone())),
-        Receipt::Comment { id } => (format!("comment {id}"), None),
-        Receipt::Labels => ("labels set".to_owned(), None),
-        Receipt::Withheld { reason } => (format!("not written: {reason}"), None),
-    }
 }

@@ -12,6 +12,7 @@ use fettle_domain::id::{JobId, RequestId, TaskId, WorkerId};
 use fettle_domain::job::{Job, JobKind, JobState, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::step::StepKind;
+use fettle_domain::task::TaskState;
 use fettle_domain::turn::{self, Lane, Slots, Waiting};
 use jiff::Timestamp;
 
@@ -361,6 +362,18 @@ pub(super) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
     let (task, kind) = (row.task, row.job.kind);
     let job = row.job.clone().redrive().map_err(|refused| LedgerError::Invalid(refused.to_string()))?;
     task::may_become_active(tx.rows, task, kind)?;
+    match kind {
+        JobKind::Run if tx.rows.task(task)?.state == TaskState::Cancelled => {
+            return Err(LedgerError::Invalid(format!("{task} was cancelled; retry it as a new Task")));
+        }
+        JobKind::Run => {}
+        JobKind::Publish => {
+            if let Some(newer) = tx.rows.unfinished_publish_job(task) {
+                let newer = tx.rows.jobs[newer].job.id;
+                return Err(LedgerError::Invalid(format!("{newer} publishes for {task} already")));
+            }
+        }
+    }
     tx.store(index, job);
     tx.append(task, EventBody::Redriven { by: by.to_owned() })?;
     task::refresh(tx, task)

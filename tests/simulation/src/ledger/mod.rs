@@ -30,6 +30,7 @@ use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::{LeaseRef, Timing};
 use fettle_domain::object::BlobId;
+use fettle_domain::progress::AtWork;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::StepRecord;
 use fettle_domain::turn::Slots;
@@ -415,6 +416,14 @@ impl Ledger for MemoryLedger {
 
     async fn want_effects(&self, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
         self.write("want_effects", |tx| effect::want_effects(tx, task, kinds)).await
+    }
+
+    async fn at_work(&self, max: u16) -> L<Vec<AtWork>> {
+        self.read("at_work", |rows, _| view::at_work(rows, max)).await
+    }
+
+    async fn want_progress(&self, task: TaskId) -> L<bool> {
+        self.write("want_progress", |tx| effect::want_progress(tx, task)).await
     }
 
     async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer> {

@@ -164,7 +164,13 @@ impl Rows {
     }
 
     /// The newest publish job of a Task.
+    /// One that was cancelled, else the newest.
     pub(crate) fn publish_job(&self, task: TaskId) -> Option<&JobRow> {
+        let cancelled = |row: &&JobRow| row.job.kind == JobKind::Publish && row.job.state == JobState::Cancelled;
+        self.jobs.iter().rev().filter(|row| row.task == task).find(cancelled).or_else(|| self.newest_publish_job(task))
+    }
+
+    pub(crate) fn newest_publish_job(&self, task: TaskId) -> Option<&JobRow> {
         self.jobs.iter().rev().find(|row| row.task == task && row.job.kind == JobKind::Publish)
     }
 

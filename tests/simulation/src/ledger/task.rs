@@ -8,7 +8,7 @@ use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::task::TaskState;
 
-use super::job;
+use super::{effect, job};
 use super::rows::{JobRow, Message, Rows, RunRow, TaskRow, Tx};
 
 pub(super) fn open_and_close(tx: &mut Tx<'_>, delivery: Option<DeliveryId>, plan: &TaskPlan) -> L<Opened> {
@@ -136,6 +136,9 @@ fn note(rows: &Rows, task: TaskId) -> L<Option<String>> {
 /// Folds the Task's jobs again, keeps the outcome in its row, and tells when it has ended.
 pub(super) fn refresh(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
     let (state, note, now) = (tx.rows.fold(task)?, note(tx.rows, task)?, tx.now);
+    if state == TaskState::Cancelled {
+        effect::want_last_word(tx, task)?;
+    }
     let row = tx.task(task)?;
     let was_ended = row.ended;
     if state == row.state && note == row.note && state.is_final() == was_ended {
@@ -192,6 +195,10 @@ pub(super) fn retry(tx: &mut Tx<'_>, task: TaskId, by: &str) -> L<Retried> {
     let row = tx.rows.task(task)?;
     if !row.state.is_final() {
         return Err(LedgerError::Invalid(format!("{task} is still {}; cancel it first", row.state.name())));
+    }
+    if row.state == TaskState::Cancelled {
+        let row = row.clone();
+        return open_next(tx, row, by);
     }
     let run = &tx.rows.jobs[tx.rows.run_job(task)?];
     let dead = [Some(run), tx.rows.publish_job(task)]

@@ -4,13 +4,16 @@ use fettle_app::ports::ledger::{
     DeadJob, Demand, Depth, L, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
 };
 use fettle_domain::branch::BranchName;
+use fettle_domain::effect::EffectKind;
 use fettle_domain::id::TaskId;
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
+use fettle_domain::progress::AtWork;
+use fettle_domain::task::Mode;
 use fettle_domain::turn::Slots;
 use jiff::Timestamp;
 
-use super::rows::{Rows, is_held};
+use super::rows::{JobRow, Rows, TaskRow, is_held};
 use super::{any_run, job};
 
 pub(super) fn task(rows: &Rows, id: TaskId) -> L<TaskView> {
@@ -79,12 +82,35 @@ pub(super) fn publication(rows: &Rows, lease: &LeaseRef) -> L<Publication> {
         return Err(LedgerError::Invalid(format!("{} is not a publish job", row.job.id)));
     }
     let task = task(rows, row.task)?;
-    let run_failure = match &rows.jobs[rows.run_job(task.id)?].job.state {
+    let run = &rows.jobs[rows.run_job(task.id)?].job.state;
+    let phase = (!run.is_final()).then(|| rows.task(task.id).map(phase)).transpose()?;
+    let run_failure = match run {
         JobState::Dead { reason } => Some(reason.clone()),
         _ => None,
     };
     let branch = BranchName::of(task.mode, task.issue.number, task.id, task.generation);
-    Ok(Publication { task, branch, run_failure })
+    Ok(Publication { task, branch, run_failure, phase })
+}
+
+fn phase(task: &TaskRow) -> String {
+    task.run.steps.last().map(|(_, step)| step.phase.clone()).unwrap_or_default()
+}
+
+/// Runs under a lease that work on an issue, the longest-standing Task first.
+pub(super) fn at_work(rows: &Rows, max: u16) -> L<Vec<AtWork>> {
+    let leased = |row: &&JobRow| row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Leased { .. });
+    let mut at_work = Vec::new();
+    for row in rows.jobs.iter().filter(leased) {
+        let task = rows.task(row.task)?;
+        if task.place().is_some() && task.mode != Mode::Probe {
+            let mut effects = task.effects.iter().map(|(effect, _)| effect);
+            let told = effects.find(|effect| effect.kind == EffectKind::Progress).cloned();
+            at_work.push(AtWork { task: row.task, created_at: task.created_at, phase: phase(task), told });
+        }
+    }
+    at_work.sort_by_key(|at_work| (at_work.created_at, at_work.task));
+    at_work.truncate(max.into());
+    Ok(at_work)
 }
 
 /// Whole seconds that the oldest of these has been runnable.

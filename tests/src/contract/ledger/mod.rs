@@ -4,11 +4,17 @@
 
 mod cases;
 mod model;
+mod progress;
 mod turns;
 mod world;
 
 pub use cases::*;
 pub use model::a_job_does_what_its_model_does;
+pub use progress::{
+    a_cancelled_task_is_not_taken_up_again, a_publication_that_is_cancelled_still_tells_who_was_told,
+    progress_is_told_beside_the_run_and_what_it_brought_is_remembered,
+    who_was_told_of_the_beginning_is_told_of_a_cancellation,
+};
 pub use turns::{
     a_repository_has_so_many_tasks_at_work_and_a_freed_slot_is_taken, slots, slots_and_turns_outlast_a_restart,
     whose_turn_it_is_follows_the_rule,
@@ -42,6 +48,10 @@ macro_rules! ledger_contract {
                 a_finished_run_wants_its_effects_once_and_in_order,
                 an_effect_is_intended_and_settled_by_the_live_lease_only,
                 effects_wanted_meanwhile_queue_the_publication_again,
+                progress_is_told_beside_the_run_and_what_it_brought_is_remembered,
+                who_was_told_of_the_beginning_is_told_of_a_cancellation,
+                a_publication_that_is_cancelled_still_tells_who_was_told,
+                a_cancelled_task_is_not_taken_up_again,
                 events_are_numbered_without_gaps_by_concurrent_writers,
                 the_list_holds_still_while_tasks_are_added,
                 a_blob_comes_back_as_it_was_put,
