@@ -13,7 +13,6 @@ use fettle_tests::world::{
 };
 use futures::future::join;
 use serde_json::Value;
-use sqlx::{Connection as _, SqliteConnection};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
@@ -128,9 +127,8 @@ async fn a_manager_hears_of_readiness_and_of_life_only_while_the_ledger_takes_wr
     }
 
     // Whoever holds SQLite's write lock stops the one writer in the middle of its work.
-    let ledger = format!("sqlite://{}", service.state().join("ledger/ledger.db"));
-    let mut holder = SqliteConnection::connect(&ledger).await.unwrap();
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut holder).await.unwrap();
+    let holder = rusqlite::Connection::open(service.state().join("ledger/ledger.db")).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
     let starved = |line: &str| {
         let said = message(line)?;
         (said.contains("ledger probe has not come round") && said.contains("no longer fed")).then_some(())
@@ -143,9 +141,9 @@ async fn a_manager_hears_of_readiness_and_of_life_only_while_the_ledger_takes_wr
     let mut word = [0; 64];
     assert!(timeout(PERIOD, manager.0.recv(&mut word)).await.is_err(), "a frozen ledger gave a sign of life");
 
-    sqlx::query("ROLLBACK").execute(&mut holder).await.unwrap();
+    holder.execute_batch("ROLLBACK").unwrap();
     manager.hears("WATCHDOG=1").await;
-    holder.close().await.unwrap();
+    holder.close().unwrap();
     dashboard.terminate();
     manager.hears("STOPPING=1").await;
     assert!(dashboard.ended(PATIENCE).await.unwrap().success(), "{}", dashboard.tail());

@@ -9,10 +9,10 @@ use fettle_domain::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use fettle_domain::task::TaskState;
 use fettle_domain::turn::Slots;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use crate::error::OrLedger;
+use crate::sql::{Sql as _, first};
 use crate::time::whole_micros;
 use crate::{job, task};
 
@@ -22,74 +22,68 @@ const LATE: Duration = Duration::from_secs(60);
 const MAX_BREACHES: usize = 100;
 
 /// Empty when all invariants hold. Reads one snapshot. Without `slots`, lanes are not looked at.
-pub(crate) async fn audit(conn: &mut SqliteConnection, slots: Option<&Slots>, now: Timestamp) -> L<Vec<String>> {
+pub(crate) fn audit(conn: &Connection, slots: Option<&Slots>, now: Timestamp) -> L<Vec<String>> {
     let mut breaches = Vec::new();
-    identities(conn, &mut breaches).await?;
-    leases(conn, now, &mut breaches).await?;
+    identities(conn, &mut breaches)?;
+    leases(conn, now, &mut breaches)?;
     if let Some(slots) = slots {
-        turns(conn, slots, &mut breaches).await?;
+        turns(conn, slots, &mut breaches)?;
     }
-    journals(conn, &mut breaches).await?;
-    events(conn, &mut breaches).await?;
-    folds(conn, &mut breaches).await?;
+    journals(conn, &mut breaches)?;
+    events(conn, &mut breaches)?;
+    folds(conn, &mut breaches)?;
     breaches.truncate(MAX_BREACHES);
     Ok(breaches)
 }
 
 /// I1, over and above the unique indexes: they can be lost, the rows tell.
-async fn identities(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()> {
-    let crowded = sqlx::query!(
-        r#"SELECT repo_forge_id, issue_number, count(*) AS "tasks!: i64" FROM task
+fn identities(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
+    let crowded: Vec<(i64, i64, i64)> = conn.all(
+        "SELECT repo_forge_id, issue_number, count(*) AS tasks FROM task
            WHERE ended_at IS NULL AND repo_forge_id IS NOT NULL AND issue_number IS NOT NULL
-           GROUP BY repo_forge_id, issue_number HAVING count(*) > 1"#
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .or_ledger()?;
-    for row in crowded {
-        let (repo, issue) = (row.repo_forge_id.unwrap_or(0), row.issue_number.unwrap_or(0));
-        breaches.push(format!("I1: repository {repo} has {} active Tasks on issue #{issue}", row.tasks));
+           GROUP BY repo_forge_id, issue_number HAVING count(*) > 1",
+        (),
+        |row| row.try_into(),
+    )?;
+    for (repo, issue, tasks) in crowded {
+        breaches.push(format!("I1: repository {repo} has {tasks} active Tasks on issue #{issue}"));
     }
-    let twice = sqlx::query!(
-        r#"SELECT task_id AS "task_id: Uuid", count(*) AS "jobs!: i64" FROM job
+    let twice: Vec<(Uuid, i64)> = conn.all(
+        "SELECT task_id, count(*) AS jobs FROM job
            WHERE kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')
-           GROUP BY task_id HAVING count(*) > 1"#
-    )
-    .fetch_all(conn)
-    .await
-    .or_ledger()?;
-    for row in twice {
-        breaches.push(format!("I1: {} has {} unfinished publish jobs", TaskId::from_uuid(row.task_id), row.jobs));
+           GROUP BY task_id HAVING count(*) > 1",
+        (),
+        |row| row.try_into(),
+    )?;
+    for (task, jobs) in twice {
+        breaches.push(format!("I1: {} has {jobs} unfinished publish jobs", TaskId::from_uuid(task)));
     }
     Ok(())
 }
 
 /// I4: who is next is what the jobs themselves say.
-async fn turns(conn: &mut SqliteConnection, slots: &Slots, breaches: &mut Vec<String>) -> L<()> {
-    let lanes = sqlx::query!(
-        r#"SELECT id AS "id!: i64", slots_of, turn_seq,
+fn turns(conn: &Connection, slots: &Slots, breaches: &mut Vec<String>) -> L<()> {
+    let lanes: Vec<(i64, String, Option<i64>, i64, Option<i64>)> = conn.all(
+        "SELECT id, slots_of, turn_seq,
                   (SELECT count(DISTINCT job.task_id) FROM lane AS beside JOIN job ON job.lane_id = beside.id
-                   WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS "held!: i64",
+                   WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS held,
                   (SELECT seq FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL
-                   ORDER BY turn_at, seq LIMIT 1) AS "first: i64"
-           FROM lane"#
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .or_ledger()?;
-    for lane in lanes {
-        let first = lane.first.filter(|_| lane.held < i64::from(slots.of(&lane.slots_of)));
-        if lane.turn_seq != first {
-            let (id, next) = (lane.id, lane.turn_seq);
-            breaches.push(format!("I4: lane {id} ({}) has job {next:?} as its next and not {first:?}", lane.slots_of));
+                   ORDER BY turn_at, seq LIMIT 1) AS first
+           FROM lane",
+        (),
+        |row| row.try_into(),
+    )?;
+    for (id, slots_of, next, held, queued) in lanes {
+        let first = queued.filter(|_| held < i64::from(slots.of(&slots_of)));
+        if next != first {
+            breaches.push(format!("I4: lane {id} ({slots_of}) has job {next:?} as its next and not {first:?}"));
         }
     }
-    let astray = sqlx::query_scalar!(
-        r#"SELECT id AS "id: Uuid" FROM job WHERE (state = 'queued') <> (turn_at IS NOT NULL AND lane_id IS NOT NULL)"#
-    )
-    .fetch_all(conn)
-    .await
-    .or_ledger()?;
+    let astray = conn.all(
+        "SELECT id FROM job WHERE (state = 'queued') <> (turn_at IS NOT NULL AND lane_id IS NOT NULL)",
+        (),
+        first,
+    )?;
     breaches.extend(
         astray.into_iter().map(|id| format!("I4: {} stands in no line, or wrongly in one", JobId::from_uuid(id))),
     );
@@ -97,26 +91,37 @@ async fn turns(conn: &mut SqliteConnection, slots: &Slots, breaches: &mut Vec<St
 }
 
 /// I2, I3, I7 and I8 of every job that is not at rest.
-async fn leases(conn: &mut SqliteConnection, now: Timestamp, breaches: &mut Vec<String>) -> L<()> {
+fn leases(conn: &Connection, now: Timestamp, breaches: &mut Vec<String>) -> L<()> {
     let (late, max_attempts, max_crashes) = (now.as_microsecond() - whole_micros(LATE), MAX_ATTEMPTS, MAX_CRASHES);
-    let wrong = sqlx::query!(
-        r#"SELECT id AS "id: Uuid",
-                  coalesce(ended_by, 0) > fence AS "fence_back!: bool",
+    struct Wrong {
+        id: JobId,
+        fence_back: bool,
+        lease_amiss: bool,
+        counters_off: bool,
+        late: bool,
+    }
+    let wrong = conn.all(
+        "SELECT id,
+                  coalesce(ended_by, 0) > fence AS fence_back,
                   (state IN ('leased', 'cancelling')) <> (leased_until IS NOT NULL AND worker_id IS NOT NULL)
-                  OR (leased_until IS NULL) <> (worker_id IS NULL) AS "lease_amiss!: bool",
+                  OR (leased_until IS NULL) <> (worker_id IS NULL) AS lease_amiss,
                   crashes_since_step > crashes OR crashes > ?1
-                  OR attempts > ?2 OR (attempts = ?2 AND state NOT IN ('dead', 'cancelled')) AS "counters_off!: bool",
-                  leased_until < ?3 AND leased_until IS NOT NULL AS "late!: bool"
-           FROM job"#,
-        max_crashes,
-        max_attempts,
-        late,
-    )
-    .fetch_all(conn)
-    .await
-    .or_ledger()?;
+                  OR attempts > ?2 OR (attempts = ?2 AND state NOT IN ('dead', 'cancelled')) AS counters_off,
+                  leased_until < ?3 AND leased_until IS NOT NULL AS late
+           FROM job",
+        params![max_crashes, max_attempts, late],
+        |row| {
+            Ok(Wrong {
+                id: JobId::from_uuid(row.get(0)?),
+                fence_back: row.get(1)?,
+                lease_amiss: row.get(2)?,
+                counters_off: row.get(3)?,
+                late: row.get(4)?,
+            })
+        },
+    )?;
     for row in wrong {
-        let id = JobId::from_uuid(row.id);
+        let id = row.id;
         if row.fence_back {
             breaches.push(format!("I2: {id} was ended under a fence newer than its newest"));
         }
@@ -134,47 +139,43 @@ async fn leases(conn: &mut SqliteConnection, now: Timestamp, breaches: &mut Vec<
 }
 
 /// I5 and I6: what ended has what it ended with.
-async fn journals(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()> {
-    let without_result = sqlx::query_scalar!(
-        r#"SELECT run.task_id AS "task_id!: Uuid" FROM run JOIN job ON job.id = run.job_id
-           WHERE job.state = 'done' AND run.result IS NULL"#
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .or_ledger()?;
+fn journals(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
+    let without_result = conn.all(
+        "SELECT run.task_id FROM run JOIN job ON job.id = run.job_id
+           WHERE job.state = 'done' AND run.result IS NULL",
+        (),
+        first,
+    )?;
     for id in without_result {
         breaches.push(format!("I5: the Run of {} is done without a result", TaskId::from_uuid(id)));
     }
-    let gaps = sqlx::query_scalar!(
-        r#"SELECT run.task_id AS "task_id!: Uuid" FROM run LEFT JOIN step ON step.run_id = run.id
-           GROUP BY run.id HAVING count(step.seq) <> run.steps OR coalesce(max(step.seq) + 1, 0) <> run.steps"#
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .or_ledger()?;
+    let gaps = conn.all(
+        "SELECT run.task_id FROM run LEFT JOIN step ON step.run_id = run.id
+           GROUP BY run.id HAVING count(step.seq) <> run.steps OR coalesce(max(step.seq) + 1, 0) <> run.steps",
+        (),
+        first,
+    )?;
     for id in gaps {
         breaches.push(format!("I5: the journal of {} has a gap", TaskId::from_uuid(id)));
     }
-    let newer_than_lease = sqlx::query_scalar!(
-        r#"SELECT DISTINCT run.task_id AS "task_id!: Uuid" FROM step JOIN run ON run.id = step.run_id
-           JOIN job ON job.id = run.job_id WHERE step.fence > job.fence"#
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .or_ledger()?;
+    let newer_than_lease = conn.all(
+        "SELECT DISTINCT run.task_id FROM step JOIN run ON run.id = step.run_id
+           JOIN job ON job.id = run.job_id WHERE step.fence > job.fence",
+        (),
+        first,
+    )?;
     for id in newer_than_lease {
         breaches.push(format!("I2: {} has a step of a fence that was never issued", TaskId::from_uuid(id)));
     }
-    let open = sqlx::query_scalar!(
-        r#"SELECT DISTINCT effect.task_id AS "task_id: Uuid" FROM effect
+    let open = conn.all(
+        "SELECT DISTINCT effect.task_id FROM effect
            JOIN job ON job.task_id = effect.task_id AND job.kind = 'publish'
            WHERE effect.state <> 'settled' AND job.state = 'done'
              AND NOT EXISTS (SELECT 1 FROM job AS later WHERE later.task_id = job.task_id AND later.kind = 'publish'
-                             AND later.seq > job.seq)"#
-    )
-    .fetch_all(conn)
-    .await
-    .or_ledger()?;
+                             AND later.seq > job.seq)",
+        (),
+        first,
+    )?;
     for id in open {
         breaches.push(format!("I6: {} is published with an effect that is not settled", TaskId::from_uuid(id)));
     }
@@ -182,14 +183,11 @@ async fn journals(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<
 }
 
 /// I9, first half: numbers without gaps.
-async fn events(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()> {
-    let gaps = sqlx::query_scalar!(
-        r#"SELECT task.id AS "id!: Uuid" FROM task LEFT JOIN event ON event.task_id = task.id
-           GROUP BY task.id HAVING count(event.seq) <> task.event_seq OR coalesce(max(event.task_seq), 0) <> task.event_seq"#
-    )
-    .fetch_all(conn)
-    .await
-    .or_ledger()?;
+fn events(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
+    let gaps = conn.all(
+        "SELECT task.id FROM task LEFT JOIN event ON event.task_id = task.id
+           GROUP BY task.id HAVING count(event.seq) <> task.event_seq OR coalesce(max(event.task_seq), 0) <> task.event_seq",
+        (), first)?;
     for id in gaps {
         breaches.push(format!("I9: the events of {} have a gap", TaskId::from_uuid(id)));
     }
@@ -197,32 +195,30 @@ async fn events(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()
 }
 
 /// I9, second half: the shown state is the fold of the jobs, and an end was told last.
-async fn folds(conn: &mut SqliteConnection, breaches: &mut Vec<String>) -> L<()> {
-    let rows = sqlx::query!(
-        r#"SELECT task.id AS "id: Uuid", task.state, task.ended_at, run.job_id AS "run_job: Uuid",
+fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
+    type Told = (Uuid, String, Option<i64>, Uuid, Option<Uuid>, Option<String>);
+    let rows: Vec<Told> = conn.all(
+        "SELECT task.id, task.state, task.ended_at, run.job_id AS run_job,
                   (SELECT job.id FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
-                   ORDER BY job.seq DESC LIMIT 1) AS "publish_job?: Uuid",
+                   ORDER BY job.seq DESC LIMIT 1) AS publish_job,
                   (SELECT json_extract(event.body, '$.value.type') FROM event WHERE event.task_id = task.id
                    AND json_extract(event.body, '$.value.type') IN ('task_created', 'redriven', 'task_done', 'task_cancelled')
-                   ORDER BY event.task_seq DESC LIMIT 1) AS "turn?: String"
-           FROM task JOIN run ON run.task_id = task.id"#
-    )
-    .fetch_all(&mut *conn)
-    .await
-    .or_ledger()?;
-    for row in rows {
-        let id = TaskId::from_uuid(row.id);
-        let run = job::get(conn, JobId::from_uuid(row.run_job)).await?.job.state;
-        let publish: Option<JobState> = match row.publish_job {
-            Some(job) => Some(job::get(conn, JobId::from_uuid(job)).await?.job.state),
+                   ORDER BY event.task_seq DESC LIMIT 1) AS turn
+           FROM task JOIN run ON run.task_id = task.id",
+        (), |row| row.try_into())?;
+    for (id, state, ended_at, run, publish, turn) in rows {
+        let id = TaskId::from_uuid(id);
+        let run = job::get(conn, JobId::from_uuid(run))?.job.state;
+        let publish: Option<JobState> = match publish {
+            Some(job) => Some(job::get(conn, JobId::from_uuid(job))?.job.state),
             None => None,
         };
         let folded = TaskState::fold(&run, publish.as_ref());
-        let shown = task::state_of(&row.state)?;
-        if folded != shown || folded.is_final() != row.ended_at.is_some() {
+        let shown = task::state_of(&state)?;
+        if folded != shown || folded.is_final() != ended_at.is_some() {
             breaches.push(format!("I9: {id} is shown as {} and its jobs say {}", shown.name(), folded.name()));
         }
-        let told = match row.turn.as_deref() {
+        let told = match turn.as_deref() {
             Some("task_done") => Some(TaskState::Done),
             Some("task_cancelled") => Some(TaskState::Cancelled),
             _ => None,

@@ -6,11 +6,11 @@ use std::time::Duration;
 use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
 use fettle_domain::id::{CorrelationId, DeliveryId};
 use jiff::Timestamp;
+use rusqlite::{Connection, params};
 use serde::Serialize;
-use sqlx::SqlitePool;
-use uuid::Uuid;
 
-use crate::error::{OrLedger, unreadable};
+use crate::error::unreadable;
+use crate::sql::{Sql as _, first};
 use crate::time::{after, from_micros};
 use crate::writer::{AcceptAsk, Tx, Verb};
 
@@ -28,9 +28,8 @@ const ID_BYTES: usize = 16;
 
 /// Stores a group of deliveries in one statement and notes in each whether it was new. Returns the newest row number.
 ///
-/// Ids and bodies travel as one blob that SQLite cuts up: bound one by one they would cost a thread hop each, and as
-/// JSON text they would be escaped and parsed.
-pub(crate) async fn accept_all(tx: &mut Tx<'_>, newest: i64, asked: &mut [&mut AcceptAsk]) -> L<i64> {
+/// Ids and bodies travel as one blob that SQLite cuts up: as JSON text they would be escaped and parsed.
+pub(crate) fn accept_all(tx: &mut Tx<'_>, newest: i64, asked: &mut [&mut AcceptAsk]) -> L<i64> {
     let mut blob = Vec::with_capacity(asked.iter().map(|ask| ask.delivery.body.len() + 2 * ID_BYTES).sum());
     let mut packed = Vec::with_capacity(asked.len());
     for ask in asked.iter() {
@@ -47,8 +46,8 @@ pub(crate) async fn accept_all(tx: &mut Tx<'_>, newest: i64, asked: &mut [&mut A
         blob.extend_from_slice(&delivery.body);
     }
     let packed = serde_json::to_string(&packed).map_err(|e| LedgerError::Invalid(e.to_string()))?;
-    let first = newest + 1;
-    let stored = sqlx::query!(
+    let lowest = newest + 1;
+    let stored = tx.conn.run(
         "INSERT INTO delivery (seq, id, key, event, correlation_id, received_at, body)
          SELECT ?1 + item.key,
                 substr(?2, item.value ->> 'at', 16),
@@ -59,28 +58,17 @@ pub(crate) async fn accept_all(tx: &mut Tx<'_>, newest: i64, asked: &mut [&mut A
                 substr(?2, (item.value ->> 'at') + 32, item.value ->> 'bytes')
          FROM json_each(?3) AS item WHERE true
          ON CONFLICT DO NOTHING",
-        first,
-        blob,
-        packed,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?
-    .rows_affected();
+        params![lowest, blob, packed],
+    )?;
 
     let all_new = usize::try_from(stored) == Ok(asked.len());
     let new: BTreeSet<i64> = if all_new {
         BTreeSet::new()
     } else {
-        sqlx::query_scalar!(r#"SELECT seq AS "seq!" FROM delivery WHERE seq >= ?"#, first)
-            .fetch_all(&mut *tx.conn)
-            .await
-            .or_ledger()?
-            .into_iter()
-            .collect()
+        tx.conn.all("SELECT seq FROM delivery WHERE seq >= ?", params![lowest], first)?.into_iter().collect()
     };
     let mut last = newest;
-    for (seq, ask) in (first..).zip(asked.iter_mut()) {
+    for (seq, ask) in (lowest..).zip(asked.iter_mut()) {
         ask.out = if all_new || new.contains(&seq) { Accepted::New } else { Accepted::Duplicate };
         last = seq;
     }
@@ -91,43 +79,35 @@ pub(crate) async fn accept_all(tx: &mut Tx<'_>, newest: i64, asked: &mut [&mut A
 }
 
 /// The oldest `max` deliveries that nothing has come of yet and that do not wait.
-pub(crate) async fn open(readers: &SqlitePool, now: Timestamp, max: u16) -> L<Vec<Delivery>> {
+pub(crate) fn open(conn: &Connection, now: Timestamp, max: u16) -> L<Vec<Delivery>> {
     let now = now.as_microsecond();
-    let rows = sqlx::query!(
-        r#"SELECT id AS "id: Uuid", key, event, correlation_id AS "correlation_id: Uuid", received_at, body
-           FROM delivery WHERE closed_at IS NULL AND coalesce(not_before, 0) <= ? ORDER BY seq LIMIT ?"#,
-        now,
-        max,
+    conn.all(
+        "SELECT id, key, event, correlation_id, received_at, body
+           FROM delivery WHERE closed_at IS NULL AND coalesce(not_before, 0) <= ? ORDER BY seq LIMIT ?",
+        params![now, max],
+        |row| {
+            Ok(Delivery {
+                id: DeliveryId::from_uuid(row.get(0)?),
+                key: row.get(1)?,
+                event: row.get(2)?,
+                correlation: CorrelationId::from_uuid(row.get(3)?),
+                received_at: from_micros(row.get(4)?),
+                body: row.get::<_, Vec<u8>>(5)?.into(),
+            })
+        },
     )
-    .fetch_all(readers)
-    .await
-    .or_ledger()?;
-    let delivery = rows.into_iter().map(|row| Delivery {
-        id: DeliveryId::from_uuid(row.id),
-        key: row.key,
-        event: row.event,
-        body: row.body.into(),
-        correlation: CorrelationId::from_uuid(row.correlation_id),
-        received_at: from_micros(row.received_at),
-    });
-    Ok(delivery.collect())
 }
 
 /// Whether one has come since then whose key begins with `prefix`.
-pub(crate) async fn received_since(readers: &SqlitePool, prefix: &str, since: Timestamp) -> L<bool> {
+pub(crate) fn received_since(conn: &Connection, prefix: &str, since: Timestamp) -> L<bool> {
     // Beyond every key with the prefix: in UTF-8, as in the index, nothing sorts above it.
     let end = format!("{prefix}{}", char::MAX);
     let since = since.as_microsecond();
-    let found = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT 1 FROM delivery WHERE key >= ? AND key < ? AND received_at >= ?) AS "found: bool""#,
-        prefix,
-        end,
-        since,
+    conn.one(
+        "SELECT EXISTS (SELECT 1 FROM delivery WHERE key >= ? AND key < ? AND received_at >= ?)",
+        params![prefix, end, since],
+        first,
     )
-    .fetch_one(readers)
-    .await
-    .or_ledger()?;
-    Ok(found)
 }
 
 pub(crate) struct Close {
@@ -138,8 +118,8 @@ pub(crate) struct Close {
 impl Verb for Close {
     type Out = ();
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
-        close(tx, self.id, &self.verdict).await
+    fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+        close(tx, self.id, &self.verdict)
     }
 }
 
@@ -151,35 +131,27 @@ pub(crate) struct Postpone {
 impl Verb for Postpone {
     type Out = ();
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
         let (id, until) = (self.id.as_uuid(), after(tx.now, self.wait).as_microsecond());
-        sqlx::query!("UPDATE delivery SET not_before = ? WHERE id = ? AND closed_at IS NULL", until, id)
-            .execute(&mut *tx.conn)
-            .await
-            .or_ledger()?;
+        tx.conn.run("UPDATE delivery SET not_before = ? WHERE id = ? AND closed_at IS NULL", params![until, id])?;
         Ok(())
     }
 }
 
 /// The first verdict stays.
-pub(crate) async fn close(tx: &mut Tx<'_>, id: DeliveryId, verdict: &str) -> L<()> {
+pub(crate) fn close(tx: &mut Tx<'_>, id: DeliveryId, verdict: &str) -> L<()> {
     let (uuid, now) = (id.as_uuid(), tx.now.as_microsecond());
-    let closed = sqlx::query!(
+    let closed = tx.conn.run(
         "UPDATE delivery SET verdict = coalesce(verdict, ?), closed_at = coalesce(closed_at, ?) WHERE id = ?",
-        verdict,
-        now,
-        uuid,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
-    match closed.rows_affected() {
+        params![verdict, now, uuid],
+    )?;
+    match closed {
         1 => Ok(()),
         0 => Err(LedgerError::NotFound(id.to_string())),
         more => Err(unreadable(format!("{more} deliveries have the id {id}"))),
     }
 }
 
-pub(crate) async fn count_open(readers: &SqlitePool) -> L<i64> {
-    sqlx::query_scalar!("SELECT count(*) FROM delivery WHERE closed_at IS NULL").fetch_one(readers).await.or_ledger()
+pub(crate) fn count_open(conn: &Connection) -> L<i64> {
+    conn.one("SELECT count(*) FROM delivery WHERE closed_at IS NULL", (), first)
 }

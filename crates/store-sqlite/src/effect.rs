@@ -6,10 +6,11 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{EffectId, JobId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use crate::error::{OrLedger, unreadable};
+use crate::error::unreadable;
+use crate::sql::{Sql as _, first};
 use crate::writer::{Tx, Verb};
 use crate::{event, job, stored, task};
 
@@ -17,50 +18,48 @@ use crate::{event, job, stored, task};
 const CANCELLED: &str = "the Task was cancelled";
 
 /// Of one Task, in the order they are brought about.
-pub(crate) async fn list(conn: &mut SqliteConnection, task: TaskId) -> L<Vec<Effect>> {
+pub(crate) fn list(conn: &Connection, task: TaskId) -> L<Vec<Effect>> {
     let uuid = task.as_uuid();
-    let rows =
-        sqlx::query!(r#"SELECT id AS "id: Uuid", kind, state, intent, receipt FROM effect WHERE task_id = ?"#, uuid,)
-            .fetch_all(conn)
-            .await
-            .or_ledger()?;
+    type Row = (Uuid, String, String, Option<String>, Option<String>);
+    let rows: Vec<Row> =
+        conn.all("SELECT id, kind, state, intent, receipt FROM effect WHERE task_id = ?", params![uuid], |row| {
+            row.try_into()
+        })?;
     let mut effects = Vec::with_capacity(rows.len());
-    for row in rows {
-        let id = EffectId::from_uuid(row.id);
+    for (id, kind, state, intent, receipt) in rows {
+        let id = EffectId::from_uuid(id);
         let missing = |what: &str| unreadable(format!("{id} has no {what}"));
-        let state = match row.state.as_str() {
+        let state = match state.as_str() {
             "wanted" => EffectState::Wanted,
             "intended" => {
-                EffectState::Intended { intent: stored::read(row.intent.as_deref().ok_or_else(|| missing("intent"))?)? }
+                EffectState::Intended { intent: stored::read(intent.as_deref().ok_or_else(|| missing("intent"))?)? }
             }
-            "settled" => EffectState::Settled {
-                receipt: stored::read(row.receipt.as_deref().ok_or_else(|| missing("receipt"))?)?,
-            },
+            "settled" => {
+                EffectState::Settled { receipt: stored::read(receipt.as_deref().ok_or_else(|| missing("receipt"))?)? }
+            }
             other => return Err(unreadable(format!("{id} has the unknown state `{other}`"))),
         };
-        effects.push(Effect { id, task, kind: kind(&row.kind)?, state });
+        effects.push(Effect { id, task, kind: kind_named(&kind)?, state });
     }
     effects.sort_by_key(|effect| effect.kind);
     Ok(effects)
 }
 
-fn kind(text: &str) -> L<EffectKind> {
+fn kind_named(text: &str) -> L<EffectKind> {
     [EffectKind::Push, EffectKind::PullRequest, EffectKind::Comment, EffectKind::Labels]
         .into_iter()
         .find(|kind| kind.name() == text)
         .ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")))
 }
 
-pub(crate) async fn unfinished_publish_job(conn: &mut SqliteConnection, task: TaskId) -> L<Option<JobId>> {
+pub(crate) fn unfinished_publish_job(conn: &Connection, task: TaskId) -> L<Option<JobId>> {
     let uuid = task.as_uuid();
-    let id = sqlx::query_scalar!(
-        r#"SELECT id AS "id: Uuid" FROM job
-           WHERE task_id = ? AND kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')"#,
-        uuid,
-    )
-    .fetch_optional(conn)
-    .await
-    .or_ledger()?;
+    let id = conn.maybe(
+        "SELECT id FROM job
+           WHERE task_id = ? AND kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')",
+        params![uuid],
+        first,
+    )?;
     Ok(id.map(JobId::from_uuid))
 }
 
@@ -72,61 +71,52 @@ pub(crate) struct Want {
 impl Verb for Want {
     type Out = JobId;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<JobId> {
-        task::get(tx, self.task).await?;
-        task::may_become_active(tx, self.task, JobKind::Publish).await?;
-        let job = want(tx, self.task, &self.kinds).await?;
-        task::refresh(tx, self.task).await?;
+    fn apply(&self, tx: &mut Tx<'_>) -> L<JobId> {
+        task::get(tx, self.task)?;
+        task::may_become_active(tx, self.task, JobKind::Publish)?;
+        let job = want(tx, self.task, &self.kinds)?;
+        task::refresh(tx, self.task)?;
         Ok(job)
     }
 }
 
 /// Wants `kinds` (a settled one again) and gives them to the Task's unfinished publish job or to a new one.
-pub(crate) async fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
+pub(crate) fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
     let task_id = task.as_uuid();
     for kind in kinds {
         let (id, kind) = (tx.ids.uuid(), kind.name());
-        sqlx::query!(
+        tx.conn.run(
             "INSERT INTO effect (id, task_id, kind, state) VALUES (?, ?, ?, 'wanted')
              ON CONFLICT (task_id, kind) DO UPDATE SET state = 'wanted', fence = NULL, intent = NULL, receipt = NULL
              WHERE state = 'settled'",
-            id,
-            task_id,
-            kind,
-        )
-        .execute(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+            params![id, task_id, kind],
+        )?;
     }
-    if let Some(id) = unfinished_publish_job(tx.conn, task).await? {
-        if let JobState::Cancelling { .. } = job::get(tx.conn, id).await?.job.state {
+    if let Some(id) = unfinished_publish_job(tx.conn, task)? {
+        if let JobState::Cancelling { .. } = job::get(tx.conn, id)?.job.state {
             return Err(LedgerError::Invalid(format!("the publication of {task} is being cancelled")));
         }
         return Ok(id);
     }
     let new = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
-    let place = task::get(tx, task).await?.place_of(JobKind::Publish);
-    job::insert(tx, &new, task, &place).await?;
+    let place = task::get(tx, task)?.place_of(JobKind::Publish);
+    job::insert(tx, &new, task, &place)?;
     Ok(new.id)
 }
 
 /// Cancels the unfinished publish job and withholds what it has not begun. `None`: there is none to cancel.
-pub(crate) async fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> L<Option<JobState>> {
-    let Some(id) = unfinished_publish_job(tx.conn, task).await? else { return Ok(None) };
-    let mut row = job::get(tx.conn, id).await?;
+pub(crate) fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> L<Option<JobState>> {
+    let Some(id) = unfinished_publish_job(tx.conn, task)? else { return Ok(None) };
+    let mut row = job::get(tx.conn, id)?;
     if let Some(cancelled) = row.job.clone().cancel() {
         row.job = cancelled;
-        job::store(tx, &row).await?;
+        job::store(tx, &row)?;
     }
     let (uuid, receipt) = (task.as_uuid(), stored::write(&Receipt::Withheld { reason: CANCELLED.to_owned() })?);
-    sqlx::query!(
+    tx.conn.run(
         "UPDATE effect SET state = 'settled', receipt = ? WHERE task_id = ? AND state = 'wanted'",
-        receipt,
-        uuid
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
+        params![receipt, uuid],
+    )?;
     Ok(Some(row.job.state))
 }
 
@@ -139,24 +129,17 @@ struct EffectRow {
     receipt: Option<String>,
 }
 
-async fn get(tx: &mut Tx<'_>, id: EffectId, task: TaskId) -> L<EffectRow> {
+fn get(tx: &mut Tx<'_>, id: EffectId, task: TaskId) -> L<EffectRow> {
     let (uuid, task_id) = (id.as_uuid(), task.as_uuid());
-    let row = sqlx::query!(
+    type Row = (String, String, Option<i64>, Option<String>, Option<String>);
+    let row: Option<Row> = tx.conn.maybe(
         "SELECT kind, state, fence, intent, receipt FROM effect WHERE id = ? AND task_id = ?",
-        uuid,
-        task_id,
-    )
-    .fetch_optional(&mut *tx.conn)
-    .await
-    .or_ledger()?
-    .ok_or_else(|| LedgerError::Invalid(format!("{id} is not an effect of {task}")))?;
-    Ok(EffectRow {
-        kind: kind(&row.kind)?,
-        state: row.state,
-        fence: row.fence,
-        intent: row.intent,
-        receipt: row.receipt,
-    })
+        params![uuid, task_id],
+        |row| row.try_into(),
+    )?;
+    let (kind, state, fence, intent, receipt) =
+        row.ok_or_else(|| LedgerError::Invalid(format!("{id} is not an effect of {task}")))?;
+    Ok(EffectRow { kind: kind_named(&kind)?, state, fence, intent, receipt })
 }
 
 pub(crate) struct Intend {
@@ -168,12 +151,12 @@ pub(crate) struct Intend {
 impl Verb for Intend {
     type Out = Fenced;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
-        let row = match job::held(tx, &self.lease).await? {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+        let row = match job::held(tx, &self.lease)? {
             Ok(row) => row,
             Err(fenced) => return Ok(fenced),
         };
-        let effect = get(tx, self.effect, row.task).await?;
+        let effect = get(tx, self.effect, row.task)?;
         if effect.kind != kind_of_intent(&self.intent) {
             return Err(LedgerError::Invalid(format!("{} is a {}", self.effect, effect.kind.name())));
         }
@@ -189,12 +172,12 @@ impl Verb for Intend {
         if effect.state == "intended" && effect.fence == Some(fence) && effect.intent.as_deref() == Some(&intent) {
             return Ok(Fenced::AlreadyApplied);
         }
-        sqlx::query!("UPDATE effect SET state = 'intended', fence = ?, intent = ? WHERE id = ?", fence, intent, id)
-            .execute(&mut *tx.conn)
-            .await
-            .or_ledger()?;
+        tx.conn.run(
+            "UPDATE effect SET state = 'intended', fence = ?, intent = ? WHERE id = ?",
+            params![fence, intent, id],
+        )?;
         let body = EventBody::EffectIntended { effect: effect.kind.name().to_owned(), what: told(&self.intent) };
-        event::append(tx, row.task, &body).await?;
+        event::append(tx, row.task, &body)?;
         Ok(Fenced::Applied)
     }
 }
@@ -208,12 +191,12 @@ pub(crate) struct Settle {
 impl Verb for Settle {
     type Out = Fenced;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
-        let row = match job::held(tx, &self.lease).await? {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+        let row = match job::held(tx, &self.lease)? {
             Ok(row) => row,
             Err(fenced) => return Ok(fenced),
         };
-        let effect = get(tx, self.effect, row.task).await?;
+        let effect = get(tx, self.effect, row.task)?;
         if kind_of_receipt(&self.receipt).is_some_and(|kind| kind != effect.kind) {
             return Err(LedgerError::Invalid(format!("{} is a {}", self.effect, effect.kind.name())));
         }
@@ -227,13 +210,13 @@ impl Verb for Settle {
             }
             _ => {}
         }
-        sqlx::query!("UPDATE effect SET state = 'settled', fence = ?, receipt = ? WHERE id = ?", fence, receipt, id)
-            .execute(&mut *tx.conn)
-            .await
-            .or_ledger()?;
+        tx.conn.run(
+            "UPDATE effect SET state = 'settled', fence = ?, receipt = ? WHERE id = ?",
+            params![fence, receipt, id],
+        )?;
         let (what, url) = seen(&self.receipt);
         let body = EventBody::EffectSettled { effect: effect.kind.name().to_owned(), what, url };
-        event::append(tx, row.task, &body).await?;
+        event::append(tx, row.task, &body)?;
         Ok(Fenced::Applied)
     }
 }
@@ -245,23 +228,23 @@ pub(crate) struct CompletePublish {
 impl Verb for CompletePublish {
     type Out = Fenced;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
-        let mut row = match job::held(tx, &self.lease).await? {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+        let mut row = match job::held(tx, &self.lease)? {
             Ok(row) => row,
             Err(fenced) => return Ok(fenced),
         };
         if row.job.kind != JobKind::Publish {
             return Err(LedgerError::Invalid(format!("{} is not a publish job", row.job.id)));
         }
-        let effects = list(tx.conn, row.task).await?;
+        let effects = list(tx.conn, row.task)?;
         if let Some(open) = effects.iter().find(|effect| matches!(effect.state, EffectState::Intended { .. })) {
             return Err(LedgerError::Invalid(format!("{} is intended and not settled", open.id)));
         }
         let more = effects.iter().any(|effect| effect.state == EffectState::Wanted);
         let fence = self.lease.fence;
         row.job = if more { row.job.again(fence) } else { row.job.complete(fence) }.map_err(unreadable)?;
-        job::store(tx, &row).await?;
-        task::refresh(tx, row.task).await?;
+        job::store(tx, &row)?;
+        task::refresh(tx, row.task)?;
         Ok(Fenced::Applied)
     }
 }

@@ -1,7 +1,7 @@
 //! SQLite's errors in the ledger's words: who can do something about it, and what.
 
 use fettle_app::ports::ledger::LedgerError;
-use sqlx::error::DatabaseError;
+use rusqlite::Error;
 
 /// Primary result codes, see <https://www.sqlite.org/rescode.html>.
 const BUSY: i32 = 5;
@@ -13,22 +13,24 @@ const CONSTRAINT: i32 = 19;
 const NOT_A_DATABASE: i32 = 26;
 
 /// The low byte of an extended result code is its primary code.
-fn primary_code(error: &dyn DatabaseError) -> Option<i32> {
-    error.code()?.parse::<i32>().ok().map(|code| code & 0xff)
+fn primary_code(error: &Error) -> Option<i32> {
+    error.sqlite_error().map(|error| error.extended_code & 0xff)
 }
 
-pub(crate) fn from_sqlx(error: sqlx::Error) -> LedgerError {
-    let code = match &error {
-        sqlx::Error::Database(database) => primary_code(database.as_ref()),
-        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => return unreadable(error),
-        _ => None,
-    };
-    match code {
+pub(crate) fn from_sqlite(error: Error) -> LedgerError {
+    match primary_code(&error) {
         Some(FULL) => LedgerError::Full,
         // After a failed fsync nobody knows what reached the disk; trying again would only look like success.
         Some(IO_ERROR | CORRUPT | NOT_A_DATABASE) => LedgerError::Corrupt(error.to_string()),
         Some(CONSTRAINT) => LedgerError::Invalid(error.to_string()),
-        Some(BUSY | LOCKED) | Some(_) | None => LedgerError::Unavailable(error.to_string()),
+        Some(BUSY | LOCKED) | Some(_) => LedgerError::Unavailable(error.to_string()),
+        None => match error {
+            Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::InvalidColumnType(..)
+            | Error::Utf8Error(..) => unreadable(error),
+            _ => LedgerError::Unavailable(error.to_string()),
+        },
     }
 }
 
@@ -54,38 +56,34 @@ pub(crate) fn concerns_the_file(error: &LedgerError) -> bool {
     matches!(error, LedgerError::Full | LedgerError::Corrupt(_) | LedgerError::Unavailable(_))
 }
 
-/// Turns `sqlx` results into the ledger's at the end of a call chain.
+/// Turns `rusqlite` results into the ledger's at the end of a call chain.
 pub(crate) trait OrLedger<T> {
     fn or_ledger(self) -> Result<T, LedgerError>;
 }
 
-impl<T> OrLedger<T> for Result<T, sqlx::Error> {
+impl<T> OrLedger<T> for Result<T, Error> {
     fn or_ledger(self) -> Result<T, LedgerError> {
-        self.map_err(from_sqlx)
+        self.map_err(from_sqlite)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use sqlx::ConnectOptions;
-    use sqlx::sqlite::SqliteConnectOptions;
+    use rusqlite::Connection;
 
     use super::*;
+    use crate::sql::{Sql as _, first};
 
-    #[tokio::test]
-    async fn each_reader_of_an_error_learns_what_to_do() {
-        let mut conn = SqliteConnectOptions::new().in_memory(true).connect().await.unwrap();
-        sqlx::query("CREATE TABLE t (x BLOB UNIQUE)").execute(&mut conn).await.unwrap();
-        sqlx::query("PRAGMA max_page_count = 10").execute(&mut conn).await.unwrap();
-        let full = sqlx::query("INSERT INTO t VALUES (zeroblob(100000))").execute(&mut conn).await.unwrap_err();
-        assert!(matches!(from_sqlx(full), LedgerError::Full));
+    #[test]
+    fn each_reader_of_an_error_learns_what_to_do() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch("CREATE TABLE t (x BLOB UNIQUE); PRAGMA max_page_count = 10").unwrap();
+        assert!(matches!(conn.run("INSERT INTO t VALUES (zeroblob(100000))", ()), Err(LedgerError::Full)));
 
-        sqlx::query("INSERT INTO t VALUES (1)").execute(&mut conn).await.unwrap();
-        let twice = sqlx::query("INSERT INTO t VALUES (1)").execute(&mut conn).await.unwrap_err();
-        assert!(matches!(from_sqlx(twice), LedgerError::Invalid(_)));
+        conn.run("INSERT INTO t VALUES (1)", ()).unwrap();
+        assert!(matches!(conn.run("INSERT INTO t VALUES (1)", ()), Err(LedgerError::Invalid(_))));
 
-        let unreadable = sqlx::query_scalar::<_, i64>("SELECT 'text'").fetch_one(&mut conn).await.unwrap_err();
-        assert!(matches!(from_sqlx(unreadable), LedgerError::Unreadable(_)));
-        assert!(matches!(from_sqlx(sqlx::Error::PoolTimedOut), LedgerError::Unavailable(_)));
+        assert!(matches!(conn.one("SELECT 'text'", (), first::<i64>), Err(LedgerError::Unreadable(_))));
+        assert!(matches!(conn.one("SELECT 1 WHERE 0", (), first::<i64>), Err(LedgerError::Unavailable(_))));
     }
 }

@@ -3,9 +3,8 @@
 use camino::Utf8Path;
 use fettle_app::archive::{ArchiveError, ArchiveWriter, Cell, Counts, Kind, TABLES, Table};
 use fettle_app::ports::ledger::{L, LedgerError};
-use futures::TryStreamExt as _;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use crate::blob::Blobs;
@@ -32,7 +31,7 @@ pub async fn export<W: std::io::Write + Send>(
 ) -> Result<(W, Counts), ExportError> {
     // An opening of its own makes the newest schema, takes the lock, and puts every job into its lane.
     crate::SqliteLedger::open(data_dir, options).await?.close().await?;
-    let (mut conn, lock) = open::alone(data_dir).await?;
+    let (conn, lock) = open::alone(data_dir).await?;
     let blobs = Blobs::names(data_dir).map_err(|error| LedgerError::Unavailable(error.to_string()))?;
     let mut writer = ArchiveWriter::begin(out)?;
     for table in TABLES {
@@ -43,36 +42,34 @@ pub async fn export<W: std::io::Write + Send>(
                     writer.row(table, &[Cell::Bytes(id.as_bytes().to_vec()), Cell::Bytes(content)])?;
                 }
             }
-            _ => rows(&mut conn, table, &mut writer).await?,
+            _ => rows(&conn, table, &mut writer)?,
         }
     }
-    sqlx::Connection::close(conn).await.or_ledger()?;
+    conn.close().map_err(|(_, error)| error).or_ledger()?;
     drop(lock);
     Ok(writer.end()?)
 }
 
-async fn rows<W: std::io::Write>(
-    conn: &mut SqliteConnection,
+fn rows<W: std::io::Write>(
+    conn: &Connection,
     table: &'static Table,
     writer: &mut ArchiveWriter<W>,
 ) -> Result<(), ExportError> {
     let names: Vec<&str> = table.columns.iter().map(|(name, _)| *name).collect();
     // Names of a constant table.
-    let sql = AssertSqlSafe(format!("SELECT {} FROM {} ORDER BY rowid", names.join(", "), table.name));
-    let mut rows = sqlx::query(sql).fetch(conn);
-    while let Some(row) = rows.try_next().await.or_ledger()? {
-        let cells = table.columns.iter().enumerate().map(|(nth, (_, kind))| cell(&row, nth, *kind));
+    let sql = format!("SELECT {} FROM {} ORDER BY rowid", names.join(", "), table.name);
+    let mut statement = conn.prepare(&sql).or_ledger()?;
+    let mut rows = statement.query(()).or_ledger()?;
+    while let Some(row) = rows.next().or_ledger()? {
+        let cells = table.columns.iter().enumerate().map(|(nth, (_, kind))| cell(row, nth, *kind));
         writer.row(table, &cells.collect::<L<Vec<_>>>()?)?;
     }
     Ok(())
 }
 
-fn cell(row: &SqliteRow, nth: usize, kind: Kind) -> L<Cell> {
-    fn get<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
-        row: &'r SqliteRow,
-        nth: usize,
-    ) -> L<Option<T>> {
-        row.try_get(nth).map_err(unreadable)
+fn cell(row: &Row<'_>, nth: usize, kind: Kind) -> L<Cell> {
+    fn get<T: FromSql>(row: &Row<'_>, nth: usize) -> L<Option<T>> {
+        row.get(nth).map_err(unreadable)
     }
     let found = match kind {
         Kind::Number => get(row, nth)?.map(Cell::Number),

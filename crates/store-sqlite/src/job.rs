@@ -10,10 +10,11 @@ use fettle_domain::id::{JobId, RequestId, TaskId, WorkerId};
 use fettle_domain::job::{Counters, Job, JobKind, JobState, Refused, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::turn::{self, Place, Priority};
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use crate::error::{OrLedger, unreadable};
+use crate::error::unreadable;
+use crate::sql::{Sql as _, first};
 use crate::time::{after, from_micros, until, whole_micros};
 use crate::writer::{Tx, Verb};
 use crate::{event, lane, message, run, task};
@@ -41,19 +42,60 @@ pub(crate) struct JobRow {
     was: &'static str,
 }
 
-pub(crate) async fn find(conn: &mut SqliteConnection, id: JobId) -> L<Option<JobRow>> {
+pub(crate) fn find(conn: &Connection, id: JobId) -> L<Option<JobRow>> {
     let uuid = id.as_uuid();
-    let row = sqlx::query!(
-        r#"SELECT kind, task_id AS "task_id: Uuid", state, fence, ended_by, attempts, crashes, crashes_since_step,
-                  delayed_until, leased_until, worker_id AS "worker_id: Uuid", holder,
-                  request_id AS "request_id: Uuid", reason, last_failure, progress,
+    struct Row {
+        kind: String,
+        task_id: Uuid,
+        state: String,
+        fence: i64,
+        ended_by: Option<i64>,
+        attempts: i64,
+        crashes: i64,
+        crashes_since_step: i64,
+        delayed_until: Option<i64>,
+        leased_until: Option<i64>,
+        worker_id: Option<Uuid>,
+        holder: Option<String>,
+        request_id: Option<Uuid>,
+        reason: Option<String>,
+        last_failure: Option<String>,
+        progress: i64,
+        runnable_at: Option<i64>,
+        priority: i64,
+        lane_id: Option<i64>,
+    }
+    let row = conn.maybe(
+        "SELECT kind, task_id, state, fence, ended_by, attempts, crashes, crashes_since_step,
+                  delayed_until, leased_until, worker_id, holder,
+                  request_id, reason, last_failure, progress,
                   runnable_at, priority, lane_id
-           FROM job WHERE id = ?"#,
-        uuid,
-    )
-    .fetch_optional(conn)
-    .await
-    .or_ledger()?;
+           FROM job WHERE id = ?",
+        params![uuid],
+        |row| {
+            Ok(Row {
+                kind: row.get(0)?,
+                task_id: row.get(1)?,
+                state: row.get(2)?,
+                fence: row.get(3)?,
+                ended_by: row.get(4)?,
+                attempts: row.get(5)?,
+                crashes: row.get(6)?,
+                crashes_since_step: row.get(7)?,
+                delayed_until: row.get(8)?,
+                leased_until: row.get(9)?,
+                worker_id: row.get(10)?,
+                holder: row.get(11)?,
+                request_id: row.get(12)?,
+                reason: row.get(13)?,
+                last_failure: row.get(14)?,
+                progress: row.get(15)?,
+                runnable_at: row.get(16)?,
+                priority: row.get(17)?,
+                lane_id: row.get(18)?,
+            })
+        },
+    )?;
     let Some(row) = row else { return Ok(None) };
 
     let bad = |what: &str| unreadable(format!("{id} has no {what}"));
@@ -102,42 +144,30 @@ pub(crate) async fn find(conn: &mut SqliteConnection, id: JobId) -> L<Option<Job
     }))
 }
 
-pub(crate) async fn get(conn: &mut SqliteConnection, id: JobId) -> L<JobRow> {
-    find(conn, id).await?.ok_or_else(|| LedgerError::NotFound(id.to_string()))
+pub(crate) fn get(conn: &Connection, id: JobId) -> L<JobRow> {
+    find(conn, id)?.ok_or_else(|| LedgerError::NotFound(id.to_string()))
 }
 
-pub(crate) async fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId, place: &Place) -> L<()> {
-    let lane = lane::enter(tx, job.kind, RUN_ORDER_VERSION, place).await?;
+pub(crate) fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId, place: &Place) -> L<()> {
+    let lane = lane::enter(tx, job.kind, RUN_ORDER_VERSION, place)?;
     let (id, task, kind, now) = (job.id.as_uuid(), task.as_uuid(), job.kind.name(), tx.now.as_microsecond());
     let (state, priority) = (job.state.name(), place.priority.get());
     let runnable_at = matches!(job.state, JobState::Queued).then_some(now);
     let turn_at = runnable_at.map(|at| turn::in_lane(from_micros(at), place.priority).as_microsecond());
-    sqlx::query!(
+    tx.conn.run(
         "INSERT INTO job (id, kind, task_id, order_version, state, fence, attempts, crashes, crashes_since_step,
                           runnable_at, progress, created_at, priority, lane_id, turn_at)
          VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, ?, 0, ?, ?, ?, ?)",
-        id,
-        kind,
-        task,
-        RUN_ORDER_VERSION,
-        state,
-        runnable_at,
-        now,
-        priority,
-        lane,
-        turn_at,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
+        params![id, kind, task, RUN_ORDER_VERSION, state, runnable_at, now, priority, lane, turn_at],
+    )?;
     if runnable_at.is_some() {
-        lane::refresh(tx, lane).await?;
+        lane::refresh(tx, lane)?;
         tx.wakes.job(job.kind);
     }
     Ok(())
 }
 
-pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
+pub(crate) fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
     let job = &row.job;
     let (mut worker, mut leased_until, mut delayed_until, mut reason) = (None, None, None, None);
     match &job.state {
@@ -159,37 +189,17 @@ pub(crate) async fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
     let queued = matches!(job.state, JobState::Queued);
     let runnable_at = queued.then(|| row.runnable_at.unwrap_or(tx.now.as_microsecond()));
     let turn_at = runnable_at.map(|at| turn::in_lane(from_micros(at), row.priority).as_microsecond());
-    sqlx::query!(
+    tx.conn.run(
         "UPDATE job SET state = ?1, fence = ?2, ended_by = ?3, attempts = ?4, crashes = ?5, crashes_since_step = ?6,
                 runnable_at = ?7, turn_at = ?17, delayed_until = ?8, leased_until = ?9, worker_id = ?10, holder = ?11, request_id = ?12,
                 reason = ?13, last_failure = ?14, progress = ?15
          WHERE id = ?16",
-        state,
-        fence,
-        ended_by,
-        attempts,
-        crashes,
-        crashes_since_step,
-        runnable_at,
-        delayed_until,
-        leased_until,
-        worker,
-        holder,
-        request,
-        reason,
-        row.last_failure,
-        progress,
-        id,
-        turn_at,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
+        params![state, fence, ended_by, attempts, crashes, crashes_since_step, runnable_at, delayed_until, leased_until, worker, holder, request, reason, row.last_failure, progress, id, turn_at])?;
     if row.was == state {
         return Ok(());
     }
     if let Some(lane) = row.lane {
-        lane::refresh(tx, lane).await?;
+        lane::refresh(tx, lane)?;
     }
     let is_held = |state: &str| matches!(state, "leased" | "cancelling");
     // A slot that was freed is somebody else's chance.
@@ -214,9 +224,9 @@ pub(crate) fn fenced(refused: &Refused) -> L<Fenced> {
 }
 
 /// The job under `lease`, or why a write by its holder changes nothing.
-pub(crate) async fn held(tx: &mut Tx<'_>, lease: &LeaseRef) -> L<Result<JobRow, Fenced>> {
+pub(crate) fn held(tx: &mut Tx<'_>, lease: &LeaseRef) -> L<Result<JobRow, Fenced>> {
     // A job nobody knows is one of a ledger that was restored from an older backup.
-    let Some(row) = find(tx.conn, lease.job).await? else { return Ok(Err(Fenced::Stale)) };
+    let Some(row) = find(tx.conn, lease.job)? else { return Ok(Err(Fenced::Stale)) };
     match row.job.clone().held_under(lease.fence) {
         Ok(_) => Ok(Ok(row)),
         Err(refused) => Ok(Err(fenced(&refused)?)),
@@ -224,8 +234,8 @@ pub(crate) async fn held(tx: &mut Tx<'_>, lease: &LeaseRef) -> L<Result<JobRow, 
 }
 
 /// As [`held`], for a read: a stale holder has nothing to read.
-pub(crate) async fn held_for_reading(conn: &mut SqliteConnection, lease: &LeaseRef) -> L<JobRow> {
-    let row = get(conn, lease.job).await?;
+pub(crate) fn held_for_reading(conn: &Connection, lease: &LeaseRef) -> L<JobRow> {
+    let row = get(conn, lease.job)?;
     match row.job.clone().held_under(lease.fence) {
         Ok(_) => Ok(row),
         Err(refused) => Err(LedgerError::Invalid(format!("stale lease: {refused}"))),
@@ -242,65 +252,62 @@ pub(crate) struct Lease {
 impl Verb for Lease {
     type Out = Vec<Leased>;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Vec<Leased>> {
-        let repeated = self.leased_by_this_request(tx).await?;
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Vec<Leased>> {
+        let repeated = self.leased_by_this_request(tx)?;
         if !repeated.is_empty() {
             return Ok(repeated);
         }
         let mut leased = Vec::new();
         let deadline = after(tx.now, tx.timing.lease);
         while leased.len() < usize::from(self.max) {
-            let Some(id) = lane::next(tx, &self.want).await? else { break };
-            let mut row = get(tx.conn, id).await?;
+            let Some(id) = lane::next(tx, &self.want)? else { break };
+            let mut row = get(tx.conn, id)?;
             row.job = row.job.lease(self.who.worker, tx.now, deadline).map_err(unreadable)?;
             row.holder = Some(self.who.name.clone());
             row.request = Some(self.request);
             row.progress = 0;
             if let Some(lane) = row.lane {
-                lane::serve(tx, lane).await?;
+                lane::serve(tx, lane)?;
             }
-            store(tx, &row).await?;
+            store(tx, &row)?;
             if row.job.kind == JobKind::Run {
                 let body = EventBody::RunLeased { worker: self.who.name.clone(), fence: row.job.fence.get() };
-                event::append(tx, row.task, &body).await?;
+                event::append(tx, row.task, &body)?;
             }
-            task::refresh(tx, row.task).await?;
-            leased.push(grant(tx, &row, tx.timing.lease).await?);
+            task::refresh(tx, row.task)?;
+            leased.push(grant(tx, &row, tx.timing.lease)?);
         }
         if !leased.is_empty() {
-            persist_time(tx).await?;
+            persist_time(tx)?;
         }
         Ok(leased)
     }
 }
 
 impl Lease {
-    async fn leased_by_this_request(&self, tx: &mut Tx<'_>) -> L<Vec<Leased>> {
+    fn leased_by_this_request(&self, tx: &mut Tx<'_>) -> L<Vec<Leased>> {
         let (request, worker) = (self.request.as_uuid(), self.who.worker.as_uuid());
-        let ids = sqlx::query_scalar!(
-            r#"SELECT id AS "id: Uuid" FROM job WHERE request_id = ? AND worker_id = ? ORDER BY seq"#,
-            request,
-            worker,
-        )
-        .fetch_all(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+        let ids: Vec<Uuid> = tx.conn.all(
+            "SELECT id FROM job WHERE request_id = ? AND worker_id = ? ORDER BY seq",
+            params![request, worker],
+            first,
+        )?;
         let mut leased = Vec::with_capacity(ids.len());
         for id in ids {
-            let row = get(tx.conn, JobId::from_uuid(id)).await?;
+            let row = get(tx.conn, JobId::from_uuid(id))?;
             let deadline = match row.job.state {
                 JobState::Leased { until, .. } | JobState::Cancelling { until, .. } => until,
                 _ => continue,
             };
-            leased.push(grant(tx, &row, until(tx.now, deadline)).await?);
+            leased.push(grant(tx, &row, until(tx.now, deadline))?);
         }
         Ok(leased)
     }
 }
 
-async fn grant(tx: &mut Tx<'_>, row: &JobRow, time_left: Duration) -> L<Leased> {
+fn grant(tx: &mut Tx<'_>, row: &JobRow, time_left: Duration) -> L<Leased> {
     let order = match row.job.kind {
-        JobKind::Run => Order::Run(Box::new(run::order(tx, row).await?)),
+        JobKind::Run => Order::Run(Box::new(run::order(tx, row)?)),
         JobKind::Publish => Order::Publish { task: row.task },
     };
     let lease = LeaseRef { job: row.job.id, fence: row.job.fence };
@@ -308,13 +315,10 @@ async fn grant(tx: &mut Tx<'_>, row: &JobRow, time_left: Duration) -> L<Leased> 
 }
 
 /// So that a ledger restarted under a clock set back does not go back with it.
-async fn persist_time(tx: &mut Tx<'_>) -> L<()> {
+fn persist_time(tx: &mut Tx<'_>) -> L<()> {
     let now = tx.now.as_microsecond();
     let stale = now - whole_micros(PERSIST_EVERY);
-    sqlx::query!("UPDATE ledger SET time_at = ? WHERE time_at < ?", now, stale)
-        .execute(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+    tx.conn.run("UPDATE ledger SET time_at = ? WHERE time_at < ?", params![now, stale])?;
     Ok(())
 }
 
@@ -325,26 +329,26 @@ pub(crate) struct Renew {
 impl Verb for Renew {
     type Out = Vec<BeatAnswer>;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Vec<BeatAnswer>> {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Vec<BeatAnswer>> {
         let mut answers = Vec::with_capacity(self.beats.len());
         for beat in &self.beats {
-            answers.push(renew(tx, beat).await?);
+            answers.push(renew(tx, beat)?);
         }
         Ok(answers)
     }
 }
 
-async fn renew(tx: &mut Tx<'_>, beat: &Beat) -> L<BeatAnswer> {
-    let Some(mut row) = find(tx.conn, beat.lease.job).await? else { return Ok(BeatAnswer::Lost) };
+fn renew(tx: &mut Tx<'_>, beat: &Beat) -> L<BeatAnswer> {
+    let Some(mut row) = find(tx.conn, beat.lease.job)? else { return Ok(BeatAnswer::Lost) };
     let Ok(job) = row.job.renew(beat.lease.fence, after(tx.now, tx.timing.lease)) else { return Ok(BeatAnswer::Lost) };
     row.job = job;
     row.progress = beat.progress;
-    store(tx, &row).await?;
+    store(tx, &row)?;
     match row.job.state {
-        JobState::Cancelling { .. } => Ok(BeatAnswer::Cancel { reason: task::cancel_reason(tx, row.task).await? }),
+        JobState::Cancelling { .. } => Ok(BeatAnswer::Cancel { reason: task::cancel_reason(tx, row.task)? }),
         _ => {
             let (messages, received) = match row.job.kind {
-                JobKind::Run => message::hand_over(tx, row.task, beat.received).await?,
+                JobKind::Run => message::hand_over(tx, row.task, beat.received)?,
                 JobKind::Publish => (Vec::new(), None),
             };
             Ok(BeatAnswer::Renewed { time_left: tx.timing.lease, messages, received })
@@ -361,8 +365,8 @@ pub(crate) struct Fail {
 impl Verb for Fail {
     type Out = Fenced;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
-        let mut row = match held(tx, &self.lease).await? {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+        let mut row = match held(tx, &self.lease)? {
             Ok(row) => row,
             Err(fenced) => return Ok(fenced),
         };
@@ -372,14 +376,14 @@ impl Verb for Fail {
         };
         row.job = row.job.fail(self.lease.fence, &self.why, then).map_err(unreadable)?;
         row.last_failure = Some(self.why.clone());
-        store(tx, &row).await?;
+        store(tx, &row)?;
         let (why, again) = (self.why.clone(), !row.job.state.is_final());
         let body = match row.job.kind {
             JobKind::Run => EventBody::RunFailed { why, again },
             JobKind::Publish => EventBody::PublishFailed { why, again },
         };
-        event::append(tx, row.task, &body).await?;
-        after_end(tx, &row).await?;
+        event::append(tx, row.task, &body)?;
+        after_end(tx, &row)?;
         Ok(Fenced::Applied)
     }
 }
@@ -393,8 +397,8 @@ pub(crate) struct Defer {
 impl Verb for Defer {
     type Out = Fenced;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
-        let mut row = match held(tx, &self.lease).await? {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+        let mut row = match held(tx, &self.lease)? {
             Ok(row) => row,
             Err(fenced) => return Ok(fenced),
         };
@@ -404,8 +408,8 @@ impl Verb for Defer {
         };
         row.job = row.job.defer(self.lease.fence, until, &self.why).map_err(unreadable)?;
         row.last_failure = Some(self.why.clone());
-        store(tx, &row).await?;
-        after_end(tx, &row).await?;
+        store(tx, &row)?;
+        after_end(tx, &row)?;
         Ok(Fenced::Applied)
     }
 }
@@ -417,24 +421,24 @@ pub(crate) struct Release {
 impl Verb for Release {
     type Out = Fenced;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
-        let mut row = match held(tx, &self.lease).await? {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+        let mut row = match held(tx, &self.lease)? {
             Ok(row) => row,
             Err(fenced) => return Ok(fenced),
         };
         row.job = row.job.release(self.lease.fence).map_err(unreadable)?;
-        store(tx, &row).await?;
-        after_end(tx, &row).await?;
+        store(tx, &row)?;
+        after_end(tx, &row)?;
         Ok(Fenced::Applied)
     }
 }
 
 /// A run that died owes its readers a comment; every end shows in the Task.
-async fn after_end(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
+fn after_end(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
     if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. }) {
-        run::publish_the_death(tx, row.task).await?;
+        run::publish_the_death(tx, row.task)?;
     }
-    task::refresh(tx, row.task).await
+    task::refresh(tx, row.task)
 }
 
 pub(crate) struct SweepOnce {
@@ -444,73 +448,61 @@ pub(crate) struct SweepOnce {
 impl Verb for SweepOnce {
     type Out = Sweep;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Sweep> {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Sweep> {
         if let Some(step) = tx.time.forward_step() {
-            move_deadlines(tx, step).await?;
+            move_deadlines(tx, step)?;
             tx.stepped = Some(step);
         }
         let now = tx.now.as_microsecond();
-        let lapsed = sqlx::query_scalar!(
-            r#"SELECT id AS "id: Uuid" FROM job WHERE leased_until <= ? ORDER BY leased_until LIMIT ?"#,
-            now,
-            self.max,
-        )
-        .fetch_all(&mut *tx.conn)
-        .await
-        .or_ledger()?;
-        let due = sqlx::query_scalar!(
-            r#"SELECT id AS "id: Uuid" FROM job WHERE delayed_until <= ? ORDER BY delayed_until LIMIT ?"#,
-            now,
-            self.max,
-        )
-        .fetch_all(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+        let lapsed: Vec<Uuid> = tx.conn.all(
+            "SELECT id FROM job WHERE leased_until <= ? ORDER BY leased_until LIMIT ?",
+            params![now, self.max],
+            first,
+        )?;
+        let due: Vec<Uuid> = tx.conn.all(
+            "SELECT id FROM job WHERE delayed_until <= ? ORDER BY delayed_until LIMIT ?",
+            params![now, self.max],
+            first,
+        )?;
 
         let mut sweep = Sweep::default();
         for id in lapsed {
-            sweep.expired += u32::from(expire(tx, JobId::from_uuid(id)).await?);
+            sweep.expired += u32::from(expire(tx, JobId::from_uuid(id))?);
         }
         for id in due {
-            let mut row = get(tx.conn, JobId::from_uuid(id)).await?;
+            let mut row = get(tx.conn, JobId::from_uuid(id))?;
             let Some(job) = row.job.promote(tx.now) else { continue };
             row.job = job;
-            store(tx, &row).await?;
-            task::refresh(tx, row.task).await?;
+            store(tx, &row)?;
+            task::refresh(tx, row.task)?;
             sweep.promoted += 1;
         }
-        persist_time(tx).await?;
+        persist_time(tx)?;
         Ok(sweep)
     }
 }
 
-async fn expire(tx: &mut Tx<'_>, id: JobId) -> L<bool> {
-    let mut row = get(tx.conn, id).await?;
+fn expire(tx: &mut Tx<'_>, id: JobId) -> L<bool> {
+    let mut row = get(tx.conn, id)?;
     let Some(job) = row.job.expire(tx.now) else { return Ok(false) };
     row.job = job;
-    store(tx, &row).await?;
+    store(tx, &row)?;
     let again = !row.job.state.is_final();
     let body = match row.job.kind {
         JobKind::Run => EventBody::RunLapsed { again },
         JobKind::Publish => EventBody::PublishFailed { why: "the publisher's lease ended".to_owned(), again },
     };
-    event::append(tx, row.task, &body).await?;
-    after_end(tx, &row).await?;
+    event::append(tx, row.task, &body)?;
+    after_end(tx, &row)?;
     Ok(true)
 }
 
 /// After a forward step of the wall clock: live leases keep the time they had left, and so do delays, since what is waited for
 /// has not come nearer.
-async fn move_deadlines(tx: &mut Tx<'_>, step: Duration) -> L<()> {
+fn move_deadlines(tx: &mut Tx<'_>, step: Duration) -> L<()> {
     let step = whole_micros(step);
-    sqlx::query!("UPDATE job SET leased_until = leased_until + ? WHERE leased_until IS NOT NULL", step)
-        .execute(&mut *tx.conn)
-        .await
-        .or_ledger()?;
-    sqlx::query!("UPDATE job SET delayed_until = delayed_until + ? WHERE delayed_until IS NOT NULL", step)
-        .execute(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+    tx.conn.run("UPDATE job SET leased_until = leased_until + ? WHERE leased_until IS NOT NULL", params![step])?;
+    tx.conn.run("UPDATE job SET delayed_until = delayed_until + ? WHERE delayed_until IS NOT NULL", params![step])?;
     Ok(())
 }
 
@@ -520,9 +512,9 @@ pub(crate) struct Probe;
 impl Verb for Probe {
     type Out = ();
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
         let now = tx.now.as_microsecond();
-        sqlx::query!("UPDATE ledger SET time_at = max(time_at, ?)", now).execute(&mut *tx.conn).await.or_ledger()?;
+        tx.conn.run("UPDATE ledger SET time_at = max(time_at, ?)", params![now])?;
         Ok(())
     }
 }
@@ -535,17 +527,17 @@ pub(crate) struct Redrive {
 impl Verb for Redrive {
     type Out = ();
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
-        redrive(tx, self.job, &self.by).await
+    fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+        redrive(tx, self.job, &self.by)
     }
 }
 
 /// Starts a dead job over in its own Task, which becomes active again.
-pub(crate) async fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
-    let mut row = get(tx.conn, id).await?;
+pub(crate) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
+    let mut row = get(tx.conn, id)?;
     row.job = row.job.redrive().map_err(|refused| LedgerError::Invalid(refused.to_string()))?;
-    task::may_become_active(tx, row.task, row.job.kind).await?;
-    store(tx, &row).await?;
-    event::append(tx, row.task, &EventBody::Redriven { by: by.to_owned() }).await?;
-    task::refresh(tx, row.task).await
+    task::may_become_active(tx, row.task, row.job.kind)?;
+    store(tx, &row)?;
+    event::append(tx, row.task, &EventBody::Redriven { by: by.to_owned() })?;
+    task::refresh(tx, row.task)
 }

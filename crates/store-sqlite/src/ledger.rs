@@ -18,10 +18,10 @@ use fettle_domain::object::BlobId;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::{StepBody, StepRecord};
 use jiff::Timestamp;
+use rusqlite::Connection;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::error::OrLedger;
 use crate::{SqliteLedger, audit, delivery, effect, event, job, lane, message, poll, run, task, view};
 
 /// Jobs of one lease request and beats of one renewal.
@@ -78,8 +78,8 @@ impl Leases for SqliteLedger {
     }
 
     async fn steps(&self, lease: &LeaseRef) -> L<Vec<StepRecord>> {
-        let mut transaction = self.readers.begin().await.or_ledger()?;
-        run::steps(&mut transaction, lease).await
+        let lease = *lease;
+        self.readers.read(move |conn| run::steps(conn, &lease)).await
     }
 
     async fn complete_run(&self, lease: &LeaseRef, result: &RunResult) -> L<Fenced> {
@@ -108,11 +108,9 @@ impl Leases for SqliteLedger {
     }
 
     async fn admit(&self, lease: &LeaseRef) -> L<Admission> {
-        let task = {
-            let mut transaction = self.readers.begin().await.or_ledger()?;
-            let row = job::held_for_reading(&mut transaction, lease).await?;
-            view::task(&mut transaction, row.task).await?
-        };
+        let lease = *lease;
+        let held = move |conn: &Connection| view::task(conn, job::held_for_reading(conn, &lease)?.task);
+        let task = self.readers.read(held).await?;
         Ok(match &self.admissions {
             Some(admissions) => admissions.admit(&task).await,
             None => Admission::Go { read_token: None },
@@ -127,11 +125,13 @@ impl Ledger for SqliteLedger {
     }
 
     async fn received_since(&self, prefix: &str, since: Timestamp) -> L<bool> {
-        delivery::received_since(&self.readers, prefix, since).await
+        let prefix = prefix.to_owned();
+        self.readers.read(move |conn| delivery::received_since(conn, &prefix, since)).await
     }
 
     async fn open_deliveries(&self, max: u16) -> L<Vec<Delivery>> {
-        delivery::open(&self.readers, self.time.now(), max).await
+        let now = self.time.now();
+        self.readers.read(move |conn| delivery::open(conn, now, max)).await
     }
 
     async fn postpone_delivery(&self, id: DeliveryId, wait: Duration) -> L<()> {
@@ -147,23 +147,23 @@ impl Ledger for SqliteLedger {
     }
 
     async fn active_task(&self, repo_forge_id: u64, issue: u64) -> L<Option<TaskId>> {
-        view::active(&self.readers, repo_forge_id, issue).await
+        self.readers.read(move |conn| view::active(conn, repo_forge_id, issue)).await
     }
 
     async fn opened_since(&self, installation: Option<u64>, since: Timestamp) -> L<u64> {
-        view::opened_since(&self.readers, installation, since).await
+        self.readers.read(move |conn| view::opened_since(conn, installation, since)).await
     }
 
     async fn actors(&self, repo_forge_id: u64, issue: u64, max: u16) -> L<Vec<String>> {
-        view::actors(&self.readers, repo_forge_id, issue, max).await
+        self.readers.read(move |conn| view::actors(conn, repo_forge_id, issue, max)).await
     }
 
     async fn last_asked(&self, repo_forge_id: u64, issue: u64) -> L<Option<Timestamp>> {
-        poll::last_asked(&self.readers, repo_forge_id, issue).await
+        self.readers.read(move |conn| poll::last_asked(conn, repo_forge_id, issue)).await
     }
 
     async fn poll_mark(&self, repo_forge_id: u64) -> L<Option<Timestamp>> {
-        poll::mark(&self.readers, repo_forge_id).await
+        self.readers.read(move |conn| poll::mark(conn, repo_forge_id)).await
     }
 
     async fn set_poll_mark(&self, repo_forge_id: u64, from: Option<Timestamp>, to: Timestamp) -> L<bool> {
@@ -175,7 +175,8 @@ impl Ledger for SqliteLedger {
     }
 
     async fn publication(&self, lease: &LeaseRef) -> L<Publication> {
-        view::publication(&self.readers, lease).await
+        let lease = *lease;
+        self.readers.read(move |conn| view::publication(conn, &lease)).await
     }
 
     async fn intend(&self, lease: &LeaseRef, effect: EffectId, intent: &Intent) -> L<Fenced> {
@@ -207,20 +208,19 @@ impl Ledger for SqliteLedger {
     }
 
     async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
-        view::dead(&self.readers, max.min(MAX_PAGE)).await
+        self.readers.read(move |conn| view::dead(conn, max.min(MAX_PAGE))).await
     }
 
     async fn task(&self, id: TaskId) -> L<TaskView> {
-        let mut transaction = self.readers.begin().await.or_ledger()?;
-        view::task(&mut transaction, id).await
+        self.readers.read(move |conn| view::task(conn, id)).await
     }
 
     async fn tasks(&self, filter: TaskFilter, after: Option<TaskCursor>, max: u16) -> L<Vec<TaskView>> {
-        view::tasks(&self.readers, filter, after, max.min(MAX_PAGE)).await
+        self.readers.read(move |conn| view::tasks(conn, filter, after, max.min(MAX_PAGE))).await
     }
 
     async fn events(&self, task: Option<TaskId>, after: u64, max: u16) -> L<Vec<Event>> {
-        event::list(&self.readers, task, after, max.min(MAX_PAGE)).await
+        self.readers.read(move |conn| event::list(conn, task, after, max.min(MAX_PAGE))).await
     }
 
     fn newest_event(&self) -> watch::Receiver<u64> {
@@ -232,16 +232,20 @@ impl Ledger for SqliteLedger {
     }
 
     async fn runnable(&self, max: u32) -> L<u32> {
-        lane::count_next(&self.readers, &self.slots, &any_run(), max).await
+        let slots = self.slots.clone();
+        self.readers.read(move |conn| lane::count_next(conn, &slots, &any_run(), max)).await
     }
 
     async fn demand(&self) -> L<Demand> {
-        let runnable = lane::count_next(&self.readers, &self.slots, &any_run(), MOST_RUNNABLE).await?;
-        view::demand(&self.readers, self.time.now(), runnable).await
+        let (slots, now) = (self.slots.clone(), self.time.now());
+        let demand = move |conn: &Connection| {
+            view::demand(conn, now, lane::count_next(conn, &slots, &any_run(), MOST_RUNNABLE)?)
+        };
+        self.readers.read(demand).await
     }
 
     async fn announced(&self) -> L<u64> {
-        event::announced(&self.readers).await
+        self.readers.read(event::announced).await
     }
 
     async fn set_announced(&self, from: u64, to: u64) -> L<bool> {
@@ -253,7 +257,8 @@ impl Ledger for SqliteLedger {
     }
 
     async fn depth(&self) -> L<Depth> {
-        view::depth(&self.readers, self.time.now()).await
+        let now = self.time.now();
+        self.readers.read(move |conn| view::depth(conn, now)).await
     }
 
     async fn probe(&self) -> L<()> {
@@ -261,7 +266,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn audit(&self) -> L<Vec<String>> {
-        let mut transaction = self.readers.begin().await.or_ledger()?;
-        audit::audit(&mut transaction, Some(&self.slots), self.time.now()).await
+        let (slots, now) = (self.slots.clone(), self.time.now());
+        self.readers.read(move |conn| audit::audit(conn, Some(&slots), now)).await
     }
 }

@@ -1,7 +1,7 @@
 //! The ledger in one SQLite file: durable Tasks, Runs, jobs, steps, effects and events for a single process.
 //!
-//! One writer task owns the only writing connection and commits whatever has queued since its last fsync as one
-//! transaction; four read-only connections serve everything else. State rules are `fettle_domain`'s: a verb loads rows,
+//! One thread owns the only writing connection and commits whatever has queued since its last fsync as one transaction; a few
+//! read-only connections serve everything else. State rules are `fettle_domain`'s: a verb loads rows,
 //! asks a transition and stores what it gave back. Blobs are files beside the database, named by their content.
 
 mod audit;
@@ -14,11 +14,15 @@ mod export;
 mod job;
 mod lane;
 mod ledger;
+mod line;
 mod message;
+mod migrate;
 mod open;
 mod poll;
+mod readers;
 mod run;
 mod snapshot;
+mod sql;
 mod task;
 mod time;
 mod view;
@@ -35,10 +39,10 @@ use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Admissions, L};
 use fettle_domain::lease::Timing;
 use fettle_domain::turn::Slots;
-use sqlx::SqlitePool;
 use tokio::sync::watch;
 
 pub use export::{ExportError, export};
+pub use migrate::MigrateError;
 pub use open::{OpenError, refuse_if_in_use};
 pub use snapshot::{Checked, SnapshotError, check_snapshot, snapshot};
 pub use time::{RunningStopwatch, Stopwatch};
@@ -46,6 +50,7 @@ pub use time::{RunningStopwatch, Stopwatch};
 use fettle_app::stored;
 
 use blob::Blobs;
+use readers::Readers;
 use time::LedgerTime;
 use writer::{Verb, Writer};
 
@@ -85,7 +90,7 @@ impl Options {
 /// cleanly.
 pub struct SqliteLedger {
     writer: Writer,
-    readers: SqlitePool,
+    readers: Readers,
     blobs: Blobs,
     time: Arc<LedgerTime>,
     slots: Arc<Slots>,

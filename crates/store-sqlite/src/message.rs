@@ -3,9 +3,11 @@
 use fettle_app::ports::ledger::L;
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, TaskId};
+use rusqlite::params;
 use uuid::Uuid;
 
-use crate::error::{OrLedger, unreadable};
+use crate::error::unreadable;
+use crate::sql::{Sql as _, first};
 use crate::writer::{Tx, Verb};
 use crate::{event, job, task};
 
@@ -18,41 +20,32 @@ pub(crate) struct Post {
 impl Verb for Post {
     type Out = ();
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
-        task::get(tx, self.task).await?;
+    fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+        task::get(tx, self.task)?;
         let body = EventBody::TaskJoined { by: self.by.clone(), what: "message".to_owned() };
-        event::append(tx, self.task, &body).await?;
-        post(tx, self.task, &self.by, &self.text).await
+        event::append(tx, self.task, &body)?;
+        post(tx, self.task, &self.by, &self.text)
     }
 }
 
 /// Keeps the message and wakes what waited for an answer.
-pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()> {
+pub(crate) fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()> {
     let (id, now) = (task.as_uuid(), tx.now.as_microsecond());
     // `handed_fence` is of a former rule and says nothing any more; a schema that drops it would shut older binaries out.
-    sqlx::query!(
+    tx.conn.run(
         "INSERT INTO message (task_id, author, posted_at, handed_fence, content) VALUES (?, ?, ?, 0, ?)",
-        id,
-        by,
-        now,
-        text,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
-    let waiting =
-        sqlx::query_scalar!(r#"SELECT id AS "id: Uuid" FROM job WHERE task_id = ? AND state = 'waiting'"#, id,)
-            .fetch_all(&mut *tx.conn)
-            .await
-            .or_ledger()?;
+        params![id, by, now, text],
+    )?;
+    let waiting: Vec<Uuid> =
+        tx.conn.all("SELECT id FROM job WHERE task_id = ? AND state = 'waiting'", params![id], first)?;
     for id in waiting {
-        let mut row = job::get(tx.conn, JobId::from_uuid(id)).await?;
+        let mut row = job::get(tx.conn, JobId::from_uuid(id))?;
         if let Some(woken) = row.job.clone().wake() {
             row.job = woken;
-            job::store(tx, &row).await?;
+            job::store(tx, &row)?;
         }
     }
-    task::refresh(tx, task).await
+    task::refresh(tx, task)
 }
 
 /// What the holder has not been handed yet, oldest first, and how many of the Task's messages it has then.
@@ -60,12 +53,9 @@ pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) ->
 /// A message that an earlier holder was handed and did not journal before it died is handed over again: each journaled
 /// message is one step, in the order they were handed. Who has been handed none under its lease has journaled none, so the
 /// journal says where to begin.
-pub(crate) async fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u64>) -> L<(Vec<String>, Option<u64>)> {
+pub(crate) fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u64>) -> L<(Vec<String>, Option<u64>)> {
     let id = task.as_uuid();
-    let all = sqlx::query_scalar!(r#"SELECT count(*) AS "count!: i64" FROM message WHERE task_id = ?"#, id)
-        .fetch_one(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+    let all: i64 = tx.conn.one("SELECT count(*) FROM message WHERE task_id = ?", params![id], first)?;
     let all = u64::try_from(all).map_err(unreadable)?;
     if all == received.unwrap_or(0) {
         return Ok((Vec::new(), received));
@@ -73,24 +63,22 @@ pub(crate) async fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u6
     let has = match received {
         Some(received) => received,
         None => {
-            let journaled = sqlx::query_scalar!(
-                r#"SELECT count(*) AS "count!: i64" FROM step JOIN run ON run.id = step.run_id
-               WHERE run.task_id = ? AND step.kind = 'message_in'"#,
-                id,
-            )
-            .fetch_one(&mut *tx.conn)
-            .await
-            .or_ledger()?;
+            let journaled: i64 = tx.conn.one(
+                "SELECT count(*) FROM step JOIN run ON run.id = step.run_id
+               WHERE run.task_id = ? AND step.kind = 'message_in'",
+                params![id],
+                first,
+            )?;
             u64::try_from(journaled).map_err(unreadable)?
         }
     };
     if all <= has {
         return Ok((Vec::new(), received));
     }
-    let messages = sqlx::query!("SELECT author, content FROM message WHERE task_id = ? ORDER BY seq", id)
-        .fetch_all(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+    let messages: Vec<(String, String)> =
+        tx.conn.all("SELECT author, content FROM message WHERE task_id = ? ORDER BY seq", params![id], |row| {
+            row.try_into()
+        })?;
     let new = messages.into_iter().skip(usize::try_from(has).map_err(unreadable)?);
-    Ok((new.map(|message| format!("{}: {}", message.author, message.content)).collect(), Some(all)))
+    Ok((new.map(|(author, content)| format!("{author}: {content}")).collect(), Some(all)))
 }

@@ -6,36 +6,29 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::ledger::LedgerError;
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection, SqliteConnection};
+use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::blob::Blobs;
 use crate::error::{OrLedger, unreadable};
 use crate::lane;
+use crate::migrate::{self, MigrateError, SCHEMA};
+use crate::readers::Readers;
+use crate::sql::{Sql as _, first};
 use crate::time::{LedgerTime, after};
 use crate::writer::{Writer, WriterParts};
 use crate::{DATABASE_FILE, Options, SqliteLedger};
 
 /// Older ones can corrupt a database in WAL mode.
 const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
-/// The schema this binary knows; a migration that old binaries cannot live with raises `oldest_reader` to it.
-pub(crate) const SCHEMA: i64 = 6;
-/// Pages, lists and streams; each connection costs a thread.
-const READERS: u32 = 4;
-/// A reader that is not free within this long is a sign of overload.
-const READER_WAIT: Duration = Duration::from_secs(5);
 /// As long as SQLite itself waits for a lock, which only a backup tool or a dying predecessor can hold.
-pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than the statements of this crate: none is prepared twice.
 const STATEMENTS: usize = 256;
 /// Between two looks at a lock that a predecessor still holds.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 const LOCK_FILE: &str = "ledger.lock";
-
-pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!();
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -72,67 +65,92 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
     refuse_network_file_system(&data_dir)?;
     let lock = lock(&data_dir, options.lock_wait).await?;
 
-    let file = SqliteConnectOptions::new()
-        .filename(data_dir.join(DATABASE_FILE))
-        .busy_timeout(BUSY_TIMEOUT)
-        .statement_cache_capacity(STATEMENTS)
-        .foreign_keys(true);
-    let writing = file
-        .clone()
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .pragma("wal_autocheckpoint", "0");
-    let mut conn = SqliteConnection::connect_with(&writing).await.or_ledger()?;
-    require_sqlite(&mut conn).await?;
-    migrate(&mut conn).await?;
-    let persisted = claim(&mut conn).await?;
+    let file = data_dir.join(DATABASE_FILE);
+    let (clock, stopwatch, lease) = (options.clock, options.stopwatch, options.timing.lease);
+    let ids = options.ids.clone();
+    let prepared = blocking(move || -> Result<Prepared, OpenError> {
+        let mut conn = writing(&file).or_ledger()?;
+        require_sqlite(&conn)?;
+        migrate(&mut conn)?;
+        let time = LedgerTime::starting(clock, stopwatch, claim(&conn)?);
+        grant_grace(&conn, &time, lease)?;
+        let (newest_event, newest_delivery) = newest(&conn)?;
+        let readers = Readers::open(file.clone())?;
+        let blobs = Blobs::open(&data_dir, ids).map_err(|source| OpenError::DataDir { data_dir, source })?;
+        Ok(Prepared { conn, file, readers, blobs, time, newest_event, newest_delivery })
+    });
+    let Prepared { conn, file, readers, blobs, time, newest_event, newest_delivery } = prepared.await?;
 
-    let time = LedgerTime::starting(options.clock, options.stopwatch, persisted);
-    grant_grace(&mut conn, &time, options.timing.lease).await?;
-    let newest = sqlx::query!(
-        r#"SELECT (SELECT max(seq) FROM event) AS "event: i64", (SELECT max(seq) FROM delivery) AS "delivery: i64""#
-    )
-    .fetch_one(&mut conn)
-    .await
-    .or_ledger()?;
-    let newest_event = u64::try_from(newest.event.unwrap_or(0)).map_err(unreadable)?;
-
-    let readers = SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .acquire_timeout(READER_WAIT)
-        .connect_with(file.read_only(true))
-        .await
-        .or_ledger()?;
-    let blobs = Blobs::open(&data_dir, options.ids.clone()).map_err(failed)?;
     let (event_sender, newest_event) = watch::channel(newest_event);
     let (work_sender, work) = watch::channel(0);
     let (job_sender, jobs) = watch::channel(0);
     let (time, slots) = (Arc::new(time), Arc::new(options.slots));
     let writer = Writer::start(WriterParts {
         conn,
-        connect: writing,
+        file,
         time: time.clone(),
         timing: options.timing,
         slots: slots.clone(),
-        ids: options.ids.clone(),
+        ids: options.ids,
         newest_event: event_sender,
         work: work_sender,
         jobs: job_sender,
-        newest_delivery: newest.delivery.unwrap_or(0),
+        newest_delivery,
         lock,
-    });
+    })?;
     let admissions = options.admissions;
     let ledger = SqliteLedger { writer, readers, blobs, time, slots, admissions, newest_event, work, jobs };
     ledger.write(lane::Arrange).await?;
     Ok(ledger)
 }
 
+/// What was read and made before the writer begins.
+struct Prepared {
+    conn: Connection,
+    file: Utf8PathBuf,
+    readers: Readers,
+    blobs: Blobs,
+    time: LedgerTime,
+    newest_event: u64,
+    newest_delivery: i64,
+}
+
+/// Runs `work`, which may wait for the disk, on a thread of its own.
+pub(crate) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<LedgerError> + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|join| LedgerError::Unavailable(join.to_string()))?
+}
+
+/// The connection that writes, and makes the file when it is not there.
+pub(crate) fn writing(file: &Utf8Path) -> rusqlite::Result<Connection> {
+    let conn = connection(file, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    conn.pragma_update(None, "journal_mode", "wal")?;
+    conn.pragma_update(None, "synchronous", "full")?;
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    Ok(conn)
+}
+
+pub(crate) fn reading(file: &Utf8Path) -> rusqlite::Result<Connection> {
+    connection(file, OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+fn connection(file: &Utf8Path, access: OpenFlags) -> rusqlite::Result<Connection> {
+    // A connection is used by one thread at a time, so SQLite need not lock it for each call.
+    let conn = Connection::open_with_flags(file, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(BUSY_TIMEOUT)?;
+    conn.pragma_update(None, "foreign_keys", true)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(conn)
+}
+
 /// A reading connection to a ledger that nobody else has, or can open meanwhile.
-pub(crate) async fn alone(data_dir: &Utf8Path) -> Result<(SqliteConnection, DataDirLock), OpenError> {
+pub(crate) async fn alone(data_dir: &Utf8Path) -> Result<(Connection, DataDirLock), OpenError> {
     let lock = lock(data_dir, Duration::ZERO).await?;
-    let file = SqliteConnectOptions::new().filename(data_dir.join(DATABASE_FILE)).busy_timeout(BUSY_TIMEOUT);
-    let conn = SqliteConnection::connect_with(&file.read_only(true)).await.or_ledger()?;
+    let conn = reading(&data_dir.join(DATABASE_FILE)).or_ledger()?;
     Ok((conn, lock))
 }
 
@@ -205,8 +223,8 @@ fn sign(file: &mut fs_err::File) -> std::io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
-async fn require_sqlite(conn: &mut SqliteConnection) -> Result<(), OpenError> {
-    let found: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(conn).await.or_ledger()?;
+fn require_sqlite(conn: &Connection) -> Result<(), OpenError> {
+    let found: String = conn.one("SELECT sqlite_version()", (), first)?;
     let parts: Vec<u32> = found.split('.').filter_map(|part| part.parse().ok()).collect();
     if parts.as_slice() < OLDEST_SQLITE.as_slice() {
         return Err(OpenError::SqliteTooOld { found });
@@ -214,13 +232,9 @@ async fn require_sqlite(conn: &mut SqliteConnection) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// An older binary tolerates migrations it does not know, because old and new meet in every upgrade and rollback.
-async fn migrate(conn: &mut SqliteConnection) -> Result<(), OpenError> {
-    let mut migrations = Migrator::with_migrations(MIGRATIONS.iter().cloned().collect());
-    migrations.set_ignore_missing(true);
-    // Not `run`: its `Acquire` bound makes the future of every caller impossible to prove `Send`.
-    migrations.run_direct(None, &mut *conn, false).await.map_err(OpenError::Migrate)?;
-    let needs = sqlx::query_scalar!("SELECT oldest_reader FROM ledger").fetch_one(conn).await.or_ledger()?;
+fn migrate(conn: &mut Connection) -> Result<(), OpenError> {
+    migrate::migrate(conn).map_err(OpenError::Migrate)?;
+    let needs = migrate::oldest_reader(conn)?;
     if needs > SCHEMA {
         return Err(OpenError::TooNew { needs });
     }
@@ -228,26 +242,33 @@ async fn migrate(conn: &mut SqliteConnection) -> Result<(), OpenError> {
 }
 
 /// Checks the file unless it was closed cleanly, and marks it as in use. Gives the newest time it has seen.
-async fn claim(conn: &mut SqliteConnection) -> Result<i64, OpenError> {
-    let ledger = sqlx::query!("SELECT time_at, closed FROM ledger").fetch_one(&mut *conn).await.or_ledger()?;
-    if ledger.closed == 0 {
-        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *conn).await.or_ledger()?;
+fn claim(conn: &Connection) -> Result<i64, OpenError> {
+    let (time_at, closed): (i64, bool) = conn.one("SELECT time_at, closed FROM ledger", (), |row| row.try_into())?;
+    if !closed {
+        let verdict: String = conn.one("PRAGMA quick_check(1)", (), first)?;
         if verdict != "ok" {
             return Err(OpenError::Ledger(LedgerError::Corrupt(verdict)));
         }
     }
-    sqlx::query!("UPDATE ledger SET closed = 0").execute(conn).await.or_ledger()?;
-    Ok(ledger.time_at)
+    conn.run("UPDATE ledger SET closed = 0", ())?;
+    Ok(time_at)
 }
 
 /// While no ledger was alive no holder could renew; all of them get a full lease from now.
-async fn grant_grace(conn: &mut SqliteConnection, time: &LedgerTime, lease: Duration) -> Result<(), OpenError> {
+fn grant_grace(conn: &Connection, time: &LedgerTime, lease: Duration) -> Result<(), OpenError> {
     let until = after(time.now(), lease).as_microsecond();
-    sqlx::query!("UPDATE job SET leased_until = max(leased_until, ?) WHERE leased_until IS NOT NULL", until)
-        .execute(conn)
-        .await
-        .or_ledger()?;
+    conn.run("UPDATE job SET leased_until = max(leased_until, ?) WHERE leased_until IS NOT NULL", params![until])?;
     Ok(())
+}
+
+/// The numbers of the last event and the last delivery; 0 when there is none.
+fn newest(conn: &Connection) -> Result<(u64, i64), OpenError> {
+    let (event, delivery): (i64, i64) = conn.one(
+        "SELECT coalesce((SELECT max(seq) FROM event), 0), coalesce((SELECT max(seq) FROM delivery), 0)",
+        (),
+        |row| row.try_into(),
+    )?;
+    Ok((u64::try_from(event).map_err(unreadable)?, delivery))
 }
 
 #[cfg(test)]

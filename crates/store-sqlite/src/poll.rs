@@ -2,20 +2,17 @@
 
 use fettle_app::ports::ledger::L;
 use jiff::Timestamp;
-use sqlx::SqlitePool;
+use rusqlite::{Connection, params};
 
-use crate::error::OrLedger;
+use crate::sql::{Sql as _, first};
 use crate::stored::{self, Subject};
 use crate::task;
 use crate::time::from_micros;
 use crate::writer::{Tx, Verb};
 
-pub(crate) async fn mark(readers: &SqlitePool, repo: u64) -> L<Option<Timestamp>> {
+pub(crate) fn mark(conn: &Connection, repo: u64) -> L<Option<Timestamp>> {
     let repo = task::number(repo)?;
-    let mark = sqlx::query_scalar!("SELECT mark_at FROM poll WHERE repo_forge_id = ?", repo)
-        .fetch_optional(readers)
-        .await
-        .or_ledger()?;
+    let mark = conn.maybe("SELECT mark_at FROM poll WHERE repo_forge_id = ?", params![repo], first)?;
     Ok(mark.map(from_micros))
 }
 
@@ -28,34 +25,26 @@ pub(crate) struct SetMark {
 impl Verb for SetMark {
     type Out = bool;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<bool> {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<bool> {
         let (repo, to) = (task::number(self.repo)?, self.to.as_microsecond());
         let moved = match self.from.map(Timestamp::as_microsecond) {
-            None => {
-                sqlx::query!("INSERT INTO poll (repo_forge_id, mark_at) VALUES (?, ?) ON CONFLICT DO NOTHING", repo, to)
-                    .execute(&mut *tx.conn)
-                    .await
-            }
-            Some(from) => {
-                sqlx::query!("UPDATE poll SET mark_at = ? WHERE repo_forge_id = ? AND mark_at = ?", to, repo, from)
-                    .execute(&mut *tx.conn)
-                    .await
-            }
+            None => tx.conn.run(
+                "INSERT INTO poll (repo_forge_id, mark_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                params![repo, to],
+            ),
+            Some(from) => tx
+                .conn
+                .run("UPDATE poll SET mark_at = ? WHERE repo_forge_id = ? AND mark_at = ?", params![to, repo, from]),
         };
-        Ok(moved.or_ledger()?.rows_affected() == 1)
+        Ok(moved? == 1)
     }
 }
 
 /// When the issue's newest Task was asked for.
-pub(crate) async fn last_asked(readers: &SqlitePool, repo: u64, issue: u64) -> L<Option<Timestamp>> {
+pub(crate) fn last_asked(conn: &Connection, repo: u64, issue: u64) -> L<Option<Timestamp>> {
     let (repo, issue) = (task::number(repo)?, task::number(issue)?);
-    let subject = sqlx::query_scalar!(
+    let subject: Option<String> = conn.maybe(
         "SELECT subject FROM task WHERE repo_forge_id = ? AND issue_number = ? ORDER BY created_at DESC, id DESC LIMIT 1",
-        repo,
-        issue,
-    )
-    .fetch_optional(readers)
-    .await
-    .or_ledger()?;
+        params![repo, issue], first)?;
     subject.map(|subject| Ok(stored::read::<Subject>(&subject)?.issue.taken_at)).transpose()
 }

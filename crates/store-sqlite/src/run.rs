@@ -10,11 +10,12 @@ use fettle_domain::proof::Level;
 use fettle_domain::publication::{Ended, wanted_effects};
 use fettle_domain::run::RunResult;
 use fettle_domain::step::{MAX_STEP_BODY_BYTES, StepBody, StepRecord};
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use crate::error::{OrLedger, unreadable};
+use crate::error::unreadable;
 use crate::job::{self, JobRow};
+use crate::sql::{Sql as _, first};
 use crate::writer::{Tx, Verb};
 use crate::{effect, event, stored, task};
 
@@ -25,20 +26,20 @@ struct RunRow {
     spent: Spent,
 }
 
-async fn of_job(conn: &mut SqliteConnection, job: JobId) -> L<RunRow> {
+fn of_job(conn: &Connection, job: JobId) -> L<RunRow> {
     let uuid = job.as_uuid();
-    let row = sqlx::query!(
-        r#"SELECT id AS "id: Uuid", steps, calls, generated_tokens, prompt_tokens, wall_s FROM run WHERE job_id = ?"#,
-        uuid,
-    )
-    .fetch_optional(conn)
-    .await
-    .or_ledger()?
-    .ok_or_else(|| LedgerError::Invalid(format!("{job} is not a run job")))?;
+    type Row = (Uuid, i64, i64, i64, i64, i64);
+    let row: Option<Row> = conn.maybe(
+        "SELECT id, steps, calls, generated_tokens, prompt_tokens, wall_s FROM run WHERE job_id = ?",
+        params![uuid],
+        |row| row.try_into(),
+    )?;
+    let (id, steps, calls, generated_tokens, prompt_tokens, wall_s) =
+        row.ok_or_else(|| LedgerError::Invalid(format!("{job} is not a run job")))?;
     Ok(RunRow {
-        id: RunId::from_uuid(row.id),
-        steps: u32::try_from(row.steps).map_err(unreadable)?,
-        spent: spent(row.calls, row.generated_tokens, row.prompt_tokens, row.wall_s)?,
+        id: RunId::from_uuid(id),
+        steps: u32::try_from(steps).map_err(unreadable)?,
+        spent: spent(calls, generated_tokens, prompt_tokens, wall_s)?,
     })
 }
 
@@ -52,9 +53,9 @@ pub(crate) fn spent(calls: i64, generated_tokens: i64, prompt_tokens: i64, wall_
 }
 
 /// What the holder of `row` is to do.
-pub(crate) async fn order(tx: &mut Tx<'_>, row: &JobRow) -> L<RunOrder> {
-    let run = of_job(tx.conn, row.job.id).await?;
-    let task = task::get(tx, row.task).await?;
+pub(crate) fn order(tx: &mut Tx<'_>, row: &JobRow) -> L<RunOrder> {
+    let run = of_job(tx.conn, row.job.id)?;
+    let task = task::get(tx, row.task)?;
     Ok(RunOrder {
         task: row.task,
         run: run.id,
@@ -78,7 +79,7 @@ pub(crate) struct Record {
 impl Verb for Record {
     type Out = Fenced;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
         let step = &self.step;
         if let StepBody::Inline(body) = &step.body
             && body.to_string().len() > MAX_STEP_BODY_BYTES
@@ -87,93 +88,70 @@ impl Verb for Record {
                 "a step's body is at most {MAX_STEP_BODY_BYTES} bytes; use a blob"
             )));
         }
-        let mut row = match job::held(tx, &self.lease).await? {
+        let mut row = match job::held(tx, &self.lease)? {
             Ok(row) => row,
             // The lease was ended by its own holder; this is its last step come twice, or a step too late.
-            Err(Fenced::AlreadyApplied) => return self.repeated(tx).await,
+            Err(Fenced::AlreadyApplied) => return self.repeated(tx),
             Err(fenced) => return Ok(fenced),
         };
-        let run = of_job(tx.conn, self.lease.job).await?;
+        let run = of_job(tx.conn, self.lease.job)?;
         if step.seq > run.steps {
             return Err(LedgerError::Invalid(format!("step {} follows step count {}: a gap", step.seq, run.steps)));
         }
         let (run_id, seq, fence) = (run.id.as_uuid(), step.seq, job::column(self.lease.fence));
         let record = stored::write(step)?;
         if step.seq < run.steps {
-            let same = sqlx::query!("SELECT fence, record FROM step WHERE run_id = ? AND seq = ?", run_id, seq)
-                .fetch_one(&mut *tx.conn)
-                .await
-                .or_ledger()?;
-            if same.fence == fence && same.record == record {
+            let (by, was): (i64, String) = tx.conn.one(
+                "SELECT fence, record FROM step WHERE run_id = ? AND seq = ?",
+                params![run_id, seq],
+                |row| row.try_into(),
+            )?;
+            if by == fence && was == record {
                 return Ok(Fenced::AlreadyApplied);
             }
-            if same.fence == fence {
+            if by == fence {
                 return Err(LedgerError::Invalid(format!("step {seq} was recorded with another content")));
             }
             // The replay has diverged here: what an earlier holder did afterwards is no longer part of the Run.
-            sqlx::query!("DELETE FROM step WHERE run_id = ? AND seq >= ?", run_id, seq)
-                .execute(&mut *tx.conn)
-                .await
-                .or_ledger()?;
+            tx.conn.run("DELETE FROM step WHERE run_id = ? AND seq >= ?", params![run_id, seq])?;
         }
         let (now, kind) = (tx.now.as_microsecond(), step.kind.name());
-        sqlx::query!(
+        tx.conn.run(
             "INSERT INTO step (run_id, seq, fence, kind, recorded_at, record) VALUES (?, ?, ?, ?, ?, ?)",
-            run_id,
-            seq,
-            fence,
-            kind,
-            now,
-            record,
-        )
-        .execute(&mut *tx.conn)
-        .await
-        .or_ledger()?;
-        store_spent(tx, run.id, &step.spent, i64::from(step.seq) + 1).await?;
+            params![run_id, seq, fence, kind, now, record],
+        )?;
+        store_spent(tx, run.id, &step.spent, i64::from(step.seq) + 1)?;
 
         if row.job.counters.crashes_since_step > 0 {
             row.job = row.job.step(self.lease.fence).map_err(unreadable)?;
-            job::store(tx, &row).await?;
+            job::store(tx, &row)?;
         }
-        event::append(tx, row.task, &step_event(step)).await?;
+        event::append(tx, row.task, &step_event(step))?;
         Ok(Fenced::Applied)
     }
 }
 
 impl Record {
-    async fn repeated(&self, tx: &mut Tx<'_>) -> L<Fenced> {
-        let run = of_job(tx.conn, self.lease.job).await?;
+    fn repeated(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+        let run = of_job(tx.conn, self.lease.job)?;
         let (run_id, fence, record) = (run.id.as_uuid(), job::column(self.lease.fence), stored::write(&self.step)?);
-        let same = sqlx::query_scalar!(
+        let same: i64 = tx.conn.one(
             "SELECT count(*) FROM step WHERE run_id = ? AND seq = ? AND fence = ? AND record = ?",
-            run_id,
-            self.step.seq,
-            fence,
-            record,
-        )
-        .fetch_one(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+            params![run_id, self.step.seq, fence, record],
+            first,
+        )?;
         Ok(if same > 0 { Fenced::AlreadyApplied } else { Fenced::Stale })
     }
 }
 
-async fn store_spent(tx: &mut Tx<'_>, run: RunId, spent: &Spent, steps: i64) -> L<()> {
+fn store_spent(tx: &mut Tx<'_>, run: RunId, spent: &Spent, steps: i64) -> L<()> {
     let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     let (generated, prompt, wall) = (tokens(spent.generated_tokens), tokens(spent.prompt_tokens), tokens(spent.wall_s));
     let id = run.as_uuid();
-    sqlx::query!(
+    tx.conn.run(
         "UPDATE run SET steps = ?, calls = ?, generated_tokens = ?, prompt_tokens = ?, wall_s = ? WHERE id = ?",
-        steps,
-        spent.calls,
-        generated,
-        prompt,
-        wall,
-        id,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
+        params![steps, spent.calls, generated, prompt, wall, id],
+    )?;
     Ok(())
 }
 
@@ -191,13 +169,11 @@ fn step_event(step: &StepRecord) -> EventBody {
 }
 
 /// The journal in order.
-pub(crate) async fn steps(conn: &mut SqliteConnection, lease: &LeaseRef) -> L<Vec<StepRecord>> {
-    let row = job::held_for_reading(conn, lease).await?;
-    let run = of_job(conn, row.job.id).await?.id.as_uuid();
-    let records = sqlx::query_scalar!("SELECT record FROM step WHERE run_id = ? ORDER BY seq", run)
-        .fetch_all(conn)
-        .await
-        .or_ledger()?;
+pub(crate) fn steps(conn: &Connection, lease: &LeaseRef) -> L<Vec<StepRecord>> {
+    let row = job::held_for_reading(conn, lease)?;
+    let run = of_job(conn, row.job.id)?.id.as_uuid();
+    let records: Vec<String> =
+        conn.all("SELECT record FROM step WHERE run_id = ? ORDER BY seq", params![run], first)?;
     records.iter().map(|record| stored::read(record)).collect()
 }
 
@@ -209,54 +185,54 @@ pub(crate) struct Complete {
 impl Verb for Complete {
     type Out = Fenced;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
-        let mut row = match job::held(tx, &self.lease).await? {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Fenced> {
+        let mut row = match job::held(tx, &self.lease)? {
             Ok(row) => row,
             Err(fenced) => return Ok(fenced),
         };
-        let run = of_job(tx.conn, self.lease.job).await?;
+        let run = of_job(tx.conn, self.lease.job)?;
         let cancelled = matches!(row.job.state, JobState::Cancelling { .. });
         row.job = row.job.complete(self.lease.fence).map_err(unreadable)?;
-        job::store(tx, &row).await?;
+        job::store(tx, &row)?;
 
         let (id, result) = (run.id.as_uuid(), stored::write(&self.result)?);
-        sqlx::query!("UPDATE run SET result = ? WHERE id = ?", result, id).execute(&mut *tx.conn).await.or_ledger()?;
-        store_spent(tx, run.id, &self.result.spent, i64::from(run.steps)).await?;
+        tx.conn.run("UPDATE run SET result = ? WHERE id = ?", params![result, id])?;
+        store_spent(tx, run.id, &self.result.spent, i64::from(run.steps))?;
         let level = self.result.change.as_ref().map(|change| level_name(change.proof.level).to_owned());
         let body = EventBody::RunEnded { outcome: self.result.outcome.name().to_owned(), level };
-        event::append(tx, row.task, &body).await?;
+        event::append(tx, row.task, &body)?;
 
         if cancelled {
-            publish_nothing(tx, row.task).await?;
+            publish_nothing(tx, row.task)?;
         } else {
-            let audience = task::get(tx, row.task).await?.audience();
+            let audience = task::get(tx, row.task)?.audience();
             let kinds = wanted_effects(audience, Ended::With(&self.result.outcome));
-            effect::want(tx, row.task, &kinds).await?;
+            effect::want(tx, row.task, &kinds)?;
         }
-        task::refresh(tx, row.task).await?;
+        task::refresh(tx, row.task)?;
         Ok(Fenced::Applied)
     }
 }
 
 /// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written.
-async fn publish_nothing(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    if effect::unfinished_publish_job(tx.conn, task).await?.is_some() {
-        return effect::cancel_publication(tx, task).await.map(|_| ());
+fn publish_nothing(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
+    if effect::unfinished_publish_job(tx.conn, task)?.is_some() {
+        return effect::cancel_publication(tx, task).map(|_| ());
     }
     let job = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
     let cancelled = job.cancel().expect("a queued job can be cancelled");
-    let place = task::get(tx, task).await?.place_of(JobKind::Publish);
-    job::insert(tx, &cancelled, task, &place).await
+    let place = task::get(tx, task)?.place_of(JobKind::Publish);
+    job::insert(tx, &cancelled, task, &place)
 }
 
 /// A comment for a Run that died without an outcome.
-pub(crate) async fn publish_the_death(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    let audience = task::get(tx, task).await?.audience();
+pub(crate) fn publish_the_death(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
+    let audience = task::get(tx, task)?.audience();
     let kinds = wanted_effects(audience, Ended::Died);
     if kinds.is_empty() {
         return Ok(());
     }
-    effect::want(tx, task, &kinds).await.map(|_| ())
+    effect::want(tx, task, &kinds).map(|_| ())
 }
 
 fn level_name(level: Level) -> &'static str {
@@ -268,17 +244,12 @@ fn level_name(level: Level) -> &'static str {
 }
 
 /// The row of a Task's one Run.
-pub(crate) async fn insert(tx: &mut Tx<'_>, run: RunId, task: TaskId, job: JobId) -> L<()> {
+pub(crate) fn insert(tx: &mut Tx<'_>, run: RunId, task: TaskId, job: JobId) -> L<()> {
     let (run, task, job) = (run.as_uuid(), task.as_uuid(), job.as_uuid());
-    sqlx::query!(
+    tx.conn.run(
         "INSERT INTO run (id, task_id, job_id, steps, calls, generated_tokens, prompt_tokens, wall_s)
          VALUES (?, ?, ?, 0, 0, 0, 0, 0)",
-        run,
-        task,
-        job,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
+        params![run, task, job],
+    )?;
     Ok(())
 }

@@ -9,12 +9,13 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::ledger::LedgerError;
 use jiff::Timestamp;
+use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqliteConnection};
 
 use crate::error::{OrLedger, unreadable};
-use crate::open::{BUSY_TIMEOUT, MIGRATIONS, SCHEMA};
+use crate::migrate::{self, MIGRATIONS, SCHEMA};
+use crate::open::{blocking, reading};
+use crate::sql::{Sql as _, first};
 use crate::{DATABASE_FILE, audit};
 
 /// Sentences of one check; more of the same help nobody.
@@ -57,7 +58,11 @@ pub struct Checked {
 
 /// Copies the ledger beneath `data_dir` to `to`, durably and readable by the caller alone. `to` is new or empty.
 pub async fn snapshot(data_dir: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
-    let path = data_dir.join(DATABASE_FILE);
+    let (path, to) = (data_dir.join(DATABASE_FILE), to.to_owned());
+    blocking(move || copy(path, &to)).await
+}
+
+fn copy(path: Utf8PathBuf, to: &Utf8Path) -> Result<(), SnapshotError> {
     let found = match fs_err::metadata(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(SnapshotError::Absent(path)),
         found => found.map_err(|source| SnapshotError::Read { path: path.clone(), source })?,
@@ -69,11 +74,10 @@ pub async fn snapshot(data_dir: &Utf8Path, to: &Utf8Path) -> Result<(), Snapshot
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
     let file = fs_err::OpenOptions::from_options(options).open(to).map_err(write)?;
-    let options = SqliteConnectOptions::new().filename(&path).busy_timeout(BUSY_TIMEOUT).read_only(true);
-    let mut conn = options.connect().await.or_ledger()?;
+    let conn = reading(&path).or_ledger()?;
     // One reading transaction: the writer goes on meanwhile, and the copy holds what was committed when it began.
-    let copied = sqlx::query("VACUUM INTO ?").bind(to.as_str()).execute(&mut conn).await.or_ledger();
-    let closed = conn.close().await.or_ledger();
+    let copied = conn.run("VACUUM INTO ?", params![to.as_str()]);
+    let closed = conn.close().map_err(|(_, error)| error).or_ledger();
     copied?;
     closed?;
     file.sync_all().map_err(write)
@@ -87,55 +91,63 @@ pub async fn check_snapshot(file: &Utf8Path) -> Result<Checked, SnapshotError> {
     if !file.exists() {
         return Err(SnapshotError::Absent(file.to_owned()));
     }
-    let options = SqliteConnectOptions::new().filename(file).read_only(true).immutable(true);
-    let mut conn = options.connect().await.or_ledger()?;
-    let checked = check(&mut conn).await;
-    conn.close().await.or_ledger()?;
-    Ok(checked?)
+    let file = file.to_owned();
+    blocking(move || {
+        let conn = untouched(&file).or_ledger()?;
+        let checked = check(&conn)?;
+        conn.close().map_err(|(_, error)| error).or_ledger()?;
+        Ok(checked)
+    })
+    .await
 }
 
-async fn check(conn: &mut SqliteConnection) -> Result<Checked, LedgerError> {
+/// Opens a file that nobody changes: without locks, without its log, and without making anything beside it.
+fn untouched(file: &Utf8Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(format!("file:{}?immutable=1", quoted(file)), flags)
+}
+
+/// As a URI has it: what means something there is written as its number.
+fn quoted(file: &Utf8Path) -> String {
+    file.as_str().replace('%', "%25").replace('?', "%3f").replace('#', "%23")
+}
+
+fn check(conn: &Connection) -> Result<Checked, LedgerError> {
     let mut checked =
-        Checked { newest_migration: 0, unknown_migrations: Vec::new(), oldest_reader: 0, findings: pages(conn).await? };
+        Checked { newest_migration: 0, unknown_migrations: Vec::new(), oldest_reader: 0, findings: pages(conn)? };
     if !checked.findings.is_empty() {
         // Whatever else would be read from damaged pages is worth nothing.
         return Ok(checked);
     }
     let tables: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name IN ('_sqlx_migrations', 'ledger')")
-            .fetch_one(&mut *conn)
-            .await
-            .or_ledger()?;
+        conn.one("SELECT count(*) FROM sqlite_schema WHERE name IN ('_sqlx_migrations', 'ledger')", (), first)?;
     if tables != 2 {
         checked.findings.push("it is a database, and no ledger".to_owned());
         return Ok(checked);
     }
-    migrations(conn, &mut checked).await?;
-    let row = sqlx::query("SELECT oldest_reader, time_at FROM ledger").fetch_one(&mut *conn).await.or_ledger()?;
-    checked.oldest_reader = row.try_get(0).or_ledger()?;
-    if checked.oldest_reader > SCHEMA {
-        let needs = checked.oldest_reader;
+    migrations(conn, &mut checked)?;
+    let (needs, at): (i64, i64) = conn.one("SELECT oldest_reader, time_at FROM ledger", (), |row| row.try_into())?;
+    checked.oldest_reader = needs;
+    if needs > SCHEMA {
         checked.findings.push(format!(
             "it needs a program that knows schema {needs}, this one knows {SCHEMA}; use a newer release"
         ));
     }
     if checked.findings.is_empty() {
         // Leases are judged at the ledger's own last instant: now, all of them would have lapsed.
-        let at: i64 = row.try_get(1).or_ledger()?;
         let at = Timestamp::from_microsecond(at).map_err(unreadable)?;
-        checked.findings.extend(audit::audit(conn, None, at).await?);
+        checked.findings.extend(audit::audit(conn, None, at)?);
     }
     Ok(checked)
 }
 
-async fn pages(conn: &mut SqliteConnection) -> Result<Vec<String>, LedgerError> {
-    let verdict: Vec<String> =
-        sqlx::query_scalar("PRAGMA integrity_check(100)").fetch_all(&mut *conn).await.or_ledger()?;
+fn pages(conn: &Connection) -> Result<Vec<String>, LedgerError> {
+    let verdict: Vec<String> = conn.all("PRAGMA integrity_check(100)", (), first)?;
     let mut findings: Vec<String> = verdict.into_iter().filter(|line| line != "ok").collect();
     if findings.is_empty() {
-        let rows = sqlx::query("PRAGMA foreign_key_check").fetch_all(conn).await.or_ledger()?;
-        for row in rows.iter().take(MAX_FINDINGS) {
-            let (table, parent): (String, String) = (row.try_get(0).or_ledger()?, row.try_get(2).or_ledger()?);
+        let rows: Vec<(String, String)> =
+            conn.all("PRAGMA foreign_key_check", (), |row| Ok((row.get(0)?, row.get(2)?)))?;
+        for (table, parent) in rows.into_iter().take(MAX_FINDINGS) {
             findings.push(format!("a row of {table} refers to a row of {parent} that is not there"));
         }
     }
@@ -143,30 +155,25 @@ async fn pages(conn: &mut SqliteConnection) -> Result<Vec<String>, LedgerError> 
 }
 
 /// An unknown one is no finding: after a rollback the older release works on the newer schema.
-async fn migrations(conn: &mut SqliteConnection, checked: &mut Checked) -> Result<(), LedgerError> {
-    let rows = sqlx::query("SELECT version, success, checksum FROM _sqlx_migrations ORDER BY version")
-        .fetch_all(conn)
-        .await
-        .or_ledger()?;
-    let mut applied = BTreeSet::new();
-    for row in rows {
-        let version: i64 = row.try_get(0).or_ledger()?;
-        let (success, checksum): (bool, Vec<u8>) = (row.try_get(1).or_ledger()?, row.try_get(2).or_ledger()?);
-        applied.insert(version);
+fn migrations(conn: &Connection, checked: &mut Checked) -> Result<(), LedgerError> {
+    let mut seen = BTreeSet::new();
+    for applied in migrate::applied(conn)? {
+        let version = applied.version;
+        seen.insert(version);
         checked.newest_migration = version;
-        if !success {
+        if !applied.success {
             checked.findings.push(format!("migration {version} was begun and not finished"));
         }
         match MIGRATIONS.iter().find(|migration| migration.version == version) {
             None => checked.unknown_migrations.push(version),
-            Some(known) if known.checksum.as_ref() != checksum.as_slice() => {
+            Some(known) if known.checksum != applied.checksum => {
                 checked.findings.push(format!("migration {version} is not the one of this release"));
             }
             Some(_) => {}
         }
     }
     // Migrations run in their order, so the first one is in every ledger; later ones run when it is opened next.
-    if MIGRATIONS.iter().map(|migration| migration.version).min().is_some_and(|first| !applied.contains(&first)) {
+    if MIGRATIONS.first().is_some_and(|first| !seen.contains(&first.version)) {
         checked.findings.push("the first migration has never run on it".to_owned());
     }
     Ok(())
@@ -228,10 +235,10 @@ mod tests {
         (folder, ledger, copy)
     }
 
-    async fn change(file: &Utf8Path, sql: &'static str) {
-        let mut conn = SqliteConnectOptions::new().filename(file).foreign_keys(false).connect().await.unwrap();
-        sqlx::query(sql).execute(&mut conn).await.unwrap();
-        conn.close().await.unwrap();
+    fn change(file: &Utf8Path, sql: &str) {
+        let conn = Connection::open(file).unwrap();
+        conn.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+        conn.execute_batch(sql).unwrap();
     }
 
     #[tokio::test]
@@ -273,7 +280,7 @@ mod tests {
         ] {
             let (_folder, _ledger, copy) = copied().await;
             assert_eq!(check_snapshot(&copy).await.unwrap().findings, Vec::<String>::new());
-            change(&copy, sql).await;
+            change(&copy, sql);
             let findings = check_snapshot(&copy).await.unwrap().findings;
             assert!(findings.iter().any(|finding| finding.contains(told)), "{sql}: {findings:?}");
         }
@@ -285,8 +292,7 @@ mod tests {
         change(
             &copy,
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (999, 'x', 1, x'00', 0)",
-        )
-        .await;
+        );
         let checked = check_snapshot(&copy).await.unwrap();
         assert_eq!((checked.findings, checked.unknown_migrations), (vec![], vec![999]));
     }

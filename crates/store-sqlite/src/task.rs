@@ -11,10 +11,12 @@ use fettle_domain::publication::Audience;
 use fettle_domain::run::RunResult;
 use fettle_domain::task::{Mode, TaskState};
 use fettle_domain::turn::Place;
+use rusqlite::params;
 use uuid::Uuid;
 
-use crate::error::{OrLedger, unreadable};
+use crate::error::unreadable;
 use crate::job::{self, JobRow};
+use crate::sql::{Sql as _, first};
 use crate::stored::{self, Subject};
 use crate::writer::{Tx, Verb};
 use crate::{delivery, effect, event, lane, message, run};
@@ -65,26 +67,26 @@ pub(crate) fn state_of(text: &str) -> L<TaskState> {
     .ok_or_else(|| unreadable(format!("unknown task state `{text}`")))
 }
 
-pub(crate) async fn get(tx: &mut Tx<'_>, id: TaskId) -> L<TaskRow> {
+pub(crate) fn get(tx: &mut Tx<'_>, id: TaskId) -> L<TaskRow> {
     let uuid = id.as_uuid();
-    let row = sqlx::query!(
-        r#"SELECT correlation_id AS "correlation_id: Uuid", mode, generation, trigger_kind, state, note, ended_at, subject
-           FROM task WHERE id = ?"#,
-        uuid,
-    )
-    .fetch_optional(&mut *tx.conn)
-    .await
-    .or_ledger()?
-    .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
+    type Row = (Uuid, String, i64, String, String, Option<String>, Option<i64>, String);
+    let row: Option<Row> = tx.conn.maybe(
+        "SELECT correlation_id, mode, generation, trigger_kind, state, note, ended_at, subject
+           FROM task WHERE id = ?",
+        params![uuid],
+        |row| row.try_into(),
+    )?;
+    let (correlation, mode, generation, trigger, state, note, ended_at, subject) =
+        row.ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     Ok(TaskRow {
-        correlation: CorrelationId::from_uuid(row.correlation_id),
-        mode: Mode::from_str(&row.mode).map_err(unreadable)?,
-        generation: u32::try_from(row.generation).map_err(unreadable)?,
-        trigger: row.trigger_kind,
-        state: state_of(&row.state)?,
-        note: row.note,
-        ended: row.ended_at.is_some(),
-        subject: stored::read(&row.subject)?,
+        correlation: CorrelationId::from_uuid(correlation),
+        mode: Mode::from_str(&mode).map_err(unreadable)?,
+        generation: u32::try_from(generation).map_err(unreadable)?,
+        trigger,
+        state: state_of(&state)?,
+        note,
+        ended: ended_at.is_some(),
+        subject: stored::read(&subject)?,
     })
 }
 
@@ -96,65 +98,59 @@ pub(crate) struct Open {
 impl Verb for Open {
     type Out = Opened;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Opened> {
-        let opened = open(tx, &self.plan).await?;
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Opened> {
+        let opened = open(tx, &self.plan)?;
         if let Some(delivery) = self.delivery {
             let verdict = match &opened {
                 Opened::New { task, .. } => format!("opened {task}"),
                 Opened::Joined { task } => format!("joined {task}"),
                 Opened::Duplicate { task } => format!("duplicate of {task}"),
             };
-            delivery::close(tx, delivery, &verdict).await?;
+            delivery::close(tx, delivery, &verdict)?;
         }
         Ok(opened)
     }
 }
 
-async fn open(tx: &mut Tx<'_>, plan: &TaskPlan) -> L<Opened> {
-    if let Some(task) = of_intent(tx, &plan.intent).await? {
+fn open(tx: &mut Tx<'_>, plan: &TaskPlan) -> L<Opened> {
+    if let Some(task) = of_intent(tx, &plan.intent)? {
         return Ok(Opened::Duplicate { task });
     }
     let place = plan.repo.as_ref().map(|repo| repo.forge_id).zip(plan.issue.number);
     let mut generation = 1;
     if let Some((repo, issue)) = place {
-        if let Some(task) = active(tx, repo, issue).await? {
-            join(tx, task, plan).await?;
+        if let Some(task) = active(tx, repo, issue)? {
+            join(tx, task, plan)?;
             return Ok(Opened::Joined { task });
         }
-        generation += earlier(tx, repo, issue).await?;
+        generation += earlier(tx, repo, issue)?;
     }
-    insert(tx, plan, generation).await?;
+    insert(tx, plan, generation)?;
     Ok(Opened::New { task: plan.id, generation })
 }
 
-async fn of_intent(tx: &mut Tx<'_>, intent: &str) -> L<Option<TaskId>> {
-    let task = sqlx::query_scalar!(r#"SELECT task_id AS "task_id: Uuid" FROM intent WHERE key = ?"#, intent)
-        .fetch_optional(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+fn of_intent(tx: &mut Tx<'_>, intent: &str) -> L<Option<TaskId>> {
+    let task = tx.conn.maybe("SELECT task_id FROM intent WHERE key = ?", params![intent], first)?;
     Ok(task.map(TaskId::from_uuid))
 }
 
-async fn active(tx: &mut Tx<'_>, repo: u64, issue: u64) -> L<Option<TaskId>> {
+fn active(tx: &mut Tx<'_>, repo: u64, issue: u64) -> L<Option<TaskId>> {
     let (repo, issue) = (number(repo)?, number(issue)?);
-    let task = sqlx::query_scalar!(
-        r#"SELECT id AS "id: Uuid" FROM task WHERE repo_forge_id = ? AND issue_number = ? AND ended_at IS NULL"#,
-        repo,
-        issue,
-    )
-    .fetch_optional(&mut *tx.conn)
-    .await
-    .or_ledger()?;
+    let task = tx.conn.maybe(
+        "SELECT id FROM task WHERE repo_forge_id = ? AND issue_number = ? AND ended_at IS NULL",
+        params![repo, issue],
+        first,
+    )?;
     Ok(task.map(TaskId::from_uuid))
 }
 
-async fn earlier(tx: &mut Tx<'_>, repo: u64, issue: u64) -> L<u32> {
+fn earlier(tx: &mut Tx<'_>, repo: u64, issue: u64) -> L<u32> {
     let (repo, issue) = (number(repo)?, number(issue)?);
-    let count =
-        sqlx::query_scalar!("SELECT count(*) FROM task WHERE repo_forge_id = ? AND issue_number = ?", repo, issue)
-            .fetch_one(&mut *tx.conn)
-            .await
-            .or_ledger()?;
+    let count: i64 = tx.conn.one(
+        "SELECT count(*) FROM task WHERE repo_forge_id = ? AND issue_number = ?",
+        params![repo, issue],
+        first,
+    )?;
     u32::try_from(count).map_err(unreadable)
 }
 
@@ -164,24 +160,21 @@ pub(crate) fn number(value: u64) -> L<i64> {
 }
 
 /// The trigger becomes a message to the Task that is at work on the issue.
-async fn join(tx: &mut Tx<'_>, task: TaskId, plan: &TaskPlan) -> L<()> {
-    remember(tx, &plan.intent, task).await?;
+fn join(tx: &mut Tx<'_>, task: TaskId, plan: &TaskPlan) -> L<()> {
+    remember(tx, &plan.intent, task)?;
     let what = plan.trigger.clone();
-    event::append(tx, task, &EventBody::TaskJoined { by: plan.actor.clone(), what }).await?;
+    event::append(tx, task, &EventBody::TaskJoined { by: plan.actor.clone(), what })?;
     let text = plan.said.clone().unwrap_or_else(|| format!("asked for this again ({})", plan.trigger));
-    message::post(tx, task, &plan.actor, &text).await
+    message::post(tx, task, &plan.actor, &text)
 }
 
-async fn remember(tx: &mut Tx<'_>, intent: &str, task: TaskId) -> L<()> {
+fn remember(tx: &mut Tx<'_>, intent: &str, task: TaskId) -> L<()> {
     let task = task.as_uuid();
-    sqlx::query!("INSERT INTO intent (key, task_id) VALUES (?, ?)", intent, task)
-        .execute(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+    tx.conn.run("INSERT INTO intent (key, task_id) VALUES (?, ?)", params![intent, task])?;
     Ok(())
 }
 
-async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
+fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
     let subject = Subject {
         repo: plan.repo.clone(),
         issue: plan.issue.clone(),
@@ -194,36 +187,35 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
     let (id, correlation, mode) = (plan.id.as_uuid(), plan.correlation.as_uuid(), plan.mode.name());
     let place = lane::place(JobKind::Run, &subject, &plan.trigger);
     let (state, at, subject) = (TaskState::Queued.name(), plan.at.as_microsecond(), stored::write(&subject)?);
-    sqlx::query!(
+    tx.conn.run(
         "INSERT INTO task (id, correlation_id, mode, repo_forge_id, issue_number, installation, generation, actor,
                            trigger_kind, state, event_seq, created_at, updated_at, subject)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
-        id,
-        correlation,
-        mode,
-        repo,
-        issue,
-        installation,
-        generation,
-        plan.actor,
-        plan.trigger,
-        state,
-        at,
-        at,
-        subject,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
-    remember(tx, &plan.intent, plan.id).await?;
-    job::insert(tx, &Job::queued(plan.job, JobKind::Run), plan.id, &place).await?;
-    run::insert(tx, plan.run, plan.id, plan.job).await?;
+        params![
+            id,
+            correlation,
+            mode,
+            repo,
+            issue,
+            installation,
+            generation,
+            plan.actor,
+            plan.trigger,
+            state,
+            at,
+            at,
+            subject
+        ],
+    )?;
+    remember(tx, &plan.intent, plan.id)?;
+    job::insert(tx, &Job::queued(plan.job, JobKind::Run), plan.id, &place)?;
+    run::insert(tx, plan.run, plan.id, plan.job)?;
     let body = EventBody::TaskCreated {
         title: plan.issue.title.clone(),
         mode: plan.mode.name().to_owned(),
         trigger: plan.trigger.clone(),
     };
-    event::append(tx, plan.id, &body).await
+    event::append(tx, plan.id, &body)
 }
 
 /// A Task's jobs and result: what its state folds from.
@@ -233,27 +225,21 @@ pub(crate) struct Parts {
     pub(crate) result: Option<RunResult>,
 }
 
-pub(crate) async fn parts(tx: &mut Tx<'_>, task: TaskId) -> L<Parts> {
+pub(crate) fn parts(tx: &mut Tx<'_>, task: TaskId) -> L<Parts> {
     let uuid = task.as_uuid();
-    let row = sqlx::query!(
-        r#"SELECT run.job_id AS "run_job: Uuid", run.result,
+    let row: Option<(Uuid, Option<String>, Option<Uuid>)> = tx.conn.maybe(
+        "SELECT run.job_id AS run_job, run.result,
                   (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
-                   ORDER BY job.seq DESC LIMIT 1) AS "publish_job?: Uuid"
-           FROM run WHERE run.task_id = ?"#,
-        uuid,
-    )
-    .fetch_optional(&mut *tx.conn)
-    .await
-    .or_ledger()?
-    .ok_or_else(|| LedgerError::NotFound(task.to_string()))?;
-    let publish = match row.publish_job {
-        Some(id) => Some(job::get(tx.conn, JobId::from_uuid(id)).await?),
-        None => None,
-    };
+                   ORDER BY job.seq DESC LIMIT 1) AS publish_job
+           FROM run WHERE run.task_id = ?",
+        params![uuid],
+        |row| row.try_into(),
+    )?;
+    let (run, result, publish) = row.ok_or_else(|| LedgerError::NotFound(task.to_string()))?;
     Ok(Parts {
-        run: job::get(tx.conn, JobId::from_uuid(row.run_job)).await?,
-        publish,
-        result: row.result.as_deref().map(stored::read).transpose()?,
+        run: job::get(tx.conn, JobId::from_uuid(run))?,
+        publish: publish.map(|id| job::get(tx.conn, JobId::from_uuid(id))).transpose()?,
+        result: result.as_deref().map(stored::read).transpose()?,
     })
 }
 
@@ -285,40 +271,33 @@ fn note_of(row: &JobRow) -> Option<String> {
 }
 
 /// Folds the Task's jobs again, keeps the outcome in its row, and tells when it has ended.
-pub(crate) async fn refresh(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    let before = get(tx, task).await?;
-    let parts = parts(tx, task).await?;
+pub(crate) fn refresh(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
+    let before = get(tx, task)?;
+    let parts = parts(tx, task)?;
     let (state, note) = (parts.state(), parts.note());
     if state == before.state && note == before.note && state.is_final() == before.ended {
         return Ok(());
     }
     let (name, now, ended, id) = (state.name(), tx.now.as_microsecond(), state.is_final(), task.as_uuid());
-    sqlx::query!(
+    tx.conn.run(
         "UPDATE task SET state = ?1, note = ?2, updated_at = max(updated_at, ?3),
                 ended_at = CASE WHEN ?4 THEN coalesce(ended_at, ?3) END
          WHERE id = ?5",
-        name,
-        note,
-        now,
-        ended,
-        id,
-    )
-    .execute(&mut *tx.conn)
-    .await
-    .or_ledger()?;
+        params![name, note, now, ended, id],
+    )?;
     match state {
-        TaskState::Cancelled if !before.ended => event::append(tx, task, &EventBody::TaskCancelled).await,
+        TaskState::Cancelled if !before.ended => event::append(tx, task, &EventBody::TaskCancelled),
         TaskState::Done if !before.ended => {
             let outcome = parts.result.as_ref().map_or("failed", |result| result.outcome.name()).to_owned();
-            let pull_request = pull_request(tx, task).await?;
-            event::append(tx, task, &EventBody::TaskDone { outcome, pull_request }).await
+            let pull_request = pull_request(tx, task)?;
+            event::append(tx, task, &EventBody::TaskDone { outcome, pull_request })
         }
         _ => Ok(()),
     }
 }
 
-async fn pull_request(tx: &mut Tx<'_>, task: TaskId) -> L<Option<u64>> {
-    let effects = effect::list(tx.conn, task).await?;
+fn pull_request(tx: &mut Tx<'_>, task: TaskId) -> L<Option<u64>> {
+    let effects = effect::list(tx.conn, task)?;
     Ok(effects.into_iter().find_map(|effect| match effect.state {
         EffectState::Settled { receipt: Receipt::PullRequest { number, .. } } => Some(number),
         _ => None,
@@ -326,13 +305,13 @@ async fn pull_request(tx: &mut Tx<'_>, task: TaskId) -> L<Option<u64>> {
 }
 
 /// Refuses to make an ended Task active beside another one of its issue, and to redrive a run that is still published.
-pub(crate) async fn may_become_active(tx: &mut Tx<'_>, task: TaskId, kind: JobKind) -> L<()> {
-    let row = get(tx, task).await?;
+pub(crate) fn may_become_active(tx: &mut Tx<'_>, task: TaskId, kind: JobKind) -> L<()> {
+    let row = get(tx, task)?;
     if kind == JobKind::Run && !row.ended {
         return Err(LedgerError::Invalid(format!("{task} is still {}", row.state.name())));
     }
     if let Some((repo, issue)) = row.place()
-        && let Some(other) = active(tx, repo, issue).await?
+        && let Some(other) = active(tx, repo, issue)?
         && other != task
     {
         return Err(LedgerError::Invalid(format!("{other} is already at work on issue #{issue}")));
@@ -348,38 +327,33 @@ pub(crate) struct Cancel {
 impl Verb for Cancel {
     type Out = CancelAnswer;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<CancelAnswer> {
-        let before = get(tx, self.task).await?;
+    fn apply(&self, tx: &mut Tx<'_>) -> L<CancelAnswer> {
+        let before = get(tx, self.task)?;
         if before.state.is_final() {
             return Ok(CancelAnswer::TooLate { state: before.state });
         }
         let (by, id) = (self.by.as_str(), self.task.as_uuid());
-        let first = sqlx::query!("UPDATE task SET cancelled_by = ? WHERE id = ? AND cancelled_by IS NULL", by, id)
-            .execute(&mut *tx.conn)
-            .await
-            .or_ledger()?;
-        if first.rows_affected() > 0 {
-            event::append(tx, self.task, &EventBody::CancelRequested { by: self.by.clone() }).await?;
+        let asked =
+            tx.conn.run("UPDATE task SET cancelled_by = ? WHERE id = ? AND cancelled_by IS NULL", params![by, id])?;
+        if asked > 0 {
+            event::append(tx, self.task, &EventBody::CancelRequested { by: self.by.clone() })?;
         }
-        let mut run = parts(tx, self.task).await?.run;
+        let mut run = parts(tx, self.task)?.run;
         if let Some(cancelled) = run.job.clone().cancel() {
             run.job = cancelled;
-            job::store(tx, &run).await?;
+            job::store(tx, &run)?;
         }
-        effect::cancel_publication(tx, self.task).await?;
-        refresh(tx, self.task).await?;
-        let after = get(tx, self.task).await?.state;
+        effect::cancel_publication(tx, self.task)?;
+        refresh(tx, self.task)?;
+        let after = get(tx, self.task)?.state;
         Ok(if after == TaskState::Cancelled { CancelAnswer::Cancelled } else { CancelAnswer::Cancelling })
     }
 }
 
-pub(crate) async fn cancel_reason(tx: &mut Tx<'_>, task: TaskId) -> L<String> {
+pub(crate) fn cancel_reason(tx: &mut Tx<'_>, task: TaskId) -> L<String> {
     let id = task.as_uuid();
-    let by = sqlx::query_scalar!("SELECT cancelled_by FROM task WHERE id = ?", id)
-        .fetch_one(&mut *tx.conn)
-        .await
-        .or_ledger()?
-        .ok_or_else(|| unreadable(format!("{task} is being cancelled by nobody")))?;
+    let by: Option<String> = tx.conn.one("SELECT cancelled_by FROM task WHERE id = ?", params![id], first)?;
+    let by = by.ok_or_else(|| unreadable(format!("{task} is being cancelled by nobody")))?;
     Ok(format!("cancelled by {by}"))
 }
 
@@ -391,30 +365,30 @@ pub(crate) struct Retry {
 impl Verb for Retry {
     type Out = Retried;
 
-    async fn apply(&self, tx: &mut Tx<'_>) -> L<Retried> {
-        let row = get(tx, self.task).await?;
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Retried> {
+        let row = get(tx, self.task)?;
         if !row.state.is_final() {
             return Err(LedgerError::Invalid(format!("{} is still {}; cancel it first", self.task, row.state.name())));
         }
-        let parts = parts(tx, self.task).await?;
+        let parts = parts(tx, self.task)?;
         let dead = [Some(&parts.run), parts.publish.as_ref()]
             .into_iter()
             .flatten()
             .find(|row| matches!(row.job.state, JobState::Dead { .. }));
         if let Some(dead) = dead {
-            job::redrive(tx, dead.job.id, &self.by).await?;
+            job::redrive(tx, dead.job.id, &self.by)?;
             return Ok(Retried { task: self.task, new: false });
         }
-        self.open_next(tx, row).await
+        self.open_next(tx, row)
     }
 }
 
 impl Retry {
     /// A finished Task stays as it is; the next one begins anew, on a new branch.
-    async fn open_next(&self, tx: &mut Tx<'_>, row: TaskRow) -> L<Retried> {
-        may_become_active(tx, self.task, JobKind::Run).await?;
+    fn open_next(&self, tx: &mut Tx<'_>, row: TaskRow) -> L<Retried> {
+        may_become_active(tx, self.task, JobKind::Run)?;
         let generation = match row.place() {
-            Some((repo, issue)) => 1 + earlier(tx, repo, issue).await?,
+            Some((repo, issue)) => 1 + earlier(tx, repo, issue)?,
             None => row.generation + 1,
         };
         let plan = TaskPlan {
@@ -433,7 +407,7 @@ impl Retry {
             trigger: row.trigger,
             at: tx.now,
         };
-        insert(tx, &plan, generation).await?;
+        insert(tx, &plan, generation)?;
         Ok(Retried { task: plan.id, new: true })
     }
 }

@@ -11,10 +11,11 @@ use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::task::Mode;
 use jiff::Timestamp;
-use sqlx::{SqliteConnection, SqlitePool};
+use rusqlite::{Connection, params};
 use uuid::Uuid;
 
-use crate::error::{OrLedger, unreadable};
+use crate::error::unreadable;
+use crate::sql::{Sql as _, first};
 use crate::stored::{self, Subject};
 use crate::time::from_micros;
 use crate::{delivery, effect, job, run, task};
@@ -45,20 +46,46 @@ struct Row {
     crashes: i64,
 }
 
-pub(crate) async fn task(conn: &mut SqliteConnection, id: TaskId) -> L<TaskView> {
+impl Row {
+    /// In the order of the query of [`task`].
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            correlation_id: row.get(1)?,
+            mode: row.get(2)?,
+            generation: row.get(3)?,
+            actor: row.get(4)?,
+            trigger_kind: row.get(5)?,
+            state: row.get(6)?,
+            note: row.get(7)?,
+            created_at: row.get(8)?,
+            updated_at: row.get(9)?,
+            subject: row.get(10)?,
+            run_id: row.get(11)?,
+            job_id: row.get(12)?,
+            steps: row.get(13)?,
+            calls: row.get(14)?,
+            generated_tokens: row.get(15)?,
+            prompt_tokens: row.get(16)?,
+            wall_s: row.get(17)?,
+            result: row.get(18)?,
+            job_state: row.get(19)?,
+            fence: row.get(20)?,
+            attempts: row.get(21)?,
+            crashes: row.get(22)?,
+        })
+    }
+}
+
+pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
     let uuid = id.as_uuid();
-    let row = sqlx::query_as!(
-        Row,
-        r#"SELECT task.id AS "id: Uuid", task.correlation_id AS "correlation_id: Uuid", task.mode, task.generation,
+    let row = conn.maybe(
+        "SELECT task.id, task.correlation_id, task.mode, task.generation,
                   task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
-                  run.id AS "run_id: Uuid", run.job_id AS "job_id: Uuid", run.steps, run.calls, run.generated_tokens,
+                  run.id AS run_id, run.job_id, run.steps, run.calls, run.generated_tokens,
                   run.prompt_tokens, run.wall_s, run.result, job.state AS job_state, job.fence, job.attempts, job.crashes
-           FROM task JOIN run ON run.task_id = task.id JOIN job ON job.id = run.job_id WHERE task.id = ?"#,
-        uuid,
-    )
-    .fetch_optional(&mut *conn)
-    .await
-    .or_ledger()?
+           FROM task JOIN run ON run.task_id = task.id JOIN job ON job.id = run.job_id WHERE task.id = ?",
+        params![uuid], Row::read)?
     .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     let subject: Subject = stored::read(&row.subject)?;
     Ok(TaskView {
@@ -87,102 +114,74 @@ pub(crate) async fn task(conn: &mut SqliteConnection, id: TaskId) -> L<TaskView>
             spent: run::spent(row.calls, row.generated_tokens, row.prompt_tokens, row.wall_s)?,
             result: row.result.as_deref().map(stored::read).transpose()?,
         },
-        effects: effect::list(conn, id).await?,
+        effects: effect::list(conn, id)?,
     })
 }
 
 /// Newest first, strictly after the cursor.
-pub(crate) async fn tasks(
-    readers: &SqlitePool,
-    filter: TaskFilter,
-    after: Option<TaskCursor>,
-    max: u16,
-) -> L<Vec<TaskView>> {
-    let mut transaction = readers.begin().await.or_ledger()?;
+pub(crate) fn tasks(conn: &Connection, filter: TaskFilter, after: Option<TaskCursor>, max: u16) -> L<Vec<TaskView>> {
     let (at, id) = match after {
         Some(cursor) => (cursor.created_at.as_microsecond(), cursor.id.as_uuid()),
         None => (i64::MAX, Uuid::max()),
     };
-    let ids = match filter.state.map(|state| state.name()) {
-        Some(state) => {
-            sqlx::query_scalar!(
-                r#"SELECT id AS "id: Uuid" FROM task WHERE state = ? AND (created_at, id) < (?, ?)
-                   ORDER BY created_at DESC, id DESC LIMIT ?"#,
-                state,
-                at,
-                id,
-                max,
-            )
-            .fetch_all(&mut *transaction)
-            .await
-        }
-        None => {
-            sqlx::query_scalar!(
-                r#"SELECT id AS "id: Uuid" FROM task WHERE (created_at, id) < (?, ?)
-                   ORDER BY created_at DESC, id DESC LIMIT ?"#,
-                at,
-                id,
-                max,
-            )
-            .fetch_all(&mut *transaction)
-            .await
-        }
+    let ids: L<Vec<Uuid>> = match filter.state.map(|state| state.name()) {
+        Some(state) => conn.all(
+            "SELECT id FROM task WHERE state = ? AND (created_at, id) < (?, ?)
+                   ORDER BY created_at DESC, id DESC LIMIT ?",
+            params![state, at, id, max],
+            first,
+        ),
+        None => conn.all(
+            "SELECT id FROM task WHERE (created_at, id) < (?, ?)
+                   ORDER BY created_at DESC, id DESC LIMIT ?",
+            params![at, id, max],
+            first,
+        ),
     };
     let mut views = Vec::new();
-    for id in ids.or_ledger()? {
-        views.push(task(&mut transaction, TaskId::from_uuid(id)).await?);
+    for id in ids? {
+        views.push(task(conn, TaskId::from_uuid(id))?);
     }
     Ok(views)
 }
 
-pub(crate) async fn active(readers: &SqlitePool, repo: u64, issue: u64) -> L<Option<TaskId>> {
+pub(crate) fn active(conn: &Connection, repo: u64, issue: u64) -> L<Option<TaskId>> {
     let (repo, issue) = (task::number(repo)?, task::number(issue)?);
-    let id = sqlx::query_scalar!(
-        r#"SELECT id AS "id: Uuid" FROM task WHERE repo_forge_id = ? AND issue_number = ? AND ended_at IS NULL"#,
-        repo,
-        issue,
-    )
-    .fetch_optional(readers)
-    .await
-    .or_ledger()?;
+    let id = conn.maybe(
+        "SELECT id FROM task WHERE repo_forge_id = ? AND issue_number = ? AND ended_at IS NULL",
+        params![repo, issue],
+        first,
+    )?;
     Ok(id.map(TaskId::from_uuid))
 }
 
-pub(crate) async fn opened_since(readers: &SqlitePool, installation: Option<u64>, since: Timestamp) -> L<u64> {
+pub(crate) fn opened_since(conn: &Connection, installation: Option<u64>, since: Timestamp) -> L<u64> {
     let (installation, since) = (installation.map(task::number).transpose()?, since.as_microsecond());
-    let count = sqlx::query_scalar!(
+    let count: i64 = conn.one(
         "SELECT count(*) FROM task
          WHERE created_at >= ? AND installation IS ? AND trigger_kind IN ('label', 'comment')",
-        since,
-        installation,
-    )
-    .fetch_one(readers)
-    .await
-    .or_ledger()?;
+        params![since, installation],
+        first,
+    )?;
     u64::try_from(count).map_err(unreadable)
 }
 
-pub(crate) async fn actors(readers: &SqlitePool, repo: u64, issue: u64, max: u16) -> L<Vec<String>> {
+pub(crate) fn actors(conn: &Connection, repo: u64, issue: u64, max: u16) -> L<Vec<String>> {
     let (repo, issue) = (task::number(repo)?, task::number(issue)?);
-    sqlx::query_scalar!(
+    conn.all(
         "SELECT actor FROM task WHERE repo_forge_id = ? AND issue_number = ? ORDER BY created_at DESC, id DESC LIMIT ?",
-        repo,
-        issue,
-        max,
+        params![repo, issue, max],
+        first,
     )
-    .fetch_all(readers)
-    .await
-    .or_ledger()
 }
 
-pub(crate) async fn publication(readers: &SqlitePool, lease: &LeaseRef) -> L<Publication> {
-    let mut transaction = readers.begin().await.or_ledger()?;
-    let row = job::held_for_reading(&mut transaction, lease).await?;
+pub(crate) fn publication(conn: &Connection, lease: &LeaseRef) -> L<Publication> {
+    let row = job::held_for_reading(conn, lease)?;
     if row.job.kind != JobKind::Publish {
         return Err(LedgerError::Invalid(format!("{} is not a publish job", row.job.id)));
     }
-    let task = task(&mut transaction, row.task).await?;
-    let run = job::get(&mut transaction, task.run.job).await?;
+    let task = task(conn, row.task)?;
+    let run = job::get(conn, task.run.job)?;
     let run_failure = match run.job.state {
         JobState::Dead { reason } => Some(reason),
         _ => None,
@@ -192,60 +191,55 @@ pub(crate) async fn publication(readers: &SqlitePool, lease: &LeaseRef) -> L<Pub
 }
 
 /// `runnable`: those whose turn it can be.
-pub(crate) async fn dead(readers: &SqlitePool, max: u16) -> L<Vec<DeadJob>> {
-    let rows = sqlx::query!(
-        r#"SELECT id AS "id: Uuid", kind, task_id AS "task_id: Uuid", reason, last_failure, attempts, crashes
-           FROM job WHERE state = 'dead' ORDER BY seq DESC LIMIT ?"#,
-        max,
-    )
-    .fetch_all(readers)
-    .await
-    .or_ledger()?;
-    let dead = rows.into_iter().map(|row| {
+pub(crate) fn dead(conn: &Connection, max: u16) -> L<Vec<DeadJob>> {
+    type Row = (Uuid, String, Uuid, Option<String>, Option<String>, i64, i64);
+    let rows: Vec<Row> = conn.all(
+        "SELECT id, kind, task_id, reason, last_failure, attempts, crashes
+           FROM job WHERE state = 'dead' ORDER BY seq DESC LIMIT ?",
+        params![max],
+        |row| row.try_into(),
+    )?;
+    let dead = rows.into_iter().map(|(job, kind, task, reason, last_failure, attempts, crashes)| {
         Ok(DeadJob {
-            job: JobId::from_uuid(row.id),
-            kind: JobKind::named(&row.kind)
-                .ok_or_else(|| unreadable(format!("a job of the unknown kind `{}`", row.kind)))?,
-            task: TaskId::from_uuid(row.task_id),
-            reason: row.reason.unwrap_or_default(),
-            last_failure: row.last_failure,
-            attempts: u16::try_from(row.attempts).map_err(unreadable)?,
-            crashes: u16::try_from(row.crashes).map_err(unreadable)?,
+            job: JobId::from_uuid(job),
+            kind: JobKind::named(&kind).ok_or_else(|| unreadable(format!("a job of the unknown kind `{kind}`")))?,
+            task: TaskId::from_uuid(task),
+            reason: reason.unwrap_or_default(),
+            last_failure,
+            attempts: u16::try_from(attempts).map_err(unreadable)?,
+            crashes: u16::try_from(crashes).map_err(unreadable)?,
         })
     });
     dead.collect()
 }
 
-pub(crate) async fn demand(readers: &SqlitePool, now: Timestamp, runnable: u32) -> L<Demand> {
+pub(crate) fn demand(conn: &Connection, now: Timestamp, runnable: u32) -> L<Demand> {
     let micros = now.as_microsecond();
-    let found = sqlx::query!(
-        r#"SELECT (SELECT min(runnable_at) FROM job WHERE state = 'queued' AND kind = 'run') AS "oldest: i64",
-                  (SELECT count(*) FROM job WHERE leased_until <= ?1 AND kind = 'run') AS "lapsed!: i64",
-                  (SELECT count(*) FROM job WHERE leased_until > ?1 AND kind = 'run') AS "leased!: i64""#,
-        micros,
-    )
-    .fetch_one(readers)
-    .await
-    .or_ledger()?;
-    let waited = found.oldest.map_or(0, |oldest| (micros - oldest) / 1_000_000);
+    let (oldest, lapsed, leased): (Option<i64>, i64, i64) = conn.one(
+        "SELECT (SELECT min(runnable_at) FROM job WHERE state = 'queued' AND kind = 'run') AS oldest,
+                  (SELECT count(*) FROM job WHERE leased_until <= ?1 AND kind = 'run') AS lapsed,
+                  (SELECT count(*) FROM job WHERE leased_until > ?1 AND kind = 'run') AS leased",
+        params![micros],
+        |row| row.try_into(),
+    )?;
+    let waited = oldest.map_or(0, |oldest| (micros - oldest) / 1_000_000);
     Ok(Demand {
-        runnable: u64::from(runnable) + u64::try_from(found.lapsed).map_err(unreadable)?,
-        leased: u64::try_from(found.leased).map_err(unreadable)?,
+        runnable: u64::from(runnable) + u64::try_from(lapsed).map_err(unreadable)?,
+        leased: u64::try_from(leased).map_err(unreadable)?,
         oldest_runnable_s: u64::try_from(waited).unwrap_or(0),
     })
 }
 
-pub(crate) async fn depth(readers: &SqlitePool, now: Timestamp) -> L<Depth> {
+pub(crate) fn depth(conn: &Connection, now: Timestamp) -> L<Depth> {
     let mut depth = Depth::default();
-    let states = sqlx::query!(
-        r#"SELECT state, count(*) AS "count!: i64" FROM job WHERE state NOT IN ('done', 'cancelled') GROUP BY state"#
-    )
-    .fetch_all(readers)
-    .await
-    .or_ledger()?;
-    for row in states {
-        let count = u64::try_from(row.count).map_err(unreadable)?;
-        match row.state.as_str() {
+    let states: Vec<(String, i64)> = conn.all(
+        "SELECT state, count(*) AS count FROM job WHERE state NOT IN ('done', 'cancelled') GROUP BY state",
+        (),
+        |row| row.try_into(),
+    )?;
+    for (state, count) in states {
+        let count = u64::try_from(count).map_err(unreadable)?;
+        match state.as_str() {
             "queued" => depth.runnable = count,
             "delayed" => depth.delayed = count,
             "waiting" => depth.waiting = count,
@@ -254,12 +248,10 @@ pub(crate) async fn depth(readers: &SqlitePool, now: Timestamp) -> L<Depth> {
             _ => {}
         }
     }
-    let oldest = sqlx::query_scalar!(r#"SELECT min(runnable_at) AS "oldest: i64" FROM job WHERE state = 'queued'"#)
-        .fetch_one(readers)
-        .await
-        .or_ledger()?;
+    let oldest: Option<i64> =
+        conn.one("SELECT min(runnable_at) AS oldest FROM job WHERE state = 'queued'", (), first)?;
     let micros = oldest.map_or(0, |oldest| now.as_microsecond() - oldest);
     depth.oldest_runnable_s = u64::try_from(micros / 1_000_000).unwrap_or(0);
-    depth.open_deliveries = u64::try_from(delivery::count_open(readers).await?).map_err(unreadable)?;
+    depth.open_deliveries = u64::try_from(delivery::count_open(conn)?).map_err(unreadable)?;
     Ok(depth)
 }

@@ -1,13 +1,14 @@
-//! The one task that writes. It takes what queued while the last group reached the disk, applies it in one transaction,
+//! The one thread that writes. It takes what queued while the last group reached the disk, applies it in one transaction,
 //! and answers after the commit, so that many callers share one fsync and an answer is always durable.
 //!
 //! It never waits for more work to come, and never answers before the commit.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use async_trait::async_trait;
+use camino::Utf8PathBuf;
 use fettle_app::crash::{self, Point};
 use fettle_app::ports::clock::IdSource;
 use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
@@ -15,15 +16,14 @@ use fettle_domain::job::JobKind;
 use fettle_domain::lease::Timing;
 use fettle_domain::turn::Slots;
 use jiff::Timestamp;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Connection, SqliteConnection};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use rusqlite::{Connection, TransactionBehavior, params};
+use tokio::sync::{oneshot, watch};
 
 use crate::delivery;
 use crate::error::{self, OrLedger};
-use crate::open::DataDirLock;
+use crate::line::{Line, LineEnd, Taken, line};
+use crate::open::{self, DataDirLock};
+use crate::sql::Sql as _;
 use crate::time::LedgerTime;
 
 /// Callers that can wait in line; more wait to be let in.
@@ -50,12 +50,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// One change of the ledger. May be applied more than once before its transaction commits, so it changes nothing else.
 pub(crate) trait Verb: Send + Sync + 'static {
     type Out: Send + 'static;
-    fn apply(&self, tx: &mut Tx<'_>) -> impl Future<Output = L<Self::Out>> + Send;
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Self::Out>;
 }
 
 /// What a verb works with.
 pub(crate) struct Tx<'c> {
-    pub(crate) conn: &'c mut SqliteConnection,
+    pub(crate) conn: &'c Connection,
     pub(crate) now: Timestamp,
     pub(crate) timing: Timing,
     pub(crate) slots: &'c Slots,
@@ -105,18 +105,18 @@ impl Wakes {
 
 /// The handle that callers hold.
 pub(crate) struct Writer {
-    commands: mpsc::Sender<Command>,
-    shutdown: CancellationToken,
+    line: Line<Command>,
     /// Set once the file cannot be trusted; every later write is refused with it.
     broken: Arc<OnceLock<String>>,
-    task: Mutex<JoinSet<L<()>>>,
+    /// Taken by whoever closes.
+    thread: Mutex<Option<JoinHandle<L<()>>>>,
 }
 
-/// What the writer task is started with.
+/// What the writer is started with.
 pub(crate) struct WriterParts {
-    pub(crate) conn: SqliteConnection,
-    /// How `conn` was made, to make it anew.
-    pub(crate) connect: SqliteConnectOptions,
+    pub(crate) conn: Connection,
+    /// What `conn` was made of, to make it anew.
+    pub(crate) file: Utf8PathBuf,
     pub(crate) time: Arc<LedgerTime>,
     pub(crate) timing: Timing,
     pub(crate) slots: Arc<Slots>,
@@ -132,21 +132,16 @@ pub(crate) struct WriterParts {
 }
 
 impl Writer {
-    pub(crate) fn start(parts: WriterParts) -> Self {
-        let (commands, queue) = mpsc::channel(QUEUE);
-        let shutdown = CancellationToken::new();
+    /// Errors when the system has no thread left.
+    pub(crate) fn start(parts: WriterParts) -> L<Self> {
+        let (line, end) = line(QUEUE);
         let broken = Arc::new(OnceLock::new());
-        let mut task = JoinSet::new();
-        let state = WriterTask {
-            parts,
-            queue,
-            shutdown: shutdown.clone(),
-            broken: broken.clone(),
-            log: Log::default(),
-            suspect: false,
-        };
-        task.spawn(state.run());
-        Self { commands, shutdown, broken, task: Mutex::new(task) }
+        let state = WriterThread { parts, line: end, broken: broken.clone(), log: Log::default(), suspect: false };
+        let thread = std::thread::Builder::new()
+            .name("ledger-writer".to_owned())
+            .spawn(move || state.run())
+            .map_err(|error| LedgerError::Unavailable(error.to_string()))?;
+        Ok(Self { line, broken, thread: Mutex::new(Some(thread)) })
     }
 
     pub(crate) async fn write<V: Verb>(&self, verb: V) -> L<V::Out> {
@@ -161,7 +156,7 @@ impl Writer {
 
     async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<L<T>>) -> L<T> {
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
-            self.commands.send(command).await.map_err(|_| self.gone())?;
+            self.line.join(command).await.ok_or_else(|| self.gone())?;
             answer.await.map_err(|_| self.gone())?
         });
         answered.await.unwrap_or_else(|_| {
@@ -176,19 +171,30 @@ impl Writer {
         }
     }
 
-    /// Waits until nothing can be written any more: after a close, or when the task behind has ended by itself.
+    /// Waits until nothing can be written any more: after a close, or when the thread behind has ended by itself.
     pub(crate) async fn ended(&self) {
-        self.commands.closed().await;
+        self.line.ended().await;
     }
 
     /// Waits until everything asked before is answered and the file is closed. A second call finds nothing to do.
     pub(crate) async fn close(&self) -> L<()> {
-        self.shutdown.cancel();
-        match self.task.lock().await.join_next().await {
-            Some(Ok(closed)) => closed,
-            Some(Err(join)) => Err(LedgerError::Unavailable(format!("its writer ended: {join}"))),
-            None => Ok(()),
+        self.line.close();
+        self.line.ended().await;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return Ok(()) };
+        let gone = |why: &str| Err(LedgerError::Unavailable(format!("its writer ended: {why}")));
+        match tokio::task::spawn_blocking(move || thread.join()).await {
+            Ok(Ok(closed)) => closed,
+            Ok(Err(_)) => gone("it panicked"),
+            Err(join) => gone(&join.to_string()),
         }
+    }
+}
+
+impl Drop for Writer {
+    /// The thread ends by itself after the group that it is at, without a word in the file.
+    fn drop(&mut self) {
+        self.line.abandon();
     }
 }
 
@@ -204,9 +210,8 @@ pub(crate) struct AcceptAsk {
     reply: oneshot::Sender<L<Accepted>>,
 }
 
-#[async_trait]
 trait Asked: Send {
-    async fn apply(&mut self, tx: &mut Tx<'_>) -> L<()>;
+    fn apply(&mut self, tx: &mut Tx<'_>) -> L<()>;
     fn answer(self: Box<Self>, failed: Option<LedgerError>);
 }
 
@@ -216,10 +221,9 @@ struct Ask<V: Verb> {
     reply: oneshot::Sender<L<V::Out>>,
 }
 
-#[async_trait]
 impl<V: Verb> Asked for Ask<V> {
-    async fn apply(&mut self, tx: &mut Tx<'_>) -> L<()> {
-        self.out = Some(self.verb.apply(tx).await?);
+    fn apply(&mut self, tx: &mut Tx<'_>) -> L<()> {
+        self.out = Some(self.verb.apply(tx)?);
         Ok(())
     }
 
@@ -278,76 +282,48 @@ struct Log {
     /// Written since the log last started over.
     whole: usize,
     /// A checkpoint on a connection of its own, beside which the writer goes on.
-    mover: JoinSet<L<()>>,
+    mover: Option<JoinHandle<L<()>>>,
 }
 
-struct WriterTask {
+struct WriterThread {
     parts: WriterParts,
-    queue: mpsc::Receiver<Command>,
-    shutdown: CancellationToken,
+    line: LineEnd<Command>,
     broken: Arc<OnceLock<String>>,
     log: Log,
     /// The connection's idea of its transaction may be wrong, so it is made anew before the next one.
     suspect: bool,
 }
 
-impl WriterTask {
-    async fn run(mut self) -> L<()> {
-        while let Some(first) = self.next_command().await {
-            let group = self.group_with(first).await;
-            self.settle(group).await;
-            if self.broken.get().is_some() {
-                // The handle answers for those still in line.
-                return Ok(());
-            }
-            if self.log.fresh >= CHECKPOINT_BYTES {
-                self.checkpoint_beside();
-            }
-        }
-        self.close().await
-    }
-
-    /// `None` when all that was asked before the shutdown has been taken.
-    async fn next_command(&mut self) -> Option<Command> {
+impl WriterThread {
+    fn run(mut self) -> L<()> {
         loop {
-            let idle = self.log.fresh > 0 && self.log.mover.is_empty();
-            tokio::select! {
-                biased;
-                Some(moved) = self.log.mover.join_next() => self.moved(moved).await,
-                command = self.queue.recv() => return command,
-                () = self.shutdown.cancelled(), if !self.queue.is_closed() => self.queue.close(),
-                () = tokio::time::sleep(IDLE), if idle => self.checkpoint().await,
-            }
-        }
-    }
-
-    /// What is in line, and what comes into it while others get their turn: there is no waiting window, but callers who are
-    /// about to ask share the next flush. Alone, a command goes at once.
-    async fn group_with(&mut self, first: Command) -> Vec<Command> {
-        let mut bytes = first.body_bytes();
-        let mut group = vec![first];
-        loop {
-            let before = group.len();
-            // Whoever is ready runs first, and so do answers that the network has for us.
-            tokio::task::yield_now().await;
-            while group.len() < MAX_GROUP && bytes < MAX_GROUP_BYTES {
-                let Ok(command) = self.queue.try_recv() else { break };
-                bytes += command.body_bytes();
-                group.push(command);
-            }
-            if group.len() == before || group.len() == MAX_GROUP || bytes >= MAX_GROUP_BYTES {
-                return group;
+            let watches = self.log.fresh > 0 || self.log.mover.is_some();
+            match self.line.take(watches.then_some(IDLE)) {
+                Taken::Some(asked) => {
+                    for group in groups(asked) {
+                        self.settle(group);
+                        if self.broken.get().is_some() {
+                            // The handle answers for those still in line.
+                            return Ok(());
+                        }
+                    }
+                    self.look_after_the_log();
+                }
+                Taken::Idle if self.log.mover.is_some() => self.look_after_the_log(),
+                Taken::Idle => self.checkpoint(),
+                Taken::Closed => return self.close(),
+                Taken::Abandoned => return Ok(()),
             }
         }
     }
 
     /// Applies and answers. A group in which one fails is rolled back and goes one by one, so that each gets its own
     /// answer.
-    async fn settle(&mut self, mut group: Vec<Command>) {
+    fn settle(&mut self, mut group: Vec<Command>) {
         let bytes = group.iter().map(Command::log_bytes).sum::<usize>();
         self.log.fresh += bytes;
         self.log.whole += bytes;
-        match self.attempt(&mut group).await {
+        match self.attempt(&mut group) {
             Ok(woken) => answer(group, woken),
             Err(error) if group.len() == 1 || error::concerns_the_file(&error) => {
                 self.refuse(group, error);
@@ -356,7 +332,7 @@ impl WriterTask {
                 let mut left = VecDeque::from(group);
                 while let Some(command) = left.pop_front() {
                     let mut alone = vec![command];
-                    match self.attempt(&mut alone).await {
+                    match self.attempt(&mut alone) {
                         Ok(woken) => answer(alone, woken),
                         Err(error) if matches!(error, LedgerError::Corrupt(_)) => {
                             alone.extend(left.drain(..));
@@ -378,23 +354,23 @@ impl WriterTask {
         }
     }
 
-    /// A full disk makes SQLite roll back by itself, and then sqlx counts a transaction that is none: every later one would
-    /// be refused, also after room was made. So whatever did not end as it should gets a new connection.
-    async fn attempt(&mut self, group: &mut [Command]) -> L<Wakes> {
+    /// A full disk makes SQLite roll back by itself, in the middle of whatever was asked of it. What is left of such a
+    /// connection is nothing to build on, so whatever did not end as it should gets a new one.
+    fn attempt(&mut self, group: &mut [Command]) -> L<Wakes> {
         if self.suspect {
-            self.parts.conn = self.parts.connect.connect().await.or_ledger()?;
+            self.parts.conn = open::writing(&self.parts.file).or_ledger()?;
             self.suspect = false;
         }
-        let outcome = self.transact(group).await;
+        let outcome = self.transact(group);
         self.suspect |= outcome.as_ref().is_err_and(error::concerns_the_file);
         outcome
     }
 
-    async fn transact(&mut self, group: &mut [Command]) -> L<Wakes> {
+    fn transact(&mut self, group: &mut [Command]) -> L<Wakes> {
         let parts = &mut self.parts;
-        let mut transaction = parts.conn.begin_with("BEGIN IMMEDIATE").await.or_ledger()?;
+        let transaction = parts.conn.transaction_with_behavior(TransactionBehavior::Immediate).or_ledger()?;
         let mut tx = Tx {
-            conn: &mut transaction,
+            conn: &transaction,
             now: parts.time.now(),
             timing: parts.timing,
             slots: &parts.slots,
@@ -409,14 +385,14 @@ impl WriterTask {
         for command in group {
             match command {
                 Command::Accept(ask) => deliveries.push(ask),
-                Command::Verb(ask) => ask.apply(&mut tx).await?,
+                Command::Verb(ask) => ask.apply(&mut tx)?,
             }
         }
         if !deliveries.is_empty() {
-            newest_delivery = delivery::accept_all(&mut tx, newest_delivery, &mut deliveries).await?;
+            newest_delivery = delivery::accept_all(&mut tx, newest_delivery, &mut deliveries)?;
         }
         let (wakes, newest_event, stepped) = (tx.wakes, tx.newest_event, tx.stepped);
-        transaction.commit().await.or_ledger()?;
+        transaction.commit().or_ledger()?;
 
         parts.newest_delivery = newest_delivery;
         if let Some(step) = stepped {
@@ -429,35 +405,42 @@ impl WriterTask {
         Ok(wakes)
     }
 
-    /// Moves the log into the database while nobody asks for anything. A reader in the way only postpones it: the next one
-    /// takes all.
-    async fn checkpoint(&mut self) {
-        self.log.fresh = 0;
-        self.log.whole = 0;
-        let moved = move_log(&mut self.parts.conn).await;
-        self.told(moved);
-    }
-
-    /// Begins to move the log on another connection, unless that is under way. Writes go on into the log meanwhile.
-    fn checkpoint_beside(&mut self) {
-        if self.log.mover.is_empty() {
-            self.log.fresh = 0;
-            let connect = self.parts.connect.clone();
-            self.log.mover.spawn(async move {
-                let mut conn = connect.connect().await.or_ledger()?;
-                move_log(&mut conn).await?;
-                conn.close().await.or_ledger()
-            });
+    /// Has a log that grew long moved beside the writes. One that was moved while writes went on has a rest, which is moved
+    /// likewise until it is small enough to wait for.
+    fn look_after_the_log(&mut self) {
+        if let Some(mover) = self.log.mover.take_if(|mover| mover.is_finished()) {
+            self.told(joined(mover));
+            if self.log.fresh <= LAST_BYTES || self.log.whole > MAX_LOG_BYTES {
+                self.checkpoint();
+            } else {
+                self.checkpoint_beside();
+            }
+        } else if self.log.fresh >= CHECKPOINT_BYTES && self.log.mover.is_none() {
+            self.checkpoint_beside();
         }
     }
 
-    /// A log that was moved while writes went on has a rest, which is moved likewise until it is small enough to wait for.
-    async fn moved(&mut self, moved: Result<L<()>, tokio::task::JoinError>) {
-        self.told(moved.unwrap_or_else(|error| Err(LedgerError::Unavailable(error.to_string()))));
-        if self.log.fresh <= LAST_BYTES || self.log.whole > MAX_LOG_BYTES {
-            self.checkpoint().await;
-        } else {
-            self.checkpoint_beside();
+    /// Moves the log into the database while nobody asks for anything. A reader in the way only postpones it: the next one
+    /// takes all.
+    fn checkpoint(&mut self) {
+        self.log.fresh = 0;
+        self.log.whole = 0;
+        let moved = move_log(&self.parts.conn);
+        self.told(moved);
+    }
+
+    /// Begins to move the log on another connection. Writes go on into the log meanwhile.
+    fn checkpoint_beside(&mut self) {
+        self.log.fresh = 0;
+        let file = self.parts.file.clone();
+        let moves = move || {
+            let conn = open::writing(&file).or_ledger()?;
+            move_log(&conn)?;
+            conn.close().map_err(|(_, error)| error).or_ledger()
+        };
+        match std::thread::Builder::new().name("ledger-mover".to_owned()).spawn(moves) {
+            Ok(mover) => self.log.mover = Some(mover),
+            Err(error) => self.told(Err(LedgerError::Unavailable(error.to_string()))),
         }
     }
 
@@ -470,27 +453,43 @@ impl WriterTask {
         }
     }
 
-    async fn close(mut self) -> L<()> {
-        while let Some(moved) = self.log.mover.join_next().await {
-            self.told(moved.unwrap_or_else(|error| Err(LedgerError::Unavailable(error.to_string()))));
+    fn close(mut self) -> L<()> {
+        if let Some(mover) = self.log.mover.take() {
+            self.told(joined(mover));
         }
         let now = self.parts.time.now().as_microsecond();
-        sqlx::query!("UPDATE ledger SET time_at = max(time_at, ?), closed = 1", now)
-            .execute(&mut self.parts.conn)
-            .await
-            .or_ledger()?;
+        self.parts.conn.run("UPDATE ledger SET time_at = max(time_at, ?), closed = 1", params![now])?;
         // Closing the last connection checkpoints; a reader still open leaves that to the next start.
         let WriterParts { conn, lock, .. } = self.parts;
-        conn.close().await.or_ledger()?;
+        conn.close().map_err(|(_, error)| error).or_ledger()?;
         drop(lock);
         Ok(())
     }
 }
 
+/// No more in one than a transaction should hold. There is no waiting window: alone, a command goes at once.
+fn groups(asked: Vec<Command>) -> Vec<Vec<Command>> {
+    let mut groups = vec![Vec::with_capacity(asked.len().min(MAX_GROUP))];
+    let mut bytes = 0;
+    for command in asked {
+        let full = groups.last().is_some_and(|group| group.len() == MAX_GROUP || bytes >= MAX_GROUP_BYTES);
+        if full {
+            groups.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += command.body_bytes();
+        groups.last_mut().expect("there is one from the beginning").push(command);
+    }
+    groups
+}
+
+fn joined(mover: JoinHandle<L<()>>) -> L<()> {
+    mover.join().unwrap_or_else(|_| Err(LedgerError::Unavailable("what moves the log panicked".to_owned())))
+}
+
 /// `PASSIVE` never waits for readers; once all is moved, the next write starts the log over in the same file.
-async fn move_log(conn: &mut SqliteConnection) -> L<()> {
-    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(conn).await.or_ledger()?;
-    Ok(())
+fn move_log(conn: &Connection) -> L<()> {
+    conn.one("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
 }
 
 #[cfg(test)]
@@ -526,8 +525,19 @@ mod tests {
     impl Verb for FillTheDisk {
         type Out = ();
 
-        async fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
-            sqlx::query("PRAGMA max_page_count = 1").execute(&mut *tx.conn).await.or_ledger()?;
+        fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+            tx.conn.one("PRAGMA max_page_count = 1", (), |_| Ok(()))
+        }
+    }
+
+    /// Keeps the writer until it is told to go on, so that what is asked meanwhile becomes one group.
+    struct Busy(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl Verb for Busy {
+        type Out = ();
+
+        fn apply(&self, _tx: &mut Tx<'_>) -> L<()> {
+            self.0.lock().unwrap().recv().unwrap();
             Ok(())
         }
     }
@@ -538,7 +548,7 @@ mod tests {
     impl Verb for FindNonsense {
         type Out = ();
 
-        async fn apply(&self, _tx: &mut Tx<'_>) -> L<()> {
+        fn apply(&self, _tx: &mut Tx<'_>) -> L<()> {
             Err(error::unreadable("a row from another world"))
         }
     }
@@ -565,7 +575,13 @@ mod tests {
         let ledger = ledger(&folder).await;
         assert_eq!(ledger.accept(delivery(1)).await.unwrap(), Accepted::New);
         ledger.write(FillTheDisk).await.unwrap();
-        let (refused, other) = tokio::join!(ledger.accept(delivery(2)), ledger.accept(delivery(3)));
+        let (go_on, held) = std::sync::mpsc::channel();
+        let (_, refused, other, ()) = tokio::join!(
+            ledger.write(Busy(std::sync::Mutex::new(held))),
+            ledger.accept(delivery(2)),
+            ledger.accept(delivery(3)),
+            async { go_on.send(()).unwrap() }
+        );
         assert!(
             matches!((&refused, &other), (Err(LedgerError::Full), Err(LedgerError::Full))),
             "{refused:?} {other:?}"

@@ -1,98 +1,72 @@
-//! The offline query data of the two stores, so that a build needs no database: written, or compared with what is committed.
+//! The offline query data of the PostgreSQL store, so that a build needs no database: written, or compared with what is
+//! committed.
 //!
-//! The queries are described by scratch databases that have nothing but the migrations.
+//! The queries are described by a scratch database that has nothing but the migrations.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
-use sqlx::migrate::{Migrate, Migrator};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
 use crate::scratch_postgres::Scratch;
 
-/// A crate whose `.sqlx` holds what the macros need to know.
-struct Store {
-    package: &'static str,
-    folder: &'static str,
-}
+const PACKAGE: &str = "fettle-store-postgres";
+const FOLDER: &str = "crates/store-postgres";
 
-const SQLITE: Store = Store { package: "fettle-store-sqlite", folder: "crates/store-sqlite" };
-const POSTGRES: Store = Store { package: "fettle-store-postgres", folder: "crates/store-postgres" };
-
-/// Compiles each store against its migrations and writes its `.sqlx`; with `check` only says whether the committed data is
-/// what would be written. Without PostgreSQL its store's data is left as it is, and that is said.
+/// Compiles the store against its migrations and writes its `.sqlx`; with `check` only says whether the committed data is
+/// what would be written. Without PostgreSQL the data is left as it is, and that is said.
 pub(crate) fn prepare(check: bool) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("xtask lies in crates/xtask")?;
-    let scratch = root.join("target/sqlx-prepare");
-    match fs_err::remove_dir_all(&scratch) {
+    let made = root.join("target/sqlx-prepare").join(PACKAGE);
+    match fs_err::remove_dir_all(&made) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    fs_err::create_dir_all(&scratch)?;
-    let database = scratch.join("scratch.db");
-    let options = SqliteConnectOptions::new().filename(&database).create_if_missing(true);
-    let url = format!("sqlite://{}", database.display());
-    SQLITE.prepare(root, &scratch, options, &url, check)?;
-
+    fs_err::create_dir_all(&made)?;
     let Some(server) = Scratch::start()? else {
-        eprintln!("SKIPPED: the query data of {}: PostgreSQL is not installed", POSTGRES.package);
+        eprintln!("SKIPPED: the query data of {PACKAGE}: PostgreSQL is not installed");
         return Ok(());
     };
     let url = server.url();
-    POSTGRES.prepare(root, &scratch, url.parse::<PgConnectOptions>()?, &url, check)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(migrate(&root.join(FOLDER).join("migrations"), url.parse()?))?;
+    describe_queries(root, &url, &made)?;
+
+    let committed = root.join(FOLDER).join(".sqlx");
+    let (new, old) = (read_all(&made)?, read_all(&committed)?);
+    ensure!(!new.is_empty(), "{PACKAGE} compiled without describing a query");
+    if new == old {
+        return Ok(());
+    }
+    if check {
+        bail!("{} is out of date; run `cargo xtask codegen`", committed.display());
+    }
+    replace(&committed, &old, &new)
 }
 
-impl Store {
-    fn prepare<O>(&self, root: &Path, scratch: &Path, options: O, url: &str, check: bool) -> anyhow::Result<()>
-    where
-        O: ConnectOptions<Connection: Migrate + Sized>,
-    {
-        let made = scratch.join(self.package);
-        fs_err::create_dir_all(&made)?;
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(migrate(&root.join(self.folder).join("migrations"), options))?;
-        self.describe_queries(root, url, &made)?;
-
-        let committed = root.join(self.folder).join(".sqlx");
-        let (new, old) = (read_all(&made)?, read_all(&committed)?);
-        ensure!(!new.is_empty(), "{} compiled without describing a query", self.package);
-        if new == old {
-            return Ok(());
-        }
-        if check {
-            bail!("{} is out of date; run `cargo xtask codegen`", committed.display());
-        }
-        replace(&committed, &old, &new)
-    }
-
-    /// The macros write one file for each query that they describe.
-    fn describe_queries(&self, root: &Path, url: &str, queries: &Path) -> anyhow::Result<()> {
-        let package = self.package;
-        // A cfg of its own makes cargo compile this crate, and only this one, even when nothing has changed.
-        let fresh = format!("--cfg=sqlx_prepare=\"{}\"", std::process::id());
-        let status = Command::new("cargo")
-            .current_dir(root)
-            .args(["rustc", "--quiet", "--package", package, "--lib", "--profile", "check", "--", &fresh])
-            .env("DATABASE_URL", url)
-            .env("SQLX_OFFLINE_DIR", queries)
-            .env("SQLX_OFFLINE", "false")
-            .status()
-            .context("while starting cargo")?;
-        ensure!(status.success(), "{package} does not compile against its migrations");
-        Ok(())
-    }
+/// The macros write one file for each query that they describe.
+fn describe_queries(root: &Path, url: &str, queries: &Path) -> anyhow::Result<()> {
+    // A cfg of its own makes cargo compile this crate, and only this one, even when nothing has changed.
+    let fresh = format!("--cfg=sqlx_prepare=\"{}\"", std::process::id());
+    let status = Command::new("cargo")
+        .current_dir(root)
+        .args(["rustc", "--quiet", "--package", PACKAGE, "--lib", "--profile", "check", "--", &fresh])
+        .env("DATABASE_URL", url)
+        .env("SQLX_OFFLINE_DIR", queries)
+        .env("SQLX_OFFLINE", "false")
+        .status()
+        .context("while starting cargo")?;
+    ensure!(status.success(), "{PACKAGE} does not compile against its migrations");
+    Ok(())
 }
 
-async fn migrate<O>(migrations: &Path, options: O) -> anyhow::Result<()>
-where
-    O: ConnectOptions<Connection: Migrate + Sized>,
-{
+async fn migrate(migrations: &Path, options: PgConnectOptions) -> anyhow::Result<()> {
     let mut conn = options.connect().await?;
     let migrator =
         Migrator::new(migrations).await.with_context(|| format!("while reading {}", migrations.display()))?;

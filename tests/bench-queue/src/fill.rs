@@ -5,8 +5,7 @@
 use anyhow::{Context as _, ensure};
 use camino::Utf8Path;
 use fettle_store_sqlite::DATABASE_FILE;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, Connection as _, Row as _, SqliteConnection};
+use rusqlite::Connection;
 
 /// Copies get ids in the order of time, as UUIDs of version 7 are: what they stand for came one after the other.
 const COPY_ID: &str = "unhex(printf('%012x7%03x8%015x', at / 1000, at % 1000, number))";
@@ -22,19 +21,21 @@ pub(crate) struct Copies {
 
 /// Multiplies the queued Tasks in `folder`'s ledger, which is closed. Nothing of it is durable before the end.
 pub(crate) async fn multiply(folder: &Utf8Path, copies: Copies) -> anyhow::Result<()> {
-    let options = SqliteConnectOptions::new()
-        .filename(folder.join(DATABASE_FILE))
-        // Without a journal: what a crash would leave is thrown away, as the rest of the folder.
-        .journal_mode(SqliteJournalMode::Off)
-        .synchronous(SqliteSynchronous::Off)
-        .locking_mode(SqliteLockingMode::Exclusive)
-        .pragma("cache_size", "-400000")
-        .pragma("temp_store", "MEMORY");
-    let mut file = SqliteConnection::connect_with(&options).await?;
-    plan(&mut file, copies).await?;
+    let file = folder.join(DATABASE_FILE);
+    tokio::task::spawn_blocking(move || fill(&file, copies)).await.context("while waiting for the copies")?
+}
+
+fn fill(path: &Utf8Path, copies: Copies) -> anyhow::Result<()> {
+    let file = Connection::open(path)?;
+    // Without a journal: what a crash would leave is thrown away, as the rest of the folder.
+    file.execute_batch(
+        "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE;
+         PRAGMA foreign_keys = ON; PRAGMA cache_size = -400000; PRAGMA temp_store = MEMORY",
+    )?;
+    plan(&file, copies)?;
     let later = "+ copy.number";
     copy(
-        &mut file,
+        &file,
         "task",
         "id",
         &[
@@ -46,12 +47,11 @@ pub(crate) async fn multiply(folder: &Utf8Path, copies: Copies) -> anyhow::Resul
             ("created_at", &format!("old.created_at {later}")),
             ("updated_at", &format!("old.updated_at {later}")),
         ],
-    )
-    .await?;
+    )?;
     let inserted = "INSERT INTO intent (key, task_id) SELECT printf('copy:%d', number), id FROM copy ORDER BY number";
-    run(&mut file, inserted).await?;
+    run(&file, inserted)?;
     copy(
-        &mut file,
+        &file,
         "job",
         "task_id",
         &[
@@ -61,22 +61,20 @@ pub(crate) async fn multiply(folder: &Utf8Path, copies: Copies) -> anyhow::Resul
             ("runnable_at", &format!("old.runnable_at {later}")),
             ("turn_at", &format!("old.turn_at {later}")),
         ],
-    )
-    .await?;
-    copy(&mut file, "run", "task_id", &[("id", "copy.id"), ("task_id", "copy.id"), ("job_id", "copy.id")]).await?;
+    )?;
+    copy(&file, "run", "task_id", &[("id", "copy.id"), ("task_id", "copy.id"), ("job_id", "copy.id")])?;
     copy(
-        &mut file,
+        &file,
         "event",
         "task_id",
         &[("task_id", "copy.id"), ("correlation_id", "copy.id"), ("at", &format!("old.at {later}"))],
-    )
-    .await?;
-    file.close().await.context("while closing the filled ledger")
+    )?;
+    file.close().map_err(|(_, error)| error).context("while closing the filled ledger")
 }
 
 /// The table `copy`: a row for each, with its original, its number and its id.
-async fn plan(file: &mut SqliteConnection, copies: Copies) -> anyhow::Result<()> {
-    run(file, "CREATE TEMP TABLE copy (number INTEGER PRIMARY KEY, original BLOB NOT NULL, id BLOB)").await?;
+fn plan(file: &Connection, copies: Copies) -> anyhow::Result<()> {
+    run(file, "CREATE TEMP TABLE copy (number INTEGER PRIMARY KEY, original BLOB NOT NULL, id BLOB)")?;
     // By turns, as issues come: one of each repository, again and again, and the first one's in between.
     let numbered = |condition: &str, times: u64| {
         format!(
@@ -87,17 +85,15 @@ async fn plan(file: &mut SqliteConnection, copies: Copies) -> anyhow::Result<()>
     let (first, others) =
         (numbered("task.repo_forge_id = 1", copies.of_first), numbered("task.repo_forge_id <> 1", copies.of_others));
     let both = format!("SELECT * FROM ({first}) UNION ALL SELECT * FROM ({others})");
-    run(file, &format!("INSERT INTO copy (original) SELECT original FROM ({both}) ORDER BY place")).await?;
-    let newest: i64 = sqlx::query_scalar("SELECT max(created_at) FROM task").fetch_one(&mut *file).await?;
-    run(file, &format!("UPDATE copy SET id = (SELECT {COPY_ID} FROM (SELECT {newest} + copy.number AS at))")).await
+    run(file, &format!("INSERT INTO copy (original) SELECT original FROM ({both}) ORDER BY place"))?;
+    let newest: i64 = file.query_one("SELECT max(created_at) FROM task", (), |row| row.get(0))?;
+    run(file, &format!("UPDATE copy SET id = (SELECT {COPY_ID} FROM (SELECT {newest} + copy.number AS at))"))
 }
 
 /// Copies one table's rows of each original, with `changed` columns; a column that numbers the rows goes on counting.
-async fn copy(file: &mut SqliteConnection, table: &str, owner: &str, changed: &[(&str, &str)]) -> anyhow::Result<()> {
-    let listed = sqlx::query(AssertSqlSafe(format!("SELECT name, type FROM pragma_table_info('{table}')")));
-    let rows = listed.fetch_all(&mut *file).await?;
-    let columns: Vec<String> =
-        rows.iter().map(|row| row.get::<String, _>("name")).filter(|name| name != "seq").collect();
+fn copy(file: &Connection, table: &str, owner: &str, changed: &[(&str, &str)]) -> anyhow::Result<()> {
+    let mut listed = file.prepare("SELECT name FROM pragma_table_info(?) WHERE name <> 'seq'")?;
+    let columns = listed.query_map([table], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
     let missing = changed.iter().find(|(name, _)| columns.iter().all(|column| column != name));
     ensure!(missing.is_none(), "the table `{table}` has no column {missing:?}");
     let values = columns.iter().map(|column| {
@@ -105,8 +101,8 @@ async fn copy(file: &mut SqliteConnection, table: &str, owner: &str, changed: &[
         change.map_or_else(|| format!("old.{column}"), |(_, value)| (*value).to_owned())
     });
     let values = values.collect::<Vec<_>>().join(", ");
-    run(file, &format!("CREATE TEMP TABLE old AS SELECT * FROM main.{table}")).await?;
-    run(file, &format!("CREATE INDEX temp.old_owner ON old ({owner})")).await?;
+    run(file, &format!("CREATE TEMP TABLE old AS SELECT * FROM main.{table}"))?;
+    run(file, &format!("CREATE INDEX temp.old_owner ON old ({owner})"))?;
     let columns = columns.join(", ");
     run(
         file,
@@ -114,12 +110,10 @@ async fn copy(file: &mut SqliteConnection, table: &str, owner: &str, changed: &[
             "INSERT INTO main.{table} ({columns}) SELECT {values} FROM copy CROSS JOIN old ON old.{owner} = copy.original
              ORDER BY copy.number"
         ),
-    )
-    .await?;
-    run(file, "DROP TABLE temp.old").await
+    )?;
+    run(file, "DROP TABLE temp.old")
 }
 
-async fn run(file: &mut SqliteConnection, statement: &str) -> anyhow::Result<()> {
-    let ran = sqlx::query(AssertSqlSafe(statement.to_owned())).execute(file).await;
-    ran.map(|_| ()).with_context(|| format!("while filling a ledger: {statement}"))
+fn run(file: &Connection, statement: &str) -> anyhow::Result<()> {
+    file.execute_batch(statement).with_context(|| format!("while filling a ledger: {statement}"))
 }

@@ -9,8 +9,6 @@ use fettle_test_kit::measure::home;
 use fettle_test_kit::measure::process::{cpu_time, load_average};
 use fettle_test_kit::measure::report::{Figure, Report, Target};
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection as _, SqliteConnection};
 
 use super::load::{Ids, Pace, Request, send};
 use super::server::Server;
@@ -142,7 +140,7 @@ async fn round(folder: &Utf8Path, requests: &Requests) -> anyhow::Result<Round> 
     // As a crash would: what was answered with 202 must be there all the same.
     server.kill()?;
     let accepted = warm.count() + stored.count() + halved.count();
-    let (kept, closed) = in_ledger(home).await?;
+    let (kept, closed) = in_ledger(home)?;
     ensure!(
         kept == accepted,
         "{accepted} deliveries were accepted and {kept} are in the ledger: the difference was lost or stored twice"
@@ -190,12 +188,11 @@ async fn payload() -> anyhow::Result<Value> {
 }
 
 /// Deliveries of the benchmark in the ledger that was left behind, and how many of them are closed.
-async fn in_ledger(home: &Utf8Path) -> anyhow::Result<(u64, u64)> {
+fn in_ledger(home: &Utf8Path) -> anyhow::Result<(u64, u64)> {
     let file = home.join("data/ledger").join(fettle_store_sqlite::DATABASE_FILE);
-    let mut ledger = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(file)).await?;
-    let (kept, closed): (i64, i64) =
-        sqlx::query_as("SELECT count(*), count(closed_at) FROM delivery").fetch_one(&mut ledger).await?;
-    ledger.close().await?;
+    let ledger = rusqlite::Connection::open(file)?;
+    let counted = "SELECT count(*), count(closed_at) FROM delivery";
+    let (kept, closed): (i64, i64) = ledger.query_one(counted, (), |row| row.try_into())?;
     Ok((kept.try_into()?, closed.try_into()?))
 }
 

@@ -1,5 +1,0 @@
-//! Compiles the crate again when a migration changes: `sqlx::migrate!` reads the folder unseen by cargo.
-
-fn main() {
-    println!("cargo::rerun-if-changed=migrations");
-}
