@@ -11,6 +11,7 @@ mod intake;
 mod ledger;
 mod nix;
 mod postgres;
+mod progress;
 mod rabbitmq;
 mod redis;
 mod service;

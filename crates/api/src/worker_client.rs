@@ -254,6 +254,7 @@ impl Leases for WorkerClient {
             worker: who.worker,
             name: who.name.clone(),
             versions: want.versions.clone(),
+            labels: want.labels.clone().unwrap_or_default(),
             max,
             wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
             request,

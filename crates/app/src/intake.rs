@@ -10,6 +10,7 @@ use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::incoming::{Incoming, IncomingIssue, IssueChange};
 use fettle_domain::intake::{BOT_TURNS, Command, IntakeRules, Trigger, bots_talk_alone, intent_key, trigger_of};
 use fettle_domain::issue::{CommentSnapshot, IssueSnapshot};
+use fettle_domain::label::{Need, needs_of};
 use fettle_domain::repo::Repo;
 use fettle_domain::task::Mode;
 use jiff::{SignedDuration, Timestamp};
@@ -69,6 +70,8 @@ pub struct IntakeOptions {
     pub rules: IntakeRules,
     /// Tasks an installation (or, without one, this appliance) may open in 24 h by webhooks.
     pub daily_tasks: u64,
+    /// Which repositories' Runs need which workers.
+    pub needs: Vec<Need>,
 }
 
 pub struct Intake {
@@ -387,6 +390,7 @@ impl Intake {
             correlation: delivery.correlation,
             intent: wish.intent,
             mode: wish.mode,
+            needs: needs_of(&self.options.now().needs, Some(&repo.name)),
             repo: Some(repo),
             // The text as the trigger carried it: what was edited afterwards, nobody with write access has approved.
             issue: IssueSnapshot {

@@ -134,7 +134,7 @@ impl Publisher {
         let mut request = RequestId::from_uuid(self.ids.uuid());
         while !shutdown.is_cancelled() {
             self.pulse.beat();
-            let want = Want { kind: JobKind::Publish, versions: vec![1] };
+            let want = Want::anything(JobKind::Publish, vec![1]);
             let granted = tokio::select! {
                 // A lease that is here already is let go of in order, and not left to lapse.
                 biased;

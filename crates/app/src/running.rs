@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_domain::id::RequestId;
+use fettle_domain::label::Labels;
 use fettle_domain::lease::Timing;
 use fettle_domain::object::BlobId;
 use fettle_domain::retry::back_off;
@@ -90,6 +91,8 @@ pub struct Worker {
     pub runner: Arc<dyn Runner>,
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
+    /// Needed by some Runs.
+    pub labels: Labels,
     pub timing: Timing,
     pub heart: Heart,
     /// A broker's bell; without one, the ledger holds a request until there is work.
@@ -111,7 +114,11 @@ impl Worker {
         while !shutdown.is_cancelled() {
             self.pulse.beat();
             crash::before(Point::WorkerLease);
-            let want = Want { kind: fettle_domain::job::JobKind::Run, versions: vec![RUN_ORDER_VERSION] };
+            let want = Want {
+                kind: fettle_domain::job::JobKind::Run,
+                versions: vec![RUN_ORDER_VERSION],
+                labels: Some(self.labels.clone()),
+            };
             // Who listens to a bell waits there; for a single job it waits where a job is sure to be seen.
             let patience =
                 if self.bell.is_some() && stay == Stay::UntilShutdown { Duration::ZERO } else { MAX_LEASE_WAIT };

@@ -4,6 +4,7 @@
 use fettle_domain::effect::{Intent, Receipt};
 use fettle_domain::event::EventBody;
 use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::label::Labels;
 use fettle_domain::repo::Repo;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::StepRecord;
@@ -19,6 +20,8 @@ pub struct Subject {
     pub issue: IssueSnapshot,
     pub model: Option<String>,
     pub base: Option<String>,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub needs: Labels,
 }
 
 /// A value with a versioned stored form.

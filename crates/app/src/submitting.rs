@@ -6,9 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::label::needs_of;
 use fettle_domain::repo::{Repo, RepoName};
 use fettle_domain::task::Mode;
 
+use crate::intake::IntakeOptions;
+use crate::live::Live;
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError};
 use crate::ports::ledger::{Ledger, Opened, TaskPlan, TaskView};
@@ -30,6 +33,8 @@ pub struct Submitting {
     pub hosts: Vec<String>,
     /// Names of the configured models.
     pub models: Vec<String>,
+    /// For what a repository needs; taken once for each request.
+    pub options: Live<IntakeOptions>,
 }
 
 #[async_trait]
@@ -56,6 +61,7 @@ impl SubmitTask for Submitting {
             correlation: request.correlation,
             intent: format!("{}:{object}", request.trigger),
             mode: request.mode,
+            needs: needs_of(&self.options.now().needs, repo.as_ref().map(|repo| &repo.name)),
             repo,
             issue,
             said: None,

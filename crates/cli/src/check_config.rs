@@ -104,6 +104,7 @@ pub(crate) fn summary(config: &Config) -> String {
 fn warnings(config: &Config, environment: &Environment) -> Vec<String> {
     let mut warnings = missing_secrets(config);
     warnings.extend(blind(config));
+    warnings.extend(config.agent.unmet_needs());
     warnings.extend(half_of_the_tokens(config).map(str::to_owned));
     warnings.extend(secrets::exposed(config, None, environment));
     warnings

@@ -47,6 +47,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     })
     .await?;
     tell(&config, &data, &credentials, running.address);
+    config.agent.unmet_needs().iter().for_each(|unmet| warn!("missing: {unmet}"));
 
     let paths = Live::new(config.forge.paths.clone());
     let parts = AgentParts {
@@ -71,6 +72,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
                 // The ledger is here: it wakes whoever waits for it.
                 bell: None,
                 ids,
+                labels: config.agent.labels.clone(),
                 timing,
                 slots,
                 stay: Stay::UntilShutdown,

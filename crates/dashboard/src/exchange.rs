@@ -18,11 +18,12 @@ pub const KEYS: Keys = Keys {
         "forge.label_mode",
         "forge.allowed_bots",
         "forge.daily_tasks",
+        "agent.needs",
         "forge.paths",
         "forge.webhook_secret_file",
         "forge.webhook_secret_previous_file",
     ],
-    read: &["server", "store", "transport", "agent.per_repository", "forge", "gateway", "auth", "telemetry"],
+    read: &["server", "store", "transport", "agent.per_repository", "agent.needs", "forge", "gateway", "auth", "telemetry"],
 };
 
 /// The pieces of a running dashboard that can be exchanged.
@@ -49,7 +50,7 @@ pub(crate) fn intake_options(config: &Config) -> IntakeOptions {
         label_mode: forge.label_mode,
         allowed_bots: forge.allowed_bots.clone(),
     };
-    IntakeOptions { rules, daily_tasks: forge.daily_tasks }
+    IntakeOptions { rules, daily_tasks: forge.daily_tasks, needs: config.agent.needs.clone() }
 }
 
 pub(crate) fn publish_options(config: &Config, credentials: &Credentials) -> PublishOptions {

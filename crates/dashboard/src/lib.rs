@@ -185,6 +185,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         ids: ids.clone(),
         hosts: config.forge.hosts.clone(),
         models: config.gateway.models.iter().map(|model| model.name.clone()).collect(),
+        options: intake_options.clone(),
     });
     let intake = Intake {
         ledger: ledger.clone(),

@@ -103,9 +103,10 @@ impl fmt::Display for Labels {
 }
 
 /// Whose Runs need what.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Need {
-    pub of: Repositories,
+    pub repositories: Repositories,
     pub labels: Labels,
 }
 
@@ -154,7 +155,7 @@ impl From<Repositories> for String {
 /// All that is needed for Runs of `repo`. What has no repository needs nothing.
 pub fn needs_of(needs: &[Need], repo: Option<&RepoName>) -> Labels {
     let Some(repo) = repo else { return Labels::default() };
-    let applying = needs.iter().filter(|need| need.of.include(repo));
+    let applying = needs.iter().filter(|need| need.repositories.include(repo));
     Labels(applying.flat_map(|need| need.labels.0.iter().cloned()).collect())
 }
 
@@ -189,9 +190,9 @@ mod tests {
     fn every_rule_that_names_a_repository_applies_to_it() {
         let of = |text: &str| Repositories::try_from(text.to_owned()).unwrap();
         let needs = [
-            Need { of: of("octo/*"), labels: labels("arm64") },
-            Need { of: of("Octo/Hello"), labels: labels("gpu") },
-            Need { of: of("other/*"), labels: labels("big") },
+            Need { repositories: of("octo/*"), labels: labels("arm64") },
+            Need { repositories: of("Octo/Hello"), labels: labels("gpu") },
+            Need { repositories: of("other/*"), labels: labels("big") },
         ];
         let hello: RepoName = "octo/hello".parse().unwrap();
         assert_eq!(needs_of(&needs, Some(&hello)).to_string(), "arm64,gpu");

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::JobId;
 use crate::job::JobKind;
+use crate::label::Labels;
 use crate::repo::Repo;
 
 /// A level of priority is worth this long in line: so a job rises by a level for each such span that it waits.
@@ -46,11 +47,13 @@ impl Priority {
     }
 }
 
-/// Where a job stands: which model it is for, and whose slots it takes.
+/// Where a job stands: which model and what worker it is for, and whose slots it takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// Empty: the first configured one, or none is needed.
     pub model: String,
+    /// Of a worker.
+    pub needs: Labels,
     /// `repo:77`, `installation:5`, `token`, `anybody`.
     pub slots_of: String,
     pub priority: Priority,
@@ -59,20 +62,20 @@ pub struct Place {
 impl Place {
     /// A repository's Runs share its slots. What a forge limits is the installation or the one token, so publications share
     /// those.
-    pub fn of(kind: JobKind, repo: Option<&Repo>, model: Option<&str>, trigger: &str) -> Self {
-        let (model, slots_of) = match kind {
+    pub fn of(kind: JobKind, repo: Option<&Repo>, model: Option<&str>, needs: &Labels, trigger: &str) -> Self {
+        let (model, needs, slots_of) = match kind {
             JobKind::Run => {
                 let slots_of =
                     repo.map_or_else(|| "anybody".to_owned(), |repo| format!("{REPOSITORY}{}", repo.forge_id));
-                (model.unwrap_or_default().to_owned(), slots_of)
+                (model.unwrap_or_default().to_owned(), needs.clone(), slots_of)
             }
             JobKind::Publish => {
                 let installation = repo.and_then(|repo| repo.installation);
                 let slots_of = installation.map_or_else(|| TOKEN.to_owned(), |id| format!("{INSTALLATION}{id}"));
-                (String::new(), slots_of)
+                (String::new(), Labels::default(), slots_of)
             }
         };
-        Self { model, slots_of, priority: Priority::of_trigger(trigger) }
+        Self { model, needs, slots_of, priority: Priority::of_trigger(trigger) }
     }
 }
 

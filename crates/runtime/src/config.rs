@@ -4,6 +4,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::sandbox::SandboxLevel;
 use fettle_domain::budget::MIN_CONTEXT_TOKENS;
+use fettle_domain::label::{Labels, Need};
 use fettle_domain::path_policy::PathPolicy;
 use fettle_domain::repo::RepoName;
 use fettle_domain::task::Mode;
@@ -128,6 +129,10 @@ impl Default for Forge {
 pub struct Agent {
     /// Runs at a time in this process.
     pub workers: u16,
+    /// What this worker has and others have not, as in `["gpu", "arm64"]`.
+    pub labels: Labels,
+    /// Which repositories' Runs need a worker with which labels.
+    pub needs: Vec<Need>,
     /// Tasks of one repository that are worked on at a time, by all workers together.
     pub per_repository: u16,
     /// The dashboard's internal address, for `fettle-worker`.
@@ -141,11 +146,25 @@ impl Default for Agent {
     fn default() -> Self {
         Self {
             workers: 1,
+            labels: Labels::default(),
+            needs: Vec::new(),
             per_repository: PER_REPOSITORY,
             dashboard_url: "http://127.0.0.1:8081".into(),
             cache_dir: None,
             sandbox: Sandbox::default(),
         }
+    }
+}
+
+impl Agent {
+    /// A sentence for each need that workers of this configuration do not meet; others may.
+    pub fn unmet_needs(&self) -> Vec<String> {
+        let unmet = self.needs.iter().filter(|need| !self.labels.meet(&need.labels));
+        let told = unmet.map(|need| {
+            let of = String::from(need.repositories.clone());
+            format!("Runs of {of} need a worker with `{}`, and agent.labels is `{}`: they wait for another worker", need.labels, self.labels)
+        });
+        told.collect()
     }
 }
 

@@ -17,7 +17,7 @@ use crate::time::Instant;
 use crate::writer::Tx;
 
 pub(crate) fn place(kind: JobKind, subject: &Subject, trigger: &str) -> Place {
-    Place::of(kind, subject.repo.as_ref(), subject.model.as_deref(), trigger)
+    Place::of(kind, subject.repo.as_ref(), subject.model.as_deref(), &subject.needs, trigger)
 }
 
 /// The lane at `place`, made when it is the first to stand there.
@@ -26,21 +26,23 @@ pub(crate) async fn enter(tx: &mut Tx<'_>, kind: JobKind, order_version: u16, pl
         return Ok(lane);
     }
     sqlx::query!(
-        "INSERT INTO pool (kind, order_version, model) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        "INSERT INTO pool (kind, order_version, model, needs) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
         kind.name(),
         i64::from(order_version),
         place.model,
+        place.needs.to_string(),
     )
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
     sqlx::query!(
         "INSERT INTO lane (pool_id, slots_of)
-         SELECT id, $4 FROM pool WHERE kind = $1 AND order_version = $2 AND model = $3
+         SELECT id, $5 FROM pool WHERE kind = $1 AND order_version = $2 AND model = $3 AND needs = $4
          ON CONFLICT DO NOTHING",
         kind.name(),
         i64::from(order_version),
         place.model,
+        place.needs.to_string(),
         place.slots_of,
     )
     .execute(&mut *tx.conn)
@@ -53,10 +55,11 @@ pub(crate) async fn enter(tx: &mut Tx<'_>, kind: JobKind, order_version: u16, pl
 async fn lane_at(tx: &mut Tx<'_>, kind: JobKind, order_version: u16, place: &Place) -> R<Option<i64>> {
     sqlx::query_scalar!(
         "SELECT lane.id FROM pool JOIN lane ON lane.pool_id = pool.id
-         WHERE pool.kind = $1 AND pool.order_version = $2 AND pool.model = $3 AND lane.slots_of = $4",
+         WHERE pool.kind = $1 AND pool.order_version = $2 AND pool.model = $3 AND pool.needs = $4 AND lane.slots_of = $5",
         kind.name(),
         i64::from(order_version),
         place.model,
+        place.needs.to_string(),
         place.slots_of,
     )
     .fetch_optional(&mut *tx.conn)
@@ -79,8 +82,10 @@ pub(crate) async fn serve(tx: &mut Tx<'_>, lane: i64) -> R<()> {
 
 /// What is left of the slots.
 struct Room {
-    /// Pools that `want` fits, with what their model can still take.
-    pools: BTreeMap<i64, i64>,
+    /// Pools that `want` fits and whose model is not busy, with that model.
+    pools: BTreeMap<i64, String>,
+    /// What each model can still take.
+    of_model: BTreeMap<String, i64>,
     /// Whose slots jobs hold, with how many Tasks.
     held: BTreeMap<String, i64>,
 }
@@ -89,7 +94,7 @@ impl Room {
     async fn read(conn: &mut PgConnection, slots: &Slots, want: &Want) -> R<Self> {
         let versions: Vec<i64> = want.versions.iter().map(|&version| i64::from(version)).collect();
         let pools = sqlx::query!(
-            r#"SELECT id, model,
+            r#"SELECT id, model, needs,
                       (SELECT count(*) FROM pool AS beside JOIN lane ON lane.pool_id = beside.id
                        JOIN job ON job.lane_id = lane.id
                        WHERE beside.kind = pool.kind AND beside.model = pool.model AND job.leased_until IS NOT NULL)
@@ -108,14 +113,19 @@ impl Room {
         .fetch_all(conn)
         .await
         .or_ledger()?;
-        Ok(Self {
-            pools: pools
-                .into_iter()
-                .map(|pool| (pool.id, i64::from(slots.of_model(&pool.model)) - pool.held))
-                .filter(|(_, free)| *free > 0)
-                .collect(),
+        let mut room = Self {
+            pools: BTreeMap::new(),
+            of_model: BTreeMap::new(),
             held: held.into_iter().map(|owner| (owner.slots_of, owner.tasks)).collect(),
-        })
+        };
+        for pool in pools {
+            let free = i64::from(slots.of_model(&pool.model)) - pool.held;
+            if free > 0 && want.meets(&pool.needs.parse().map_err(unreadable)?) {
+                room.of_model.insert(pool.model.clone(), free);
+                room.pools.insert(pool.id, pool.model);
+            }
+        }
+        Ok(room)
     }
 
     fn pools(&self) -> Vec<i64> {
@@ -172,9 +182,10 @@ pub(crate) async fn count_next(conn: &mut PgConnection, slots: &Slots, want: &Wa
     let mut count = 0;
     for lane in lanes {
         let free = room.free(slots, &lane.slots_of);
-        let Some(of_pool) = room.pools.get_mut(&lane.pool_id) else { continue };
-        let taken = lane.queued.min(free).min(*of_pool).max(0);
-        *of_pool -= taken;
+        let model = room.pools.get(&lane.pool_id).and_then(|model| room.of_model.get_mut(model));
+        let Some(of_model) = model else { continue };
+        let taken = lane.queued.min(free).min(*of_model).max(0);
+        *of_model -= taken;
         *room.held.entry(lane.slots_of).or_default() += taken;
         count += taken;
     }

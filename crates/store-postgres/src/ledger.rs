@@ -41,7 +41,7 @@ const SWEEP_AT_ONCE: u16 = 20;
 
 /// What a worker of this version is able to do.
 fn any_run() -> Want {
-    Want { kind: JobKind::Run, versions: vec![RUN_ORDER_VERSION] }
+    Want::anything(JobKind::Run, vec![RUN_ORDER_VERSION])
 }
 
 impl PostgresLedger {

@@ -206,6 +206,7 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> R<()> {
         issue: plan.issue.clone(),
         model: plan.model.clone(),
         base: plan.base.clone(),
+        needs: plan.needs.clone(),
     };
     let repo = plan.repo.as_ref().map(|repo| number(repo.forge_id)).transpose()?;
     let issue = plan.issue.number.map(number).transpose()?;
@@ -257,8 +258,10 @@ pub(crate) async fn parts(tx: &mut Tx<'_>, task: TaskId) -> R<Parts> {
     let uuid = task.as_uuid();
     let row = sqlx::query!(
         r#"SELECT run.job_id AS run_job, run.result,
-                  (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
-                   ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS "publish_job?"
+                  coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
+                            AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
+                           (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
+                            ORDER BY job.seq DESC LIMIT 1)) AS "publish_job?"
            FROM run WHERE run.task_id = $1"#,
         uuid,
     )
@@ -458,6 +461,7 @@ impl Retry {
             said: None,
             model: row.subject.model,
             base: row.subject.base,
+            needs: row.subject.needs,
             actor: self.by.clone(),
             trigger: row.trigger,
             at: tx.now,

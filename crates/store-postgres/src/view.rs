@@ -71,6 +71,7 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
         issue: subject.issue,
         model: subject.model,
         base: subject.base,
+        needs: subject.needs,
         actor: row.actor,
         trigger: row.trigger_kind,
         generation: u32::try_from(row.generation).map_err(unreadable)?,

@@ -200,7 +200,7 @@ fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     let rows: Vec<Told> = conn.all(
         "SELECT task.id, task.state, task.ended_at, run.job_id AS run_job,
                   (SELECT job.id FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
-                   ORDER BY job.seq DESC LIMIT 1) AS publish_job,
+                   ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish_job,
                   (SELECT json_extract(event.body, '$.value.type') FROM event WHERE event.task_id = task.id
                    AND json_extract(event.body, '$.value.type') IN ('task_created', 'redriven', 'task_done', 'task_cancelled')
                    ORDER BY event.task_seq DESC LIMIT 1) AS turn

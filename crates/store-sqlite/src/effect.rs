@@ -6,6 +6,7 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{EffectId, JobId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
+use fettle_domain::publication::{CANCELLED, owes_last_word};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
@@ -13,9 +14,6 @@ use crate::error::unreadable;
 use crate::sql::{Sql as _, first};
 use crate::writer::{Tx, Verb};
 use crate::{event, job, stored, task};
-
-/// Why an effect that nobody began is not brought about any more.
-const CANCELLED: &str = "the Task was cancelled";
 
 /// Of one Task, in the order they are brought about.
 pub(crate) fn list(conn: &Connection, task: TaskId) -> L<Vec<Effect>> {
@@ -39,17 +37,18 @@ pub(crate) fn list(conn: &Connection, task: TaskId) -> L<Vec<Effect>> {
             }
             other => return Err(unreadable(format!("{id} has the unknown state `{other}`"))),
         };
-        effects.push(Effect { id, task, kind: kind_named(&kind)?, state });
+        let before = match state {
+            EffectState::Settled { .. } => None,
+            EffectState::Wanted | EffectState::Intended { .. } => receipt.as_deref().map(stored::read).transpose()?,
+        };
+        effects.push(Effect { id, task, kind: kind_named(&kind)?, state, before });
     }
     effects.sort_by_key(|effect| effect.kind);
     Ok(effects)
 }
 
 fn kind_named(text: &str) -> L<EffectKind> {
-    [EffectKind::Push, EffectKind::PullRequest, EffectKind::Comment, EffectKind::Labels]
-        .into_iter()
-        .find(|kind| kind.name() == text)
-        .ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")))
+    EffectKind::named(text).ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")))
 }
 
 pub(crate) fn unfinished_publish_job(conn: &Connection, task: TaskId) -> L<Option<JobId>> {
@@ -80,14 +79,30 @@ impl Verb for Want {
     }
 }
 
-/// Wants `kinds` (a settled one again) and gives them to the Task's unfinished publish job or to a new one.
+pub(crate) struct WantProgress {
+    pub(crate) task: TaskId,
+}
+
+impl Verb for WantProgress {
+    type Out = bool;
+
+    fn apply(&self, tx: &mut Tx<'_>) -> L<bool> {
+        if !matches!(task::parts(tx, self.task)?.run.job.state, JobState::Leased { .. }) {
+            return Ok(false);
+        }
+        want(tx, self.task, &[EffectKind::Progress])?;
+        Ok(true)
+    }
+}
+
+/// Wants `kinds` (a settled one again, and what it brought is kept) and gives them to the Task's unfinished publish job or to a new one.
 pub(crate) fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
     let task_id = task.as_uuid();
     for kind in kinds {
         let (id, kind) = (tx.ids.uuid(), kind.name());
         tx.conn.run(
             "INSERT INTO effect (id, task_id, kind, state) VALUES (?, ?, ?, 'wanted')
-             ON CONFLICT (task_id, kind) DO UPDATE SET state = 'wanted', fence = NULL, intent = NULL, receipt = NULL
+             ON CONFLICT (task_id, kind) DO UPDATE SET state = 'wanted', fence = NULL, intent = NULL
              WHERE state = 'settled'",
             params![id, task_id, kind],
         )?;
@@ -104,6 +119,20 @@ pub(crate) fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<Job
     Ok(new.id)
 }
 
+/// Who was told of the beginning is told that the Task was cancelled.
+pub(crate) fn want_last_word(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
+    let newest = tx.conn.maybe(
+        "SELECT id FROM job WHERE task_id = ? AND kind = 'publish' ORDER BY seq DESC LIMIT 1",
+        params![task.as_uuid()],
+        first,
+    )?;
+    let newest = newest.map(|id| job::get(tx.conn, JobId::from_uuid(id))).transpose()?;
+    if owes_last_word(&list(tx.conn, task)?, newest.as_ref().map(|row| &row.job.state)) {
+        want(tx, task, &[EffectKind::Comment])?;
+    }
+    Ok(())
+}
+
 /// Cancels the unfinished publish job and withholds what it has not begun. `None`: there is none to cancel.
 pub(crate) fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> L<Option<JobState>> {
     let Some(id) = unfinished_publish_job(tx.conn, task)? else { return Ok(None) };
@@ -114,7 +143,7 @@ pub(crate) fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> L<Option<JobS
     }
     let (uuid, receipt) = (task.as_uuid(), stored::write(&Receipt::Withheld { reason: CANCELLED.to_owned() })?);
     tx.conn.run(
-        "UPDATE effect SET state = 'settled', receipt = ? WHERE task_id = ? AND state = 'wanted'",
+        "UPDATE effect SET state = 'settled', receipt = coalesce(receipt, ?) WHERE task_id = ? AND state = 'wanted'",
         params![receipt, uuid],
     )?;
     Ok(Some(row.job.state))
@@ -157,7 +186,7 @@ impl Verb for Intend {
             Err(fenced) => return Ok(fenced),
         };
         let effect = get(tx, self.effect, row.task)?;
-        if effect.kind != kind_of_intent(&self.intent) {
+        if effect.kind != self.intent.effect() {
             return Err(LedgerError::Invalid(format!("{} is a {}", self.effect, effect.kind.name())));
         }
         let (id, fence) = (self.effect.as_uuid(), job::column(self.lease.fence));
@@ -176,7 +205,7 @@ impl Verb for Intend {
             "UPDATE effect SET state = 'intended', fence = ?, intent = ? WHERE id = ?",
             params![fence, intent, id],
         )?;
-        let body = EventBody::EffectIntended { effect: effect.kind.name().to_owned(), what: told(&self.intent) };
+        let body = EventBody::EffectIntended { effect: effect.kind.name().to_owned(), what: self.intent.told() };
         event::append(tx, row.task, &body)?;
         Ok(Fenced::Applied)
     }
@@ -197,7 +226,7 @@ impl Verb for Settle {
             Err(fenced) => return Ok(fenced),
         };
         let effect = get(tx, self.effect, row.task)?;
-        if kind_of_receipt(&self.receipt).is_some_and(|kind| kind != effect.kind) {
+        if self.receipt.effect().is_some_and(|kind| kind != effect.kind) {
             return Err(LedgerError::Invalid(format!("{} is a {}", self.effect, effect.kind.name())));
         }
         let (id, fence) = (self.effect.as_uuid(), job::column(self.lease.fence));
@@ -214,7 +243,7 @@ impl Verb for Settle {
             "UPDATE effect SET state = 'settled', fence = ?, receipt = ? WHERE id = ?",
             params![fence, receipt, id],
         )?;
-        let (what, url) = seen(&self.receipt);
+        let (what, url) = (self.receipt.told(), self.receipt.url().map(str::to_owned));
         let body = EventBody::EffectSettled { effect: effect.kind.name().to_owned(), what, url };
         event::append(tx, row.task, &body)?;
         Ok(Fenced::Applied)
@@ -246,48 +275,5 @@ impl Verb for CompletePublish {
         job::store(tx, &row)?;
         task::refresh(tx, row.task)?;
         Ok(Fenced::Applied)
-    }
-}
-
-fn kind_of_intent(intent: &Intent) -> EffectKind {
-    match intent {
-        Intent::Push { .. } => EffectKind::Push,
-        Intent::PullRequest { .. } => EffectKind::PullRequest,
-        Intent::Comment { .. } => EffectKind::Comment,
-        Intent::Labels { .. } => EffectKind::Labels,
-    }
-}
-
-/// `None` for what any effect may end with.
-fn kind_of_receipt(receipt: &Receipt) -> Option<EffectKind> {
-    match receipt {
-        Receipt::Pushed { .. } => Some(EffectKind::Push),
-        Receipt::PullRequest { .. } => Some(EffectKind::PullRequest),
-        Receipt::Comment { .. } => Some(EffectKind::Comment),
-        Receipt::Labels => Some(EffectKind::Labels),
-        Receipt::Withheld { .. } => None,
-    }
-}
-
-fn told(intent: &Intent) -> String {
-    match intent {
-        Intent::Push { branch, commit, .. } => format!("push {} to {branch}", commit.short()),
-        Intent::PullRequest { head, base, draft: true } => format!("draft pull request from {head} to {base}"),
-        Intent::PullRequest { head, base, draft: false } => format!("pull request from {head} to {base}"),
-        Intent::Comment { issue, .. } => format!("comment on #{issue}"),
-        Intent::Labels { issue, .. } => format!("labels of #{issue}"),
-    }
-}
-
-fn seen(receipt: &Receipt) -> (String, Option<String>) {
-    match receipt {
-        Receipt::Pushed { branch, commit } => (format!("{branch} is at {}", commit.short()), None),
-        Receipt::PullRequest { number, url, draft: true } => {
-            (format!("draft pull request #{number}"), Some(url.clone()))
-        }
-        Receipt::PullRequest { number, url, draft: false } => (format!("pull request #{number}"), Some(url.clone())),
-        Receipt::Comment { id } => (format!("comment {id}"), None),
-        Receipt::Labels => ("labels set".to_owned(), None),
-        Receipt::Withheld { reason } => (format!("not written: {reason}"), None),
     }
 }

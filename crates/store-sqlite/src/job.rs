@@ -9,6 +9,7 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RequestId, TaskId, WorkerId};
 use fettle_domain::job::{Counters, Job, JobKind, JobState, Refused, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
+use fettle_domain::task::TaskState;
 use fettle_domain::turn::{self, Place, Priority};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
@@ -17,7 +18,7 @@ use crate::error::unreadable;
 use crate::sql::{Sql as _, first};
 use crate::time::{after, from_micros, until, whole_micros};
 use crate::writer::{Tx, Verb};
-use crate::{event, lane, message, run, task};
+use crate::{effect, event, lane, message, run, task};
 
 /// How far the persisted time may lag: a restart gives every lease its full length anyway, and an idle ledger writes
 /// nothing in between.
@@ -537,6 +538,17 @@ pub(crate) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
     let mut row = get(tx.conn, id)?;
     row.job = row.job.redrive().map_err(|refused| LedgerError::Invalid(refused.to_string()))?;
     task::may_become_active(tx, row.task, row.job.kind)?;
+    match row.job.kind {
+        JobKind::Run if task::get(tx, row.task)?.state == TaskState::Cancelled => {
+            return Err(LedgerError::Invalid(format!("{} was cancelled; retry it as a new Task", row.task)));
+        }
+        JobKind::Run => {}
+        JobKind::Publish => {
+            if let Some(newer) = effect::unfinished_publish_job(tx.conn, row.task)? {
+                return Err(LedgerError::Invalid(format!("{newer} publishes for {} already", row.task)));
+            }
+        }
+    }
     store(tx, &row)?;
     event::append(tx, row.task, &EventBody::Redriven { by: by.to_owned() })?;
     task::refresh(tx, row.task)

@@ -1,5 +1,7 @@
 //! Lanes: where jobs stand in line, and which job is next. The rule is [`fettle_domain::turn`]'s; here it is kept in indexes.
 
+use std::collections::BTreeMap;
+
 use fettle_app::ports::ledger::{L, Want};
 use fettle_domain::id::JobId;
 use fettle_domain::job::JobKind;
@@ -18,22 +20,22 @@ pub(crate) fn head_start() -> i64 {
 }
 
 pub(crate) fn place(kind: JobKind, subject: &Subject, trigger: &str) -> Place {
-    Place::of(kind, subject.repo.as_ref(), subject.model.as_deref(), trigger)
+    Place::of(kind, subject.repo.as_ref(), subject.model.as_deref(), &subject.needs, trigger)
 }
 
 /// The lane at `place`, made when it is the first to stand there.
 pub(crate) fn enter(tx: &mut Tx<'_>, kind: JobKind, order_version: u16, place: &Place) -> L<i64> {
-    let kind = kind.name();
+    let (kind, needs) = (kind.name(), place.needs.to_string());
     tx.conn.run(
-        "INSERT INTO pool (kind, order_version, model) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        params![kind, order_version, place.model],
+        "INSERT INTO pool (kind, order_version, model, needs) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        params![kind, order_version, place.model, needs],
     )?;
     tx.conn.one(
         "INSERT INTO lane (pool_id, slots_of, served_at)
-           SELECT id, ?4, 0 FROM pool WHERE kind = ?1 AND order_version = ?2 AND model = ?3
+           SELECT id, ?5, 0 FROM pool WHERE kind = ?1 AND order_version = ?2 AND model = ?3 AND needs = ?4
            ON CONFLICT (pool_id, slots_of) DO UPDATE SET served_at = served_at
            RETURNING id",
-        params![kind, order_version, place.model, place.slots_of],
+        params![kind, order_version, place.model, needs, place.slots_of],
         first,
     )
 }
@@ -68,6 +70,7 @@ pub(crate) fn serve(tx: &mut Tx<'_>, lane: i64) -> L<()> {
 /// A pool with what its model can still take.
 struct Pool {
     id: i64,
+    model: String,
     free: i64,
 }
 
@@ -75,8 +78,8 @@ struct Pool {
 /// planner would go through the lanes, and there is one for each repository that ever asked for anything.
 fn pools(conn: &Connection, slots: &Slots, want: &Want) -> L<Vec<Pool>> {
     let (kind, versions) = (want.kind.name(), serde_json::to_string(&want.versions).map_err(unreadable)?);
-    let rows: Vec<(i64, String, i64)> = conn.all(
-        "SELECT id, model,
+    let rows: Vec<(i64, String, String, i64)> = conn.all(
+        "SELECT id, model, needs,
                   (SELECT count(*) FROM job INDEXED BY job_held CROSS JOIN lane ON lane.id = job.lane_id
                    CROSS JOIN pool AS beside ON beside.id = lane.pool_id
                    WHERE job.leased_until IS NOT NULL AND beside.kind = pool.kind AND beside.model = pool.model)
@@ -85,9 +88,14 @@ fn pools(conn: &Connection, slots: &Slots, want: &Want) -> L<Vec<Pool>> {
         params![kind, versions],
         |row| row.try_into(),
     )?;
-    let free = |model: &str, held: i64| i64::from(slots.of_model(model)) - held;
-    let pools = rows.into_iter().map(|(id, model, held)| Pool { id, free: free(&model, held) });
-    Ok(pools.filter(|pool| pool.free > 0).collect())
+    let mut pools = Vec::new();
+    for (id, model, needs, held) in rows {
+        let free = i64::from(slots.of_model(&model)) - held;
+        if free > 0 && want.meets(&needs.parse().map_err(unreadable)?) {
+            pools.push(Pool { id, model, free });
+        }
+    }
+    Ok(pools)
 }
 
 /// The job whose turn it is among those that `want` fits.
@@ -110,8 +118,11 @@ pub(crate) fn next(tx: &mut Tx<'_>, want: &Want) -> L<Option<JobId>> {
 /// Jobs that [`next`] would give one after the other, counted up to `max`.
 pub(crate) fn count_next(conn: &Connection, slots: &Slots, want: &Want, max: u32) -> L<u32> {
     let (mut count, per_repository) = (0, slots.per_repository);
+    let mut taken: BTreeMap<String, i64> = BTreeMap::new();
     for pool in pools(conn, slots, want)? {
-        let most = pool.free.min(i64::from(max));
+        // Pools of one model share what it can take.
+        let taken = taken.entry(pool.model).or_default();
+        let most = (pool.free - *taken).min(i64::from(max));
         // A lane has at least one that can go, so as many lanes as are asked for are enough.
         let of_pool: i64 = conn.one(
             "SELECT coalesce(sum(min(slots - held, queued)), 0) AS count FROM (
@@ -125,6 +136,7 @@ pub(crate) fn count_next(conn: &Connection, slots: &Slots, want: &Want, max: u32
             params![pool.id, most, per_repository],
             first,
         )?;
+        *taken += of_pool.min(most);
         count = u32::try_from(i64::from(count) + of_pool.min(most)).unwrap_or(max).min(max);
         if count == max {
             break;

@@ -15,6 +15,7 @@ use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
+use fettle_domain::progress::AtWork;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::{StepBody, StepRecord};
 use jiff::Timestamp;
@@ -34,7 +35,7 @@ const MOST_RUNNABLE: u32 = 1_000;
 
 /// What a worker of this version is able to do.
 fn any_run() -> Want {
-    Want { kind: JobKind::Run, versions: vec![RUN_ORDER_VERSION] }
+    Want::anything(JobKind::Run, vec![RUN_ORDER_VERSION])
 }
 
 #[async_trait]
@@ -193,6 +194,14 @@ impl Ledger for SqliteLedger {
 
     async fn want_effects(&self, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
         self.write(effect::Want { task, kinds: kinds.to_vec() }).await
+    }
+
+    async fn at_work(&self, max: u16) -> L<Vec<AtWork>> {
+        self.readers.read(move |conn| view::at_work(conn, max.min(MAX_PAGE))).await
+    }
+
+    async fn want_progress(&self, task: TaskId) -> L<bool> {
+        self.write(effect::WantProgress { task }).await
     }
 
     async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer> {

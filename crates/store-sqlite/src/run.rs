@@ -168,6 +168,17 @@ fn step_event(step: &StepRecord) -> EventBody {
     }
 }
 
+/// Of the newest step; empty before the first.
+pub(crate) fn phase(conn: &Connection, run: RunId) -> L<String> {
+    let newest: Option<String> = conn.maybe(
+        "SELECT record FROM step WHERE run_id = ? ORDER BY seq DESC LIMIT 1",
+        params![run.as_uuid()],
+        first,
+    )?;
+    let newest: Option<StepRecord> = newest.as_deref().map(stored::read).transpose()?;
+    Ok(newest.map(|step| step.phase).unwrap_or_default())
+}
+
 /// The journal in order.
 pub(crate) fn steps(conn: &Connection, lease: &LeaseRef) -> L<Vec<StepRecord>> {
     let row = job::held_for_reading(conn, lease)?;

@@ -180,6 +180,7 @@ fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
         issue: plan.issue.clone(),
         model: plan.model.clone(),
         base: plan.base.clone(),
+        needs: plan.needs.clone(),
     };
     let repo = plan.repo.as_ref().map(|repo| number(repo.forge_id)).transpose()?;
     let issue = plan.issue.number.map(number).transpose()?;
@@ -221,6 +222,7 @@ fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
 /// A Task's jobs and result: what its state folds from.
 pub(crate) struct Parts {
     pub(crate) run: JobRow,
+    /// One that was cancelled, else the newest.
     pub(crate) publish: Option<JobRow>,
     pub(crate) result: Option<RunResult>,
 }
@@ -229,8 +231,10 @@ pub(crate) fn parts(tx: &mut Tx<'_>, task: TaskId) -> L<Parts> {
     let uuid = task.as_uuid();
     let row: Option<(Uuid, Option<String>, Option<Uuid>)> = tx.conn.maybe(
         "SELECT run.job_id AS run_job, run.result,
-                  (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
-                   ORDER BY job.seq DESC LIMIT 1) AS publish_job
+                  coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
+                            AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
+                           (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
+                            ORDER BY job.seq DESC LIMIT 1)) AS publish_job
            FROM run WHERE run.task_id = ?",
         params![uuid],
         |row| row.try_into(),
@@ -275,6 +279,9 @@ pub(crate) fn refresh(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
     let before = get(tx, task)?;
     let parts = parts(tx, task)?;
     let (state, note) = (parts.state(), parts.note());
+    if state == TaskState::Cancelled {
+        effect::want_last_word(tx, task)?;
+    }
     if state == before.state && note == before.note && state.is_final() == before.ended {
         return Ok(());
     }
@@ -370,6 +377,9 @@ impl Verb for Retry {
         if !row.state.is_final() {
             return Err(LedgerError::Invalid(format!("{} is still {}; cancel it first", self.task, row.state.name())));
         }
+        if row.state == TaskState::Cancelled {
+            return self.open_next(tx, row);
+        }
         let parts = parts(tx, self.task)?;
         let dead = [Some(&parts.run), parts.publish.as_ref()]
             .into_iter()
@@ -384,7 +394,7 @@ impl Verb for Retry {
 }
 
 impl Retry {
-    /// A finished Task stays as it is; the next one begins anew, on a new branch.
+    /// A finished or cancelled Task stays as it is; the next one begins anew, on a new branch.
     fn open_next(&self, tx: &mut Tx<'_>, row: TaskRow) -> L<Retried> {
         may_become_active(tx, self.task, JobKind::Run)?;
         let generation = match row.place() {
@@ -403,6 +413,7 @@ impl Retry {
             said: None,
             model: row.subject.model,
             base: row.subject.base,
+            needs: row.subject.needs,
             actor: self.by.clone(),
             trigger: row.trigger,
             at: tx.now,

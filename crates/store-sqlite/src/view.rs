@@ -6,9 +6,11 @@ use fettle_app::ports::ledger::{
     DeadJob, Demand, Depth, L, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
 };
 use fettle_domain::branch::BranchName;
+use fettle_domain::effect::EffectKind;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
+use fettle_domain::progress::AtWork;
 use fettle_domain::task::Mode;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
@@ -96,6 +98,7 @@ pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
         issue: subject.issue,
         model: subject.model,
         base: subject.base,
+        needs: subject.needs,
         actor: row.actor,
         trigger: row.trigger_kind,
         generation: u32::try_from(row.generation).map_err(unreadable)?,
@@ -182,15 +185,37 @@ pub(crate) fn publication(conn: &Connection, lease: &LeaseRef) -> L<Publication>
     }
     let task = task(conn, row.task)?;
     let run = job::get(conn, task.run.job)?;
+    let phase = if run.job.state.is_final() { None } else { Some(run::phase(conn, task.run.id)?) };
     let run_failure = match run.job.state {
         JobState::Dead { reason } => Some(reason),
         _ => None,
     };
     let branch = BranchName::of(task.mode, task.issue.number, task.id, task.generation);
-    Ok(Publication { task, branch, run_failure })
+    Ok(Publication { task, branch, run_failure, phase })
 }
 
 /// `runnable`: those whose turn it can be.
+/// Runs under a lease that work on an issue, the longest-standing Task first.
+pub(crate) fn at_work(conn: &Connection, max: u16) -> L<Vec<AtWork>> {
+    let rows: Vec<(Uuid, i64, Uuid)> = conn.all(
+        "SELECT task.id, task.created_at, run.id
+           FROM job INDEXED BY job_leased JOIN task ON task.id = job.task_id JOIN run ON run.task_id = task.id
+           WHERE job.leased_until IS NOT NULL AND job.kind = 'run' AND job.state = 'leased'
+             AND task.repo_forge_id IS NOT NULL AND task.issue_number IS NOT NULL AND task.mode <> 'probe'
+           ORDER BY task.created_at, task.id LIMIT ?",
+        params![max],
+        |row| row.try_into(),
+    )?;
+    let at_work = rows.into_iter().map(|(task, created_at, run)| {
+        let task = TaskId::from_uuid(task);
+        let effects = effect::list(conn, task)?;
+        let told = effects.into_iter().find(|effect| effect.kind == EffectKind::Progress);
+        let phase = run::phase(conn, RunId::from_uuid(run))?;
+        Ok(AtWork { task, created_at: from_micros(created_at), phase, told })
+    });
+    at_work.collect()
+}
+
 pub(crate) fn dead(conn: &Connection, max: u16) -> L<Vec<DeadJob>> {
     type Row = (Uuid, String, Uuid, Option<String>, Option<String>, i64, i64);
     let rows: Vec<Row> = conn.all(

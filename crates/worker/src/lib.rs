@@ -19,6 +19,7 @@ use fettle_app::ports::transport::Transport;
 use fettle_app::running::{Stay, WORKED_WITHIN, Worker};
 use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
+use fettle_domain::label::Labels;
 use fettle_domain::lease::Timing;
 use fettle_domain::path_policy::PathPolicy;
 use fettle_llm::{OpenAiCompatible, OpenAiOptions};
@@ -174,6 +175,8 @@ pub struct WorkerParts {
     /// A broker's bell, where this worker listens to one.
     pub bell: Option<Arc<dyn Transport>>,
     pub ids: Arc<dyn IdSource>,
+    /// What this worker has, for Runs that need it.
+    pub labels: Labels,
     pub timing: Timing,
     /// Runs at a time.
     pub slots: u16,
@@ -197,6 +200,7 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             runner: agent.clone(),
             ids: parts.ids.clone(),
             holder: Holder { worker: WorkerId::from_uuid(parts.ids.uuid()), name: system::process_name() },
+            labels: parts.labels.clone(),
             timing: parts.timing,
             heart: Heart::Apart,
             bell: parts.bell.clone(),

@@ -120,6 +120,7 @@ async fn run() -> Result<()> {
         heartbeat_leases,
         bell: fettle_broker::of_worker(&config.transport)?,
         ids: Arc::new(system::RandomIds),
+        labels: config.agent.labels.clone(),
         timing: timing(&environment),
         slots: config.agent.workers,
         stay: if flags.once { Stay::ForOneJob } else { Stay::UntilShutdown },

@@ -17,6 +17,7 @@ use fettle_app::vitals::Vitals;
 use fettle_broker_rabbitmq::{Limits, RabbitOptions, RabbitTransport};
 use fettle_broker_redis::{Redis, RedisOptions};
 use fettle_domain::id::TaskId;
+use fettle_domain::label::Labels;
 use fettle_domain::lease::Timing;
 use fettle_domain::run::RunResult;
 use fettle_runtime::system::{RandomIds, SystemClock};
@@ -69,6 +70,7 @@ pub(crate) async fn waits(folder: &Utf8Path, bell: Option<&Bell>, samples: usize
         runner: Arc::new(Stamp { handled }),
         ids: Arc::new(RandomIds),
         holder: holder(),
+        labels: Labels::default(),
         timing: Timing::default(),
         heart: Heart::Apart,
         bell: bell.map(|bell| bell.worker.clone()),

@@ -93,6 +93,7 @@ impl Measured {
             said: None,
             model: None,
             base: None,
+            needs: Default::default(),
             actor: "ann".to_owned(),
             trigger: "label".to_owned(),
             at: now,
@@ -143,7 +144,7 @@ pub(crate) fn holder() -> Holder {
 }
 
 pub(crate) fn any_run() -> Want {
-    Want { kind: JobKind::Run, versions: vec![RUN_ORDER_VERSION] }
+    Want::anything(JobKind::Run, vec![RUN_ORDER_VERSION])
 }
 
 /// The result of a Run that had nothing to do.

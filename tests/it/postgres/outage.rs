@@ -71,7 +71,7 @@ async fn nothing_answered_is_lost_with_a_killed_server_and_no_lease_with_the_tim
     let plan = plans.plan(1);
     ledgers[0].open_task(None, &plan).await.unwrap();
     let holder = Holder { worker: WorkerId::from_uuid(Uuid::from_u128(7)), name: "box/1".into() };
-    let want = Want { kind: JobKind::Run, versions: vec![1] };
+    let want = Want::anything(JobKind::Run, vec![1]);
     let request = RequestId::from_uuid(Uuid::from_u128(8));
     let granted = ledgers[0].lease(&holder, &want, 1, Duration::ZERO, request).await.unwrap();
     let Granted::Leased(leased) = granted else { panic!("{granted:?}") };

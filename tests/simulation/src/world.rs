@@ -21,6 +21,7 @@ use fettle_app::vitals::{Pulse, Vitals};
 use fettle_domain::id::{JobId, WorkerId};
 use fettle_domain::incoming::Incoming;
 use fettle_domain::intake::IntakeRules;
+use fettle_domain::label::Labels;
 use fettle_domain::lease::Timing;
 use fettle_domain::task::Mode;
 use fettle_domain::turn::Slots;
@@ -278,6 +279,11 @@ impl World {
         let disk = self.watch.clone();
         let memory = Arc::new(MemoryLedger::open_on(self.durable.clone(), around, Some(disk), self.options.bug));
         let ledger: Arc<dyn Ledger> = memory.clone();
+        let intake_options = Live::new(IntakeOptions {
+            rules: IntakeRules { label: LABEL.to_owned(), label_mode: Mode::Quickfix, allowed_bots: Vec::new() },
+            daily_tasks: DAILY_TASKS,
+            needs: Vec::new(),
+        });
         let submit = Arc::new(Submitting {
             ledger: ledger.clone(),
             forge: forge.clone(),
@@ -285,6 +291,7 @@ impl World {
             ids: ids.clone(),
             hosts: vec!["forge.test".to_owned()],
             models: Vec::new(),
+            options: intake_options.clone(),
         });
         let intake = Intake {
             ledger: ledger.clone(),
@@ -294,10 +301,7 @@ impl World {
             dead_letters: Some(self.broker.clone()),
             clock: clock.clone(),
             ids: ids.clone(),
-            options: Live::new(IntakeOptions {
-                rules: IntakeRules { label: LABEL.to_owned(), label_mode: Mode::Quickfix, allowed_bots: Vec::new() },
-                daily_tasks: DAILY_TASKS,
-            }),
+            options: intake_options,
             pulse: Self::pulse(),
         };
         let publisher = Publisher {
@@ -344,6 +348,7 @@ impl World {
             runner: Arc::new(SimRunner { nature: self.nature.clone(), who, meter: self.meter.clone() }),
             ids: self.nature.clone(),
             holder: Holder { worker: WorkerId::from_uuid(self.nature.uuid()), name: who.to_string() },
+            labels: Labels::default(),
             timing: self.timing,
             heart: Heart::Beside,
             bell: if self.with_bell { Some(self.broker.clone()) } else { None },

@@ -282,6 +282,7 @@ impl Pair {
             said: None,
             model: model.map(str::to_owned),
             base: None,
+            needs: Default::default(),
             actor: "ada".into(),
             trigger: trigger.to_owned(),
             at: self.time.now(),
@@ -342,7 +343,7 @@ impl Pair {
             }
             Verb::Lease { kind, max } => {
                 let who = Holder { worker: WorkerId::from_uuid(self.ids.uuid()), name: "box/1".into() };
-                let want = Want { kind: *kind, versions: vec![1] };
+                let want = Want::anything(*kind, vec![1]);
                 let asked = Asked { who, want, max: *max, request: RequestId::from_uuid(self.ids.uuid()) };
                 self.ask_for_a_lease(verb, &asked);
                 self.requests.push(asked);

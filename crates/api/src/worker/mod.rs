@@ -68,7 +68,7 @@ async fn lease(State(api): State<ApiState>, Body(body): Body<LeaseRequest>) -> R
         return Err(Problem::refused("/max", format!("1 to {MAX_LEASES}.")));
     }
     let who = Holder { worker: body.worker, name: body.name };
-    let want = Want { kind: JobKind::Run, versions: body.versions };
+    let want = Want { kind: JobKind::Run, versions: body.versions, labels: Some(body.labels) };
     let granted = tokio::select! {
         // What the ledger grants to a dropped wait is not lost: the same request id gets it from the next process.
         () = api.shutdown.cancelled() => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fettle_app::ports::ledger::{Admission, Beat, BeatAnswer, Fenced, Leased, Order, RunOrder, Then, Wake};
 use fettle_domain::id::{JobId, RequestId, WorkerId};
+use fettle_domain::label::Labels;
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::object::BlobId;
 use fettle_domain::run::RunResult;
@@ -27,6 +28,9 @@ pub(crate) struct LeaseRequest {
     pub(crate) worker: WorkerId,
     pub(crate) name: String,
     pub(crate) versions: Vec<u16>,
+    /// What this worker has. Workers of before there were labels say nothing.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub(crate) labels: Labels,
     pub(crate) max: u8,
     pub(crate) wait_ms: u64,
     pub(crate) request: RequestId,

@@ -35,7 +35,7 @@ async fn a_probe_goes_from_the_api_through_a_worker_to_its_result() {
 
     let client = world.worker();
     let who = Holder { worker: WorkerId::from_uuid(Uuid::from_u128(5)), name: "host:1".to_owned() };
-    let want = Want { kind: JobKind::Run, versions: vec![1] };
+    let want = Want::anything(JobKind::Run, vec![1]);
     let request = RequestId::from_uuid(Uuid::from_u128(6));
     let granted = client.lease(&who, &want, 1, Duration::from_secs(5), request).await.unwrap();
     let Granted::Leased(leases) = granted else { panic!("the probe is runnable") };

@@ -155,7 +155,7 @@ async fn cancelling_is_at_once_soon_or_too_late() {
     assert_eq!(cancel(queued).await.status, StatusCode::OK, "again changes nothing");
     let leased = world.task().await;
     let who = Holder { worker: WorkerId::from_uuid(Uuid::from_u128(1)), name: "w".to_owned() };
-    let want = Want { kind: JobKind::Run, versions: vec![1] };
+    let want = Want::anything(JobKind::Run, vec![1]);
     let request = fettle_domain::id::RequestId::from_uuid(Uuid::from_u128(1));
     world.ledger.lease(&who, &want, 1, Duration::ZERO, request).await.unwrap();
     assert_eq!(cancel(leased).await.status, StatusCode::ACCEPTED);

@@ -32,7 +32,7 @@ fn who() -> Holder {
 }
 
 fn want() -> Want {
-    Want { kind: JobKind::Run, versions: vec![1] }
+    Want::anything(JobKind::Run, vec![1])
 }
 
 fn request(number: u128) -> RequestId {
@@ -180,7 +180,7 @@ async fn the_worker_api_is_for_the_service_key_and_only_on_the_internal_listener
     }
     let public = WorkerClient::new(&world.public, &SecretString::from(WORKER_KEY)).unwrap();
     assert!(matches!(public.renew(&[]).await, Err(LedgerError::NotFound(_))));
-    let publisher = Want { kind: JobKind::Publish, versions: vec![1] };
+    let publisher = Want::anything(JobKind::Publish, vec![1]);
     let refused = world.worker().lease(&who(), &publisher, 1, Duration::ZERO, request(1)).await;
     assert!(matches!(refused, Err(LedgerError::Invalid(_))), "publish jobs never leave the dashboard");
     for odd in ["", "localhost:1", "ftp://localhost"] {

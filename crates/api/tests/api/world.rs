@@ -207,6 +207,7 @@ impl World {
             mode: Mode::Quickfix,
             model: None,
             base: None,
+            needs: Default::default(),
             actor: "admin".to_owned(),
             trigger: "api",
             idempotency_key: None,

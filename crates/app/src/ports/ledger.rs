@@ -11,6 +11,7 @@ use fettle_domain::event::Event;
 use fettle_domain::id::{CorrelationId, DeliveryId, EffectId, JobId, RequestId, RunId, TaskId, WorkerId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::job::JobKind;
+use fettle_domain::label::Labels;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
 use fettle_domain::progress::AtWork;
@@ -74,6 +75,19 @@ pub struct Want {
     pub kind: JobKind,
     /// Payload versions this holder understands.
     pub versions: Vec<u16>,
+    /// What this holder has, and so may be needed. `None`: whatever is needed.
+    pub labels: Option<Labels>,
+}
+
+impl Want {
+    /// Whatever labels a job needs.
+    pub fn anything(kind: JobKind, versions: Vec<u16>) -> Self {
+        Self { kind, versions, labels: None }
+    }
+
+    pub fn meets(&self, needs: &Labels) -> bool {
+        self.labels.as_ref().is_none_or(|labels| labels.meet(needs))
+    }
 }
 
 /// The newest version of [`RunOrder`].
@@ -260,6 +274,8 @@ pub struct TaskPlan {
     pub said: Option<String>,
     pub model: Option<String>,
     pub base: Option<String>,
+    /// Labels that a worker must have for its Runs.
+    pub needs: Labels,
     /// The login that triggered it, or `admin`.
     pub actor: String,
     /// `label`, `comment`, `api`, `foreign`, `cli`.
@@ -294,6 +310,8 @@ pub struct TaskView {
     pub model: Option<String>,
     /// The base branch; absent for the repository's default.
     pub base: Option<String>,
+    /// Labels that a worker must have for its Runs.
+    pub needs: Labels,
     pub actor: String,
     pub trigger: String,
     pub generation: u32,

@@ -16,7 +16,7 @@ use fettle_domain::task::TaskState;
 use fettle_domain::turn::{self, Lane, Slots, Waiting};
 use jiff::Timestamp;
 
-use super::rows::{Rows, Tx, is_held};
+use super::rows::{LaneRow, Rows, Tx, is_held};
 use super::time::{after, until};
 use super::{effect, run, task};
 use crate::bug::Bug;
@@ -121,7 +121,8 @@ fn lanes(rows: &Rows, slots: &Slots, want: &Want) -> Vec<Lane> {
     if !want.versions.contains(&RUN_ORDER_VERSION) {
         return lanes;
     }
-    for (id, lane) in rows.lanes.iter().enumerate().filter(|(_, lane)| lane.kind == want.kind) {
+    let fits = |lane: &LaneRow| lane.kind == want.kind && want.meets(&lane.needs);
+    for (id, lane) in rows.lanes.iter().enumerate().filter(|(_, lane)| fits(lane)) {
         if free_of_model(rows, slots, lane.kind, &lane.model) == 0 {
             continue;
         }

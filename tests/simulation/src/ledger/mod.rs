@@ -109,7 +109,7 @@ pub struct MemoryLedger {
 
 /// What a worker of this version is able to do.
 fn any_run() -> Want {
-    Want { kind: JobKind::Run, versions: vec![RUN_ORDER_VERSION] }
+    Want::anything(JobKind::Run, vec![RUN_ORDER_VERSION])
 }
 
 impl MemoryLedger {

@@ -12,6 +12,7 @@ use fettle_domain::event::{Event, EventBody};
 use fettle_domain::id::{CorrelationId, JobId, RequestId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::job::{Job, JobKind, JobState, Refused};
+use fettle_domain::label::Labels;
 use fettle_domain::lease::{Fence, LeaseRef, Timing};
 use fettle_domain::object::BlobId;
 use fettle_domain::publication::Audience;
@@ -60,6 +61,7 @@ pub(crate) struct TaskRow {
     pub(crate) repo: Option<Repo>,
     pub(crate) issue: IssueSnapshot,
     pub(super) model: Option<String>,
+    pub(super) needs: Labels,
     pub(super) base: Option<String>,
     pub(super) actor: String,
     pub(super) trigger: String,
@@ -109,6 +111,7 @@ pub(crate) struct JobRow {
 pub(super) struct LaneRow {
     pub(super) kind: JobKind,
     pub(super) model: String,
+    pub(super) needs: Labels,
     pub(super) slots_of: String,
     pub(super) served_at: Timestamp,
 }
@@ -146,7 +149,7 @@ impl TaskRow {
     }
 
     pub(super) fn place_of(&self, kind: JobKind) -> Place {
-        Place::of(kind, self.repo.as_ref(), self.model.as_deref(), &self.trigger)
+        Place::of(kind, self.repo.as_ref(), self.model.as_deref(), &self.needs, &self.trigger)
     }
 }
 
@@ -265,11 +268,14 @@ impl Tx<'_> {
 
     fn lane(&mut self, kind: JobKind, place: &Place) -> usize {
         let lanes = &mut self.rows.lanes;
-        let same = |lane: &LaneRow| lane.kind == kind && lane.model == place.model && lane.slots_of == place.slots_of;
+        let same = |lane: &LaneRow| {
+            (lane.kind, &lane.model, &lane.needs, &lane.slots_of) == (kind, &place.model, &place.needs, &place.slots_of)
+        };
         lanes.iter().position(same).unwrap_or_else(|| {
             lanes.push(LaneRow {
                 kind,
                 model: place.model.clone(),
+                needs: place.needs.clone(),
                 slots_of: place.slots_of.clone(),
                 served_at: Timestamp::UNIX_EPOCH,
             });

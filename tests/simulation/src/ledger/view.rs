@@ -26,6 +26,7 @@ pub(super) fn task(rows: &Rows, id: TaskId) -> L<TaskView> {
         repo: task.repo.clone(),
         issue: task.issue.clone(),
         model: task.model.clone(),
+        needs: task.needs.clone(),
         base: task.base.clone(),
         actor: task.actor.clone(),
         trigger: task.trigger.clone(),

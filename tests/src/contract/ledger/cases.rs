@@ -55,7 +55,7 @@ pub async fn leasing_is_exclusive_and_in_order<S: Subject>(world: &mut World<S>)
     assert_eq!(leases.iter().flatten().count(), 5);
     assert!(world.try_lease(JobKind::Publish).await.is_none(), "a kind is leased only by who wants it");
 
-    let nobody = fettle_app::ports::ledger::Want { kind: JobKind::Run, versions: vec![999] };
+    let nobody = fettle_app::ports::ledger::Want::anything(JobKind::Run, vec![999]);
     world.leases().release(&first.lease).await.unwrap();
     let granted = world.leases().lease(&world.holder(), &nobody, 1, Duration::ZERO, world.request()).await.unwrap();
     assert_eq!(granted, Granted::Idle, "a holder gets only what it understands");
@@ -183,7 +183,11 @@ pub async fn five_failures_kill_a_job<S: Subject>(world: &mut World<S>) {
     assert_eq!((dead.job, dead.kind, dead.task, dead.attempts), (view.run.job, JobKind::Run, task, 5));
     assert!(dead.last_failure.as_deref() == Some("boom") && !dead.reason.is_empty(), "{dead:?}");
     assert!(matches!(world.ledger().redrive(dead.job, "admin").await, Err(LedgerError::Invalid(_))));
-    world.ledger().cancel(task, "admin").await.unwrap();
+    let lease = world.lease(JobKind::Publish).await.lease;
+    for effect in world.view(task).await.effects {
+        world.ledger().settle(&lease, effect.id, &Receipt::Withheld { reason: "test".into() }).await.unwrap();
+    }
+    assert_eq!(world.ledger().complete_publish(&lease).await.unwrap(), Fenced::Applied);
     world.ledger().redrive(dead.job, "admin").await.unwrap();
     assert_eq!(world.ledger().dead(10).await.unwrap(), []);
     assert_eq!(world.lease(JobKind::Run).await.attempts, 0);

@@ -17,7 +17,7 @@ pub use progress::{
 };
 pub use turns::{
     a_repository_has_so_many_tasks_at_work_and_a_freed_slot_is_taken, slots, slots_and_turns_outlast_a_restart,
-    whose_turn_it_is_follows_the_rule,
+    what_needs_a_label_waits_for_a_worker_that_has_it, whose_turn_it_is_follows_the_rule,
 };
 pub use world::{CountedIds, ManualTime, Subject, World};
 
@@ -67,6 +67,7 @@ macro_rules! ledger_contract {
                 what_was_announced_only_moves_on_from_where_it_was,
                 a_mark_of_looking_moves_only_from_where_it_is,
                 an_issue_was_last_asked_for_when_its_newest_task_was,
+                what_needs_a_label_waits_for_a_worker_that_has_it,
                 a_job_does_what_its_model_does,
             }
         }

@@ -7,7 +7,6 @@ use fettle_domain::id::{EffectId, TaskId};
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::run::RunOutcome;
-use fettle_domain::step::StepKind;
 use fettle_domain::task::TaskState;
 
 use super::world::{Subject, World, result, step};
@@ -62,8 +61,8 @@ pub async fn progress_is_told_beside_the_run_and_what_it_brought_is_remembered<S
     let at_work = world.ledger().at_work(10).await.unwrap();
     let [one] = &at_work[..] else { panic!("{at_work:?}") };
     assert_eq!((one.task, one.phase.as_str(), &one.told), (task, "", &None));
-    let mut fix = step(0, StepKind::ModelCall);
-    fix.phase = "fix".into();
+    let fix = step(0, "the change");
+
     world.leases().record(&run, &fix).await.unwrap();
 
     tell(world, task).await;

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use fettle_app::ports::ledger::{Granted, Opened, TaskPlan, Want};
 use fettle_domain::id::JobId;
 use fettle_domain::job::JobKind;
+use fettle_domain::label::Labels;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::run::RunOutcome;
 use fettle_domain::turn::{self, Lane, Priority, Slots, Waiting};
@@ -13,7 +15,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::world::{Subject, World, repo, result};
+use super::world::{Subject, World, repo, result, want};
 
 /// What every ledger under test is opened with. More than other cases lease at once, and soon reached here.
 pub fn slots() -> Slots {
@@ -157,6 +159,31 @@ async fn play<S: Subject>(world: &World<S>, line: &mut Line, act: Act, story: &[
             // Nobody sweeps here, so nothing lapses.
         }
     }
+}
+
+/// Whatever the turns say, a worker is given what it has the labels for, and the count for scaling has all of them.
+pub async fn what_needs_a_label_waits_for_a_worker_that_has_it<S: Subject>(world: &mut World<S>) {
+    let labels = |text: &str| text.parse::<Labels>().unwrap();
+    let mut opened = Vec::new();
+    for (issue, needs) in [(1, "gpu"), (2, "arm64,gpu"), (3, "")] {
+        let plan = TaskPlan { needs: labels(needs), ..world.plan(issue) };
+        assert!(matches!(world.ledger().open_task(None, &plan).await.unwrap(), Opened::New { .. }));
+        opened.push(world.view(plan.id).await.run.job);
+        assert_eq!(world.view(plan.id).await.needs, labels(needs));
+    }
+    assert_eq!(world.ledger().runnable(10).await.unwrap(), 3);
+    let of = |text: &str| Want { labels: Some(labels(text)), ..want(JobKind::Run) };
+    let granted = async |text: &str| {
+        let asked = world.leases().lease(&world.holder(), &of(text), 1, Duration::ZERO, world.request()).await.unwrap();
+        match asked {
+            Granted::Leased(jobs) => jobs.into_iter().next().map(|leased| leased.lease.job),
+            Granted::Idle => None,
+        }
+    };
+    assert_eq!(granted("").await, Some(opened[2]), "it passes those before it");
+    assert_eq!(granted("arm64").await, None);
+    assert_eq!(granted("gpu,big").await, Some(opened[0]));
+    assert_eq!(granted("gpu,arm64").await, Some(opened[1]));
 }
 
 pub async fn a_repository_has_so_many_tasks_at_work_and_a_freed_slot_is_taken<S: Subject>(world: &mut World<S>) {

@@ -138,6 +138,7 @@ impl<S: Subject> World<S> {
             said: None,
             model: None,
             base: None,
+            needs: Default::default(),
             actor: "ada".into(),
             trigger: "label".into(),
             at: self.now(),
@@ -198,7 +199,7 @@ impl<S: Subject> World<S> {
 }
 
 pub(super) fn want(kind: JobKind) -> Want {
-    Want { kind, versions: vec![1] }
+    Want::anything(kind, vec![1])
 }
 
 pub(super) fn repo() -> Repo {
