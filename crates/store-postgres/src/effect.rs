@@ -36,7 +36,9 @@ pub(crate) async fn list(conn: &mut PgConnection, task: TaskId) -> R<Vec<Effect>
         };
         let before = match state {
             EffectState::Settled { .. } => None,
-            EffectState::Wanted | EffectState::Intended { .. } => row.receipt.as_deref().map(stored::read).transpose()?,
+            EffectState::Wanted | EffectState::Intended { .. } => {
+                row.receipt.as_deref().map(stored::read).transpose()?
+            }
         };
         effects.push(Effect { id, task, kind: kind(&row.kind)?, state, before });
     }
@@ -124,7 +126,7 @@ pub(crate) async fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) ->
     Ok(new.id)
 }
 
-/// Who was told of the beginning is told that the Task was cancelled.
+/// Who was told of the beginning is told that the Task was cancelled, once nobody publishes for it any more.
 pub(crate) async fn want_last_word(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
     let uuid = task.as_uuid();
     let newest = sqlx::query_scalar!(
@@ -138,7 +140,8 @@ pub(crate) async fn want_last_word(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
         Some(id) => Some(job::get(tx.conn, JobId::from_uuid(id)).await?.job.state),
         None => None,
     };
-    if owes_last_word(&list(tx.conn, task).await?, newest.as_ref()) {
+    let owes = owes_last_word(&list(tx.conn, task).await?, newest.as_ref());
+    if owes && unfinished_publish_job(tx.conn, task).await?.is_none() {
         want(tx, task, &[EffectKind::Comment]).await?;
     }
     Ok(())

@@ -255,10 +255,11 @@ impl Verb for Complete {
     }
 }
 
-/// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written.
+/// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written. Whoever still tells of
+/// its progress does not decide how it ended.
 async fn publish_nothing(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
-    if effect::unfinished_publish_job(tx.conn, task).await?.is_some() {
-        return effect::cancel_publication(tx, task).await.map(|_| ());
+    if effect::cancel_publication(tx, task).await? == Some(JobState::Cancelled) {
+        return Ok(());
     }
     let job = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
     let cancelled = job.cancel().expect("a queued job can be cancelled");

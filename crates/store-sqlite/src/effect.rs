@@ -11,9 +11,11 @@ use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use crate::error::unreadable;
+use crate::job::{self, JobRow};
 use crate::sql::{Sql as _, first};
+use crate::task::{self, TaskRow};
 use crate::writer::{Tx, Verb};
-use crate::{event, job, stored, task};
+use crate::{event, stored};
 
 /// Of one Task, in the order they are brought about.
 pub(crate) fn list(conn: &Connection, task: TaskId) -> L<Vec<Effect>> {
@@ -51,15 +53,13 @@ fn kind_named(text: &str) -> L<EffectKind> {
     EffectKind::named(text).ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")))
 }
 
-pub(crate) fn unfinished_publish_job(conn: &Connection, task: TaskId) -> L<Option<JobId>> {
-    let uuid = task.as_uuid();
-    let id = conn.maybe(
-        "SELECT id FROM job
-           WHERE task_id = ? AND kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')",
-        params![uuid],
+pub(crate) fn unfinished_publish_job(conn: &Connection, task: TaskId) -> L<Option<JobRow>> {
+    let id: Option<Uuid> = conn.maybe(
+        "SELECT id FROM job WHERE task_id = ? AND kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')",
+        params![task.as_uuid()],
         first,
     )?;
-    Ok(id.map(JobId::from_uuid))
+    id.map(|id| job::get(conn, JobId::from_uuid(id))).transpose()
 }
 
 pub(crate) struct Want {
@@ -71,11 +71,11 @@ impl Verb for Want {
     type Out = JobId;
 
     fn apply(&self, tx: &mut Tx<'_>) -> L<JobId> {
-        task::get(tx, self.task)?;
         task::may_become_active(tx, self.task, JobKind::Publish)?;
-        let job = want(tx, self.task, &self.kinds)?;
+        let task = task::get(tx, self.task)?;
+        let publish = want(tx, &task, &self.kinds)?;
         task::refresh(tx, self.task)?;
-        Ok(job)
+        Ok(publish.job.id)
     }
 }
 
@@ -90,63 +90,62 @@ impl Verb for WantProgress {
         if !matches!(task::parts(tx, self.task)?.run.job.state, JobState::Leased { .. }) {
             return Ok(false);
         }
-        want(tx, self.task, &[EffectKind::Progress])?;
+        let task = task::get(tx, self.task)?;
+        want(tx, &task, &[EffectKind::Progress])?;
         Ok(true)
     }
 }
 
-/// Wants `kinds` (a settled one again, and what it brought is kept) and gives them to the Task's unfinished publish job or to a new one.
-pub(crate) fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<JobId> {
-    let task_id = task.as_uuid();
+/// Wants `kinds` (a settled one again, and what it brought is kept) and gives them to the Task's unfinished publish job or to a
+/// new one.
+pub(crate) fn want(tx: &mut Tx<'_>, task: &TaskRow, kinds: &[EffectKind]) -> L<JobRow> {
     for kind in kinds {
-        let (id, kind) = (tx.ids.uuid(), kind.name());
         tx.conn.run(
             "INSERT INTO effect (id, task_id, kind, state) VALUES (?, ?, ?, 'wanted')
              ON CONFLICT (task_id, kind) DO UPDATE SET state = 'wanted', fence = NULL, intent = NULL
              WHERE state = 'settled'",
-            params![id, task_id, kind],
+            params![tx.ids.uuid(), task.id.as_uuid(), kind.name()],
         )?;
     }
-    if let Some(id) = unfinished_publish_job(tx.conn, task)? {
-        if let JobState::Cancelling { .. } = job::get(tx.conn, id)?.job.state {
-            return Err(LedgerError::Invalid(format!("the publication of {task} is being cancelled")));
+    if let Some(publish) = unfinished_publish_job(tx.conn, task.id)? {
+        if let JobState::Cancelling { .. } = publish.job.state {
+            return Err(LedgerError::Invalid(format!("the publication of {} is being cancelled", task.id)));
         }
-        return Ok(id);
+        return Ok(publish);
     }
     let new = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
-    let place = task::get(tx, task)?.place_of(JobKind::Publish);
-    job::insert(tx, &new, task, &place)?;
-    Ok(new.id)
+    job::insert(tx, new, task.id, &task.place_of(JobKind::Publish))
 }
 
-/// Who was told of the beginning is told that the Task was cancelled.
-pub(crate) fn want_last_word(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    let newest = tx.conn.maybe(
+/// Who was told of the beginning is told that the Task was cancelled, once nobody publishes for it any more.
+pub(crate) fn want_last_word(tx: &mut Tx<'_>, task: &TaskRow) -> L<()> {
+    let id = task.id.as_uuid();
+    let newest: Option<Uuid> = tx.conn.maybe(
         "SELECT id FROM job WHERE task_id = ? AND kind = 'publish' ORDER BY seq DESC LIMIT 1",
-        params![task.as_uuid()],
+        params![id],
         first,
     )?;
     let newest = newest.map(|id| job::get(tx.conn, JobId::from_uuid(id))).transpose()?;
-    if owes_last_word(&list(tx.conn, task)?, newest.as_ref().map(|row| &row.job.state)) {
+    let owes = owes_last_word(&list(tx.conn, task.id)?, newest.as_ref().map(|row| &row.job.state));
+    if owes && unfinished_publish_job(tx.conn, task.id)?.is_none() {
         want(tx, task, &[EffectKind::Comment])?;
     }
     Ok(())
 }
 
 /// Cancels the unfinished publish job and withholds what it has not begun. `None`: there is none to cancel.
-pub(crate) fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> L<Option<JobState>> {
-    let Some(id) = unfinished_publish_job(tx.conn, task)? else { return Ok(None) };
-    let mut row = job::get(tx.conn, id)?;
+pub(crate) fn cancel_publication(tx: &mut Tx<'_>, task: TaskId) -> L<Option<JobRow>> {
+    let Some(mut row) = unfinished_publish_job(tx.conn, task)? else { return Ok(None) };
     if let Some(cancelled) = row.job.clone().cancel() {
         row.job = cancelled;
         job::store(tx, &row)?;
     }
-    let (uuid, receipt) = (task.as_uuid(), stored::write(&Receipt::Withheld { reason: CANCELLED.to_owned() })?);
+    let receipt = stored::write(&Receipt::Withheld { reason: CANCELLED.to_owned() })?;
     tx.conn.run(
         "UPDATE effect SET state = 'settled', receipt = coalesce(receipt, ?) WHERE task_id = ? AND state = 'wanted'",
-        params![receipt, uuid],
+        params![receipt, task.as_uuid()],
     )?;
-    Ok(Some(row.job.state))
+    Ok(Some(row))
 }
 
 /// One effect's row, as the two journaling verbs need it.

@@ -12,17 +12,23 @@ use crate::stored;
 use crate::time::from_micros;
 use crate::writer::{Tx, Verb};
 
+/// Tells something of a Task that is not at hand; what a verb has at hand it tells through [`crate::task::TaskRow::tell`].
 pub(crate) fn append(tx: &mut Tx<'_>, task: TaskId, body: &EventBody) -> L<()> {
-    let (id, now, body) = (task.as_uuid(), tx.now.as_microsecond(), stored::write(body)?);
-    let (task_seq, correlation): (i64, Uuid) = tx.conn.one(
+    let (id, now) = (task.as_uuid(), tx.now.as_microsecond());
+    let (seq, correlation): (i64, Uuid) = tx.conn.one(
         "UPDATE task SET event_seq = event_seq + 1, updated_at = max(updated_at, ?) WHERE id = ?
-           RETURNING event_seq, correlation_id",
+         RETURNING event_seq, correlation_id",
         params![now, id],
         |row| row.try_into(),
     )?;
+    insert(tx, task, seq, CorrelationId::from_uuid(correlation), body)
+}
+
+/// `seq`: what the Task's row says then.
+pub(crate) fn insert(tx: &mut Tx<'_>, task: TaskId, seq: i64, correlation: CorrelationId, body: &EventBody) -> L<()> {
     tx.conn.run(
         "INSERT INTO event (task_id, task_seq, at, correlation_id, body) VALUES (?, ?, ?, ?, ?)",
-        params![id, task_seq, now, correlation, body],
+        params![task.as_uuid(), seq, tx.now.as_microsecond(), correlation.as_uuid(), stored::write(body)?],
     )?;
     tx.newest_event = u64::try_from(tx.conn.last_insert_rowid()).map_err(unreadable)?;
     Ok(())

@@ -15,10 +15,12 @@ use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use crate::error::unreadable;
+use crate::lane::{self, Lane, Turn};
 use crate::sql::{Sql as _, first};
+use crate::task::{self, TaskRow};
 use crate::time::{after, from_micros, until, whole_micros};
 use crate::writer::{Tx, Verb};
-use crate::{effect, event, lane, message, run, task};
+use crate::{effect, event, message, run};
 
 /// How far the persisted time may lag: a restart gives every lease its full length anyway, and an idle ledger writes
 /// nothing in between.
@@ -38,13 +40,13 @@ pub(crate) struct JobRow {
     /// Since when it has been runnable, while it is.
     runnable_at: Option<i64>,
     priority: Priority,
-    lane: Option<i64>,
+    /// Absent for a job of an older binary that ended before there were lanes.
+    lane: Option<Lane>,
     /// The state's name as it was read.
     was: &'static str,
 }
 
 pub(crate) fn find(conn: &Connection, id: JobId) -> L<Option<JobRow>> {
-    let uuid = id.as_uuid();
     struct Row {
         kind: String,
         task_id: Uuid,
@@ -65,14 +67,13 @@ pub(crate) fn find(conn: &Connection, id: JobId) -> L<Option<JobRow>> {
         runnable_at: Option<i64>,
         priority: i64,
         lane_id: Option<i64>,
+        slots_of: Option<String>,
     }
     let row = conn.maybe(
-        "SELECT kind, task_id, state, fence, ended_by, attempts, crashes, crashes_since_step,
-                  delayed_until, leased_until, worker_id, holder,
-                  request_id, reason, last_failure, progress,
-                  runnable_at, priority, lane_id
-           FROM job WHERE id = ?",
-        params![uuid],
+        "SELECT kind, task_id, state, fence, ended_by, attempts, crashes, crashes_since_step, delayed_until, leased_until,
+                worker_id, holder, request_id, reason, last_failure, progress, runnable_at, priority, lane_id, slots_of
+         FROM job LEFT JOIN lane ON lane.id = job.lane_id WHERE job.id = ?",
+        params![id.as_uuid()],
         |row| {
             Ok(Row {
                 kind: row.get(0)?,
@@ -94,6 +95,7 @@ pub(crate) fn find(conn: &Connection, id: JobId) -> L<Option<JobRow>> {
                 runnable_at: row.get(16)?,
                 priority: row.get(17)?,
                 lane_id: row.get(18)?,
+                slots_of: row.get(19)?,
             })
         },
     )?;
@@ -135,7 +137,7 @@ pub(crate) fn find(conn: &Connection, id: JobId) -> L<Option<JobRow>> {
         was,
         runnable_at: row.runnable_at,
         priority: Priority::new(u8::try_from(row.priority).map_err(|_| bad("valid priority"))?),
-        lane: row.lane_id,
+        lane: row.lane_id.zip(row.slots_of).map(|(id, slots_of)| Lane { id, slots_of }),
         job,
         task: TaskId::from_uuid(row.task_id),
         holder: row.holder,
@@ -149,23 +151,46 @@ pub(crate) fn get(conn: &Connection, id: JobId) -> L<JobRow> {
     find(conn, id)?.ok_or_else(|| LedgerError::NotFound(id.to_string()))
 }
 
-pub(crate) fn insert(tx: &mut Tx<'_>, job: &Job, task: TaskId, place: &Place) -> L<()> {
+/// A new row, queued or ended already.
+pub(crate) fn insert(tx: &mut Tx<'_>, job: Job, task: TaskId, place: &Place) -> L<JobRow> {
     let lane = lane::enter(tx, job.kind, RUN_ORDER_VERSION, place)?;
-    let (id, task, kind, now) = (job.id.as_uuid(), task.as_uuid(), job.kind.name(), tx.now.as_microsecond());
-    let (state, priority) = (job.state.name(), place.priority.get());
+    let now = tx.now.as_microsecond();
+    let (state, priority) = (job.state.name(), place.priority);
     let runnable_at = matches!(job.state, JobState::Queued).then_some(now);
-    let turn_at = runnable_at.map(|at| turn::in_lane(from_micros(at), place.priority).as_microsecond());
+    let turn_at = runnable_at.map(|at| turn::in_lane(from_micros(at), priority).as_microsecond());
     tx.conn.run(
         "INSERT INTO job (id, kind, task_id, order_version, state, fence, attempts, crashes, crashes_since_step,
                           runnable_at, progress, created_at, priority, lane_id, turn_at)
          VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, ?, 0, ?, ?, ?, ?)",
-        params![id, kind, task, RUN_ORDER_VERSION, state, runnable_at, now, priority, lane, turn_at],
+        params![
+            job.id.as_uuid(),
+            job.kind.name(),
+            task.as_uuid(),
+            RUN_ORDER_VERSION,
+            state,
+            runnable_at,
+            now,
+            priority.get(),
+            lane.id,
+            turn_at
+        ],
     )?;
     if runnable_at.is_some() {
-        lane::refresh(tx, lane)?;
+        lane::refresh(tx, &lane, Turn::Kept)?;
         tx.wakes.job(job.kind);
     }
-    Ok(())
+    Ok(JobRow {
+        was: state,
+        runnable_at,
+        priority,
+        lane: Some(lane),
+        job,
+        task,
+        holder: None,
+        request: None,
+        last_failure: None,
+        progress: 0,
+    })
 }
 
 pub(crate) fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
@@ -182,27 +207,44 @@ pub(crate) fn store(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
     }
     let holder = row.holder.as_deref().filter(|_| worker.is_some());
     let request = row.request.map(|id| id.as_uuid()).filter(|_| worker.is_some());
-    let fence = column(job.fence);
-    let ended_by = job.ended_by.map(column);
     let Counters { attempts, crashes, crashes_since_step } = job.counters;
-    let progress = i64::try_from(row.progress).unwrap_or(i64::MAX);
-    let (id, state) = (job.id.as_uuid(), job.state.name());
+    let state = job.state.name();
     let queued = matches!(job.state, JobState::Queued);
     let runnable_at = queued.then(|| row.runnable_at.unwrap_or(tx.now.as_microsecond()));
     let turn_at = runnable_at.map(|at| turn::in_lane(from_micros(at), row.priority).as_microsecond());
     tx.conn.run(
-        "UPDATE job SET state = ?1, fence = ?2, ended_by = ?3, attempts = ?4, crashes = ?5, crashes_since_step = ?6,
-                runnable_at = ?7, turn_at = ?17, delayed_until = ?8, leased_until = ?9, worker_id = ?10, holder = ?11, request_id = ?12,
-                reason = ?13, last_failure = ?14, progress = ?15
-         WHERE id = ?16",
-        params![state, fence, ended_by, attempts, crashes, crashes_since_step, runnable_at, delayed_until, leased_until, worker, holder, request, reason, row.last_failure, progress, id, turn_at])?;
+        "UPDATE job SET state = ?, fence = ?, ended_by = ?, attempts = ?, crashes = ?, crashes_since_step = ?,
+                runnable_at = ?, turn_at = ?, delayed_until = ?, leased_until = ?, worker_id = ?, holder = ?,
+                request_id = ?, reason = ?, last_failure = ?, progress = ?
+         WHERE id = ?",
+        params![
+            state,
+            column(job.fence),
+            job.ended_by.map(column),
+            attempts,
+            crashes,
+            crashes_since_step,
+            runnable_at,
+            turn_at,
+            delayed_until,
+            leased_until,
+            worker,
+            holder,
+            request,
+            reason,
+            row.last_failure,
+            i64::try_from(row.progress).unwrap_or(i64::MAX),
+            job.id.as_uuid()
+        ],
+    )?;
     if row.was == state {
         return Ok(());
     }
-    if let Some(lane) = row.lane {
-        lane::refresh(tx, lane)?;
-    }
     let is_held = |state: &str| matches!(state, "leased" | "cancelling");
+    if let Some(lane) = &row.lane {
+        let turn = if is_held(state) && !is_held(row.was) { Turn::Had } else { Turn::Kept };
+        lane::refresh(tx, lane, turn)?;
+    }
     // A slot that was freed is somebody else's chance.
     if queued || (is_held(row.was) && !is_held(state)) {
         tx.wakes.job(job.kind);
@@ -267,16 +309,18 @@ impl Verb for Lease {
             row.holder = Some(self.who.name.clone());
             row.request = Some(self.request);
             row.progress = 0;
-            if let Some(lane) = row.lane {
-                lane::serve(tx, lane)?;
-            }
             store(tx, &row)?;
+            let mut task = task::get(tx, row.task)?;
             if row.job.kind == JobKind::Run {
                 let body = EventBody::RunLeased { worker: self.who.name.clone(), fence: row.job.fence.get() };
-                event::append(tx, row.task, &body)?;
+                task.tell(tx, &body)?;
+                task.follow(tx, &row, None)?;
+            } else {
+                let parts = task::parts(tx, row.task)?;
+                task.follow(tx, &parts.run, parts.publish.as_ref())?;
             }
-            task::refresh(tx, row.task)?;
-            leased.push(grant(tx, &row, tx.timing.lease)?);
+            task.store(tx)?;
+            leased.push(grant(tx, &row, task, tx.timing.lease)?);
         }
         if !leased.is_empty() {
             persist_time(tx)?;
@@ -300,15 +344,16 @@ impl Lease {
                 JobState::Leased { until, .. } | JobState::Cancelling { until, .. } => until,
                 _ => continue,
             };
-            leased.push(grant(tx, &row, until(tx.now, deadline))?);
+            let task = task::get(tx, row.task)?;
+            leased.push(grant(tx, &row, task, until(tx.now, deadline))?);
         }
         Ok(leased)
     }
 }
 
-fn grant(tx: &mut Tx<'_>, row: &JobRow, time_left: Duration) -> L<Leased> {
+fn grant(tx: &mut Tx<'_>, row: &JobRow, task: TaskRow, time_left: Duration) -> L<Leased> {
     let order = match row.job.kind {
-        JobKind::Run => Order::Run(Box::new(run::order(tx, row)?)),
+        JobKind::Run => Order::Run(Box::new(run::order(tx, row, task)?)),
         JobKind::Publish => Order::Publish { task: row.task },
     };
     let lease = LeaseRef { job: row.job.id, fence: row.job.fence };
@@ -545,7 +590,7 @@ pub(crate) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
         JobKind::Run => {}
         JobKind::Publish => {
             if let Some(newer) = effect::unfinished_publish_job(tx.conn, row.task)? {
-                return Err(LedgerError::Invalid(format!("{newer} publishes for {} already", row.task)));
+                return Err(LedgerError::Invalid(format!("{} publishes for {} already", newer.job.id, row.task)));
             }
         }
     }

@@ -23,46 +23,63 @@ pub(crate) fn place(kind: JobKind, subject: &Subject, trigger: &str) -> Place {
     Place::of(kind, subject.repo.as_ref(), subject.model.as_deref(), &subject.needs, trigger)
 }
 
+/// A lane, as a job's row refers to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Lane {
+    pub(crate) id: i64,
+    /// Whose slots its jobs take.
+    pub(crate) slots_of: String,
+}
+
 /// The lane at `place`, made when it is the first to stand there.
-pub(crate) fn enter(tx: &mut Tx<'_>, kind: JobKind, order_version: u16, place: &Place) -> L<i64> {
+pub(crate) fn enter(tx: &mut Tx<'_>, kind: JobKind, order_version: u16, place: &Place) -> L<Lane> {
+    let lane = |id| Lane { id, slots_of: place.slots_of.clone() };
     let (kind, needs) = (kind.name(), place.needs.to_string());
+    let there = tx.conn.maybe(
+        "SELECT lane.id FROM pool JOIN lane ON lane.pool_id = pool.id
+         WHERE kind = ? AND order_version = ? AND model = ? AND needs = ? AND slots_of = ?",
+        params![kind, order_version, place.model, needs, place.slots_of],
+        first,
+    )?;
+    if let Some(id) = there {
+        return Ok(lane(id));
+    }
     tx.conn.run(
         "INSERT INTO pool (kind, order_version, model, needs) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         params![kind, order_version, place.model, needs],
     )?;
-    tx.conn.one(
+    let made = tx.conn.one(
         "INSERT INTO lane (pool_id, slots_of, served_at)
-           SELECT id, ?5, 0 FROM pool WHERE kind = ?1 AND order_version = ?2 AND model = ?3 AND needs = ?4
-           ON CONFLICT (pool_id, slots_of) DO UPDATE SET served_at = served_at
-           RETURNING id",
+         SELECT id, ?5, 0 FROM pool WHERE kind = ?1 AND order_version = ?2 AND model = ?3 AND needs = ?4 RETURNING id",
         params![kind, order_version, place.model, needs, place.slots_of],
         first,
-    )
+    )?;
+    Ok(lane(made))
 }
 
-/// After a job of `lane` began or ceased to stand in line, or took or freed a slot.
-pub(crate) fn refresh(tx: &mut Tx<'_>, lane: i64) -> L<()> {
-    let slots_of: String = tx.conn.one("SELECT slots_of FROM lane WHERE id = ?", params![lane], first)?;
-    let (slots, head_start) = (tx.slots.of(&slots_of), head_start());
+/// Whether a job's change means that the lane's owner has had its turn, in all of its lanes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Turn {
+    Had,
+    Kept,
+}
+
+/// After a job of `lane` began or ceased to stand in line, or took or freed a slot. A slot is a Task's; since it has one Run,
+/// and its publications take other slots, jobs are counted.
+pub(crate) fn refresh(tx: &mut Tx<'_>, lane: &Lane, turn: Turn) -> L<()> {
+    let served_at = match turn {
+        Turn::Had => tx.now.as_microsecond(),
+        Turn::Kept => 0,
+    };
     tx.conn.run(
-        "UPDATE lane SET (turn_at, turn_seq) = (
-             SELECT max(job.runnable_at, lane.served_at) - job.priority * ?3, job.seq FROM job
+        "UPDATE lane SET served_at = max(served_at, ?4), (turn_at, turn_seq) = (
+             SELECT max(job.runnable_at, lane.served_at, ?4) - job.priority * ?3, job.seq FROM job
              WHERE job.lane_id = lane.id AND job.turn_at IS NOT NULL
-               AND (SELECT count(DISTINCT held.task_id) FROM lane AS beside JOIN job AS held ON held.lane_id = beside.id
+               AND (SELECT count(*) FROM lane AS beside JOIN job AS held ON held.lane_id = beside.id
                     WHERE beside.slots_of = ?1 AND held.leased_until IS NOT NULL) < ?2
              ORDER BY job.turn_at, job.seq LIMIT 1)
          WHERE slots_of = ?1",
-        params![slots_of, slots, head_start],
-    )?;
-    Ok(())
-}
-
-/// The lane's owner has had its turn, in all of its lanes.
-pub(crate) fn serve(tx: &mut Tx<'_>, lane: i64) -> L<()> {
-    let now = tx.now.as_microsecond();
-    tx.conn.run(
-        "UPDATE lane SET served_at = max(served_at, ?) WHERE slots_of = (SELECT slots_of FROM lane WHERE id = ?)",
-        params![now, lane],
+        params![lane.slots_of, tx.slots.of(&lane.slots_of), head_start(), served_at],
     )?;
     Ok(())
 }
@@ -74,45 +91,54 @@ struct Pool {
     free: i64,
 }
 
-/// Pools that `want` fits, without those whose model is busy. What is held is counted from the jobs at work, which are few; the
-/// planner would go through the lanes, and there is one for each repository that ever asked for anything.
+/// Pools that `want` fits, without those whose model is busy.
 fn pools(conn: &Connection, slots: &Slots, want: &Want) -> L<Vec<Pool>> {
-    let (kind, versions) = (want.kind.name(), serde_json::to_string(&want.versions).map_err(unreadable)?);
-    let rows: Vec<(i64, String, String, i64)> = conn.all(
-        "SELECT id, model, needs,
-                  (SELECT count(*) FROM job INDEXED BY job_held CROSS JOIN lane ON lane.id = job.lane_id
-                   CROSS JOIN pool AS beside ON beside.id = lane.pool_id
-                   WHERE job.leased_until IS NOT NULL AND beside.kind = pool.kind AND beside.model = pool.model)
-                  AS held
-           FROM pool WHERE kind = ? AND order_version IN (SELECT value FROM json_each(?))",
-        params![kind, versions],
+    let rows: Vec<(i64, u16, String, String)> = conn.all(
+        "SELECT id, order_version, model, needs FROM pool WHERE kind = ?",
+        params![want.kind.name()],
         |row| row.try_into(),
     )?;
-    let mut pools = Vec::new();
-    for (id, model, needs, held) in rows {
-        let free = i64::from(slots.of_model(&model)) - held;
-        if free > 0 && want.meets(&needs.parse().map_err(unreadable)?) {
+    let mut pools = Vec::with_capacity(rows.len());
+    for (id, order_version, model, needs) in rows {
+        if !want.versions.contains(&order_version) || !want.meets(&needs.parse().map_err(unreadable)?) {
+            continue;
+        }
+        let free = match slots.of_model(&model) {
+            u32::MAX => i64::MAX,
+            limit => i64::from(limit) - at_work(conn, want.kind, &model)?,
+        };
+        if free > 0 {
             pools.push(Pool { id, model, free });
         }
     }
     Ok(pools)
 }
 
+/// What a model has at work. It is counted from all jobs at work, which are few; the planner would go through the lanes, and
+/// there is one for each repository that ever asked for anything.
+fn at_work(conn: &Connection, kind: JobKind, model: &str) -> L<i64> {
+    conn.one(
+        "SELECT count(*) FROM job INDEXED BY job_held CROSS JOIN lane ON lane.id = job.lane_id
+         CROSS JOIN pool ON pool.id = lane.pool_id
+         WHERE job.leased_until IS NOT NULL AND pool.kind = ? AND pool.model = ?",
+        params![kind.name(), model],
+        first,
+    )
+}
+
 /// The job whose turn it is among those that `want` fits.
 pub(crate) fn next(tx: &mut Tx<'_>, want: &Want) -> L<Option<JobId>> {
-    let mut earliest: Option<(i64, i64)> = None;
+    let mut earliest: Option<(i64, i64, Uuid)> = None;
     for pool in pools(tx.conn, tx.slots, want)? {
-        let turn: Option<(i64, i64)> = tx.conn.maybe(
-            "SELECT turn_at, turn_seq FROM lane
-               WHERE pool_id = ? AND turn_at IS NOT NULL ORDER BY turn_at, turn_seq LIMIT 1",
+        let turn: Option<(i64, i64, Uuid)> = tx.conn.maybe(
+            "SELECT lane.turn_at, lane.turn_seq, job.id FROM lane CROSS JOIN job ON job.seq = lane.turn_seq
+             WHERE pool_id = ? AND lane.turn_at IS NOT NULL ORDER BY lane.turn_at, lane.turn_seq LIMIT 1",
             params![pool.id],
             |row| row.try_into(),
         )?;
         earliest = earliest.into_iter().chain(turn).min();
     }
-    let Some((_, seq)) = earliest else { return Ok(None) };
-    let id: Uuid = tx.conn.one("SELECT id FROM job WHERE seq = ?", params![seq], first)?;
-    Ok(Some(JobId::from_uuid(id)))
+    Ok(earliest.map(|(_, _, id)| JobId::from_uuid(id)))
 }
 
 /// Jobs that [`next`] would give one after the other, counted up to `max`.
@@ -160,9 +186,11 @@ impl Verb for Arrange {
             "UPDATE job SET turn_at = runnable_at - priority * ? WHERE state = 'queued' AND turn_at IS NULL",
             params![head_start],
         )?;
-        let lanes: Vec<i64> = tx.conn.all("SELECT min(id) AS id FROM lane GROUP BY slots_of", (), first)?;
+        let lanes = tx.conn.all("SELECT min(id), slots_of FROM lane GROUP BY slots_of", (), |row| {
+            Ok(Lane { id: row.get(0)?, slots_of: row.get(1)? })
+        })?;
         for lane in lanes {
-            refresh(tx, lane)?;
+            refresh(tx, &lane, Turn::Kept)?;
         }
         Ok(())
     }
@@ -183,7 +211,7 @@ fn take_in(tx: &mut Tx<'_>) -> L<()> {
         let place = place(kind, &stored::read(&subject)?, &trigger);
         let lane = enter(tx, kind, u16::try_from(order_version).map_err(unreadable)?, &place)?;
         let priority = place.priority.get();
-        tx.conn.run("UPDATE job SET lane_id = ?, priority = ? WHERE id = ?", params![lane, priority, id])?;
+        tx.conn.run("UPDATE job SET lane_id = ?, priority = ? WHERE id = ?", params![lane.id, priority, id])?;
     }
     Ok(())
 }

@@ -16,8 +16,9 @@ use uuid::Uuid;
 use crate::error::unreadable;
 use crate::job::{self, JobRow};
 use crate::sql::{Sql as _, first};
+use crate::task::{self, TaskRow};
 use crate::writer::{Tx, Verb};
-use crate::{effect, event, stored, task};
+use crate::{effect, event, stored};
 
 /// The Run that a job executes, with its journal's length.
 struct RunRow {
@@ -53,9 +54,8 @@ pub(crate) fn spent(calls: i64, generated_tokens: i64, prompt_tokens: i64, wall_
 }
 
 /// What the holder of `row` is to do.
-pub(crate) fn order(tx: &mut Tx<'_>, row: &JobRow) -> L<RunOrder> {
+pub(crate) fn order(tx: &mut Tx<'_>, row: &JobRow, task: TaskRow) -> L<RunOrder> {
     let run = of_job(tx.conn, row.job.id)?;
-    let task = task::get(tx, row.task)?;
     Ok(RunOrder {
         task: row.task,
         run: run.id,
@@ -144,13 +144,29 @@ impl Record {
     }
 }
 
+/// What was spent, as SQLite's signed integers.
+struct Columns {
+    calls: u32,
+    generated_tokens: i64,
+    prompt_tokens: i64,
+    wall_s: i64,
+}
+
+fn columns(spent: &Spent) -> Columns {
+    let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    Columns {
+        calls: spent.calls,
+        generated_tokens: signed(spent.generated_tokens),
+        prompt_tokens: signed(spent.prompt_tokens),
+        wall_s: signed(spent.wall_s),
+    }
+}
+
 fn store_spent(tx: &mut Tx<'_>, run: RunId, spent: &Spent, steps: i64) -> L<()> {
-    let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    let (generated, prompt, wall) = (tokens(spent.generated_tokens), tokens(spent.prompt_tokens), tokens(spent.wall_s));
-    let id = run.as_uuid();
+    let Columns { calls, generated_tokens, prompt_tokens, wall_s } = columns(spent);
     tx.conn.run(
         "UPDATE run SET steps = ?, calls = ?, generated_tokens = ?, prompt_tokens = ?, wall_s = ? WHERE id = ?",
-        params![steps, spent.calls, generated, prompt, wall, id],
+        params![steps, calls, generated_tokens, prompt_tokens, wall_s, run.as_uuid()],
     )?;
     Ok(())
 }
@@ -206,44 +222,60 @@ impl Verb for Complete {
         row.job = row.job.complete(self.lease.fence).map_err(unreadable)?;
         job::store(tx, &row)?;
 
-        let (id, result) = (run.id.as_uuid(), stored::write(&self.result)?);
-        tx.conn.run("UPDATE run SET result = ? WHERE id = ?", params![result, id])?;
-        store_spent(tx, run.id, &self.result.spent, i64::from(run.steps))?;
+        store_result(tx, run.id, &self.result)?;
+        let mut task = task::get(tx, row.task)?;
         let level = self.result.change.as_ref().map(|change| level_name(change.proof.level).to_owned());
-        let body = EventBody::RunEnded { outcome: self.result.outcome.name().to_owned(), level };
-        event::append(tx, row.task, &body)?;
+        task.tell(tx, &EventBody::RunEnded { outcome: self.result.outcome.name().to_owned(), level })?;
 
-        if cancelled {
-            publish_nothing(tx, row.task)?;
+        let publish = if cancelled {
+            publish_nothing(tx, &task)?
         } else {
-            let audience = task::get(tx, row.task)?.audience();
-            let kinds = wanted_effects(audience, Ended::With(&self.result.outcome));
-            effect::want(tx, row.task, &kinds)?;
-        }
-        task::refresh(tx, row.task)?;
+            let kinds = wanted_effects(task.audience(), Ended::With(&self.result.outcome));
+            effect::want(tx, &task, &kinds)?
+        };
+        task.follow(tx, &row, Some(&publish))?;
+        task.store(tx)?;
         Ok(Fenced::Applied)
     }
 }
 
-/// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written.
-fn publish_nothing(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    if effect::unfinished_publish_job(tx.conn, task)?.is_some() {
-        return effect::cancel_publication(tx, task).map(|_| ());
+fn store_result(tx: &mut Tx<'_>, run: RunId, result: &RunResult) -> L<()> {
+    let Columns { calls, generated_tokens, prompt_tokens, wall_s } = columns(&result.spent);
+    tx.conn.run(
+        "UPDATE run SET result = ?, calls = ?, generated_tokens = ?, prompt_tokens = ?, wall_s = ? WHERE id = ?",
+        params![stored::write(result)?, calls, generated_tokens, prompt_tokens, wall_s, run.as_uuid()],
+    )?;
+    Ok(())
+}
+
+/// What the Run of a Task came to, by name, once it has.
+pub(crate) fn outcome(tx: &mut Tx<'_>, task: TaskId) -> L<Option<&'static str>> {
+    let result: Option<String> =
+        tx.conn.one("SELECT result FROM run WHERE task_id = ?", params![task.as_uuid()], first)?;
+    let result = result.as_deref().map(stored::read::<RunResult>).transpose()?;
+    Ok(result.map(|result| result.outcome.name()))
+}
+
+/// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written. Whoever still tells of
+/// its progress does not decide how it ended.
+fn publish_nothing(tx: &mut Tx<'_>, task: &TaskRow) -> L<JobRow> {
+    if let Some(withheld) = effect::cancel_publication(tx, task.id)?.filter(|row| row.job.state == JobState::Cancelled)
+    {
+        return Ok(withheld);
     }
     let job = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
     let cancelled = job.cancel().expect("a queued job can be cancelled");
-    let place = task::get(tx, task)?.place_of(JobKind::Publish);
-    job::insert(tx, &cancelled, task, &place)
+    job::insert(tx, cancelled, task.id, &task.place_of(JobKind::Publish))
 }
 
 /// A comment for a Run that died without an outcome.
 pub(crate) fn publish_the_death(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    let audience = task::get(tx, task)?.audience();
-    let kinds = wanted_effects(audience, Ended::Died);
+    let task = task::get(tx, task)?;
+    let kinds = wanted_effects(task.audience(), Ended::Died);
     if kinds.is_empty() {
         return Ok(());
     }
-    effect::want(tx, task, &kinds).map(|_| ())
+    effect::want(tx, &task, &kinds).map(|_| ())
 }
 
 fn level_name(level: Level) -> &'static str {

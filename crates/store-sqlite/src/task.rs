@@ -8,7 +8,6 @@ use fettle_domain::event::EventBody;
 use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::publication::Audience;
-use fettle_domain::run::RunResult;
 use fettle_domain::task::{Mode, TaskState};
 use fettle_domain::turn::Place;
 use rusqlite::params;
@@ -21,8 +20,9 @@ use crate::stored::{self, Subject};
 use crate::writer::{Tx, Verb};
 use crate::{delivery, effect, event, lane, message, run};
 
-/// A Task's row.
+/// A Task's row. What a verb tells and changes is kept in it until [`TaskRow::store`].
 pub(crate) struct TaskRow {
+    pub(crate) id: TaskId,
     pub(crate) correlation: CorrelationId,
     pub(crate) mode: Mode,
     pub(crate) generation: u32,
@@ -31,6 +31,10 @@ pub(crate) struct TaskRow {
     pub(crate) note: Option<String>,
     pub(crate) ended: bool,
     pub(crate) subject: Subject,
+    /// Of its last event.
+    event_seq: i64,
+    /// Whether `ended` is another than in the file.
+    turned: bool,
 }
 
 impl TaskRow {
@@ -68,24 +72,26 @@ pub(crate) fn state_of(text: &str) -> L<TaskState> {
 }
 
 pub(crate) fn get(tx: &mut Tx<'_>, id: TaskId) -> L<TaskRow> {
-    let uuid = id.as_uuid();
-    type Row = (Uuid, String, i64, String, String, Option<String>, Option<i64>, String);
+    type Row = (Uuid, String, i64, String, String, Option<String>, bool, i64, String);
     let row: Option<Row> = tx.conn.maybe(
-        "SELECT correlation_id, mode, generation, trigger_kind, state, note, ended_at, subject
-           FROM task WHERE id = ?",
-        params![uuid],
+        "SELECT correlation_id, mode, generation, trigger_kind, state, note, ended_at IS NOT NULL, event_seq, subject
+         FROM task WHERE id = ?",
+        params![id.as_uuid()],
         |row| row.try_into(),
     )?;
-    let (correlation, mode, generation, trigger, state, note, ended_at, subject) =
+    let (correlation, mode, generation, trigger, state, note, ended, event_seq, subject) =
         row.ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     Ok(TaskRow {
+        id,
         correlation: CorrelationId::from_uuid(correlation),
         mode: Mode::from_str(&mode).map_err(unreadable)?,
         generation: u32::try_from(generation).map_err(unreadable)?,
         trigger,
         state: state_of(&state)?,
         note,
-        ended: ended_at.is_some(),
+        ended,
+        event_seq,
+        turned: false,
         subject: stored::read(&subject)?,
     })
 }
@@ -116,14 +122,14 @@ fn open(tx: &mut Tx<'_>, plan: &TaskPlan) -> L<Opened> {
     if let Some(task) = of_intent(tx, &plan.intent)? {
         return Ok(Opened::Duplicate { task });
     }
-    let place = plan.repo.as_ref().map(|repo| repo.forge_id).zip(plan.issue.number);
     let mut generation = 1;
-    if let Some((repo, issue)) = place {
-        if let Some(task) = active(tx, repo, issue)? {
+    if let Some((repo, issue)) = plan.repo.as_ref().map(|repo| repo.forge_id).zip(plan.issue.number) {
+        let standing = standing(tx, repo, issue)?;
+        if let Some(task) = standing.active {
             join(tx, task, plan)?;
             return Ok(Opened::Joined { task });
         }
-        generation += earlier(tx, repo, issue)?;
+        generation += standing.tasks;
     }
     insert(tx, plan, generation)?;
     Ok(Opened::New { task: plan.id, generation })
@@ -134,24 +140,20 @@ fn of_intent(tx: &mut Tx<'_>, intent: &str) -> L<Option<TaskId>> {
     Ok(task.map(TaskId::from_uuid))
 }
 
-fn active(tx: &mut Tx<'_>, repo: u64, issue: u64) -> L<Option<TaskId>> {
-    let (repo, issue) = (number(repo)?, number(issue)?);
-    let task = tx.conn.maybe(
-        "SELECT id FROM task WHERE repo_forge_id = ? AND issue_number = ? AND ended_at IS NULL",
-        params![repo, issue],
-        first,
-    )?;
-    Ok(task.map(TaskId::from_uuid))
+/// What was asked for an issue until now.
+struct Standing {
+    tasks: u32,
+    active: Option<TaskId>,
 }
 
-fn earlier(tx: &mut Tx<'_>, repo: u64, issue: u64) -> L<u32> {
-    let (repo, issue) = (number(repo)?, number(issue)?);
-    let count: i64 = tx.conn.one(
-        "SELECT count(*) FROM task WHERE repo_forge_id = ? AND issue_number = ?",
-        params![repo, issue],
-        first,
+fn standing(tx: &mut Tx<'_>, repo: u64, issue: u64) -> L<Standing> {
+    let (tasks, active): (u32, Option<Uuid>) = tx.conn.one(
+        "SELECT count(*), max(CASE WHEN ended_at IS NULL THEN id END) FROM task
+         WHERE repo_forge_id = ? AND issue_number = ?",
+        params![number(repo)?, number(issue)?],
+        |row| row.try_into(),
     )?;
-    u32::try_from(count).map_err(unreadable)
+    Ok(Standing { tasks, active: active.map(TaskId::from_uuid) })
 }
 
 /// Numbers of forges and issues, as SQLite's signed integers.
@@ -191,7 +193,7 @@ fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
     tx.conn.run(
         "INSERT INTO task (id, correlation_id, mode, repo_forge_id, issue_number, installation, generation, actor,
                            trigger_kind, state, event_seq, created_at, updated_at, subject)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 1, ?11, max(?11, ?12), ?13)",
         params![
             id,
             correlation,
@@ -204,61 +206,51 @@ fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
             plan.trigger,
             state,
             at,
-            at,
+            tx.now.as_microsecond(),
             subject
         ],
     )?;
     remember(tx, &plan.intent, plan.id)?;
-    job::insert(tx, &Job::queued(plan.job, JobKind::Run), plan.id, &place)?;
+    job::insert(tx, Job::queued(plan.job, JobKind::Run), plan.id, &place)?;
     run::insert(tx, plan.run, plan.id, plan.job)?;
     let body = EventBody::TaskCreated {
         title: plan.issue.title.clone(),
         mode: plan.mode.name().to_owned(),
         trigger: plan.trigger.clone(),
     };
-    event::append(tx, plan.id, &body)
+    event::insert(tx, plan.id, 1, plan.correlation, &body)
 }
 
-/// A Task's jobs and result: what its state folds from.
+/// A Task's jobs: what its state folds from.
 pub(crate) struct Parts {
     pub(crate) run: JobRow,
     /// One that was cancelled, else the newest.
     pub(crate) publish: Option<JobRow>,
-    pub(crate) result: Option<RunResult>,
 }
 
 pub(crate) fn parts(tx: &mut Tx<'_>, task: TaskId) -> L<Parts> {
-    let uuid = task.as_uuid();
-    let row: Option<(Uuid, Option<String>, Option<Uuid>)> = tx.conn.maybe(
-        "SELECT run.job_id AS run_job, run.result,
-                  coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
-                            AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
-                           (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
-                            ORDER BY job.seq DESC LIMIT 1)) AS publish_job
-           FROM run WHERE run.task_id = ?",
-        params![uuid],
+    let row: Option<(Uuid, Option<Uuid>)> = tx.conn.maybe(
+        "SELECT run.job_id,
+                coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
+                          AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
+                         (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
+                          ORDER BY job.seq DESC LIMIT 1))
+         FROM run WHERE run.task_id = ?",
+        params![task.as_uuid()],
         |row| row.try_into(),
     )?;
-    let (run, result, publish) = row.ok_or_else(|| LedgerError::NotFound(task.to_string()))?;
+    let (run, publish) = row.ok_or_else(|| LedgerError::NotFound(task.to_string()))?;
     Ok(Parts {
         run: job::get(tx.conn, JobId::from_uuid(run))?,
         publish: publish.map(|id| job::get(tx.conn, JobId::from_uuid(id))).transpose()?,
-        result: result.as_deref().map(stored::read).transpose()?,
     })
 }
 
-impl Parts {
-    pub(crate) fn state(&self) -> TaskState {
-        TaskState::fold(&self.run.job.state, self.publish.as_ref().map(|row| &row.job.state))
-    }
-
-    /// Why it waits or failed, when it does.
-    fn note(&self) -> Option<String> {
-        let run = note_of(&self.run);
-        match &self.publish {
-            Some(publish) if self.run.job.state.is_final() => note_of(publish).or(run),
-            _ => run,
-        }
+/// Why a Task waits or failed, when it does.
+fn note(run: &JobRow, publish: Option<&JobRow>) -> Option<String> {
+    match publish {
+        Some(publish) if run.job.state.is_final() => note_of(publish).or_else(|| note_of(run)),
+        _ => note_of(run),
     }
 }
 
@@ -276,30 +268,58 @@ fn note_of(row: &JobRow) -> Option<String> {
 
 /// Folds the Task's jobs again, keeps the outcome in its row, and tells when it has ended.
 pub(crate) fn refresh(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    let before = get(tx, task)?;
+    let mut row = get(tx, task)?;
     let parts = parts(tx, task)?;
-    let (state, note) = (parts.state(), parts.note());
-    if state == TaskState::Cancelled {
-        effect::want_last_word(tx, task)?;
+    if row.follow(tx, &parts.run, parts.publish.as_ref())? {
+        row.store(tx)?;
     }
-    if state == before.state && note == before.note && state.is_final() == before.ended {
-        return Ok(());
+    Ok(())
+}
+
+impl TaskRow {
+    pub(crate) fn tell(&mut self, tx: &mut Tx<'_>, body: &EventBody) -> L<()> {
+        self.event_seq += 1;
+        event::insert(tx, self.id, self.event_seq, self.correlation, body)
     }
-    let (name, now, ended, id) = (state.name(), tx.now.as_microsecond(), state.is_final(), task.as_uuid());
-    tx.conn.run(
-        "UPDATE task SET state = ?1, note = ?2, updated_at = max(updated_at, ?3),
-                ended_at = CASE WHEN ?4 THEN coalesce(ended_at, ?3) END
-         WHERE id = ?5",
-        params![name, note, now, ended, id],
-    )?;
-    match state {
-        TaskState::Cancelled if !before.ended => event::append(tx, task, &EventBody::TaskCancelled),
-        TaskState::Done if !before.ended => {
-            let outcome = parts.result.as_ref().map_or("failed", |result| result.outcome.name()).to_owned();
-            let pull_request = pull_request(tx, task)?;
-            event::append(tx, task, &EventBody::TaskDone { outcome, pull_request })
+
+    /// Takes the state that its jobs fold to, and tells when it has ended. Without a publish job only while the Run goes on,
+    /// which decides alone. Gives whether anything is different.
+    pub(crate) fn follow(&mut self, tx: &mut Tx<'_>, run: &JobRow, publish: Option<&JobRow>) -> L<bool> {
+        let state = TaskState::fold(&run.job.state, publish.map(|row| &row.job.state));
+        let (note, ended) = (note(run, publish), state.is_final());
+        if state == TaskState::Cancelled {
+            effect::want_last_word(tx, self)?;
         }
-        _ => Ok(()),
+        if state == self.state && note == self.note && ended == self.ended {
+            return Ok(false);
+        }
+        self.turned = ended != self.ended;
+        (self.state, self.note, self.ended) = (state, note, ended);
+        match state {
+            TaskState::Cancelled if self.turned => self.tell(tx, &EventBody::TaskCancelled)?,
+            TaskState::Done if self.turned => {
+                let body = EventBody::TaskDone {
+                    outcome: run::outcome(tx, self.id)?.unwrap_or("failed").to_owned(),
+                    pull_request: pull_request(tx, self.id)?,
+                };
+                self.tell(tx, &body)?;
+            }
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn store(&self, tx: &mut Tx<'_>) -> L<()> {
+        let (id, now) = (self.id.as_uuid(), tx.now.as_microsecond());
+        tx.conn.run(
+            "UPDATE task SET state = ?, note = ?, event_seq = ?, updated_at = max(updated_at, ?) WHERE id = ?",
+            params![self.state.name(), self.note, self.event_seq, now, id],
+        )?;
+        // Apart, because the index of active Tasks need not be touched for the rest.
+        if self.turned {
+            tx.conn.run("UPDATE task SET ended_at = ? WHERE id = ?", params![self.ended.then_some(now), id])?;
+        }
+        Ok(())
     }
 }
 
@@ -318,7 +338,7 @@ pub(crate) fn may_become_active(tx: &mut Tx<'_>, task: TaskId, kind: JobKind) ->
         return Err(LedgerError::Invalid(format!("{task} is still {}", row.state.name())));
     }
     if let Some((repo, issue)) = row.place()
-        && let Some(other) = active(tx, repo, issue)?
+        && let Some(other) = standing(tx, repo, issue)?.active
         && other != task
     {
         return Err(LedgerError::Invalid(format!("{other} is already at work on issue #{issue}")));
@@ -398,7 +418,7 @@ impl Retry {
     fn open_next(&self, tx: &mut Tx<'_>, row: TaskRow) -> L<Retried> {
         may_become_active(tx, self.task, JobKind::Run)?;
         let generation = match row.place() {
-            Some((repo, issue)) => 1 + earlier(tx, repo, issue)?,
+            Some((repo, issue)) => 1 + standing(tx, repo, issue)?.tasks,
             None => row.generation + 1,
         };
         let plan = TaskPlan {

@@ -90,7 +90,7 @@ const FILLED: &str = "
            CASE WHEN n > 6000 THEN 'done' WHEN n > 5500 THEN 'cancelled' WHEN n > 500 THEN 'queued'
                 WHEN n > 300 THEN 'waiting' ELSE 'running' END, 3,
            now() - n * interval '1 s', now(), CASE WHEN n > 5500 THEN now() END, '{}' FROM generate_series(1, 35500) n;
-    INSERT INTO pool (kind, order_version, model) VALUES ('run', 1, ''), ('publish', 1, '');
+    INSERT INTO pool (kind, order_version, model, needs) VALUES ('run', 1, '', ''), ('publish', 1, '', '');
     INSERT INTO lane (pool_id, slots_of) SELECT 1, 'repo:' || n FROM generate_series(0, 99) n;
     INSERT INTO lane (pool_id, slots_of) VALUES (2, 'token');
     INSERT INTO job (id, kind, task_id, order_version, state, fence, attempts, crashes, crashes_since_step, delayed_until,

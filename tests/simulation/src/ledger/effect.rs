@@ -59,10 +59,11 @@ pub(super) fn want_progress(tx: &mut Tx<'_>, task: TaskId) -> L<bool> {
     Ok(true)
 }
 
-/// Who was told of the beginning is told that the Task was cancelled.
+/// Who was told of the beginning is told that the Task was cancelled, once nobody publishes for it any more.
 pub(super) fn want_last_word(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
     let effects: Vec<_> = tx.rows.task(task)?.effects.iter().map(|(effect, _)| effect.clone()).collect();
-    if owes_last_word(&effects, tx.rows.newest_publish_job(task).map(|row| &row.job.state)) {
+    let owes = owes_last_word(&effects, tx.rows.newest_publish_job(task).map(|row| &row.job.state));
+    if owes && tx.rows.unfinished_publish_job(task).is_none() {
         want(tx, task, &[EffectKind::Comment])?;
     }
     Ok(())

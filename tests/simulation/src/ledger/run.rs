@@ -124,10 +124,12 @@ pub(super) fn want_what_follows(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
     effect::want(tx, task, &kinds).map(|_| ())
 }
 
-/// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written.
+/// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written. Whoever still tells of
+/// its progress does not decide how it ended.
 fn publish_nothing(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    if tx.rows.unfinished_publish_job(task).is_some() {
-        return effect::cancel_publication(tx, task);
+    effect::cancel_publication(tx, task)?;
+    if tx.rows.publish_job(task).is_some_and(|row| row.job.state == JobState::Cancelled) {
+        return Ok(());
     }
     let job = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
     tx.insert_job(job.cancel().expect("a queued job can be cancelled"), task)

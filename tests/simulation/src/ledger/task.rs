@@ -8,8 +8,8 @@ use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::task::TaskState;
 
-use super::{effect, job};
 use super::rows::{JobRow, Message, Rows, RunRow, TaskRow, Tx};
+use super::{effect, job};
 
 pub(super) fn open_and_close(tx: &mut Tx<'_>, delivery: Option<DeliveryId>, plan: &TaskPlan) -> L<Opened> {
     if let Some(id) = delivery
