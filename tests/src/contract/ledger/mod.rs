@@ -4,6 +4,7 @@
 
 mod cases;
 mod model;
+pub mod sequences;
 mod turns;
 mod world;
 
