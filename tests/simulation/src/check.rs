@@ -10,7 +10,7 @@ use fettle_domain::run::RunOutcome;
 use fettle_domain::step::StepKind;
 use fettle_domain::task::TaskState;
 
-use crate::forge::Shown;
+use crate::forge::{REPO_ID, Shown};
 use crate::ledger::{Rows, TaskRow};
 use crate::nature::lock;
 use crate::people::People;
@@ -29,6 +29,9 @@ pub(crate) fn unfinished(world: &World, people: &People) -> Vec<String> {
     for row in rows.jobs.iter().filter(|row| !row.job.state.is_final()) {
         open.push(format!("{} is {}", row.job.id, row.job.state.name()));
     }
+    for issue in lock(&people.untold).iter().filter(|issue| !was_asked_about(&rows, **issue)) {
+        open.push(format!("nobody has found the label of issue {issue}"));
+    }
     if !people.all_answered() {
         open.push("a webhook was not answered".to_owned());
     }
@@ -36,6 +39,10 @@ pub(crate) fn unfinished(world: &World, people: &People) -> Vec<String> {
         open.push("a foreign message was not taken".to_owned());
     }
     open
+}
+
+fn was_asked_about(rows: &Rows, issue: u64) -> bool {
+    rows.tasks.values().any(|task| task.place() == Some((REPO_ID, issue)))
 }
 
 pub(crate) fn at_the_end(world: &World, people: &People) -> Vec<String> {
