@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test, a panic with its place is the report")]
 
 mod carry;
+mod model;
 mod outage;
 mod plans;
 mod programs;

@@ -243,6 +243,14 @@ async fn made(like: &str) -> anyhow::Result<Option<String>> {
     Ok(Some(server.url(&database)))
 }
 
+/// Drops a database of the shared server, by its address; whoever uses it is thrown out.
+pub async fn forget(url: &str) -> anyhow::Result<()> {
+    let server = shared().await?.context("there is no server")?;
+    let database = url.parse::<PgConnectOptions>()?;
+    let name = database.get_database().context("the address names a database")?;
+    server.execute(format!("DROP DATABASE {name} WITH (FORCE)")).await
+}
+
 /// A server with a new database of that name, made for one test: its own to kill. `None` as above.
 pub async fn own(database: &str) -> anyhow::Result<Option<Server>> {
     let Some(server) = Server::start(Durability::Full).await? else {

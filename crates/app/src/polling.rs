@@ -191,15 +191,22 @@ impl Poller {
         let label = &options.rules.label;
         let mark = self.ledger.poll_mark(repo.forge_id).await?;
         let first = || self.clock.now().saturating_sub(FIRST_LOOK).unwrap_or(Timestamp::MIN);
-        let question = Question { label: label.clone(), since: mark.unwrap_or_else(first) };
-        let quiet = self.remembered.quiet.get(&repo.forge_id).filter(|quiet| quiet.question == question);
-        let seen = quiet.map(|quiet| quiet.tag.as_str());
-        let (issues, cut, tag, at) = match self.forge.changed_issues(repo, label, question.since, seen).await? {
-            Changed::Nothing => return Ok(()),
-            Changed::Issues { issues, cut, tag, at } => (issues, cut, tag, at),
+        let mut question = Question { label: label.clone(), since: mark.unwrap_or_else(first) };
+        let (issues, cut, tag, at, news_from) = loop {
+            let quiet = self.remembered.quiet.get(&repo.forge_id).filter(|quiet| quiet.question == question);
+            let seen = quiet.map(|quiet| quiet.tag.as_str());
+            let (issues, cut, tag, at) = match self.forge.changed_issues(repo, label, question.since, seen).await? {
+                Changed::Nothing => return Ok(()),
+                Changed::Issues { issues, cut, tag, at } => (issues, cut, tag, at),
+            };
+            let news_from = news_from(mark, at);
+            if mark.is_some() || question.since <= news_from {
+                break (issues, cut, tag, at, news_from);
+            }
+            // A first question goes by our own clock. That is ahead of the forge's, so it left out what is news there.
+            question.since = news_from;
         };
         let look = Look { now: at, last_change: issues.last().map(|issue| issue.updated_at), cut };
-        let news_from = news_from(mark, at);
         for issue in issues.into_iter().filter(|issue| !issue.is_pull_request) {
             pulse.beat();
             self.take(repo, label, issue, news_from).await?;

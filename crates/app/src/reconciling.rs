@@ -125,6 +125,7 @@ impl Reconciler {
         loop {
             pulse.beat();
             let ran = tokio::select! {
+                biased;
                 () = shutdown.cancelled() => return,
                 ran = self.run(what.tick(pulse)) => ran,
             };
@@ -147,6 +148,7 @@ impl Reconciler {
             let until = Instant::now() + rest;
             while Instant::now() < until {
                 tokio::select! {
+                    biased;
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep_until(until.min(Instant::now() + PIECE)) => pulse.beat(),
                 }

@@ -239,6 +239,9 @@ fn show(out: &mut impl Write, task: &Task, now: Timestamp) -> std::io::Result<()
     let model = run.result.as_ref().map(|result| &result.model).or(summary.model.as_ref());
     let model = model.filter(|model| !model.is_empty()).map_or_else(String::new, |model| format!(", model {model}"));
     line("mode", format!("{}{model}", summary.mode))?;
+    if !summary.needs.is_empty() {
+        line("needs", format!("a worker with {}", summary.needs.join(", ")))?;
+    }
     let created = summary.created_at;
     line("asked", format!("by {} ({}), {} ago, {created:.0}", summary.actor, summary.trigger, age(now, created)))?;
     let setbacks = [(run.attempts, "failed tries"), (run.crashes, "lost workers")];

@@ -23,6 +23,9 @@ pub(crate) struct Summary {
     pub(crate) note: Option<String>,
     pub(crate) pull_request: Option<PullRequest>,
     pub(crate) model: Option<String>,
+    /// A dashboard of before there were labels says nothing.
+    #[serde(default)]
+    pub(crate) needs: Vec<String>,
     pub(crate) actor: String,
     pub(crate) trigger: String,
     pub(crate) created_at: Timestamp,

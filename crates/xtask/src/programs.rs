@@ -17,7 +17,7 @@ pub(crate) const PLATFORM: &str = "platform";
 
 const BENCH: &str = "bench";
 const SIMULATE: &str = "simulate";
-/// Of a package of its own, which starts nothing of ours.
+/// Of a package of its own, which builds without our programs.
 const BENCH_QUEUE: &str = "bench-queue";
 const BENCH_QUEUE_PACKAGE: &str = "fettle-bench-queue";
 /// The packages whose binaries stand beside each other when the system runs.
@@ -33,8 +33,10 @@ pub(crate) enum Bench {
     Checkout,
     /// What the system costs when nothing happens
     Idle,
-    /// The ledger as a queue, beside raw Redis Streams, apalis, RQ and Celery
+    /// The ledger as a queue, beside raw Redis Streams, apalis, RQ and Celery; and, unless `--quick`, what `recovery` says
     Queue,
+    /// How soon a Run goes on after its worker is gone, and what is paid again
+    Recovery,
 }
 
 #[derive(Clone, Copy)]
@@ -62,7 +64,12 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
         }
         Bench::Intake => "intake",
         Bench::Idle => "idle",
+        Bench::Recovery => "recovery",
         Bench::Queue => {
+            // It starts the other benchmark for what needs the real programs.
+            if !rest.iter().any(|argument| argument == "--quick") {
+                build(workspace, BENCH, Profile::Release, &[])?;
+            }
             build_packages(workspace, BENCH_QUEUE, Profile::Release, &[BENCH_QUEUE_PACKAGE], &[])?;
             return start(workspace, BENCH_QUEUE, Profile::Release, rest);
         }

@@ -11,6 +11,7 @@ mod fill;
 mod latency;
 mod ledger;
 mod peers;
+mod recovery;
 mod rounds;
 mod streams;
 mod wait;
@@ -30,7 +31,8 @@ use rounds::Extent;
 #[derive(Parser)]
 #[command(version)]
 struct Flags {
-    /// Two rounds instead of five, a backlog of 100,000 jobs instead of a million; below three minutes
+    /// Two rounds instead of five, a backlog of 100,000 jobs instead of a million, nothing of the real programs; below three
+    /// minutes
     #[arg(long)]
     quick: bool,
     /// Which others to measure beside; one that is not measured is printed as missing
@@ -70,7 +72,7 @@ async fn measure(flags: &Flags) -> anyhow::Result<()> {
         }
     };
     let extent = if flags.quick { Extent::Quick } else { Extent::Whole };
-    let report = rounds::measure(&folder, extent, &flags.peers).await?;
+    let report = rounds::measure(&folder, extent, &flags.peers).await?.and(recovery::measure(&folder, extent).await?);
     writeln!(std::io::stdout(), "{}", report.table())?;
     flags.json.as_ref().map_or(Ok(()), |file| report.write(file))
 }

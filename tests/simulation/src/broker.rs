@@ -30,25 +30,30 @@ struct Letter {
     taken: bool,
 }
 
-pub(crate) struct Broker {
-    nature: Arc<Nature>,
-    bug: Option<Bug>,
+#[derive(Default)]
+struct Held {
     hung: Mutex<Hung>,
     rung: Notify,
     letters: Mutex<Vec<Letter>>,
     arrived: Notify,
 }
 
+/// One process's connection to it.
+#[derive(Clone)]
+pub(crate) struct Broker {
+    who: Who,
+    nature: Arc<Nature>,
+    bug: Option<Bug>,
+    held: Arc<Held>,
+}
+
 impl Broker {
     pub(crate) fn new(nature: Arc<Nature>, bug: Option<Bug>) -> Self {
-        Self {
-            nature,
-            bug,
-            hung: Mutex::default(),
-            rung: Notify::new(),
-            letters: Mutex::default(),
-            arrived: Notify::new(),
-        }
+        Self { who: Who::Outside, nature, bug, held: Arc::default() }
+    }
+
+    pub(crate) fn of(&self, who: Who) -> Arc<Self> {
+        Arc::new(Self { who, ..self.clone() })
     }
 
     fn answers(&self) -> X<()> {
@@ -60,25 +65,25 @@ impl Broker {
 
     /// Everything about hints is gone, as after a restart without a disk.
     pub(crate) fn wipe_hints(&self) {
-        *lock(&self.hung) = Hung::default();
+        *lock(&self.held.hung) = Hung::default();
     }
 
     /// Another program orders something.
     pub(crate) fn put(&self, id: Option<String>, body: Bytes) {
-        let mut letters = lock(&self.letters);
+        let mut letters = lock(&self.held.letters);
         let message = ForeignMessage { body, id, redelivered: false, receipt: letters.len().to_string() };
         letters.push(Letter { message, read_at: None, taken: false });
-        self.arrived.notify_one();
+        self.held.arrived.notify_one();
     }
 
     pub(crate) fn all_taken(&self) -> bool {
-        lock(&self.letters).iter().all(|letter| letter.taken)
+        lock(&self.held.letters).iter().all(|letter| letter.taken)
     }
 
     fn read_letter(&self) -> Option<ForeignMessage> {
         let now = Instant::now();
         let repeats = self.nature.wrong(self.nature.weather.bell / 3);
-        let mut letters = lock(&self.letters);
+        let mut letters = lock(&self.held.letters);
         let free = |letter: &&mut Letter| {
             (!letter.taken && letter.read_at.is_none_or(|at| at + COMES_AGAIN <= now))
                 || (repeats && letter.read_at.is_some())
@@ -94,29 +99,29 @@ impl Broker {
 #[async_trait]
 impl Transport for Broker {
     async fn ring(&self, count: u32) -> X<()> {
-        self.nature.step(Who::Dashboard, "bell.ring").await;
+        self.nature.step(self.who, "bell.ring").await;
         self.answers()?;
         for _ in 0..count {
             if self.nature.wrong(self.nature.weather.bell) {
                 continue;
             }
             let copies = if self.nature.wrong(self.nature.weather.bell) { 2 } else { 1 };
-            let mut hung = lock(&self.hung);
+            let mut hung = lock(&self.held.hung);
             for _ in 0..copies {
                 hung.newest += 1;
                 let hint = hung.newest;
                 hung.hints.push(hint);
-                self.rung.notify_one();
+                self.held.rung.notify_one();
             }
         }
-        self.nature.step(Who::Dashboard, "bell.ring").await;
+        self.nature.step(self.who, "bell.ring").await;
         Ok(())
     }
 
     async fn depth(&self) -> X<u64> {
         self.answers()?;
         let now = Instant::now();
-        let mut hung = lock(&self.hung);
+        let mut hung = lock(&self.held.hung);
         let (again, still) = hung.read.drain(..).partition(|(_, at)| *at + COMES_AGAIN <= now);
         hung.read = still;
         let again: Vec<(u64, Instant)> = again;
@@ -128,7 +133,7 @@ impl Transport for Broker {
         let until = Instant::now() + max;
         loop {
             {
-                let mut hung = lock(&self.hung);
+                let mut hung = lock(&self.held.hung);
                 if !hung.hints.is_empty() {
                     let any = usize::try_from(self.nature.dice.below(hung.hints.len() as u64)).unwrap_or(0);
                     let hint = hung.hints.swap_remove(any);
@@ -136,13 +141,13 @@ impl Transport for Broker {
                     return Some(Hint(hint.to_string()));
                 }
             }
-            timeout_at(until, self.rung.notified()).await.ok()?;
+            timeout_at(until, self.held.rung.notified()).await.ok()?;
         }
     }
 
     async fn done(&self, hint: Hint) -> X<()> {
         self.answers()?;
-        lock(&self.hung).read.retain(|(read, _)| read.to_string() != hint.0);
+        lock(&self.held.hung).read.retain(|(read, _)| read.to_string() != hint.0);
         Ok(())
     }
 }
@@ -150,18 +155,18 @@ impl Transport for Broker {
 #[async_trait]
 impl ForeignInbox for Broker {
     async fn next(&self, max: Duration) -> Option<ForeignMessage> {
-        self.nature.step(Who::Dashboard, "inbox.next").await;
+        self.nature.step(self.who, "inbox.next").await;
         if let Some(message) = self.read_letter() {
             return Some(message);
         }
-        let _ = timeout_at(Instant::now() + max, self.arrived.notified()).await;
+        let _ = timeout_at(Instant::now() + max, self.held.arrived.notified()).await;
         self.read_letter()
     }
 
     async fn taken(&self, message: &ForeignMessage) -> X<()> {
-        self.nature.step(Who::Dashboard, "inbox.taken").await;
+        self.nature.step(self.who, "inbox.taken").await;
         self.answers()?;
-        let mut letters = lock(&self.letters);
+        let mut letters = lock(&self.held.letters);
         if let Some(letter) = letters.iter_mut().find(|letter| letter.message.receipt == message.receipt) {
             letter.taken = true;
         }
@@ -173,6 +178,6 @@ impl ForeignInbox for Broker {
     }
 
     async fn depth(&self) -> X<u64> {
-        Ok(lock(&self.letters).iter().filter(|letter| !letter.taken).count() as u64)
+        Ok(lock(&self.held.letters).iter().filter(|letter| !letter.taken).count() as u64)
     }
 }

@@ -21,4 +21,7 @@ pub enum Bug {
     TornHandOver,
     /// A renewal that comes after the lease has lapsed takes the job back.
     RenewalRevives,
+    /// Which job is leased is decided by what a dashboard read before, and the row is not locked: its own writes wait for
+    /// that, those of other dashboards do not.
+    NoRowLock,
 }

@@ -10,7 +10,7 @@ use fettle_domain::run::RunOutcome;
 use fettle_domain::step::StepKind;
 use fettle_domain::task::TaskState;
 
-use crate::forge::Shown;
+use crate::forge::{REPO_ID, Shown};
 use crate::ledger::{Rows, TaskRow};
 use crate::nature::lock;
 use crate::people::People;
@@ -29,6 +29,9 @@ pub(crate) fn unfinished(world: &World, people: &People) -> Vec<String> {
     for row in rows.jobs.iter().filter(|row| !row.job.state.is_final()) {
         open.push(format!("{} is {}", row.job.id, row.job.state.name()));
     }
+    for issue in lock(&people.untold).iter().filter(|issue| !was_asked_about(&rows, **issue)) {
+        open.push(format!("nobody has found the label of issue {issue}"));
+    }
     if !people.all_answered() {
         open.push("a webhook was not answered".to_owned());
     }
@@ -36,6 +39,10 @@ pub(crate) fn unfinished(world: &World, people: &People) -> Vec<String> {
         open.push("a foreign message was not taken".to_owned());
     }
     open
+}
+
+fn was_asked_about(rows: &Rows, issue: u64) -> bool {
+    rows.tasks.values().any(|task| task.place() == Some((REPO_ID, issue)))
 }
 
 pub(crate) fn at_the_end(world: &World, people: &People) -> Vec<String> {
@@ -93,6 +100,11 @@ fn shown_once(world: &World, shown: &Shown, task: &TaskRow, breaches: &mut Vec<S
     if comments > 1 {
         breaches.push(format!("I10: {} has {comments} comments", task.id));
     }
+    let marker = comment_marker(task.id, "result");
+    let mut own = shown.comments.iter().filter(|comment| comment.body.contains(&marker));
+    if task.state.is_final() && own.any(|comment| comment.body.contains("Fettle is at work")) {
+        breaches.push(format!("{} has ended, and its comment tells that it is worked on", task.id));
+    }
 }
 
 fn comments_of(shown: &Shown, task: TaskId) -> usize {
@@ -102,7 +114,7 @@ fn comments_of(shown: &Shown, task: TaskId) -> usize {
 
 /// I6 and I10: what the ledger says that the forge has, it has; and a Task that is done has shown what it found.
 fn brought_about(rows: &Rows, shown: &Shown, task: &TaskRow, breaches: &mut Vec<String>) {
-    let published = rows.publish_job(task.id).map(|row| &row.job.state);
+    let published = rows.newest_publish_job(task.id).map(|row| &row.job.state);
     if let Some(JobState::Dead { reason }) = published {
         breaches.push(format!("the publication of {} died though nothing fails any more: {reason}", task.id));
         return;

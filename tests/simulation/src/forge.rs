@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_app::ports::forge::{
-    F, Forge, ForgeError, ForgeReader, Issue, IssueComment, LabeledEvent, Permission, Pull, PullOpened, PullSpec,
+    Changed, F, Forge, ForgeError, ForgeReader, ForgeWatch, HookLog, Issue, IssueComment, LabeledEvent, Permission,
+    Pull, PullOpened, PullSpec, Reach,
 };
 use fettle_app::ports::git::{PushError, PushTarget, Pushed, RefPush};
-use fettle_domain::incoming::IncomingUser;
+use fettle_domain::incoming::{IncomingUser, IssueState};
 use fettle_domain::object::CommitId;
 use fettle_domain::repo::{Repo, RepoName};
 use jiff::Timestamp;
@@ -57,6 +58,7 @@ pub(crate) struct Shown {
 pub(crate) struct ShownIssue {
     pub(crate) labels: Vec<String>,
     pub(crate) labeled: Option<LabeledEvent>,
+    changed_at: Timestamp,
 }
 
 #[derive(Debug, Clone)]
@@ -82,6 +84,12 @@ impl ShownPull {
 }
 
 impl Shown {
+    fn change(&mut self, issue: u64, at: Timestamp) {
+        if let Some(issue) = self.issues.get_mut(&issue) {
+            issue.changed_at = issue.changed_at.max(at);
+        }
+    }
+
     pub(crate) fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
@@ -103,18 +111,25 @@ enum Fate {
     Vanishes,
 }
 
+/// The forge as one process sees it.
+#[derive(Clone)]
 pub(crate) struct SimForge {
+    who: Who,
     nature: Arc<Nature>,
     durable: Durable,
     bug: Option<Bug>,
     pub(crate) shown: Arc<Mutex<Shown>>,
     /// Requests under way: they outlive their senders.
-    requests: Mutex<JoinSet<()>>,
+    requests: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl SimForge {
     pub(crate) fn new(nature: Arc<Nature>, durable: Durable, bug: Option<Bug>) -> Self {
-        Self { nature, durable, bug, shown: Arc::default(), requests: Mutex::default() }
+        Self { who: Who::Outside, nature, durable, bug, shown: Arc::default(), requests: Arc::default() }
+    }
+
+    pub(crate) fn seen_by(&self, who: Who) -> Arc<Self> {
+        Arc::new(Self { who, ..self.clone() })
     }
 
     /// A person opens an issue, or sets the label again. Gives the event's id.
@@ -122,7 +137,12 @@ impl SimForge {
         let at = self.at();
         let mut shown = lock(&self.shown);
         let id = shown.id();
-        let issue = shown.issues.entry(issue).or_insert_with(|| ShownIssue { labels: Vec::new(), labeled: None });
+        let issue = shown.issues.entry(issue).or_insert_with(|| ShownIssue {
+            labels: Vec::new(),
+            labeled: None,
+            changed_at: at,
+        });
+        issue.changed_at = at;
         if !issue.labels.iter().any(|label| label == LABEL) {
             issue.labels.push(LABEL.to_owned());
         }
@@ -152,7 +172,7 @@ impl SimForge {
     }
 
     async fn read<T>(&self, what: &'static str, look: impl FnOnce(&Shown, Instant) -> F<T> + Send) -> F<T> {
-        self.nature.step(Who::Dashboard, what).await;
+        self.nature.step(self.who, what).await;
         self.nature.latency(if self.nature.is_stormy() { 200 } else { 0 }).await;
         match self.fate() {
             Fate::Fine | Fate::Late => {}
@@ -177,7 +197,7 @@ impl SimForge {
         write: &Write<'_>,
         apply: impl FnOnce(&mut Shown, Instant) -> T + Send + 'static,
     ) -> F<T> {
-        self.nature.step(Who::Dashboard, what).await;
+        self.nature.step(self.who, what).await;
         let fate = self.fate();
         match fate {
             Fate::Unavailable => return Err(away()),
@@ -216,7 +236,7 @@ impl SimForge {
                 None
             }
         };
-        self.nature.step(Who::Dashboard, what).await;
+        self.nature.step(self.who, what).await;
         answer.ok_or_else(|| ForgeError::NoAnswer("the forge said nothing".into()))
     }
 }
@@ -276,6 +296,46 @@ impl ForgeReader for SimForge {
 
     async fn own_login(&self) -> F<String> {
         Ok("fettle[bot]".to_owned())
+    }
+}
+
+#[async_trait]
+impl ForgeWatch for SimForge {
+    async fn reachable(&self, _max: usize) -> F<Reach> {
+        Ok(Reach { repositories: vec![repo()], more: false })
+    }
+
+    async fn changed_issues(&self, repo: &Repo, label: &str, since: Timestamp, _seen: Option<&str>) -> F<Changed> {
+        let at = self.at();
+        self.read("forge.changed_issues", |shown, _| {
+            let labelled = |issue: &ShownIssue| issue.labels.iter().any(|known| known == label);
+            let changed = shown.issues.iter().filter(|(_, issue)| issue.changed_at >= since && labelled(issue));
+            let mut issues: Vec<IssueState> = changed
+                .map(|(number, issue)| IssueState {
+                    number: *number,
+                    title: format!("issue {number}"),
+                    body: "it fails".to_owned(),
+                    author: IncomingUser { id: 1, login: "ada".to_owned(), is_bot: false },
+                    labels: issue.labels.clone(),
+                    open: true,
+                    locked: false,
+                    url: format!("{}/issues/{number}", repo.clone_url),
+                    is_pull_request: false,
+                    updated_at: issue.changed_at,
+                })
+                .collect();
+            issues.sort_by_key(|issue| issue.updated_at);
+            Ok(Changed::Issues { issues, cut: false, tag: None, at })
+        })
+        .await
+    }
+
+    async fn hook_attempts(&self, _since: Option<Timestamp>) -> F<HookLog> {
+        Ok(HookLog { attempts: Vec::new(), at: self.at() })
+    }
+
+    async fn redeliver(&self, attempt: u64) -> F<()> {
+        Err(gone(&format!("attempt {attempt}")))
     }
 }
 
@@ -361,6 +421,7 @@ impl Forge for SimForge {
             None => {
                 let id = shown.id();
                 shown.comments.push(ShownComment { id, issue, body: text, at, seen_from });
+                shown.change(issue, at);
                 Ok(id)
             }
         };

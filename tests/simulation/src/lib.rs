@@ -8,13 +8,16 @@
 mod broker;
 mod bug;
 mod check;
+mod dashboard;
 mod dice;
+mod disk;
 mod forge;
 mod ledger;
 mod mirror;
 mod nature;
 mod people;
 mod run;
+mod together;
 mod watch;
 mod wire;
 mod world;
@@ -45,6 +48,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     pub bug: Option<Bug>,
+    /// How many dashboards share the ledger; drawn when absent.
+    pub dashboards: Option<usize>,
     /// Keeps what happened as text; slower.
     pub keep_trace: bool,
 }
@@ -58,6 +63,7 @@ pub struct History {
     /// One line for each thing that happened, when it was asked for.
     pub trace: Vec<String>,
     pub tasks: usize,
+    pub dashboards: usize,
 }
 
 /// Lives through the history of `seed`.
@@ -71,10 +77,15 @@ pub fn run(seed: u64, options: Options) -> History {
 }
 
 /// What shows a history again, line by line.
-pub fn replay_command(seed: u64, bug: Option<Bug>) -> String {
+pub fn replay_command(seed: u64, options: Options) -> String {
     use clap::ValueEnum as _;
-    let name = bug.and_then(|bug| bug.to_possible_value()).map(|value| format!(" --bug {}", value.get_name()));
-    format!("cargo xtask simulate --from {seed} --seeds 1 --trace{}", name.unwrap_or_default())
+    let bug = options.bug.and_then(|bug| bug.to_possible_value()).map(|value| format!(" --bug {}", value.get_name()));
+    let dashboards = options.dashboards.map(|count| format!(" --dashboards {count}"));
+    format!(
+        "cargo xtask simulate --from {seed} --seeds 1 --trace{}{}",
+        bug.unwrap_or_default(),
+        dashboards.unwrap_or_default()
+    )
 }
 
 async fn live(seed: u64, options: Options) -> History {
@@ -90,7 +101,8 @@ async fn live(seed: u64, options: Options) -> History {
         nature.breach(breach);
     }
     let tasks = world.durable.rows().tasks.len();
-    History { seed, breaches: nature.breaches(), trace: nature.take_trace(), tasks }
+    let dashboards = world.size.dashboards;
+    History { seed, breaches: nature.breaches(), trace: nature.take_trace(), tasks, dashboards }
 }
 
 /// I8: without faults, everything ends. What died in the storm is started once more.
@@ -130,7 +142,7 @@ fn dead(world: &World) -> BTreeSet<JobId> {
 fn audit(world: &World) {
     use fettle_app::ports::clock::Clock as _;
     let rows = world.durable.rows();
-    for breach in ledger::audit(&rows, &world.slots, world.nature.now()) {
+    for breach in ledger::audit(&rows, &world.slots, world.clock_of_ledger(Who::Dashboard(0)).now()) {
         world.nature.breach(breach);
     }
 }

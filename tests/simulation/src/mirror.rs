@@ -1,4 +1,4 @@
-//! The publisher's mirror: commits and patches by name, without any file. It lies on the dashboard's disk and outlives it.
+//! The publishers' mirrors: commits and patches by name, without any file. A mirror lies on its dashboard's disk and outlives it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -23,13 +23,18 @@ const BASE_TREE: TreeId = TreeId::from_bytes([8; 20]);
 
 #[derive(Debug, Default)]
 struct Objects {
+    /// Of all mirrors: a commit is asked for that a branch of the forge shows, and can be fetched from there.
     commits: BTreeMap<CommitId, CommitDescription>,
-    patches: BTreeMap<TreeId, Patch>,
+    /// By the mirror that was handed them.
+    patches: BTreeMap<(Who, TreeId), Patch>,
 }
 
+/// The mirror of one dashboard.
+#[derive(Clone)]
 pub(crate) struct Mirror {
+    who: Who,
     nature: Arc<Nature>,
-    objects: Mutex<Objects>,
+    objects: Arc<Mutex<Objects>>,
 }
 
 /// The first twenty bytes of the content's name.
@@ -71,7 +76,11 @@ fn not_simulated<T>(what: &str) -> G<T> {
 
 impl Mirror {
     pub(crate) fn new(nature: Arc<Nature>) -> Self {
-        Self { nature, objects: Mutex::default() }
+        Self { who: Who::Outside, nature, objects: Arc::default() }
+    }
+
+    pub(crate) fn of(&self, who: Who) -> Arc<Self> {
+        Arc::new(Self { who, ..self.clone() })
     }
 
     pub(crate) fn described(&self, commit: CommitId) -> Option<CommitDescription> {
@@ -82,7 +91,7 @@ impl Mirror {
 #[async_trait]
 impl Repositories for Mirror {
     async fn resolve(&self, source: &Source, _base: &BaseRef) -> G<BaseCommit> {
-        self.nature.step(Who::Dashboard, "mirror.resolve").await;
+        self.nature.step(self.who, "mirror.resolve").await;
         if self.nature.wrong(self.nature.weather.forge / 4) {
             return Err(GitError::Unreachable { url: source.url.clone(), source: "no route".into() });
         }
@@ -90,7 +99,7 @@ impl Repositories for Mirror {
     }
 
     async fn diff(&self, _key: &str, base: CommitId, head: TreeId) -> G<Patch> {
-        let known = lock(&self.objects).patches.get(&head).filter(|patch| patch.base == base).cloned();
+        let known = lock(&self.objects).patches.get(&(self.who, head)).filter(|patch| patch.base == base).cloned();
         known.ok_or_else(|| GitError::NotFound { what: head.to_string() })
     }
 
@@ -102,12 +111,12 @@ impl Repositories for Mirror {
 
     async fn unbundle(&self, _key: &str, bundle: &Bytes) -> G<Patch> {
         let patch: Patch = serde_json::from_slice(bundle).map_err(|error| GitError::Invalid(error.to_string()))?;
-        lock(&self.objects).patches.insert(patch.head_tree, patch.clone());
+        lock(&self.objects).patches.insert((self.who, patch.head_tree), patch.clone());
         Ok(patch)
     }
 
     async fn commit(&self, _key: &str, spec: &CommitSpec) -> G<CommitId> {
-        self.nature.step(Who::Dashboard, "mirror.commit").await;
+        self.nature.step(self.who, "mirror.commit").await;
         let commit = CommitId::from_bytes(named(format!("{spec:?}").as_bytes()));
         let description = CommitDescription {
             message: spec.message.clone(),

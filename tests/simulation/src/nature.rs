@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fettle_app::ports::clock::{Clock, IdSource};
@@ -21,16 +21,16 @@ const START: i64 = 1_767_225_600_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Who {
-    Dashboard,
+    Dashboard(usize),
     Worker(usize),
-    /// People and other programs.
+    /// People and other programs, and the server of a ledger that several dashboards share.
     Outside,
 }
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dashboard => f.write_str("dashboard"),
+            Self::Dashboard(number) => write!(f, "dashboard {number}"),
             Self::Worker(number) => write!(f, "worker {number}"),
             Self::Outside => f.write_str("outside"),
         }
@@ -47,15 +47,15 @@ pub(crate) struct Weather {
     pub(crate) freeze: u64,
     /// A message between worker and dashboard is lost.
     pub(crate) lost: u64,
-    /// Per ten seconds and worker: cut off from the dashboard.
+    /// Per ten seconds: a worker cut off from the dashboards, or one of several dashboards from the ledger.
     pub(crate) partition: u64,
     /// A request at the forge goes wrong in one of its ways.
     pub(crate) forge: u64,
     /// The ledger's disk does not answer.
     pub(crate) disk: u64,
-    /// A hint is lost, or comes twice; the broker does not answer.
+    /// A hint is lost, or comes twice; the broker does not answer; a dashboard does not hear of another's commit.
     pub(crate) bell: u64,
-    /// Per ten seconds: the dashboard's clock is set.
+    /// Per ten seconds and dashboard: its clock is set.
     pub(crate) clock: u64,
     /// A try of a Run ends without a result.
     pub(crate) run: u64,
@@ -83,8 +83,8 @@ pub(crate) struct Nature {
     pub(crate) weather: Weather,
     started: Instant,
     storm: AtomicBool,
-    /// The dashboard's wall clock minus true time, in microseconds.
-    clock_off: AtomicI64,
+    /// Wall clocks minus true time, in microseconds.
+    clock_off: Mutex<BTreeMap<Who, i64>>,
     ids: AtomicU64,
     /// Killed, and not yet buried.
     killed: Mutex<Vec<Who>>,
@@ -104,7 +104,7 @@ impl Nature {
             dice,
             started: Instant::now(),
             storm: AtomicBool::new(true),
-            clock_off: AtomicI64::new(0),
+            clock_off: Mutex::default(),
             ids: AtomicU64::new(1),
             killed: Mutex::default(),
             kill: Notify::new(),
@@ -148,7 +148,7 @@ impl Nature {
             self.kill.notify_one();
             std::future::pending::<()>().await;
         }
-        if who == Who::Dashboard {
+        if matches!(who, Who::Dashboard(_)) {
             return;
         }
         if self.wrong(self.weather.freeze) {
@@ -192,11 +192,16 @@ impl Nature {
         }
     }
 
-    pub(crate) fn set_clock(&self, off_by: Duration, ahead: bool) {
+    pub(crate) fn set_clock(&self, who: Who, off_by: Duration, ahead: bool) {
         let off_by = i64::try_from(off_by.as_micros()).unwrap_or(i64::MAX / 4);
         let off_by = if ahead { off_by } else { -off_by };
-        self.note(Who::Dashboard, || format!("has its clock set by {off_by} µs"));
-        self.clock_off.fetch_add(off_by, Ordering::Relaxed);
+        self.note(who, || format!("has its clock set by {off_by} µs"));
+        *lock(&self.clock_off).entry(who).or_default() += off_by;
+    }
+
+    /// The wall clock of `who`; that of [`Who::Outside`] is right.
+    pub(crate) fn clock(self: &Arc<Self>, who: Who) -> Arc<WallClock> {
+        Arc::new(WallClock { nature: self.clone(), who })
     }
 
     /// What must never happen has happened.
@@ -221,11 +226,16 @@ impl Nature {
     }
 }
 
-/// The dashboard's wall clock.
-impl Clock for Nature {
+pub(crate) struct WallClock {
+    nature: Arc<Nature>,
+    who: Who,
+}
+
+impl Clock for WallClock {
     fn now(&self) -> Timestamp {
-        let elapsed = i64::try_from(self.elapsed().as_micros()).unwrap_or(i64::MAX / 4);
-        let micros = START + elapsed + self.clock_off.load(Ordering::Relaxed);
+        let elapsed = i64::try_from(self.nature.elapsed().as_micros()).unwrap_or(i64::MAX / 4);
+        let off = lock(&self.nature.clock_off).get(&self.who).copied().unwrap_or(0);
+        let micros = START + elapsed + off;
         Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX)
     }
 }

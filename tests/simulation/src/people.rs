@@ -20,8 +20,15 @@ use crate::world::{Size, World};
 /// What somebody does at some time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
-    Label { issue: u64 },
-    Order { issue: u64, with_id: bool },
+    /// `told`: the forge tells of it by a webhook.
+    Label {
+        issue: u64,
+        told: bool,
+    },
+    Order {
+        issue: u64,
+        with_id: bool,
+    },
     Cancel,
     Retry,
     Say,
@@ -34,17 +41,27 @@ pub(crate) struct People {
     webhooks: Arc<Mutex<BTreeMap<String, (Bytes, bool)>>>,
     /// Bodies of orders, by their id if they have one.
     pub(crate) orders: Mutex<Vec<(Option<String>, Bytes)>>,
+    /// Issues that were labelled without a webhook.
+    pub(crate) untold: Mutex<Vec<u64>>,
     waiting: Mutex<JoinSet<()>>,
 }
 
 impl People {
     pub(crate) fn new(nature: Arc<Nature>, size: Size) -> Self {
-        Self { nature, size, webhooks: Arc::default(), orders: Mutex::default(), waiting: Mutex::default() }
+        Self {
+            nature,
+            size,
+            webhooks: Arc::default(),
+            orders: Mutex::default(),
+            untold: Mutex::default(),
+            waiting: Mutex::default(),
+        }
     }
 
     pub(crate) fn wishes(&self) -> Vec<Wish> {
         let dice = &self.nature.dice;
-        let mut wishes: Vec<Wish> = (1..=self.size.issues).map(|issue| Wish::Label { issue }).collect();
+        let mut wishes: Vec<Wish> =
+            (1..=self.size.issues).map(|issue| Wish::Label { issue, told: dice.below(8) > 0 }).collect();
         for _ in 0..self.size.letters {
             // Sometimes about an issue that somebody labels as well.
             let issue = dice.between(1, self.size.issues + 2);
@@ -52,7 +69,7 @@ impl People {
         }
         for _ in 0..self.size.wishes {
             wishes.push(match dice.below(5) {
-                0 => Wish::Label { issue: dice.between(1, self.size.issues) },
+                0 => Wish::Label { issue: dice.between(1, self.size.issues), told: true },
                 1 => Wish::Cancel,
                 2 => Wish::Retry,
                 _ => Wish::Say,
@@ -64,7 +81,11 @@ impl People {
     pub(crate) fn wish(&self, world: &World, wish: Wish) {
         self.nature.note(Who::Outside, || format!("{wish:?}"));
         match wish {
-            Wish::Label { issue } => {
+            Wish::Label { issue, told: false } => {
+                world.forge.label(issue);
+                lock(&self.untold).push(issue);
+            }
+            Wish::Label { issue, told: true } => {
                 let event = world.forge.label(issue);
                 let key = format!("github:{event}");
                 lock(&self.webhooks).insert(key.clone(), (webhook(issue), false));
@@ -97,7 +118,7 @@ impl People {
         }
         let (task, _) = tasks[usize::try_from(self.nature.dice.below(tasks.len() as u64)).unwrap_or(0)];
         let said = format!("word {}", self.nature.dice.below(1_000_000));
-        let _ = world.at_dashboard(|ledger| async move {
+        let _ = world.at_any_dashboard(|ledger| async move {
             match wish {
                 Wish::Cancel => ledger.cancel(task, "ada").await.map(|_| ()),
                 Wish::Retry => ledger.retry(task, "ada").await.map(|_| ()),
@@ -108,15 +129,18 @@ impl People {
 
     fn deliver(&self, world: &World, key: &str) {
         let Some((body, _)) = lock(&self.webhooks).get(key).cloned() else { return };
+        let dashboard = world.any_dashboard();
         let delivery = Delivery {
             id: DeliveryId::from_uuid(self.nature.uuid()),
             key: key.to_owned(),
             event: "issues".to_owned(),
             body,
             correlation: CorrelationId::from_uuid(self.nature.uuid()),
-            received_at: self.nature.now(),
+            received_at: self.nature.clock(dashboard).now(),
         };
-        let Some(answer) = world.at_dashboard(|ledger| async move { ledger.accept(delivery).await }) else { return };
+        let Some(answer) = world.at_dashboard(dashboard, |ledger| async move { ledger.accept(delivery).await }) else {
+            return;
+        };
         let (key, webhooks) = (key.to_owned(), self.webhooks.clone());
         let mut waiting = lock(&self.waiting);
         while waiting.try_join_next().is_some() {}

@@ -4,8 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
-use fettle_app::ports::ledger::{L, LedgerError};
 use fettle_domain::effect::{Effect, EffectState, Intent};
 use fettle_domain::id::{JobId, TaskId};
 use fettle_domain::job::{Counters, JobKind, JobState};
@@ -13,7 +11,7 @@ use fettle_domain::lease::Fence;
 use fettle_domain::object::CommitId;
 use fettle_domain::turn::Slots;
 
-use crate::ledger::{Commit, Disk, LEASE_PUBLISH, LEASE_RUN, Rows, is_held};
+use crate::ledger::{Commit, LEASE_PUBLISH, LEASE_RUN, Rows, is_held};
 use crate::nature::{Nature, Who, lock};
 
 /// A write to the forge, by what it is known by.
@@ -32,7 +30,9 @@ impl Write<'_> {
                 meant.as_str() == *branch && new == commit
             }
             (Self::Pull { head }, Intent::PullRequest { head: meant, .. }) => meant.as_str() == *head,
-            (Self::Comment { body }, Intent::Comment { marker, .. }) => body.contains(marker),
+            (Self::Comment { body }, Intent::Comment { marker, .. } | Intent::Progress { marker, .. }) => {
+                body.contains(marker)
+            }
             (Self::Labels { issue }, Intent::Labels { issue: meant, .. }) => meant == issue,
             _ => false,
         }
@@ -50,7 +50,7 @@ pub(crate) fn may_be_sent(rows: &Rows, write: &Write<'_>) -> Result<(), String> 
         return Err(format!("nobody has intended {write:?}"));
     }
     let live = |(task, fence): (TaskId, Option<Fence>)| {
-        let job = rows.publish_job(task).map(|row| &row.job);
+        let job = rows.newest_publish_job(task).map(|row| &row.job);
         job.is_some_and(|job| is_held(&job.state) && Some(job.fence) == fence)
     };
     if meant.any(live) { Ok(()) } else { Err(format!("the lease that intended {write:?} is gone")) }
@@ -64,19 +64,41 @@ struct Seen {
     counters: Counters,
 }
 
-/// The dashboard's disk: slow now and then, sometimes away, and looked at whenever something is written.
 pub(crate) struct Watch {
     pub(crate) nature: Arc<Nature>,
     pub(crate) slots: Slots,
     seen: Mutex<BTreeMap<JobId, Seen>>,
 }
 
-/// Verbs between which and their answer nothing can go wrong that the verb itself does not show: reads of loops.
-const QUIET: [&str; 4] = ["runnable", "open_deliveries", LEASE_RUN, LEASE_PUBLISH];
-
 impl Watch {
     pub(crate) fn new(nature: Arc<Nature>, slots: Slots) -> Self {
         Self { nature, slots, seen: Mutex::default() }
+    }
+
+    /// Right after the commit.
+    pub(crate) fn saw(&self, rows: &Rows, commit: &Commit) {
+        let mut seen = lock(&self.seen);
+        for row in &rows.jobs {
+            let now = Seen { state: row.job.state.name(), fence: row.job.fence, counters: row.job.counters };
+            let before = seen.get(&row.job.id);
+            self.job(row.job.id, before, &now, commit);
+            if before.is_none_or(|before| {
+                (before.state, before.fence, before.counters) != (now.state, now.fence, now.counters)
+            }) {
+                self.nature.note(Who::Outside, || {
+                    let fence = now.fence.get() % 1_000_000_000;
+                    format!("{} is {} (fence …{fence:09}) by {}", row.job.id, now.state, commit.verb)
+                });
+                seen.insert(row.job.id, now);
+            }
+        }
+        drop(seen);
+        if commit.idle && commit.verb == LEASE_RUN {
+            self.nobody_is_turned_away(rows, JobKind::Run);
+        }
+        if commit.idle && commit.verb == LEASE_PUBLISH {
+            self.nobody_is_turned_away(rows, JobKind::Publish);
+        }
     }
 
     fn job(&self, id: JobId, before: Option<&Seen>, now: &Seen, commit: &Commit) {
@@ -150,60 +172,5 @@ fn is_allowed(from: &str, to: &str, verb: &str) -> bool {
         ("waiting", "queued") => matches!(verb, "post_message" | "open_task"),
         ("dead", "queued") => matches!(verb, "redrive" | "retry"),
         _ => false,
-    }
-}
-
-#[async_trait]
-impl Disk for Watch {
-    async fn before(&self, verb: &'static str) -> L<()> {
-        if !self.nature.is_stormy() {
-            return Ok(());
-        }
-        self.nature.step(Who::Dashboard, verb).await;
-        if !QUIET.contains(&verb) {
-            self.nature.latency(3).await;
-        }
-        if self.nature.wrong(self.nature.weather.disk) {
-            self.nature.latency(5_000).await;
-            return Err(LedgerError::Unavailable("the disk is busy".to_owned()));
-        }
-        Ok(())
-    }
-
-    async fn after(&self, verb: &'static str) -> L<()> {
-        if !self.nature.is_stormy() || QUIET.contains(&verb) {
-            return Ok(());
-        }
-        self.nature.latency(3).await;
-        self.nature.step(Who::Dashboard, verb).await;
-        if self.nature.wrong(self.nature.weather.disk / 3) {
-            return Err(LedgerError::Unavailable("no answer in time".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn committed(&self, rows: &Rows, commit: &Commit) {
-        let mut seen = lock(&self.seen);
-        for row in &rows.jobs {
-            let now = Seen { state: row.job.state.name(), fence: row.job.fence, counters: row.job.counters };
-            let before = seen.get(&row.job.id);
-            self.job(row.job.id, before, &now, commit);
-            if before.is_none_or(|before| {
-                (before.state, before.fence, before.counters) != (now.state, now.fence, now.counters)
-            }) {
-                self.nature.note(Who::Outside, || {
-                    let fence = now.fence.get() % 1_000_000_000;
-                    format!("{} is {} (fence …{fence:09}) by {}", row.job.id, now.state, commit.verb)
-                });
-                seen.insert(row.job.id, now);
-            }
-        }
-        drop(seen);
-        if commit.idle && commit.verb == LEASE_RUN {
-            self.nobody_is_turned_away(rows, JobKind::Run);
-        }
-        if commit.idle && commit.verb == LEASE_PUBLISH {
-            self.nobody_is_turned_away(rows, JobKind::Publish);
-        }
     }
 }

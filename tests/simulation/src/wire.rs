@@ -1,7 +1,8 @@
-//! The worker API's two ends without HTTP: requests and answers that are lost or late, a dashboard that is away, and a
-//! client that asks again.
+//! The worker API's two ends without HTTP: requests and answers that are lost or late, dashboards that are away, and a
+//! client that asks again, another one if there is one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,11 +35,17 @@ const LEASE_SLACK: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) struct Wire {
-    pub(crate) world: Arc<World>,
-    pub(crate) who: Who,
+    world: Arc<World>,
+    who: Who,
+    /// The dashboard that is talked to; another one after it did not answer.
+    at: AtomicUsize,
 }
 
 impl Wire {
+    pub(crate) fn new(world: Arc<World>, who: Who) -> Self {
+        Self { world, who, at: AtomicUsize::new(0) }
+    }
+
     async fn ask<T, A>(
         &self,
         verb: &'static str,
@@ -59,6 +66,7 @@ impl Wire {
                 Ok(answer) => return answer,
                 Err(_) => last = LedgerError::Unavailable("no answer".to_owned()),
             }
+            self.at.fetch_add(1, Ordering::Relaxed);
             sleep(PAUSE).await;
         }
         Err(last)
@@ -71,7 +79,8 @@ impl Wire {
     {
         let nature = &self.world.nature;
         self.travel().await?;
-        let Some(answer) = self.world.at_dashboard(ask) else {
+        let at = Who::Dashboard(self.at.load(Ordering::Relaxed) % self.world.size.dashboards);
+        let Some(answer) = self.world.at_dashboard(at, ask) else {
             return Err(LedgerError::Unavailable("connection refused".to_owned()));
         };
         let answer = answer.await.map_err(|_| LedgerError::Unavailable("connection reset".to_owned()))?;

@@ -4,26 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fettle_app::admission::Gate;
-use fettle_app::foreign::ForeignIntake;
-use fettle_app::intake::{DAILY_TASKS, Intake, IntakeOptions, ReadWebhook};
 use fettle_app::leasing::{Heart, Holdings};
-use fettle_app::live::Live;
 use fettle_app::ports::clock::IdSource as _;
-use fettle_app::ports::ledger::{Holder, Ledger};
-use fettle_app::publishing::{Pace, PublishOptions, Publisher};
-use fettle_app::reaping::reconcile;
-use fettle_app::reconciling::Reconcilers;
-use fettle_app::ringing::ring;
+use fettle_app::ports::ledger::{Holder, Ledger as _};
 use fettle_app::running::{Stay, Worker};
-use fettle_app::submitting::Submitting;
-use fettle_app::vitals::{Pulse, Vitals};
 use fettle_domain::id::{JobId, WorkerId};
-use fettle_domain::incoming::Incoming;
-use fettle_domain::intake::IntakeRules;
 use fettle_domain::label::Labels;
 use fettle_domain::lease::Timing;
-use fettle_domain::task::Mode;
 use fettle_domain::turn::Slots;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -32,17 +19,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Options;
 use crate::broker::Broker;
-use crate::forge::{LABEL, SimForge};
-use crate::ledger::{Durable, MemoryLedger, Surroundings};
+use crate::dashboard::{Dashboard, pulse};
+use crate::forge::SimForge;
+use crate::ledger::{Durable, MemoryLedger};
 use crate::mirror::Mirror;
 use crate::nature::{Nature, Who, lock};
 use crate::people::{People, Wish};
 use crate::run::{Meter, SimRunner};
+use crate::together::Together;
 use crate::watch::Watch;
 use crate::wire::Wire;
 
 /// A process that is asked to end is killed after this, as its supervisor would.
 const GRACE: Duration = Duration::from_secs(25);
+/// What one history has at most.
+const MOST_DASHBOARDS: u64 = 3;
 /// Between two looks at the network and the clocks.
 const WEATHER_EVERY: Duration = Duration::from_secs(10);
 
@@ -55,11 +46,13 @@ pub(crate) struct World {
     pub(crate) meter: Arc<Meter>,
     pub(crate) slots: Slots,
     /// Workers hear of work through the broker and not by asking for long.
-    with_bell: bool,
-    options: Options,
-    watch: Arc<Watch>,
-    timing: Timing,
-    dashboard: Mutex<Option<Dashboard>>,
+    pub(crate) with_bell: bool,
+    pub(crate) options: Options,
+    pub(crate) watch: Arc<Watch>,
+    pub(crate) timing: Timing,
+    /// Absent: one dashboard has the ledger for itself.
+    pub(crate) together: Option<Arc<Together>>,
+    dashboards: Mutex<BTreeMap<Who, Dashboard>>,
     workers: Mutex<BTreeMap<Who, Process>>,
     pub(crate) size: Size,
 }
@@ -67,6 +60,7 @@ pub(crate) struct World {
 /// How much there is of everything.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
+    pub(crate) dashboards: usize,
     pub(crate) workers: usize,
     pub(crate) issues: u64,
     pub(crate) letters: u64,
@@ -74,14 +68,9 @@ pub(crate) struct Size {
     pub(crate) storm: Duration,
 }
 
-struct Process {
-    tasks: JoinSet<()>,
-    stop: CancellationToken,
-}
-
-struct Dashboard {
-    ledger: Arc<MemoryLedger>,
-    process: Process,
+pub(crate) struct Process {
+    pub(crate) tasks: JoinSet<()>,
+    pub(crate) stop: CancellationToken,
 }
 
 /// What happens at a time.
@@ -95,20 +84,13 @@ enum Event {
     End,
 }
 
-/// Webhooks as the forge's adapter would read them.
-struct Reader;
-
-impl ReadWebhook for Reader {
-    fn read(&self, _event: &str, body: &[u8]) -> Result<Incoming, String> {
-        serde_json::from_slice(body).map_err(|error| error.to_string())
-    }
-}
-
 impl World {
     pub(crate) fn new(nature: Arc<Nature>, options: Options) -> Arc<Self> {
         let dice = &nature.dice;
         let slots = Slots { per_repository: u32::try_from(dice.between(1, 4)).unwrap_or(1), ..Slots::default() };
+        let drawn = usize::try_from(dice.between(1, MOST_DASHBOARDS)).unwrap_or(1);
         let size = Size {
+            dashboards: options.dashboards.unwrap_or(drawn),
             workers: usize::try_from(dice.between(1, 3)).unwrap_or(1),
             issues: dice.between(1, 4),
             letters: dice.below(3),
@@ -125,7 +107,8 @@ impl World {
             meter: Arc::default(),
             watch: Arc::new(Watch::new(nature.clone(), slots.clone())),
             timing: Timing::default(),
-            dashboard: Mutex::default(),
+            together: (size.dashboards > 1).then(|| Arc::new(Together::of(size.dashboards))),
+            dashboards: Mutex::default(),
             workers: Mutex::default(),
             slots,
             with_bell,
@@ -139,7 +122,12 @@ impl World {
     /// Faults and wishes for a while.
     pub(crate) async fn storm(self: &Arc<Self>, people: &People) {
         let mut plan = Plan::default();
-        plan.at(Duration::ZERO, Event::Start(Who::Dashboard));
+        for number in 0..self.size.dashboards {
+            plan.at(
+                Duration::from_millis(700) * u32::try_from(number).unwrap_or(0),
+                Event::Start(Who::Dashboard(number)),
+            );
+        }
         for number in 0..self.size.workers {
             plan.at(self.nature.dice.millis(0, 3_000), Event::Start(Who::Worker(number)));
         }
@@ -170,8 +158,11 @@ impl World {
             self.kill(who);
         }
         let stopping = |process: &Process| process.stop.is_cancelled();
-        if lock(&self.dashboard).as_ref().is_none_or(|dashboard| stopping(&dashboard.process)) {
-            self.start(Who::Dashboard);
+        for number in 0..self.size.dashboards {
+            let who = Who::Dashboard(number);
+            if lock(&self.dashboards).get(&who).is_none_or(|dashboard| stopping(&dashboard.process)) {
+                self.start(who);
+            }
         }
         for number in 0..self.size.workers {
             let who = Who::Worker(number);
@@ -188,7 +179,9 @@ impl World {
                 self.nature.note(who, || "is asked to end".to_owned());
                 let stop = |process: &Process| process.stop.cancel();
                 match who {
-                    Who::Dashboard => lock(&self.dashboard).iter().for_each(|dashboard| stop(&dashboard.process)),
+                    Who::Dashboard(_) => {
+                        lock(&self.dashboards).get(&who).into_iter().for_each(|found| stop(&found.process))
+                    }
                     _ => lock(&self.workers).get(&who).into_iter().for_each(stop),
                 }
                 plan.at(now + GRACE, Event::Start(who));
@@ -213,12 +206,18 @@ impl World {
                 plan.at(now, Event::Stop(Who::Worker(number)));
             }
         }
-        if nature.wrong(weather.kill) {
-            plan.at(now, Event::Stop(Who::Dashboard));
-        }
-        if nature.wrong(weather.clock) {
-            let most_ms = [2_000, 600_000, 3_600_000][usize::try_from(nature.dice.below(3)).unwrap_or(0)];
-            nature.set_clock(nature.dice.millis(0, most_ms), nature.dice.below(2) == 0);
+        for number in 0..self.size.dashboards {
+            let who = Who::Dashboard(number);
+            if nature.wrong(weather.kill) {
+                plan.at(now, Event::Stop(who));
+            }
+            if nature.wrong(weather.clock) {
+                let most_ms = [2_000, 600_000, 3_600_000][usize::try_from(nature.dice.below(3)).unwrap_or(0)];
+                nature.set_clock(who, nature.dice.millis(0, most_ms), nature.dice.below(2) == 0);
+            }
+            if self.together.is_some() && nature.wrong(weather.partition) {
+                nature.cut_off(who, nature.dice.millis(1_000, 60_000));
+            }
         }
         if nature.wrong(weather.bell) {
             self.broker.wipe_hints();
@@ -229,7 +228,7 @@ impl World {
         for who in self.nature.take_killed() {
             self.kill(who);
             let away = match who {
-                Who::Dashboard => self.nature.dice.millis(100, 10_000),
+                Who::Dashboard(_) => self.nature.dice.millis(100, 10_000),
                 _ => self.nature.dice.millis(100, 30_000),
             };
             plan.at(now + away, Event::Start(who));
@@ -238,7 +237,13 @@ impl World {
 
     fn kill(&self, who: Who) {
         match who {
-            Who::Dashboard => drop(lock(&self.dashboard).take()),
+            Who::Dashboard(_) => {
+                let killed = lock(&self.dashboards).remove(&who);
+                drop(killed);
+                if let Some(together) = &self.together {
+                    together.leave(who);
+                }
+            }
             _ => drop(lock(&self.workers).remove(&who)),
         }
     }
@@ -248,9 +253,9 @@ impl World {
         self.nature.forget(who);
         self.nature.note(who, || "starts".to_owned());
         match who {
-            Who::Dashboard => {
-                let dashboard = self.dashboard();
-                *lock(&self.dashboard) = Some(dashboard);
+            Who::Dashboard(_) => {
+                let dashboard = self.dashboard(who);
+                lock(&self.dashboards).insert(who, dashboard);
             }
             _ => {
                 let worker = self.worker(who);
@@ -259,89 +264,9 @@ impl World {
         }
     }
 
-    fn pulse() -> Pulse {
-        Arc::new(Vitals::default()).pulse("part", Duration::MAX)
-    }
-
-    /// As `fettle-dashboard` is put together, without HTTP.
-    fn dashboard(&self) -> Dashboard {
-        let (clock, ids, forge) = (self.nature.clone(), self.nature.clone(), self.forge.clone());
-        let options = Live::new(PublishOptions { trigger_label: LABEL.to_owned(), ..PublishOptions::default() });
-        let nature = self.nature.clone();
-        let around = Surroundings {
-            clock: clock.clone(),
-            stopwatch: Arc::new(move || nature.elapsed()),
-            ids: ids.clone(),
-            timing: self.timing,
-            slots: self.slots.clone(),
-            admissions: Some(Arc::new(Gate { forge: forge.clone(), options: options.clone() })),
-        };
-        let disk = self.watch.clone();
-        let memory = Arc::new(MemoryLedger::open_on(self.durable.clone(), around, Some(disk), self.options.bug));
-        let ledger: Arc<dyn Ledger> = memory.clone();
-        let intake_options = Live::new(IntakeOptions {
-            rules: IntakeRules { label: LABEL.to_owned(), label_mode: Mode::Quickfix, allowed_bots: Vec::new() },
-            daily_tasks: DAILY_TASKS,
-            needs: Vec::new(),
-        });
-        let submit = Arc::new(Submitting {
-            ledger: ledger.clone(),
-            forge: forge.clone(),
-            clock: clock.clone(),
-            ids: ids.clone(),
-            hosts: vec!["forge.test".to_owned()],
-            models: Vec::new(),
-            options: intake_options.clone(),
-        });
-        let intake = Intake {
-            ledger: ledger.clone(),
-            forge: forge.clone(),
-            reader: Arc::new(Reader),
-            submit,
-            dead_letters: Some(self.broker.clone()),
-            clock: clock.clone(),
-            ids: ids.clone(),
-            options: intake_options,
-            pulse: Self::pulse(),
-        };
-        let publisher = Publisher {
-            ledger: ledger.clone(),
-            forge: forge.clone(),
-            repositories: self.mirror.clone(),
-            push: forge,
-            ids: ids.clone(),
-            holder: Holder { worker: WorkerId::from_uuid(ids.uuid()), name: "publisher".to_owned() },
-            timing: self.timing,
-            heart: Heart::Beside,
-            options,
-            pulse: Self::pulse(),
-            pace: Pace::new(self.timing.write_gap),
-        };
-        let foreign = ForeignIntake {
-            inbox: self.broker.clone(),
-            ledger: ledger.clone(),
-            clock: clock.clone(),
-            ids,
-            pulse: Self::pulse(),
-        };
-        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
-        let token = stop.clone();
-        tasks.spawn(async move { intake.work(&token).await });
-        let token = stop.clone();
-        tasks.spawn(async move { publisher.work(&token).await });
-        let token = stop.clone();
-        tasks.spawn(async move { foreign.work(&token).await });
-        let reconcilers = Arc::new(Reconcilers::new(clock));
-        tasks.spawn(reconcile(ledger.clone(), &reconcilers, Self::pulse(), stop.clone()));
-        if self.with_bell {
-            tasks.spawn(ring(ledger, self.broker.clone(), &reconcilers, Self::pulse(), stop.clone()));
-        }
-        Dashboard { ledger: memory, process: Process { tasks, stop } }
-    }
-
     /// As `fettle-worker` is put together, with one slot.
     fn worker(self: &Arc<Self>, who: Who) -> Process {
-        let wire = Arc::new(Wire { world: self.clone(), who });
+        let wire = Arc::new(Wire::new(self.clone(), who));
         let worker = Worker {
             leases: wire.clone(),
             heartbeat_leases: wire,
@@ -351,9 +276,9 @@ impl World {
             labels: Labels::default(),
             timing: self.timing,
             heart: Heart::Beside,
-            bell: if self.with_bell { Some(self.broker.clone()) } else { None },
+            bell: if self.with_bell { Some(self.broker.of(who)) } else { None },
             holdings: Arc::new(Holdings::default()),
-            pulse: Self::pulse(),
+            pulse: pulse(),
         };
         let (mut tasks, stop, nature) = (JoinSet::new(), CancellationToken::new(), self.nature.clone());
         let token = stop.clone();
@@ -365,14 +290,34 @@ impl World {
         Process { tasks, stop }
     }
 
-    /// Has the dashboard do something, in its own process: killed with it. `None`: it is away.
-    pub(crate) fn at_dashboard<T, A>(&self, ask: impl FnOnce(Arc<MemoryLedger>) -> A) -> Option<oneshot::Receiver<T>>
+    /// The one that somebody is sent to who asks for any.
+    pub(crate) fn any_dashboard(&self) -> Who {
+        Who::Dashboard(usize::try_from(self.nature.dice.below(self.size.dashboards as u64)).unwrap_or(0))
+    }
+
+    pub(crate) fn at_any_dashboard<T, A>(
+        &self,
+        ask: impl FnOnce(Arc<MemoryLedger>) -> A,
+    ) -> Option<oneshot::Receiver<T>>
     where
         T: Send + 'static,
         A: Future<Output = T> + Send + 'static,
     {
-        let mut dashboard = lock(&self.dashboard);
-        let dashboard = dashboard.as_mut()?;
+        self.at_dashboard(self.any_dashboard(), ask)
+    }
+
+    /// Has a dashboard do something, in its own process: killed with it. `None`: it is away.
+    pub(crate) fn at_dashboard<T, A>(
+        &self,
+        who: Who,
+        ask: impl FnOnce(Arc<MemoryLedger>) -> A,
+    ) -> Option<oneshot::Receiver<T>>
+    where
+        T: Send + 'static,
+        A: Future<Output = T> + Send + 'static,
+    {
+        let mut dashboards = lock(&self.dashboards);
+        let dashboard = dashboards.get_mut(&who)?;
         let tasks = &mut dashboard.process.tasks;
         while tasks.try_join_next().is_some() {}
         let (answer, answered) = oneshot::channel();
@@ -385,12 +330,12 @@ impl World {
 
     /// An operator starts a dead job over.
     pub(crate) fn redrive(&self, job: JobId) {
-        let _ = self.at_dashboard(|ledger| async move { ledger.redrive(job, "ada").await });
+        let _ = self.at_any_dashboard(|ledger| async move { ledger.redrive(job, "ada").await });
     }
 
     /// Ends all processes; what they wrote stays.
     pub(crate) fn end(&self) {
-        drop(lock(&self.dashboard).take());
+        lock(&self.dashboards).clear();
         lock(&self.workers).clear();
     }
 }

@@ -1,26 +1,31 @@
 //! Histories that must hold, and bugs that must be found. A seed that fails is printed with the command that shows it.
 
-use fettle_simulation::{Bug, Options, replay_command, run};
+use fettle_simulation::{Bug, History, Options, replay_command, run};
 
 /// The seeds of every run; `cargo xtask simulate` goes on from there.
-const SEEDS: u64 = 800;
+const SEEDS: u64 = 440;
 /// Each planted bug shows within so many.
 const FOUND_WITHIN: u64 = 500;
 
-fn first_that_fails(seeds: impl IntoIterator<Item = u64>, bug: Option<Bug>) -> Option<(u64, Vec<String>)> {
-    let options = Options { bug, keep_trace: false };
-    seeds.into_iter().map(|seed| run(seed, options)).find(|history| !history.breaches.is_empty()).map(|history| {
-        let seed = history.seed;
-        (seed, history.breaches)
-    })
+fn first_that_fails(seeds: impl IntoIterator<Item = u64>, options: Options) -> Option<History> {
+    seeds.into_iter().map(|seed| run(seed, options)).find(|history| !history.breaches.is_empty())
+}
+
+fn planted(bug: Bug) -> Options {
+    Options { bug: Some(bug), ..Options::default() }
+}
+
+#[track_caller]
+fn assert_holds(seeds: impl IntoIterator<Item = u64>, options: Options) {
+    if let Some(History { seed, breaches, .. }) = first_that_fails(seeds, options) {
+        panic!("seed {seed}: {}\n{}", replay_command(seed, options), breaches.join("\n"));
+    }
 }
 
 /// A part of [`SEEDS`] for each test, so that they share the cores.
 fn hold(part: u64) {
     let quarter = SEEDS / 4;
-    if let Some((seed, breaches)) = first_that_fails(1 + part * quarter..=(part + 1) * quarter, None) {
-        panic!("seed {seed}: {}\n{}", replay_command(seed, None), breaches.join("\n"));
-    }
+    assert_holds(1 + part * quarter..=(part + 1) * quarter, Options::default());
 }
 
 #[test]
@@ -45,7 +50,7 @@ fn no_invariant_breaks_under_faults_and_everything_ends_fourth_quarter() {
 
 #[test]
 fn the_same_seed_is_the_same_history() {
-    let options = Options { bug: None, keep_trace: true };
+    let options = Options { keep_trace: true, ..Options::default() };
     for seed in 1..=20 {
         let (once, again) = (run(seed, options), run(seed, options));
         let differ = once.trace.iter().zip(&again.trace).position(|(one, other)| one != other);
@@ -56,13 +61,14 @@ fn the_same_seed_is_the_same_history() {
 }
 
 /// A planted bug is found, and by what it breaks; without it, the very same seed holds.
-fn is_found(bug: Bug, by: &[&str]) {
-    let Some((seed, breaches)) = first_that_fails(1..=FOUND_WITHIN, Some(bug)) else {
+fn is_found(bug: Bug, by: &[&str]) -> History {
+    let Some(history) = first_that_fails(1..=FOUND_WITHIN, planted(bug)) else {
         panic!("{bug:?} was not found in {FOUND_WITHIN} histories");
     };
-    let command = replay_command(seed, Some(bug));
+    let (command, breaches) = (replay_command(history.seed, planted(bug)), &history.breaches);
     assert!(breaches.iter().any(|breach| by.iter().any(|by| breach.contains(by))), "{command}: {breaches:?}");
-    assert_eq!(first_that_fails([seed], None), None, "{}", replay_command(seed, None));
+    assert_holds([history.seed], Options::default());
+    history
 }
 
 #[test]
@@ -103,4 +109,12 @@ fn a_hand_over_in_two_transactions_is_found() {
 #[test]
 fn a_renewal_that_revives_a_lapsed_lease_is_found() {
     is_found(Bug::RenewalRevives, &["I2:", "I5:", "I7:"]);
+}
+
+/// One dashboard alone does one thing after the other, so only several can show it.
+#[test]
+fn a_lease_without_a_row_lock_is_found_where_dashboards_share_a_ledger() {
+    let found = is_found(Bug::NoRowLock, &["I2:"]);
+    assert!(found.dashboards > 1, "seed {} has one dashboard", found.seed);
+    assert_holds(1..=20, Options { dashboards: Some(1), ..planted(Bug::NoRowLock) });
 }

@@ -6,8 +6,10 @@
 mod idle;
 mod intake;
 mod load;
+mod recovery;
 mod server;
 
 pub use fettle_test_kit::measure::report::Report;
 pub use idle::idle;
 pub use intake::{IntakeOptions, intake};
+pub use recovery::recovery;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use fettle_app::ports::transport::Transport as Bell;
 use fettle_broker::Access;
+use fettle_runtime::config::Transport;
 use serde_json::json;
 
 use crate::brokers::rabbitmq::RabbitServer;
@@ -36,10 +38,20 @@ pub(super) struct Services {
 enum Broker {
     None,
     Redis(Box<RedisServer>),
-    RabbitMq(String),
+    RabbitMq { url: String, own: Option<Box<OwnNode>> },
+}
+
+/// A node of RabbitMQ that nobody else uses.
+struct OwnNode {
+    server: RabbitServer,
+    vhost: String,
 }
 
 const DATABASE: &str = "fettle";
+/// RabbitMQ's own patience with a message that is not taken, 30 minutes, as the tests' leases are to real ones.
+const COMPRESSED: &str = "consumer_timeout = 60000\n";
+/// The queue of RabbitMQ that hints hang in.
+const HINTS: &str = "fettle.hints";
 
 impl Backend {
     /// `embedded`, `redis` or `rabbitmq`, and `sqlite` or `postgres`. Errors when it is none of them, or not installed here.
@@ -82,8 +94,21 @@ impl Backend {
                 let server = RedisServer::start(Settings::default()).await.context("redis-server has gone")?;
                 Broker::Redis(Box::new(server))
             }
-            Between::RabbitMq(server) => Broker::RabbitMq(server.url(&server.vhost().await?)),
+            Between::RabbitMq(server) => Broker::RabbitMq { url: server.url(&server.vhost().await?), own: None },
         };
+        self.with(broker).await
+    }
+
+    /// As [`Backend::services`], with a broker that can be killed.
+    pub(super) async fn services_of_its_own(&self) -> anyhow::Result<Services> {
+        let Between::RabbitMq(_) = &self.between else { return self.services().await };
+        let server = RabbitServer::start_with(COMPRESSED).await?;
+        let vhost = server.vhost().await?;
+        let url = server.url(&vhost);
+        self.with(Broker::RabbitMq { url, own: Some(Box::new(OwnNode { server, vhost })) }).await
+    }
+
+    async fn with(&self, broker: Broker) -> anyhow::Result<Services> {
         let database = match self.database {
             true => Some(postgres::own(DATABASE).await?.context("PostgreSQL has gone")?),
             false => None,
@@ -101,7 +126,7 @@ impl Services {
         match &self.broker {
             Broker::None => None,
             Broker::Redis(server) => Some(server.url()),
-            Broker::RabbitMq(url) => Some(url.clone()),
+            Broker::RabbitMq { url, .. } => Some(url.clone()),
         }
     }
 
@@ -114,6 +139,39 @@ impl Services {
         let server = self.database.as_mut().context("the ledger is in no database")?;
         server.kill()?;
         server.run().await
+    }
+
+    /// Kills the broker and starts it again.
+    pub(super) async fn restart_broker(&self) -> anyhow::Result<()> {
+        match &self.broker {
+            Broker::Redis(server) => {
+                server.kill().await;
+                server.go_on().await;
+                Ok(())
+            }
+            Broker::RabbitMq { own: Some(own), .. } => own.server.restart().await,
+            Broker::RabbitMq { own: None, .. } => bail!("this node is others' as well"),
+            Broker::None => bail!("there is no broker"),
+        }
+    }
+
+    /// All that hangs there is gone.
+    pub(super) async fn wipe_broker(&self) -> anyhow::Result<()> {
+        match &self.broker {
+            Broker::Redis(server) => server.flush().await,
+            Broker::RabbitMq { own: Some(own), .. } => {
+                own.server.ctl(&["purge_queue", "--vhost", &own.vhost, HINTS]).await?;
+            }
+            Broker::RabbitMq { own: None, .. } => bail!("this node is others' as well"),
+            Broker::None => bail!("there is no broker"),
+        }
+        Ok(())
+    }
+
+    /// Rings where workers listen, as a dashboard does.
+    pub(super) fn bell(&self) -> anyhow::Result<Arc<dyn Bell>> {
+        let config = Transport { url: self.broker(), ..Transport::default() };
+        Ok(fettle_broker::of_dashboard(&config)?.context("there is no broker")?.bell)
     }
 
     /// Orders the Task as another program would.

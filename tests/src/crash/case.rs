@@ -1,13 +1,14 @@
 //! A Task that is hit by crashes: arm, trigger, wait for the death, start again, wait for the end.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::backend::{Backend, Services};
-use super::evidence::{self, Limits};
+use super::evidence::{self, Harm, Limits};
 use super::plan::{Crash, Programs};
 use super::{Calm, Lived, TASK_LIMIT, now, start, text};
 use crate::world::{LABEL, Layout, MAINTAINER, PATIENCE, SERVER, TestBox, WORKER};
@@ -89,6 +90,7 @@ pub(super) async fn crashes(
     lived.again_ms = went_on(&events, died);
     lived.paid_twice = fettle.model.request_count().saturating_sub(calm.model_calls);
     lived.effects = evidence::effects(&fettle, issue);
+    (lived.faulted, lived.at_work, lived.harm) = (1, 1, Harm::of(&fettle, issue, &task));
     let paid_again = crashes.iter().filter(|crash| crash.pays_again()).count();
     let limits = Limits { model_calls: calm.model_calls + paid_again, deaths: crashes.len() };
     lived.breaches = evidence::judge(&fettle, issue, &task, &events, &limits).await?;
@@ -136,13 +138,17 @@ async fn found(fettle: &TestBox) -> anyhow::Result<String> {
 
 /// Waits for the end of the one Task; itself and its events.
 pub(super) async fn ended(fettle: &TestBox) -> anyhow::Result<(Value, Vec<Value>)> {
+    ended_within(fettle, TASK_LIMIT).await
+}
+
+pub(super) async fn ended_within(fettle: &TestBox, limit: Duration) -> anyhow::Result<(Value, Vec<Value>)> {
     let id = fettle.api.task_opened(0, PATIENCE).await?;
     let mut events = Vec::new();
     let mut keep = |event: &Value| {
         events.push(event.clone());
         ControlFlow::<()>::Continue(())
     };
-    fettle.api.follow_task(&id, TASK_LIMIT, &mut keep).await?;
+    fettle.api.follow_task(&id, limit, &mut keep).await?;
     Ok((fettle.api.task(&id).await?, events))
 }
 

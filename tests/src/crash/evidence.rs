@@ -1,13 +1,19 @@
 //! What must hold in the end, by the forge's own records and by what the API tells.
 
 use std::collections::BTreeSet;
+use std::ops::AddAssign;
 
 use fettle_domain::effect::comment_marker;
 use fettle_domain::id::TaskId;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::text;
+use crate::forge::Issue;
 use crate::world::TestBox;
+
+/// What nobody of ours moves.
+const BASE: &str = "refs/heads/main";
 
 /// What a case may cost.
 pub(super) struct Limits {
@@ -35,14 +41,23 @@ pub(super) async fn judge(
 ) -> anyhow::Result<Vec<String>> {
     let mut breaches = Breaches::default();
     breaches.unless(fettle.api.tasks().await?.len() == 1, || "there is more than one Task".to_owned());
+    breaches.0.extend(judge_task(fettle, issue, task, events));
+    breaches.0.extend(unaccounted(fettle, &[issue]));
+    let allowed = limits.model_calls + lost_to_haste(events, limits.deaths);
+    let calls = fettle.model.request_count();
+    breaches.unless(calls <= allowed, || format!("{calls} model calls were paid, {allowed} were allowed"));
+    let strays = fettle.strays();
+    breaches.unless(strays.is_empty(), || format!("processes stayed: {strays:?}"));
+    Ok(breaches.0)
+}
+
+/// The same of one Task among many; what they cost together is not looked at.
+pub(super) fn judge_task(fettle: &TestBox, issue: u64, task: &Value, events: &[Value]) -> Vec<String> {
+    let mut breaches = Breaches::default();
     let end = (text(task, "state"), text(task, "outcome"));
     breaches.unless(end == ("done", "ready_pr"), || format!("the Task ended as {end:?}: {}", task["note"]));
     published_once(fettle, issue, task, &mut breaches);
     journal(task, events, &mut breaches);
-
-    let allowed = limits.model_calls + lost_to_haste(events, limits.deaths);
-    let calls = fettle.model.request_count();
-    breaches.unless(calls <= allowed, || format!("{calls} model calls were paid, {allowed} were allowed"));
     let (crashes, lapses) = (task["run"]["crashes"].as_u64(), told(events, "run_lapsed") as u64);
     breaches.unless(crashes == Some(lapses), || format!("{lapses} leases lapsed, the Run's job counts {crashes:?}"));
     let attempts = &task["run"]["attempts"];
@@ -52,9 +67,53 @@ pub(super) async fn judge(
         what["type"] == "run_failed" || what["type"] == "publish_failed" && what["why"] != PUBLISHER_GONE
     };
     breaches.0.extend(events.iter().find(failed).map(|event| format!("something failed: {}", event["what"])));
-    let strays = fettle.strays();
-    breaches.unless(strays.is_empty(), || format!("processes stayed: {strays:?}"));
-    Ok(breaches.0)
+    breaches.0
+}
+
+/// Branches and pull requests that belong to none of these issues.
+pub(super) fn unaccounted(fettle: &TestBox, issues: &[u64]) -> Option<String> {
+    let of_none = |head: &str| !issues.iter().any(|issue| is_branch_of(head, *issue));
+    let moved = fettle.forge.ref_updates().into_iter().map(|update| update.name);
+    let heads = fettle.forge.pulls(&fettle.repo).into_iter().filter_map(|pull| Some(pull.pull?.head));
+    let others: Vec<String> = moved.filter(|name| name != BASE).chain(heads).filter(|head| of_none(head)).collect();
+    (!others.is_empty()).then(|| format!("branches of nobody: {others:?}"))
+}
+
+/// Whether a branch, with or without `refs/heads/`, is that of an issue's Task, of whatever generation.
+fn is_branch_of(name: &str, issue: u64) -> bool {
+    let Some((_, number)) = name.rsplit_once("-issue-") else { return false };
+    number.split_once("-g").map_or(number, |(number, _)| number) == issue.to_string()
+}
+
+/// What must be nothing, counted over Tasks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Harm {
+    /// Tasks that were accepted and did not end with what they should.
+    pub lost: usize,
+    pub second_pulls: usize,
+    pub second_pushes: usize,
+    pub comment_copies: usize,
+}
+
+impl Harm {
+    pub(super) fn of(fettle: &TestBox, issue: u64, task: &Value) -> Self {
+        let Counted { moves, pulls, comments, .. } = Counted::of(fettle, issue);
+        Self {
+            lost: usize::from(text(task, "state") != "done" || pulls == 0),
+            second_pulls: pulls.saturating_sub(1),
+            second_pushes: moves.len().saturating_sub(1),
+            comment_copies: comments.saturating_sub(1),
+        }
+    }
+}
+
+impl AddAssign for Harm {
+    fn add_assign(&mut self, other: Self) {
+        self.lost += other.lost;
+        self.second_pulls += other.second_pulls;
+        self.second_pushes += other.second_pushes;
+        self.comment_copies += other.comment_copies;
+    }
 }
 
 /// `1 branch, 1 pull request, 1 comment, 1 labelling`.
@@ -81,7 +140,7 @@ pub(super) fn published_at_most_once(fettle: &TestBox, issue: u64) -> Vec<String
     breaches.0
 }
 
-/// What the forge was made to do.
+/// What the forge was made to do for one issue.
 struct Counted {
     /// Name and new commit of each update of a branch that is not the base.
     moves: Vec<(String, String)>,
@@ -95,18 +154,21 @@ struct Counted {
 impl Counted {
     fn of(fettle: &TestBox, issue: u64) -> Self {
         let requests = fettle.forge.requests();
-        let taken = |method: &str, end: &str| {
+        let posted = |end: &str, about: &dyn Fn(&Value) -> bool| {
             let is = |status: Option<u16>| status.is_none_or(|status| (200..300).contains(&status));
-            requests.iter().filter(|r| r.method == method && r.path.ends_with(end) && is(r.status)).count()
+            let to = requests.iter().filter(|r| r.method == "POST" && r.path.ends_with(end) && is(r.status));
+            to.filter(|request| about(request.body.as_ref().unwrap_or(&Value::Null))).count()
         };
+        let own = |body: &Value| is_branch_of(text(body, "head"), issue);
+        let pulls = fettle.forge.pulls(&fettle.repo).into_iter().filter_map(|pull| pull.pull);
         let moves = fettle.forge.ref_updates().into_iter().map(|update| (update.name, update.new));
         Self {
-            moves: moves.filter(|(name, _)| name != "refs/heads/main").collect(),
-            pulls: fettle.forge.pulls(&fettle.repo).len(),
-            opened: taken("POST", "/pulls"),
+            moves: moves.filter(|(name, _)| is_branch_of(name, issue)).collect(),
+            pulls: pulls.filter(|pull| is_branch_of(&pull.head, issue)).count(),
+            opened: posted("/pulls", &own),
             comments: fettle.answers_on(issue).len(),
-            posted: taken("POST", &format!("/issues/{issue}/comments")),
-            labellings: taken("POST", &format!("/issues/{issue}/labels")),
+            posted: posted(&format!("/issues/{issue}/comments"), &|_| true),
+            labellings: posted(&format!("/issues/{issue}/labels"), &|_| true),
         }
     }
 }
@@ -126,7 +188,8 @@ fn published_once(fettle: &TestBox, issue: u64, task: &Value, breaches: &mut Bre
         let recorded = pushed.is_some_and(|detail| detail.contains(branch) && detail.contains(commit.as_str()));
         breaches.unless(recorded, || format!("{branch} moved to {commit}, recorded is {pushed:?}"));
     }
-    let pull = fettle.forge.pulls(&fettle.repo).into_iter().next();
+    let own = |pull: &Issue| pull.pull.as_ref().is_some_and(|pull| is_branch_of(&pull.head, issue));
+    let pull = fettle.forge.pulls(&fettle.repo).into_iter().find(own);
     let shown = task["pull_request"]["number"].as_u64();
     breaches.unless(pull.map(|pull| pull.number) == shown, || format!("the Task shows pull request {shown:?}"));
     let marker = text(task, "id").parse::<TaskId>().map(|id| comment_marker(id, "result")).unwrap_or_default();
@@ -162,7 +225,7 @@ fn journal(task: &Value, events: &[Value], breaches: &mut Breaches) {
     }
 }
 
-fn told(events: &[Value], kind: &str) -> usize {
+pub(super) fn told(events: &[Value], kind: &str) -> usize {
     events.iter().filter(|event| event["what"]["type"] == kind).count()
 }
 

@@ -4,6 +4,8 @@
 
 mod backend;
 mod case;
+mod crowd;
+mod dice;
 mod evidence;
 mod plan;
 mod scenario;
@@ -18,16 +20,23 @@ use serde_json::Value;
 
 use backend::Services;
 
+use crate::model::Script;
 use crate::world::{Layout, Setup, TestBox, program, repository};
 
 pub use backend::Backend;
-pub use plan::{Case, Counted, Crash, On, Programs, Scenario, Side, Story, every_case, full_plan, named_cases, sample};
+pub use evidence::Harm;
+pub use plan::{
+    Case, Counted, Crash, Crowd, FOUR_HOURS, Fault, On, Programs, SHORT_JOB, Scenario, Side, Story, crowds, every_case,
+    full_plan, named_cases, sample,
+};
 
 /// What a Task does when nothing dies.
 #[derive(Debug, Clone, Copy)]
 pub struct Calm {
     pub model_calls: usize,
     pub steps: Counted,
+    /// Of all kinds.
+    pub all_steps: usize,
 }
 
 /// What came of one case.
@@ -43,6 +52,12 @@ pub struct Row {
     /// What the forge was made to do.
     pub effects: String,
     pub took_ms: u64,
+    /// Tasks that were in flight at a fault, each once.
+    pub faulted: usize,
+    /// Of these, the ones that a worker or the publisher was at then.
+    pub at_work: usize,
+    #[serde(flatten)]
+    pub harm: Harm,
     /// Empty when everything held.
     pub breaches: Vec<String>,
 }
@@ -79,7 +94,8 @@ fn mentions(mut content: &[u8], name: &str) -> bool {
 /// One Task without a crash: what the others are measured by.
 pub async fn calm() -> anyhow::Result<Calm> {
     let (ended, model_calls) = case::undisturbed().await.context("without any crash")?;
-    Ok(Calm { model_calls, steps: Counted::of(&ended) })
+    let all_steps = ended.iter().filter(|event| event["what"]["type"] == "step").count();
+    Ok(Calm { model_calls, steps: Counted::of(&ended), all_steps })
 }
 
 /// Runs one case and judges what is left.
@@ -88,28 +104,14 @@ pub async fn run(case: &Case, calm: &Calm, backend: &Backend) -> Row {
     let lived = match &case.story {
         Story::Crashes(crashes) => case::crashes(case.programs, crashes, calm, backend).await,
         Story::Scenario(scenario) => scenario::run(*scenario, calm, backend).await,
+        Story::Crowd(crowd) => crowd::run(crowd, calm, backend).await,
     };
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match lived {
-        Ok(lived) => Row {
-            case: case.to_string(),
-            recovered: lived.recovered,
-            again_ms: lived.again_ms,
-            paid_twice: lived.paid_twice,
-            effects: lived.effects,
-            took_ms,
-            breaches: lived.breaches,
-        },
-        Err(error) => Row {
-            case: case.to_string(),
-            recovered: Vec::new(),
-            again_ms: None,
-            paid_twice: 0,
-            effects: String::new(),
-            took_ms,
-            breaches: vec![format!("{error:#}")],
-        },
-    }
+    let broken = |error| Lived { breaches: vec![format!("{error:#}")], ..Lived::default() };
+    let Lived { recovered, again_ms, paid_twice, effects, faulted, at_work, harm, breaches } =
+        lived.unwrap_or_else(broken);
+    let case = case.to_string();
+    Row { case, recovered, again_ms, paid_twice, effects, took_ms, faulted, at_work, harm, breaches }
 }
 
 /// What a case left behind.
@@ -119,18 +121,24 @@ struct Lived {
     again_ms: Option<u64>,
     paid_twice: usize,
     effects: String,
+    faulted: usize,
+    at_work: usize,
+    harm: Harm,
     breaches: Vec<String>,
 }
 
 async fn start(layout: Layout, armed: Option<&str>, services: &Services) -> anyhow::Result<TestBox> {
+    start_with(repository::solving().script(), layout, armed, services).await
+}
+
+async fn start_with(
+    script: Script,
+    layout: Layout,
+    armed: Option<&str>,
+    services: &Services,
+) -> anyhow::Result<TestBox> {
     let (broker, store) = (services.broker(), services.store());
-    let setup = Setup {
-        layout,
-        armed,
-        broker: broker.as_deref(),
-        store: store.as_deref(),
-        ..Setup::with(repository::solving().script())
-    };
+    let setup = Setup { layout, armed, broker: broker.as_deref(), store: store.as_deref(), ..Setup::with(script) };
     Ok(TestBox::start(setup).await?.checked_by_its_owner())
 }
 

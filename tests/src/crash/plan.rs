@@ -6,6 +6,8 @@ use anyhow::{Context as _, ensure};
 use fettle_app::crash::Point;
 use serde_json::Value;
 
+use super::dice::Dice;
+
 /// What arms a program.
 pub(super) const VARIABLE: &str = "FETTLE_CRASH_POINT";
 
@@ -107,6 +109,8 @@ pub enum Scenario {
     DashboardKilled,
     /// C36: the ledger's database dies and comes back.
     DatabaseKilled,
+    /// C37: a job that lasts as many leases; the broker restarts in its middle, and an idle worker hears every hint.
+    LongJob { leases: u32 },
     /// C33: somebody cancels while the result is handed over, after this event.
     Cancelled { after: &'static str },
 }
@@ -128,9 +132,57 @@ impl Scenario {
             Self::WorkerSuspended => "C28",
             Self::DashboardKilled => "C30",
             Self::DatabaseKilled => "C36",
+            Self::LongJob { .. } => "C37",
             Self::Cancelled { .. } => "C33",
         }
     }
+}
+
+/// What dies, or is emptied, while many Tasks are in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    WorkerKilled,
+    DashboardKilled,
+    DatabaseKilled,
+    BrokerKilled,
+    BrokerWiped,
+}
+
+impl Fault {
+    /// Those that there is something for.
+    fn all(on: On) -> Vec<Self> {
+        let mut faults = vec![Self::WorkerKilled, Self::DashboardKilled];
+        faults.extend(on.database.then_some(Self::DatabaseKilled));
+        faults.extend(on.broker.then_some([Self::BrokerKilled, Self::BrokerWiped]).into_iter().flatten());
+        faults
+    }
+
+    fn number(self) -> &'static str {
+        match self {
+            Self::WorkerKilled => "M1",
+            Self::DashboardKilled => "M2",
+            Self::DatabaseKilled => "M3",
+            Self::BrokerKilled => "M4",
+            Self::BrokerWiped => "M5",
+        }
+    }
+
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::WorkerKilled => "workers killed among many Tasks",
+            Self::DashboardKilled => "dashboard killed under many Tasks",
+            Self::DatabaseKilled => "database killed under many Tasks",
+            Self::BrokerKilled => "broker killed under many Tasks",
+            Self::BrokerWiped => "broker wiped under many Tasks",
+        }
+    }
+}
+
+/// Many Tasks at a time, hit again and again; the seed says when, and which worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crowd {
+    pub fault: Fault,
+    pub seed: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -138,6 +190,7 @@ pub enum Story {
     /// In the order of a Task's life.
     Crashes(Vec<Crash>),
     Scenario(Scenario),
+    Crowd(Crowd),
 }
 
 #[derive(Debug, Clone)]
@@ -155,10 +208,20 @@ impl Case {
         Self { programs: Programs::Together, story: Story::Crashes(vec![crash]) }
     }
 
+    pub fn long_job(leases: u32) -> Self {
+        Self { programs: Programs::Apart, story: Story::Scenario(Scenario::LongJob { leases }) }
+    }
+
+    /// Whether it is about many Tasks.
+    pub fn is_crowd(&self) -> bool {
+        matches!(self.story, Story::Crowd(_))
+    }
+
     fn has(&self, number: &str) -> bool {
         match &self.story {
             Story::Crashes(crashes) => crashes.iter().any(|crash| crash.point.number() == number),
             Story::Scenario(scenario) => scenario.number() == number,
+            Story::Crowd(crowd) => crowd.fault.number() == number,
         }
     }
 }
@@ -177,7 +240,11 @@ impl fmt::Display for Case {
             Story::Scenario(Scenario::WorkerSuspended) => f.write_str("C28 worker suspended past its lease"),
             Story::Scenario(Scenario::DashboardKilled) => f.write_str("C30 dashboard killed, the worker goes on"),
             Story::Scenario(Scenario::DatabaseKilled) => f.write_str("C36 database killed, the worker goes on"),
+            Story::Scenario(Scenario::LongJob { leases }) => {
+                write!(f, "C37 a job of {leases} leases, broker restarted")
+            }
             Story::Scenario(Scenario::Cancelled { after }) => write!(f, "C33 cancelled after {after}"),
+            Story::Crowd(Crowd { fault, seed }) => write!(f, "{} {}, seed {seed}", fault.number(), fault.sentence()),
         }
     }
 }
@@ -210,6 +277,10 @@ impl Counted {
     }
 }
 
+/// Leases of a second: as many as four hours have of thirty, and a few for the usual plan.
+pub const FOUR_HOURS: u32 = 480;
+pub const SHORT_JOB: u32 = 10;
+
 /// What there is that can be killed beside the programs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct On {
@@ -239,12 +310,19 @@ pub fn every_case(steps: &Counted, on: On) -> Vec<Case> {
     let scenario = |scenario| Case { programs: Programs::Apart, story: Story::Scenario(scenario) };
     cases.extend(Scenario::ALL.map(scenario));
     cases.extend(on.database.then(|| scenario(Scenario::DatabaseKilled)));
+    cases.extend(on.broker.then(|| Case::long_job(SHORT_JOB)));
     cases
 }
 
-/// [`every_case`], each passing of a point that is passed more than once, `fettle up` at all points, and recoveries that
-/// die where the first try died.
-pub fn full_plan(steps: &Counted, on: On) -> Vec<Case> {
+/// Each fault once, under many Tasks.
+pub fn crowds(on: On, seed: u64) -> Vec<Case> {
+    let crowd = |fault| Case { programs: Programs::Apart, story: Story::Crowd(Crowd { fault, seed }) };
+    Fault::all(on).into_iter().map(crowd).collect()
+}
+
+/// [`every_case`], each passing of a point that is passed more than once, `fettle up` at all points, recoveries that die
+/// where the first try died, and crowds.
+pub fn full_plan(steps: &Counted, on: On, seed: u64) -> Vec<Case> {
     let mut cases = every_case(steps, on);
     for crash in all_points(on.broker) {
         let usual = crash.amid(steps).nth;
@@ -261,6 +339,8 @@ pub fn full_plan(steps: &Counted, on: On) -> Vec<Case> {
             cases.push(Case::apart(&[crash.amid(steps), crash]));
         }
     }
+    cases.extend(on.broker.then(|| Case::long_job(FOUR_HOURS)));
+    cases.extend(crowds(on, seed));
     cases
 }
 
@@ -305,21 +385,6 @@ fn all_points(broker: bool) -> impl Iterator<Item = Crash> {
     points.flat_map(|&point| Side::BOTH.map(|side| Crash::at(point, side)))
 }
 
-/// SplitMix64: the same seed gives the same sample on every machine.
-struct Dice(u64);
-
-impl Dice {
-    /// Less than `limit`; none below nothing.
-    fn below(&mut self, limit: usize) -> Option<usize> {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let limit = u64::try_from(limit).ok().filter(|&limit| limit > 0)?;
-        usize::try_from((mixed ^ (mixed >> 31)) % limit).ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,7 +400,17 @@ mod tests {
             assert_eq!(cases.iter().filter(sides).count(), 2, "{point:?}");
         }
         assert_eq!(Point::ALL.iter().filter(|point| !point.is_of_broker()).count(), 27);
-        assert_eq!(every_case(&STEPS, On::default()).len() + 10, cases.len(), "five points more, on both sides");
+        assert_eq!(every_case(&STEPS, On::default()).len() + 11, cases.len(), "five points on both sides, a long job");
+    }
+
+    #[test]
+    fn many_tasks_are_hit_by_whatever_there_is() {
+        let named = |on| crowds(on, 7).iter().map(Case::to_string).collect::<Vec<_>>();
+        let alone = ["M1 workers killed among many Tasks, seed 7", "M2 dashboard killed under many Tasks, seed 7"];
+        assert_eq!(named(On::default()), alone);
+        assert_eq!(named(On { broker: true, database: true }).len(), 5);
+        let full = full_plan(&STEPS, On::default(), 7);
+        assert!(alone.iter().all(|name| full.iter().any(|case| case.to_string() == *name)));
     }
 
     #[test]

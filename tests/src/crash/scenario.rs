@@ -1,20 +1,31 @@
 //! What no single point tells: a worker that sleeps too long, a dashboard that goes away, a person who cancels.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use fettle_app::ports::transport::Transport as Bell;
+use fettle_domain::lease::Timing;
 use serde_json::{Value, json};
 
 use super::backend::{Backend, Services};
-use super::evidence::{self, Limits};
+use super::evidence::{self, Harm, Limits};
 use super::plan::Scenario;
-use super::{Calm, Lived, case, start, text};
-use crate::world::{Layout, PATIENCE, SERVER, TestBox, WORKER};
+use super::{Calm, Lived, TASK_LIMIT, case, start, start_with, text};
+use crate::model::{Answer, Fault};
+use crate::world::{Layout, PATIENCE, SERVER, TestBox, WORKER, repository};
 
 /// Steps after which there is something to lose.
 const AMID: usize = 5;
+/// Model calls that a long job spends its time in.
+const SLOW_TURNS: u32 = 10;
+/// Beside a long job: far more often than a dashboard rings.
+const RINGS_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(scenario: Scenario, calm: &Calm, backend: &Backend) -> anyhow::Result<Lived> {
+    if let Scenario::LongJob { leases } = scenario {
+        return long_job(leases, calm, &backend.services_of_its_own().await?).await;
+    }
     let services = &mut backend.services().await?;
     match scenario {
         Scenario::WorkerStopped => worker_stopped(calm, services).await,
@@ -22,6 +33,7 @@ pub(super) async fn run(scenario: Scenario, calm: &Calm, backend: &Backend) -> a
         Scenario::DashboardKilled => dashboard_killed(calm, services).await,
         Scenario::DatabaseKilled => database_killed(calm, services).await,
         Scenario::Cancelled { after } => cancelled(after, services).await,
+        Scenario::LongJob { .. } => unreachable!("it has services of its own"),
     }
 }
 
@@ -75,6 +87,92 @@ async fn database_killed(calm: &Calm, services: &mut Services) -> anyhow::Result
     judged(fettle, issue, calm, limits, &format!("fence {before}, then {after}")).await
 }
 
+/// Nothing of it is the broker's: not who has the job, nor for how long. Somebody rings all the time, and an idle worker
+/// asks for whatever could be handed out twice.
+async fn long_job(leases: u32, calm: &Calm, services: &Services) -> anyhow::Result<Lived> {
+    let lasts = Timing::for_tests().lease * leases;
+    let turns = (0..SLOW_TURNS).map(|turn| {
+        let look = Answer::call("bash", json!({ "command": format!("echo {turn}") }));
+        look.with_fault(Fault::Stall(lasts / SLOW_TURNS))
+    });
+    let slow: Vec<Answer> = turns.chain(repository::fixing()).collect();
+    let script = repository::triage().phase("reproduce", repository::reproduction()).phase("fix", slow).script();
+    let mut fettle = start_with(script, Layout::Two, None, services).await?;
+    let issue = fettle.issue();
+    fettle.label(issue).await?;
+    let task = fettle.api.task_opened(0, PATIENCE).await?;
+    seen(&fettle, &task, "run_leased", 1).await?;
+    fettle.start_worker(None)?;
+
+    let bell = services.bell()?;
+    let ringing = async {
+        let mut every = tokio::time::interval(RINGS_EVERY);
+        loop {
+            every.tick().await;
+            // Away in the middle.
+            let _rung = bell.ring(1).await;
+        }
+    };
+    let limit = lasts + TASK_LIMIT;
+    let living = async {
+        let asked = || fettle.model.request_count();
+        let half = async {
+            let mut every = tokio::time::interval(RINGS_EVERY);
+            while asked() < calm.model_calls / 2 + usize::try_from(SLOW_TURNS / 2)? {
+                every.tick().await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(limit, half).await.context("the job does not come to its half")??;
+        services.restart_broker().await?;
+        case::ended_within(&fettle, limit).await
+    };
+    let (task, events) = tokio::select! {
+        lived = living => lived?,
+        () = ringing => unreachable!("it rings for ever"),
+    };
+    let model_calls = calm.model_calls + usize::try_from(SLOW_TURNS)?;
+    let limits = Limits { model_calls, deaths: 0 };
+    let mut breaches = evidence::judge(&fettle, issue, &task, &events, &limits).await?;
+    // Nobody died, so a machine that is too slow for such leases is no excuse here.
+    for (kind, count) in [("run_leased", 1), ("run_lapsed", 0)] {
+        let told = evidence::told(&events, kind);
+        if told != count {
+            breaches.push(format!("{kind} is told {told} times, and should be {count} times"));
+        }
+    }
+    breaches.extend(still_hanging(&*bell).await);
+    let mut lived = Lived {
+        recovered: vec![format!("kept for {} s", lasts.as_secs())],
+        paid_twice: fettle.model.request_count().saturating_sub(model_calls),
+        effects: evidence::effects(&fettle, issue),
+        faulted: 1,
+        at_work: 1,
+        harm: Harm::of(&fettle, issue, &task),
+        breaches,
+        ..Lived::default()
+    };
+    if let Err(error) = case::finish(fettle).await {
+        lived.breaches.push(format!("{error:#}"));
+    }
+    Ok(lived)
+}
+
+/// The idle worker takes every hint that hangs. What it does not take within [`PATIENCE`] is a breach.
+async fn still_hanging(bell: &dyn Bell) -> Option<String> {
+    let mut every = tokio::time::interval(RINGS_EVERY);
+    let empty = async {
+        loop {
+            every.tick().await;
+            if matches!(bell.depth().await, Ok(0)) {
+                return;
+            }
+        }
+    };
+    let emptied = tokio::time::timeout(PATIENCE, empty).await;
+    emptied.err().map(|_| "hints still hang at the broker".to_owned())
+}
+
 /// Whoever comes second has no effect: the Task is either cancelled or done, and nothing is published twice or half.
 async fn cancelled(after: &str, services: &Services) -> anyhow::Result<Lived> {
     let fettle = start(Layout::Two, None, services).await?;
@@ -88,6 +186,7 @@ async fn cancelled(after: &str, services: &Services) -> anyhow::Result<Lived> {
     let (task, _) = case::ended(&fettle).await?;
     let state = text(&task, "state").to_owned();
     let mut breaches = evidence::published_at_most_once(&fettle, issue);
+    breaches.extend(evidence::unaccounted(&fettle, &[issue]));
     let has_pull = !fettle.forge.pulls(&fettle.repo).is_empty();
     match (state.as_str(), has_pull) {
         ("done", true) | ("cancelled", _) => {}
@@ -122,6 +221,9 @@ async fn judged(fettle: TestBox, issue: u64, calm: &Calm, limits: Limits, recove
         again_ms: None,
         paid_twice: fettle.model.request_count().saturating_sub(calm.model_calls),
         effects: evidence::effects(&fettle, issue),
+        faulted: 1,
+        at_work: 1,
+        harm: Harm::of(&fettle, issue, &task),
         breaches: evidence::judge(&fettle, issue, &task, &events, &limits).await?,
     };
     if let Err(error) = case::finish(fettle).await {

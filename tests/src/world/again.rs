@@ -55,7 +55,7 @@ fn launch(
     armed: Option<&str>,
 ) -> anyhow::Result<Process> {
     let config = root.join("fettle.toml");
-    let mut more = vec![("FETTLE_TEST_TIMING", "1".to_owned()), (canary::VARIABLE, canary::OF_ENVIRONMENT.to_owned())];
+    let mut more = vec![(canary::VARIABLE, canary::OF_ENVIRONMENT.to_owned())];
     more.extend_from_slice(environment);
     more.extend(armed.map(|point| ("FETTLE_CRASH_POINT", point.to_owned())));
     Launch { home: root, config: Some(&config), data, own_group: false }.start(name, arguments, &more)
@@ -66,7 +66,8 @@ impl TestBox {
     pub async fn start_another_dashboard(&mut self) -> anyhow::Result<usize> {
         let nth = self.programs.len();
         let admin_key = self.programs[SERVER].data.join("admin.key");
-        let environment = vec![("FETTLE_AUTH__ADMIN_KEY_FILE", admin_key.to_string())];
+        let mut environment = self.leases.environment();
+        environment.push(("FETTLE_AUTH__ADMIN_KEY_FILE", admin_key.to_string()));
         let program = Program::start("fettle-dashboard", &[], &self.root, nth, environment, None)?;
         self.api = ready_with(&program.process, &program.data, &admin_key).await?;
         self.internal = program.process.log().iter().find_map(|line| address_for_workers(line));
@@ -78,9 +79,10 @@ impl TestBox {
     /// Starts a worker beside a dashboard of its own.
     pub fn start_worker(&mut self, armed: Option<&str>) -> anyhow::Result<()> {
         let internal = self.internal.as_ref().context("only a dashboard of its own takes workers")?;
-        let url = ("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}"));
+        let mut environment = self.leases.environment();
+        environment.push(("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}")));
         let nth = self.programs.len();
-        self.programs.push(Program::start("fettle-worker", WORKER_ARGUMENTS, &self.root, nth, vec![url], armed)?);
+        self.programs.push(Program::start("fettle-worker", WORKER_ARGUMENTS, &self.root, nth, environment, armed)?);
         Ok(())
     }
 
@@ -110,7 +112,9 @@ impl TestBox {
             // Whoever knows it goes on asking at the same place.
             let mut listen = vec![("FETTLE_SERVER__LISTEN", self.api.address().to_owned())];
             listen.extend(self.internal.clone().map(|address| ("FETTLE_SERVER__INTERNAL_LISTEN", address)));
-            self.programs[nth].environment = listen;
+            let environment = &mut self.programs[nth].environment;
+            environment.retain(|(name, _)| !listen.iter().any(|(known, _)| known == name));
+            environment.append(&mut listen);
         }
         let Program { name, arguments, environment, data, process, earlier } = &mut self.programs[nth];
         earlier.append(&mut process.log());

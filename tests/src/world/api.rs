@@ -147,29 +147,38 @@ impl Api {
     ) -> anyhow::Result<Option<T>> {
         let mut said = String::new();
         let following = async {
-            let response = self.client.get(format!("{}{path}", self.base)).bearer_auth(&self.key).send().await?;
-            ensure!(response.status() == 200, "{path} answered {}", response.status());
-            let mut pieces = response.bytes_stream();
-            let mut rest = Vec::new();
-            let mut over = false;
-            while let Some(piece) = pieces.next().await {
-                rest.extend_from_slice(&piece?);
-                while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-                    let line = String::from_utf8(rest.drain(..=end).collect())?;
-                    said.push_str(&line);
-                    over |= line.trim() == "event: end";
-                    match line.trim().strip_prefix("data:") {
-                        Some(_) if over => return Ok(None),
-                        Some(data) => {
-                            if let ControlFlow::Break(found) = each(&serde_json::from_str(data.trim())?) {
-                                return Ok(Some(found));
+            let (mut last, mut id): (Option<String>, Option<String>) = (None, None);
+            // A feed that breaks off without its end, since the ledger was away, is resumed.
+            loop {
+                let mut request = self.client.get(format!("{}{path}", self.base)).bearer_auth(&self.key);
+                if let Some(last) = &last {
+                    request = request.header("Last-Event-ID", last);
+                }
+                let response = request.send().await?;
+                ensure!(response.status() == 200, "{path} answered {}", response.status());
+                let mut pieces = response.bytes_stream();
+                let mut rest = Vec::new();
+                let mut over = false;
+                while let Some(piece) = pieces.next().await {
+                    rest.extend_from_slice(&piece?);
+                    while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+                        let line = String::from_utf8(rest.drain(..=end).collect())?;
+                        said.push_str(&line);
+                        over |= line.trim() == "event: end";
+                        match line.trim().split_once(": ") {
+                            Some(("data", _)) if over => return Ok(None),
+                            Some(("data", data)) => {
+                                if let ControlFlow::Break(found) = each(&serde_json::from_str(data)?) {
+                                    return Ok(Some(found));
+                                }
+                                last = id.take().or(last);
                             }
+                            Some(("id", next)) => id = Some(next.to_owned()),
+                            _ => {}
                         }
-                        None => {}
                     }
                 }
             }
-            bail!("{path} broke off")
         };
         let found = tokio::time::timeout(limit, following).await;
         let found = found.unwrap_or_else(|_| bail!("{path} went on for more than {limit:?}"));

@@ -66,6 +66,24 @@ pub enum Auth {
     App,
 }
 
+/// How long leases last, and all that goes with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leases {
+    /// A second: what waits for their end does so within a test.
+    Short,
+    /// As in production.
+    Real,
+}
+
+impl Leases {
+    fn environment(self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Short => vec![("FETTLE_TEST_TIMING", "1".to_owned())],
+            Self::Real => Vec::new(),
+        }
+    }
+}
+
 /// How a box is made.
 pub struct Setup<'a> {
     pub layout: Layout,
@@ -86,6 +104,9 @@ pub struct Setup<'a> {
     pub webhooks: bool,
     /// Further lines of the section `[forge]`.
     pub forge: &'a str,
+    /// Lines of the section `[agent]`.
+    pub agent: &'a str,
+    pub leases: Leases,
 }
 
 impl Setup<'_> {
@@ -103,6 +124,8 @@ impl Setup<'_> {
             store: None,
             webhooks: true,
             forge: "",
+            agent: "",
+            leases: Leases::Short,
         }
     }
 }
@@ -119,6 +142,7 @@ pub struct TestBox {
     internal: Option<String>,
     /// The dashboard that `api` and `internal` are of.
     serving: usize,
+    leases: Leases,
     root: Utf8PathBuf,
     /// The ledger's database, when it is not a file.
     database: Option<Database>,
@@ -175,12 +199,13 @@ impl TestBox {
         let text = format!(
             "[server]\nlisten = '127.0.0.1:0'\ninternal_listen = '127.0.0.1:0'\n\
              [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nallowed_bots = {bots:?}\n{webhook}\n{forge_keys}\n{}\n\
-             [auth]\nworker_key_file = '{}'\n\
+             [agent]\n{}\n[auth]\nworker_key_file = '{}'\n\
              [[gateway.models]]\nname = 'scripted'\nbase_url = '{}'\napi_key_file = '{}'\n",
             forge.url(),
             forge.address(),
             setup.label,
             setup.forge,
+            setup.agent,
             plant("worker", "canary-of-the-worker-key-53d8")?,
             model.base_url(),
             plant("model", model_key)?,
@@ -203,10 +228,11 @@ impl TestBox {
             migrate(&root, &config)?;
         }
 
+        let environment = setup.leases.environment();
         let server = match setup.layout {
-            Layout::One => Program::start("fettle", &["up"], &root, SERVER, Vec::new(), setup.armed)?,
+            Layout::One => Program::start("fettle", &["up"], &root, SERVER, environment, setup.armed)?,
             Layout::Two | Layout::Dashboard => {
-                Program::start("fettle-dashboard", &[], &root, SERVER, Vec::new(), setup.armed)?
+                Program::start("fettle-dashboard", &[], &root, SERVER, environment, setup.armed)?
             }
         };
         let api = ready(&server.process, &server.data).await?;
@@ -221,6 +247,7 @@ impl TestBox {
             programs: vec![server],
             internal,
             serving: SERVER,
+            leases: setup.leases,
             root,
             database,
             canaries,
@@ -313,6 +340,11 @@ impl TestBox {
     /// The configuration of all programs.
     pub fn config(&self) -> Utf8PathBuf {
         self.root.join("fettle.toml")
+    }
+
+    /// Programs that were started, dead ones too.
+    pub fn process_count(&self) -> usize {
+        self.programs.len()
     }
 
     pub fn process(&self, nth: usize) -> &Process {

@@ -9,6 +9,7 @@ use fettle_app::ports::ledger::{CancelAnswer, LedgerError, RunView, TaskFilter, 
 use fettle_domain::budget::Spent;
 use fettle_domain::effect::{Effect, EffectState, Receipt};
 use fettle_domain::id::{CorrelationId, EffectId, JobId, RunId, TaskId};
+use fettle_domain::label::Label;
 use fettle_domain::patch::Patch;
 use fettle_domain::proof::{Level, Proof, SuiteCounts};
 use fettle_domain::run::{ProvenChange, RunOutcome};
@@ -160,6 +161,8 @@ pub(crate) struct TaskSummary {
     pull_request: Option<PullRequestBody>,
     /// The model asked for; null for the first configured one.
     model: Option<String>,
+    /// Labels that a worker must have for its Runs.
+    needs: Vec<String>,
     /// Who asked for it.
     actor: String,
     /// `label`, `comment`, `api`, `foreign` or `cli`.
@@ -342,6 +345,7 @@ impl From<&TaskView> for TaskSummary {
             note: task.note.clone(),
             pull_request: task.effects.iter().find_map(pull_request),
             model: task.model.clone(),
+            needs: Vec::<Label>::from(task.needs.clone()).into_iter().map(String::from).collect(),
             actor: task.actor.clone(),
             trigger: task.trigger.clone(),
             generation: task.generation,

@@ -18,6 +18,7 @@ use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState, Refused, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::object::BlobId;
+use fettle_domain::progress::AtWork;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::StepRecord;
 use fettle_domain::task::TaskState;
@@ -90,7 +91,7 @@ impl FakeLedger {
         let id = EffectId::from_uuid(Uuid::from_u128(u128::from(number)));
         let url = format!("https://forge.example/acme/widget/pull/{number}");
         let state = EffectState::Settled { receipt: Receipt::PullRequest { number, url, draft: false } };
-        inner.task(task).unwrap().effects.push(Effect { id, task, kind: EffectKind::PullRequest, state });
+        inner.task(task).unwrap().effects.push(Effect::new(id, task, EffectKind::PullRequest, state));
     }
 
     pub(crate) fn job_state(&self, job: JobId) -> JobState {
@@ -296,6 +297,7 @@ impl Ledger for FakeLedger {
             issue: plan.issue.clone(),
             model: plan.model.clone(),
             base: plan.base.clone(),
+            needs: plan.needs.clone(),
             actor: plan.actor.clone(),
             trigger: plan.trigger.clone(),
             generation: 1,
@@ -460,6 +462,14 @@ impl Ledger for FakeLedger {
 
     async fn want_effects(&self, _task: TaskId, _kinds: &[EffectKind]) -> L<JobId> {
         unreachable!("the publisher's")
+    }
+
+    async fn at_work(&self, _max: u16) -> L<Vec<AtWork>> {
+        unreachable!("the teller's")
+    }
+
+    async fn want_progress(&self, _task: TaskId) -> L<bool> {
+        unreachable!("the teller's")
     }
 
     async fn redrive(&self, _job: JobId, _by: &str) -> L<()> {

@@ -13,6 +13,7 @@ use fettle_app::reconciling::Reconcilers;
 use fettle_app::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::label::Labels;
 use fettle_domain::repo::Repo;
 use fettle_domain::task::Mode;
 use hmac::{Hmac, Mac};
@@ -113,6 +114,7 @@ fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
         correlation: request.correlation,
         intent: format!("test:{}", ids.uuid()),
         mode: request.mode,
+        needs: Labels::default(),
         repo: request.repository.as_ref().map(|_| Repo {
             forge_id: 1,
             name: "acme/widget".parse().unwrap(),
@@ -207,7 +209,6 @@ impl World {
             mode: Mode::Quickfix,
             model: None,
             base: None,
-            needs: Default::default(),
             actor: "admin".to_owned(),
             trigger: "api",
             idempotency_key: None,

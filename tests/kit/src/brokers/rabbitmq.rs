@@ -80,13 +80,18 @@ impl RabbitServer {
 
     /// A node of its own.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with("").await
+    }
+
+    /// With these lines in its configuration as well.
+    pub async fn start_with(lines: &str) -> anyhow::Result<Self> {
         let scripts = Scripts::find().context("there is no rabbitmq-server here")?;
         let folder = tempfile::tempdir()?;
         let [amqp, amqps, distribution, epmd_port] = free_ports()?;
         let ports = Ports { amqp, amqps, distribution, epmd: epmd_port };
         // The disk's limit: a full disk of the machine is not what these tests are about.
         let mut configuration = format!(
-            "listeners.tcp.1 = 127.0.0.1:{amqp}\nloopback_users = none\ndisk_free_limit.absolute = 1MB\nlog.console = true\n"
+            "listeners.tcp.1 = 127.0.0.1:{amqp}\nloopback_users = none\ndisk_free_limit.absolute = 1MB\nlog.console = true\n{lines}"
         );
         if make_certificates(folder.path()) {
             let file = |name: &str| folder.path().join(name).display().to_string();

@@ -1,10 +1,11 @@
 //! Figures with their targets, as a table for people and as JSON.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use camino::Utf8Path;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::process::load_average;
 
@@ -12,10 +13,10 @@ use super::process::load_average;
 const NAME_WIDTH: usize = 44;
 
 /// One measured thing: a value per round.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Figure {
-    name: &'static str,
-    unit: &'static str,
+    name: Cow<'static, str>,
+    unit: Cow<'static, str>,
     target: Option<Target>,
     rounds: Vec<f64>,
     /// Absent when there was nothing to measure.
@@ -23,14 +24,14 @@ pub struct Figure {
     verdict: Verdict,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     AtLeast(f64),
     AtMost(f64),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Verdict {
     Met,
@@ -54,11 +55,12 @@ impl Figure {
             Some(Target::AtMost(bound)) if median <= bound => Verdict::Met,
             Some(_) => Verdict::Missed,
         };
-        Self { name, unit, target, rounds, median: Some(median), verdict }
+        Self { name: name.into(), unit: unit.into(), target, rounds, median: Some(median), verdict }
     }
 
     /// What could not be measured; a note of the report says why.
-    fn missing(name: &'static str, unit: &'static str, target: Option<Target>) -> Self {
+    pub fn missing(name: &'static str, unit: &'static str, target: Option<Target>) -> Self {
+        let (name, unit) = (name.into(), unit.into());
         Self { name, unit, target, rounds: Vec::new(), median: None, verdict: Verdict::Missing }
     }
 
@@ -69,19 +71,19 @@ impl Figure {
 }
 
 /// What a benchmark found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    bench: &'static str,
+    bench: Cow<'static, str>,
     cores: usize,
     /// Load average of the last minute, before and after: others' work is in the figures too.
     load: [f64; 2],
     figures: Vec<Figure>,
     notes: Vec<String>,
     /// Of what was measured beside Fettle.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    versions: BTreeMap<&'static str, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    versions: BTreeMap<Cow<'static, str>, String>,
     /// Single measurements that figures were made of, round by round.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     samples: BTreeMap<String, Vec<Vec<f64>>>,
 }
 
@@ -94,12 +96,13 @@ impl Report {
     ) -> anyhow::Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
         let load = [load_before, load_average()?];
+        let bench = bench.into();
         Ok(Self { bench, cores, load, figures, notes, versions: BTreeMap::new(), samples: BTreeMap::new() })
     }
 
     #[must_use]
     pub fn with_versions(mut self, versions: BTreeMap<&'static str, String>) -> Self {
-        self.versions = versions;
+        self.versions = versions.into_iter().map(|(name, version)| (name.into(), version)).collect();
         self
     }
 
@@ -109,10 +112,24 @@ impl Report {
         self
     }
 
+    /// With the figures, notes and samples of another one after its own.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.figures.extend(other.figures);
+        self.notes.extend(other.notes);
+        self.samples.extend(other.samples);
+        self
+    }
+
+    /// What [`Report::write`] wrote.
+    pub fn read(file: &Utf8Path) -> anyhow::Result<Self> {
+        Ok(serde_json::from_str(&fs_err::read_to_string(file)?)?)
+    }
+
     pub fn table(&self) -> String {
         let [before, after] = self.load;
-        let named = |figure: &Figure| match figure.unit {
-            "" => figure.name.to_owned(),
+        let named = |figure: &Figure| match &*figure.unit {
+            "" => figure.name.to_string(),
             unit => format!("{}, {unit}", figure.name),
         };
         let widest = self.figures.iter().map(|figure| named(figure).chars().count()).max();
@@ -180,6 +197,20 @@ mod tests {
         assert_eq!(figure(Target::AtMost(2.9)).verdict, Verdict::Missed);
         let table = Report::new("b", 0.0, vec![figure(Target::AtMost(2.9))], Vec::new()).unwrap().table();
         assert!(table.contains("≤ 2.90         3.00            1.00 to 9.00  missed"), "{table}");
+    }
+
+    #[test]
+    fn a_report_that_was_written_is_read_and_stands_in_another_one() {
+        let report = |name| {
+            let figure = Figure::new(name, "s", Some(Target::AtMost(2.0)), vec![1.0]);
+            Report::new("b", 0.0, vec![figure], vec![format!("of {name}")]).unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(folder.path()).unwrap().join("report.json");
+        report("slow").write(&file).unwrap();
+        let table = report("quick").and(Report::read(&file).unwrap()).table();
+        let (quick, slow) = (table.find("quick, s").unwrap(), table.find("slow, s").unwrap());
+        assert!(quick < slow && table.contains("of slow"), "{table}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use fettle_simulation::{Bug, History, Options, replay_command, run};
 use tokio::time::Instant;
 
@@ -25,6 +26,9 @@ struct Arguments {
     /// Plant this bug: the histories must then fail
     #[arg(long)]
     bug: Option<Bug>,
+    /// So many dashboards share the ledger; one to three as each seed draws when absent
+    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..=9))]
+    dashboards: Option<usize>,
     /// Print what happened in a history that failed, or in the only one
     #[arg(long)]
     trace: bool,
@@ -32,7 +36,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let options = Options { bug: arguments.bug, keep_trace: false };
+    let options = Options { bug: arguments.bug, dashboards: arguments.dashboards, keep_trace: false };
     let (next, tasks) = (AtomicU64::new(arguments.from), AtomicU64::new(0));
     let end = arguments.from.saturating_add(arguments.seeds);
     let failed: Mutex<Option<History>> = Mutex::new(None);
@@ -74,7 +78,7 @@ fn main() -> ExitCode {
         for breach in &history.breaches {
             println!("  {breach}");
         }
-        println!("again, with what happened: {}", replay_command(seed, arguments.bug));
+        println!("again, with what happened: {}", replay_command(seed, options));
         return ExitCode::FAILURE;
     }
     if arguments.trace && arguments.seeds == 1 {

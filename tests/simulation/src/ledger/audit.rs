@@ -118,7 +118,7 @@ fn journals(rows: &Rows, task: &TaskRow, breaches: &mut Vec<String>) {
         breaches.push(format!("I2: {} has a step of a fence that was never issued", task.id));
     }
     let open = task.effects.iter().any(|(effect, _)| !matches!(effect.state, EffectState::Settled { .. }));
-    if open && rows.publish_job(task.id).is_some_and(|row| matches!(row.job.state, JobState::Done)) {
+    if open && rows.newest_publish_job(task.id).is_some_and(|row| matches!(row.job.state, JobState::Done)) {
         breaches.push(format!("I6: {} is published with an effect that is not settled", task.id));
     }
 }

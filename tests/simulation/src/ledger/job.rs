@@ -15,6 +15,7 @@ use fettle_domain::step::StepKind;
 use fettle_domain::task::TaskState;
 use fettle_domain::turn::{self, Lane, Slots, Waiting};
 use jiff::Timestamp;
+use tokio::sync::MutexGuard;
 
 use super::rows::{LaneRow, Rows, Tx, is_held};
 use super::time::{after, until};
@@ -29,6 +30,19 @@ pub(super) struct Asked<'a> {
     pub(super) want: &'a Want,
     pub(super) max: u8,
     pub(super) request: RequestId,
+    pub(super) seen: Option<&'a Seen<'a>>,
+}
+
+/// Of [`Bug::NoRowLock`]: a job as it was at a look, and the lock on what this dashboard writes.
+pub(super) struct Seen<'a> {
+    index: usize,
+    job: Job,
+    _own: MutexGuard<'a, ()>,
+}
+
+pub(super) fn look<'a>(rows: &Rows, slots: &Slots, want: &Want, own: MutexGuard<'a, ()>) -> Option<Seen<'a>> {
+    let index = next(rows, slots, want)?;
+    Some(Seen { index, job: rows.jobs[index].job.clone(), _own: own })
 }
 
 pub(super) fn lease(tx: &mut Tx<'_>, asked: &Asked<'_>) -> L<Vec<Leased>> {
@@ -39,8 +53,9 @@ pub(super) fn lease(tx: &mut Tx<'_>, asked: &Asked<'_>) -> L<Vec<Leased>> {
     let mut leased = Vec::new();
     let deadline = tx.after(tx.timing.lease);
     while leased.len() < usize::from(asked.max) {
-        let Some(index) = next(tx.rows, tx.slots, asked.want) else { break };
-        let mut job = tx.rows.jobs[index].job.clone();
+        let before = asked.seen.filter(|_| leased.is_empty()).map(|seen| (seen.index, seen.job.clone()));
+        let now = || Some(next(tx.rows, tx.slots, asked.want)?).map(|index| (index, tx.rows.jobs[index].job.clone()));
+        let Some((index, mut job)) = before.or_else(now) else { break };
         job = job.lease(asked.who.worker, tx.now, deadline).map_err(|e| LedgerError::Unreadable(e.to_string()))?;
         if tx.bug == Some(Bug::AttemptAsFence) {
             job.fence = Fence::new(u64::from(job.counters.attempts) + 1);

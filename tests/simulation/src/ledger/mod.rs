@@ -52,6 +52,10 @@ const MAX_PAGE: u16 = 500;
 /// The verb `lease`, by what was wanted.
 pub(crate) const LEASE_RUN: &str = "lease run";
 pub(crate) const LEASE_PUBLISH: &str = "lease publish";
+pub(crate) const SWEEP: &str = "sweep";
+
+/// Between look and write, with [`Bug::NoRowLock`].
+const LOOKED_BEFORE: Duration = Duration::from_millis(20);
 
 /// What outlives the process.
 #[derive(Debug, Clone, Default)]
@@ -81,6 +85,8 @@ pub(crate) struct Commit {
     pub(crate) by: Option<LeaseRef>,
     /// Somebody asked for a job and got none.
     pub(crate) idle: bool,
+    /// Something became runnable.
+    pub(crate) woke: bool,
 }
 
 /// What a ledger is opened with.
@@ -101,6 +107,8 @@ pub struct MemoryLedger {
     time: LedgerTime,
     disk: Option<Arc<dyn Disk>>,
     bug: Option<Bug>,
+    /// Held by each write, and from look to write by a lease; with [`Bug::NoRowLock`] alone.
+    own_writes: tokio::sync::Mutex<()>,
     jobs: Notify,
     /// One channel for each follower: those of one channel are woken in an order that tokio draws by lot.
     work: Mutex<Vec<watch::Sender<u64>>>,
@@ -115,7 +123,27 @@ fn any_run() -> Want {
 impl MemoryLedger {
     /// Jobs that were leased when the last ledger ended get a full lease.
     pub fn open(durable: Durable, around: Surroundings) -> Self {
-        Self::open_on(durable, around, None, None)
+        let ledger = Self::open_on(durable, around, None, None);
+        ledger.grant_grace();
+        ledger
+    }
+
+    /// While no ledger was open nobody could renew: every lease gets its full length.
+    pub(crate) fn grant_grace(&self) {
+        let grace = time::after(self.time.now(&self.around), self.around.timing.lease);
+        for row in &mut self.durable.rows().jobs {
+            if let JobState::Leased { until, .. } | JobState::Cancelling { until, .. } = &mut row.job.state {
+                *until = (*until).max(grace);
+            }
+        }
+    }
+
+    /// Somebody else, or nobody, has committed something: whoever waits looks.
+    pub(crate) fn hear(&self) {
+        let events = self.durable.rows().events.len() as u64;
+        ring(&self.newest_event, |count| *count = events);
+        ring(&self.work, |count| *count += 1);
+        self.jobs.notify_waiters();
     }
 
     pub(crate) fn open_on(
@@ -124,23 +152,14 @@ impl MemoryLedger {
         disk: Option<Arc<dyn Disk>>,
         bug: Option<Bug>,
     ) -> Self {
-        let time = {
-            let mut rows = durable.rows();
-            let time = LedgerTime::starting(&around, rows.time_at);
-            let grace = time::after(time.now(&around), around.timing.lease);
-            for row in &mut rows.jobs {
-                if let JobState::Leased { until, .. } | JobState::Cancelling { until, .. } = &mut row.job.state {
-                    *until = (*until).max(grace);
-                }
-            }
-            time
-        };
+        let time = LedgerTime::starting(&around, durable.rows().time_at);
         Self {
             durable,
             around,
             time,
             disk,
             bug,
+            own_writes: tokio::sync::Mutex::default(),
             jobs: Notify::new(),
             work: Mutex::default(),
             newest_event: Mutex::default(),
@@ -170,6 +189,10 @@ impl MemoryLedger {
         if let Some(disk) = &self.disk {
             disk.before(verb).await?;
         }
+        let own = match self.bug {
+            Some(Bug::NoRowLock) if !matches!(verb, LEASE_RUN | LEASE_PUBLISH) => Some(self.own_writes.lock().await),
+            _ => None,
+        };
         let said = {
             let mut rows = self.durable.rows();
             let now = self.time.now(&self.around);
@@ -187,7 +210,8 @@ impl MemoryLedger {
             let wakes = tx.wakes;
             if let Some(disk) = &self.disk {
                 let (by, idle) = told(&said);
-                disk.committed(&rows, &Commit { verb, by, idle });
+                let woke = wakes.job || wakes.delivery;
+                disk.committed(&rows, &Commit { verb, by, idle, woke });
             }
             if rows.events.len() > events {
                 ring(&self.newest_event, |count| *count = rows.events.len() as u64);
@@ -201,10 +225,22 @@ impl MemoryLedger {
             }
             said
         };
+        drop(own);
         if let Some(disk) = &self.disk {
             disk.after(verb).await?;
         }
         Ok(said)
+    }
+
+    /// With [`Bug::NoRowLock`], the job that is next, and some time passes.
+    async fn looked_before(&self, want: &Want) -> Option<job::Seen<'_>> {
+        if self.bug != Some(Bug::NoRowLock) {
+            return None;
+        }
+        let own = self.own_writes.lock().await;
+        let seen = job::look(&self.durable.rows(), &self.around.slots, want, own)?;
+        tokio::time::sleep(LOOKED_BEFORE).await;
+        Some(seen)
     }
 
     async fn read<T>(&self, verb: &'static str, look: impl FnOnce(&Rows, Timestamp) -> L<T> + Send) -> L<T> {
@@ -242,7 +278,8 @@ impl Leases for MemoryLedger {
             let changed = self.jobs.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let asked = job::Asked { who, want, max, request };
+            let seen = self.looked_before(want).await;
+            let asked = job::Asked { who, want, max, request, seen: seen.as_ref() };
             let verb = match want.kind {
                 JobKind::Run => LEASE_RUN,
                 JobKind::Publish => LEASE_PUBLISH,
@@ -516,7 +553,7 @@ impl Ledger for MemoryLedger {
     }
 
     async fn sweep(&self, max: u16) -> L<Sweep> {
-        self.write("sweep", |tx| {
+        self.write(SWEEP, |tx| {
             let step = self.time.forward_step(&self.around);
             let swept = job::sweep(tx, max, step)?;
             if let Some(step) = step {

@@ -5,6 +5,7 @@
 mod cases;
 mod model;
 mod progress;
+pub mod sequences;
 mod turns;
 mod world;
 

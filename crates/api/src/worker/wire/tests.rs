@@ -41,6 +41,7 @@ fn the_small_verbs_keep_their_form() {
         worker: WorkerId::from_uuid(Uuid::from_u128(2)),
         name: "host:1".to_owned(),
         versions: vec![1],
+        labels: "arm64,gpu".parse().unwrap(),
         max: 3,
         wait_ms: 20_000,
         request: RequestId::from_uuid(Uuid::from_u128(3)),
@@ -48,7 +49,7 @@ fn the_small_verbs_keep_their_form() {
     pinned(
         &request,
         json!({
-            "worker": "worker_00000000000000000000000000000002", "name": "host:1", "versions": [1], "max": 3,
+            "worker": "worker_00000000000000000000000000000002", "name": "host:1", "versions": [1], "labels": ["arm64", "gpu"], "max": 3,
             "wait_ms": 20000, "request": "request_00000000000000000000000000000003",
         }),
     );
