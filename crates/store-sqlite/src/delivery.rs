@@ -1,81 +1,48 @@
 //! Raw deliveries: stored whole before they are answered, closed when a Task or a verdict came of them.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
 use fettle_domain::id::{CorrelationId, DeliveryId};
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
-use serde::Serialize;
 
 use crate::error::unreadable;
 use crate::sql::{Sql as _, first};
 use crate::time::{after, from_micros};
-use crate::writer::{AcceptAsk, Tx, Verb};
+use crate::writer::{Tx, Verb};
 
-/// A delivery's place in the one blob that carries a group's ids and bodies: 16 bytes id, 16 bytes correlation, body.
-#[derive(Serialize)]
-struct Packed<'a> {
-    at: usize,
-    bytes: usize,
-    key: &'a str,
-    event: &'a str,
-    received_at: i64,
+/// What a delivery adds to the log beside its body: its share of index pages.
+const LOG_BYTES: usize = 8 * 1024;
+
+pub(crate) struct Accept {
+    pub(crate) delivery: Delivery,
 }
 
-const ID_BYTES: usize = 16;
+impl Verb for Accept {
+    type Out = Accepted;
 
-/// Stores a group of deliveries in one statement and notes in each whether it was new. Returns the newest row number.
-///
-/// Ids and bodies travel as one blob that SQLite cuts up: as JSON text they would be escaped and parsed.
-pub(crate) fn accept_all(tx: &mut Tx<'_>, newest: i64, asked: &mut [&mut AcceptAsk]) -> L<i64> {
-    let mut blob = Vec::with_capacity(asked.iter().map(|ask| ask.delivery.body.len() + 2 * ID_BYTES).sum());
-    let mut packed = Vec::with_capacity(asked.len());
-    for ask in asked.iter() {
-        let delivery = &ask.delivery;
-        packed.push(Packed {
-            at: blob.len() + 1,
-            bytes: delivery.body.len(),
-            key: &delivery.key,
-            event: &delivery.event,
-            received_at: delivery.received_at.as_microsecond(),
-        });
-        blob.extend_from_slice(delivery.id.as_uuid().as_bytes());
-        blob.extend_from_slice(delivery.correlation.as_uuid().as_bytes());
-        blob.extend_from_slice(&delivery.body);
-    }
-    let packed = serde_json::to_string(&packed).map_err(|e| LedgerError::Invalid(e.to_string()))?;
-    let lowest = newest + 1;
-    let stored = tx.conn.run(
-        "INSERT INTO delivery (seq, id, key, event, correlation_id, received_at, body)
-         SELECT ?1 + item.key,
-                substr(?2, item.value ->> 'at', 16),
-                item.value ->> 'key',
-                item.value ->> 'event',
-                substr(?2, (item.value ->> 'at') + 16, 16),
-                item.value ->> 'received_at',
-                substr(?2, (item.value ->> 'at') + 32, item.value ->> 'bytes')
-         FROM json_each(?3) AS item WHERE true
-         ON CONFLICT DO NOTHING",
-        params![lowest, blob, packed],
-    )?;
-
-    let all_new = usize::try_from(stored) == Ok(asked.len());
-    let new: BTreeSet<i64> = if all_new {
-        BTreeSet::new()
-    } else {
-        tx.conn.all("SELECT seq FROM delivery WHERE seq >= ?", params![lowest], first)?.into_iter().collect()
-    };
-    let mut last = newest;
-    for (seq, ask) in (lowest..).zip(asked.iter_mut()) {
-        ask.out = if all_new || new.contains(&seq) { Accepted::New } else { Accepted::Duplicate };
-        last = seq;
-    }
-    if stored > 0 {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Accepted> {
+        let Delivery { id, key, event, body, correlation, received_at } = &self.delivery;
+        let stored = tx.conn.run(
+            "INSERT INTO delivery (id, key, event, correlation_id, received_at, body) VALUES (?, ?, ?, ?, ?, ?)
+             ON CONFLICT DO NOTHING",
+            params![id.as_uuid(), key, event, correlation.as_uuid(), received_at.as_microsecond(), &body[..]],
+        )?;
+        if stored == 0 {
+            return Ok(Accepted::Duplicate);
+        }
         tx.wakes.delivery();
+        Ok(Accepted::New)
     }
-    Ok(last)
+
+    fn body_bytes(&self) -> usize {
+        self.delivery.body.len()
+    }
+
+    fn log_bytes(&self) -> usize {
+        self.delivery.body.len() + LOG_BYTES
+    }
 }
 
 /// The oldest `max` deliveries that nothing has come of yet and that do not wait.

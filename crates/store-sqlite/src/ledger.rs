@@ -122,7 +122,7 @@ impl Leases for SqliteLedger {
 #[async_trait]
 impl Ledger for SqliteLedger {
     async fn accept(&self, delivery: Delivery) -> L<Accepted> {
-        self.writer.accept(delivery).await
+        self.write(delivery::Accept { delivery }).await
     }
 
     async fn received_since(&self, prefix: &str, since: Timestamp) -> L<bool> {

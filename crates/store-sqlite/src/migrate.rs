@@ -3,7 +3,6 @@
 //! Which have run is kept in the table `_sqlx_migrations`, as sqlx keeps it: the releases before this one migrated with sqlx, and
 //! after a rollback they do again.
 
-use std::fmt;
 use std::sync::LazyLock;
 
 use fettle_app::ports::ledger::{L, LedgerError};
@@ -122,8 +121,72 @@ pub(crate) fn oldest_reader(conn: &Connection) -> L<i64> {
     conn.one("SELECT oldest_reader FROM ledger", (), first)
 }
 
-impl fmt::Debug for Migration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "migration {} ({})", self.version, self.description)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As sqlx noted them in the ledgers of the releases before: the files are still the same, and so is their digest.
+    const NOTED_BY_SQLX: [&str; 6] = [
+        "cd26fddbbdc773cc2edf75feda379914fc2c38f2ffc61cd7da4db2440334738d897d674d373d2c26ef1402667792c455",
+        "8863477597ce2298d61eb64c030b5b9396c7ad5cf799f47b6c88ab4d278842cc0eff6eae1827c5f4cf3bfb4a76528e15",
+        "ac6d14d1641544707ee031dffc11a77aea8e5ff2b915421fdfd9a028bbea608c7227373c93736ee6db0b376af446ad55",
+        "4dec257a916607bc826462f0e032f10cd6b0f4403e8b307b710ea107d553338d4d38650ce20c4bd75424a73049680d9b",
+        "3e54f762462cecf4718a4257e48a98f512c476ca3cd9aea9d0467ea796e1c79f028550703c074b0e3b5a1908264b205d",
+        "cd8cf83ed445711fa744bd97401868701637c776163c19268f9b6cda5e3b62fa521bfc65fd2896d1b49c56b9fb663f2c",
+    ];
+
+    /// A ledger as sqlx left it after the first `count` migrations.
+    fn of_sqlx(count: usize) -> Connection {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(APPLIED).unwrap();
+        for (migration, checksum) in MIGRATIONS.iter().zip(NOTED_BY_SQLX).take(count) {
+            conn.execute_batch(migration.sql).unwrap();
+            let noted = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                         VALUES (?, ?, TRUE, ?, 1000)";
+            conn.execute(noted, params![migration.version, migration.description, hex::decode(checksum).unwrap()])
+                .unwrap();
+        }
+        conn
+    }
+
+    fn versions(conn: &Connection) -> Vec<i64> {
+        applied(conn).unwrap().into_iter().map(|applied| applied.version).collect()
+    }
+
+    #[test]
+    fn a_ledger_that_sqlx_migrated_is_taken_on_from_where_it_is() {
+        for count in 0..=NOTED_BY_SQLX.len() {
+            let mut conn = of_sqlx(count);
+            migrate(&mut conn).unwrap();
+            assert_eq!(versions(&conn), [1, 2, 3, 4, 5, 6]);
+            conn.execute("INSERT INTO poll (repo_forge_id, mark_at) VALUES (1, 1)", ()).unwrap();
+            migrate(&mut conn).unwrap();
+            assert_eq!(versions(&conn), [1, 2, 3, 4, 5, 6]);
+        }
+    }
+
+    #[test]
+    fn a_newer_migration_is_tolerated_and_another_or_unfinished_one_is_not() {
+        let mut conn = of_sqlx(6);
+        conn.execute("UPDATE _sqlx_migrations SET version = 7 WHERE version = 6", ()).unwrap();
+        conn.execute("DROP INDEX job_dead", ()).unwrap();
+        migrate(&mut conn).unwrap();
+        assert_eq!(versions(&conn), [1, 2, 3, 4, 5, 6, 7]);
+
+        conn.execute("UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 3", ()).unwrap();
+        assert!(matches!(migrate(&mut conn), Err(MigrateError::Changed(3))));
+        conn.execute("UPDATE _sqlx_migrations SET success = FALSE WHERE version = 2", ()).unwrap();
+        assert!(matches!(migrate(&mut conn), Err(MigrateError::Unfinished(2))));
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_nothing() {
+        let mut conn = of_sqlx(5);
+        conn.execute("CREATE INDEX job_dead ON job (seq)", ()).unwrap();
+        assert!(matches!(migrate(&mut conn), Err(MigrateError::Execute { version: 6, .. })));
+        assert_eq!(versions(&conn), [1, 2, 3, 4, 5]);
+        conn.execute("DROP INDEX job_dead", ()).unwrap();
+        migrate(&mut conn).unwrap();
+        assert_eq!(versions(&conn), [1, 2, 3, 4, 5, 6]);
     }
 }

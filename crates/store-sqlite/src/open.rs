@@ -74,12 +74,12 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
         migrate(&mut conn)?;
         let time = LedgerTime::starting(clock, stopwatch, claim(&conn)?);
         grant_grace(&conn, &time, lease)?;
-        let (newest_event, newest_delivery) = newest(&conn)?;
+        let newest_event = newest_event(&conn)?;
         let readers = Readers::open(file.clone())?;
         let blobs = Blobs::open(&data_dir, ids).map_err(|source| OpenError::DataDir { data_dir, source })?;
-        Ok(Prepared { conn, file, readers, blobs, time, newest_event, newest_delivery })
+        Ok(Prepared { conn, file, readers, blobs, time, newest_event, lock })
     });
-    let Prepared { conn, file, readers, blobs, time, newest_event, newest_delivery } = prepared.await?;
+    let Prepared { conn, file, readers, blobs, time, newest_event, lock } = prepared.await?;
 
     let (event_sender, newest_event) = watch::channel(newest_event);
     let (work_sender, work) = watch::channel(0);
@@ -95,7 +95,6 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
         newest_event: event_sender,
         work: work_sender,
         jobs: job_sender,
-        newest_delivery,
         lock,
     })?;
     let admissions = options.admissions;
@@ -112,7 +111,8 @@ struct Prepared {
     blobs: Blobs,
     time: LedgerTime,
     newest_event: u64,
-    newest_delivery: i64,
+    /// Held also when nobody waits for the opening any more.
+    lock: DataDirLock,
 }
 
 /// Runs `work`, which may wait for the disk, on a thread of its own.
@@ -261,14 +261,10 @@ fn grant_grace(conn: &Connection, time: &LedgerTime, lease: Duration) -> Result<
     Ok(())
 }
 
-/// The numbers of the last event and the last delivery; 0 when there is none.
-fn newest(conn: &Connection) -> Result<(u64, i64), OpenError> {
-    let (event, delivery): (i64, i64) = conn.one(
-        "SELECT coalesce((SELECT max(seq) FROM event), 0), coalesce((SELECT max(seq) FROM delivery), 0)",
-        (),
-        |row| row.try_into(),
-    )?;
-    Ok((u64::try_from(event).map_err(unreadable)?, delivery))
+/// The number of the last event; 0 when there is none.
+fn newest_event(conn: &Connection) -> Result<u64, OpenError> {
+    let newest: i64 = conn.one("SELECT coalesce(max(seq), 0) FROM event", (), first)?;
+    Ok(u64::try_from(newest).map_err(unreadable)?)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use fettle_app::crash::{self, Point};
 use fettle_app::ports::clock::IdSource;
-use fettle_app::ports::ledger::{Accepted, Delivery, L, LedgerError};
+use fettle_app::ports::ledger::{L, LedgerError};
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::Timing;
 use fettle_domain::turn::Slots;
@@ -19,7 +19,6 @@ use jiff::Timestamp;
 use rusqlite::{Connection, TransactionBehavior, params};
 use tokio::sync::{oneshot, watch};
 
-use crate::delivery;
 use crate::error::{self, OrLedger};
 use crate::line::{Line, LineEnd, Taken, line};
 use crate::open::{self, DataDirLock};
@@ -30,7 +29,7 @@ use crate::time::LedgerTime;
 const QUEUE: usize = 1024;
 /// Commands in one transaction: a failing one makes the others run again one by one, so a group stays small.
 const MAX_GROUP: usize = 512;
-/// Bytes of deliveries in one transaction: they are copied into one parameter.
+/// Bytes of deliveries in one transaction: the others of the group wait until they are written.
 const MAX_GROUP_BYTES: usize = 16 * 1024 * 1024;
 /// Without a command for this long, the log is moved into the database.
 const IDLE: Duration = Duration::from_millis(250);
@@ -42,8 +41,6 @@ const LAST_BYTES: usize = 4 * 1024 * 1024;
 const MAX_LOG_BYTES: usize = 512 * 1024 * 1024;
 /// What a verb adds to the log, roughly: about eight pages.
 const VERB_LOG_BYTES: usize = 32 * 1024;
-/// What a delivery adds to the log beside its body: its share of index pages.
-const DELIVERY_LOG_BYTES: usize = 8 * 1024;
 /// A caller waits at most this long for the writer; a healthy one answers within milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -51,6 +48,16 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) trait Verb: Send + Sync + 'static {
     type Out: Send + 'static;
     fn apply(&self, tx: &mut Tx<'_>) -> L<Self::Out>;
+
+    /// What it carries of somebody else's, of whatever size.
+    fn body_bytes(&self) -> usize {
+        0
+    }
+
+    /// What it adds to the log, roughly.
+    fn log_bytes(&self) -> usize {
+        VERB_LOG_BYTES
+    }
 }
 
 /// What a verb works with.
@@ -105,7 +112,7 @@ impl Wakes {
 
 /// The handle that callers hold.
 pub(crate) struct Writer {
-    line: Line<Command>,
+    line: Line<Box<dyn Asked>>,
     /// Set once the file cannot be trusted; every later write is refused with it.
     broken: Arc<OnceLock<String>>,
     /// Taken by whoever closes.
@@ -126,7 +133,6 @@ pub(crate) struct WriterParts {
     pub(crate) work: watch::Sender<u64>,
     /// Rung by jobs alone: whoever waits for a lease asks with a write, and a flood of deliveries must not make them ask.
     pub(crate) jobs: watch::Sender<u64>,
-    pub(crate) newest_delivery: i64,
     /// Held for as long as the connection may write.
     pub(crate) lock: DataDirLock,
 }
@@ -146,17 +152,8 @@ impl Writer {
 
     pub(crate) async fn write<V: Verb>(&self, verb: V) -> L<V::Out> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Command::Verb(Box::new(Ask { verb, out: None, reply })), answer).await
-    }
-
-    pub(crate) async fn accept(&self, delivery: Delivery) -> L<Accepted> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Command::Accept(AcceptAsk { delivery, out: Accepted::New, reply }), answer).await
-    }
-
-    async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<L<T>>) -> L<T> {
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
-            self.line.join(command).await.ok_or_else(|| self.gone())?;
+            self.line.join(Box::new(Ask { verb, out: None, reply })).await.ok_or_else(|| self.gone())?;
             answer.await.map_err(|_| self.gone())?
         });
         answered.await.unwrap_or_else(|_| {
@@ -198,21 +195,11 @@ impl Drop for Writer {
     }
 }
 
-enum Command {
-    /// The hot path: all deliveries of a group become one statement.
-    Accept(AcceptAsk),
-    Verb(Box<dyn Asked>),
-}
-
-pub(crate) struct AcceptAsk {
-    pub(crate) delivery: Delivery,
-    pub(crate) out: Accepted,
-    reply: oneshot::Sender<L<Accepted>>,
-}
-
 trait Asked: Send {
     fn apply(&mut self, tx: &mut Tx<'_>) -> L<()>;
     fn answer(self: Box<Self>, failed: Option<LedgerError>);
+    fn body_bytes(&self) -> usize;
+    fn log_bytes(&self) -> usize;
 }
 
 struct Ask<V: Verb> {
@@ -235,36 +222,18 @@ impl<V: Verb> Asked for Ask<V> {
         // A caller that gave up finds its change in the ledger when it asks again.
         let _ = self.reply.send(answer);
     }
-}
-
-impl Command {
-    fn answer(self, failed: Option<LedgerError>) {
-        match self {
-            Self::Accept(ask) => {
-                // As above: the sender's redelivery will be a duplicate.
-                let _ = ask.reply.send(failed.map_or(Ok(ask.out), Err));
-            }
-            Self::Verb(ask) => ask.answer(failed),
-        }
-    }
 
     fn body_bytes(&self) -> usize {
-        match self {
-            Self::Accept(ask) => ask.delivery.body.len(),
-            Self::Verb(_) => 0,
-        }
+        self.verb.body_bytes()
     }
 
     fn log_bytes(&self) -> usize {
-        match self {
-            Self::Accept(ask) => ask.delivery.body.len() + DELIVERY_LOG_BYTES,
-            Self::Verb(_) => VERB_LOG_BYTES,
-        }
+        self.verb.log_bytes()
     }
 }
 
 /// Tells those who asked that their changes are durable, after whoever waits for them was woken.
-fn answer(group: Vec<Command>, woken: Wakes) {
+fn answer(group: Vec<Box<dyn Asked>>, woken: Wakes) {
     if woken.run {
         crash::before(Point::HintMark);
     }
@@ -287,7 +256,7 @@ struct Log {
 
 struct WriterThread {
     parts: WriterParts,
-    line: LineEnd<Command>,
+    line: LineEnd<Box<dyn Asked>>,
     broken: Arc<OnceLock<String>>,
     log: Log,
     /// The connection's idea of its transaction may be wrong, so it is made anew before the next one.
@@ -296,31 +265,34 @@ struct WriterThread {
 
 impl WriterThread {
     fn run(mut self) -> L<()> {
-        loop {
-            let watches = self.log.fresh > 0 || self.log.mover.is_some();
-            match self.line.take(watches.then_some(IDLE)) {
-                Taken::Some(asked) => {
-                    for group in groups(asked) {
-                        self.settle(group);
-                        if self.broken.get().is_some() {
-                            // The handle answers for those still in line.
-                            return Ok(());
-                        }
-                    }
-                    self.look_after_the_log();
-                }
+        while self.broken.get().is_none() {
+            let looks = self.log.fresh > 0 || self.log.mover.is_some();
+            match self.line.take(looks.then_some(IDLE)) {
+                Taken::Some(asked) => self.settle_all(asked),
                 Taken::Idle if self.log.mover.is_some() => self.look_after_the_log(),
                 Taken::Idle => self.checkpoint(),
                 Taken::Closed => return self.close(),
                 Taken::Abandoned => return Ok(()),
             }
         }
+        // The handle answers for those still in line.
+        Ok(())
+    }
+
+    fn settle_all(&mut self, asked: Vec<Box<dyn Asked>>) {
+        for group in groups(asked) {
+            self.settle(group);
+            if self.broken.get().is_some() {
+                return;
+            }
+        }
+        self.look_after_the_log();
     }
 
     /// Applies and answers. A group in which one fails is rolled back and goes one by one, so that each gets its own
     /// answer.
-    fn settle(&mut self, mut group: Vec<Command>) {
-        let bytes = group.iter().map(Command::log_bytes).sum::<usize>();
+    fn settle(&mut self, mut group: Vec<Box<dyn Asked>>) {
+        let bytes = group.iter().map(|ask| ask.log_bytes()).sum::<usize>();
         self.log.fresh += bytes;
         self.log.whole += bytes;
         match self.attempt(&mut group) {
@@ -345,7 +317,7 @@ impl WriterThread {
         }
     }
 
-    fn refuse(&self, group: Vec<Command>, error: LedgerError) {
+    fn refuse(&self, group: Vec<Box<dyn Asked>>, error: LedgerError) {
         if let LedgerError::Corrupt(why) = &error {
             self.broken.get_or_init(|| why.clone());
         }
@@ -356,7 +328,7 @@ impl WriterThread {
 
     /// A full disk makes SQLite roll back by itself, in the middle of whatever was asked of it. What is left of such a
     /// connection is nothing to build on, so whatever did not end as it should gets a new one.
-    fn attempt(&mut self, group: &mut [Command]) -> L<Wakes> {
+    fn attempt(&mut self, group: &mut [Box<dyn Asked>]) -> L<Wakes> {
         if self.suspect {
             self.parts.conn = open::writing(&self.parts.file).or_ledger()?;
             self.suspect = false;
@@ -366,7 +338,7 @@ impl WriterThread {
         outcome
     }
 
-    fn transact(&mut self, group: &mut [Command]) -> L<Wakes> {
+    fn transact(&mut self, group: &mut [Box<dyn Asked>]) -> L<Wakes> {
         let parts = &mut self.parts;
         let transaction = parts.conn.transaction_with_behavior(TransactionBehavior::Immediate).or_ledger()?;
         let mut tx = Tx {
@@ -380,21 +352,12 @@ impl WriterThread {
             newest_event: 0,
             stepped: None,
         };
-        let mut newest_delivery = parts.newest_delivery;
-        let mut deliveries: Vec<&mut AcceptAsk> = Vec::new();
-        for command in group {
-            match command {
-                Command::Accept(ask) => deliveries.push(ask),
-                Command::Verb(ask) => ask.apply(&mut tx)?,
-            }
-        }
-        if !deliveries.is_empty() {
-            newest_delivery = delivery::accept_all(&mut tx, newest_delivery, &mut deliveries)?;
+        for ask in group {
+            ask.apply(&mut tx)?;
         }
         let (wakes, newest_event, stepped) = (tx.wakes, tx.newest_event, tx.stepped);
         transaction.commit().or_ledger()?;
 
-        parts.newest_delivery = newest_delivery;
         if let Some(step) = stepped {
             parts.time.follow(step);
         }
@@ -468,7 +431,7 @@ impl WriterThread {
 }
 
 /// No more in one than a transaction should hold. There is no waiting window: alone, a command goes at once.
-fn groups(asked: Vec<Command>) -> Vec<Vec<Command>> {
+fn groups(asked: Vec<Box<dyn Asked>>) -> Vec<Vec<Box<dyn Asked>>> {
     let mut groups = vec![Vec::with_capacity(asked.len().min(MAX_GROUP))];
     let mut bytes = 0;
     for command in asked {
@@ -495,7 +458,7 @@ fn move_log(conn: &Connection) -> L<()> {
 #[cfg(test)]
 mod tests {
     use fettle_app::ports::clock::IdSource;
-    use fettle_app::ports::ledger::{Accepted, Ledger as _};
+    use fettle_app::ports::ledger::{Accepted, Delivery, Ledger as _};
     use fettle_domain::id::{CorrelationId, DeliveryId};
     use uuid::Uuid;
 
