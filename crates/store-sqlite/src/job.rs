@@ -315,11 +315,13 @@ impl Verb for Lease {
                 let body = EventBody::RunLeased { worker: self.who.name.clone(), fence: row.job.fence.get() };
                 task.tell(tx, &body)?;
                 task.follow(tx, &row, None)?;
+                task.store(tx)?;
             } else {
                 let parts = task::parts(tx, row.task)?;
-                task.follow(tx, &parts.run, parts.publish.as_ref())?;
+                if task.follow(tx, &parts.run, parts.publish.as_ref())? {
+                    task.store(tx)?;
+                }
             }
-            task.store(tx)?;
             leased.push(grant(tx, &row, task, tx.timing.lease)?);
         }
         if !leased.is_empty() {

@@ -27,12 +27,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fettle_domain::id::JobId;
-use fettle_domain::job::JobState;
+use fettle_domain::job::{JobKind, JobState};
+use fettle_domain::task::TaskState;
 use tokio::time::{Instant, sleep};
 
 pub use bug::Bug;
 pub use ledger::{Durable, MemoryLedger, Surroundings};
 
+use crate::ledger::JobRow;
 use crate::nature::{Nature, Who};
 use crate::people::People;
 use crate::world::World;
@@ -133,9 +135,13 @@ async fn come_to_an_end(world: &World, people: &People) {
     world.nature.note(Who::Outside, || "the end".to_owned());
 }
 
+/// Those that can be started over: what was cancelled is asked for anew instead.
 fn dead(world: &World) -> BTreeSet<JobId> {
     let rows = world.durable.rows();
-    let dead = rows.jobs.iter().filter(|row| matches!(row.job.state, JobState::Dead { .. }));
+    let is_cancelled = |row: &JobRow| rows.task(row.task).is_ok_and(|task| task.state == TaskState::Cancelled);
+    let dead = rows.jobs.iter().filter(|row| {
+        matches!(row.job.state, JobState::Dead { .. }) && (row.job.kind == JobKind::Publish || !is_cancelled(row))
+    });
     dead.map(|row| row.job.id).collect()
 }
 

@@ -40,7 +40,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::audit::audit;
 use self::rows::{DeliveryRow, Tx, Wakes};
-pub(crate) use self::rows::{Rows, TaskRow, is_held};
+pub(crate) use self::rows::{JobRow, Rows, TaskRow, is_held};
 use self::time::LedgerTime;
 use crate::bug::Bug;
 

@@ -162,7 +162,7 @@ impl Rows {
         self.find_job(id).ok_or_else(|| LedgerError::NotFound(id.to_string()))
     }
 
-    pub(super) fn task(&self, id: TaskId) -> L<&TaskRow> {
+    pub(crate) fn task(&self, id: TaskId) -> L<&TaskRow> {
         self.tasks.get(&id).ok_or_else(|| LedgerError::NotFound(id.to_string()))
     }
 
