@@ -44,6 +44,7 @@ const BELOW_BINARIES: &[&str] = &[
 /// One row for each member of the workspace. Dev-dependencies are free.
 pub(super) const CRATES: &[Row] = &[
     Row { name: "domain", kind: Kind::Layer(&[]) },
+    Row { name: "placement", kind: Kind::Layer(&[]) },
     Row { name: "app", kind: Kind::Layer(&["domain"]) },
     Row { name: "agent", kind: Kind::Layer(USE_CASES) },
     Row { name: "runtime", kind: Kind::Layer(USE_CASES) },

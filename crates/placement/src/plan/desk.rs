@@ -1,0 +1,461 @@
+//! The facts laid out for one plan, and what the plan has done to them so far: a want sees what those before it have left.
+
+use std::collections::BTreeMap;
+
+use super::sites::Site;
+use crate::device::{Device, DeviceKind, Health, Pool, PoolKind};
+use crate::engine::{Engine, EngineState, Presence, Seat};
+use crate::id::{DeviceId, EngineId, ModelId, PoolId};
+use crate::memory_ledger::{Account, hold};
+use crate::placement::{Barrier, Cost, How, Intent, Reason};
+use crate::quantity::{Bytes, Millis};
+use crate::recipe::{Recipe, SleepLevel};
+use crate::view::{Policy, View};
+
+/// Reclaim takes seconds; see `reclaim::RECLAIM_DEADLINE`.
+const LEAVING: Millis = crate::reclaim::RECLAIM_DEADLINE;
+/// Of a load that takes longer than it should have.
+const OVERDUE: Millis = Millis::secs(5);
+
+pub(super) struct Desk<'v> {
+    pub(super) view: &'v View,
+    pub(super) policy: &'v Policy,
+    /// All lists are in the order of ids, and the plan speaks of their places.
+    pub(super) devices: Vec<Spot<'v>>,
+    pub(super) pools: Vec<Vault<'v>>,
+    pub(super) engines: Vec<&'v Engine>,
+    recipes: Vec<&'v Recipe>,
+    by_model: BTreeMap<&'v ModelId, Vec<usize>>,
+    started: BTreeMap<&'v ModelId, Vec<(EngineId, Millis)>>,
+    /// Engines that this plan has given a way to go.
+    left: Vec<usize>,
+    /// Drained for nothing; they take requests again.
+    resumed: Vec<usize>,
+    kept: Vec<usize>,
+    /// Where host bytes are counted: the host's pool, else the unified one.
+    pub(super) host: Option<usize>,
+    pub(super) intents: Vec<Intent>,
+    pub(super) reasons: Vec<Reason>,
+}
+
+pub(super) struct Spot<'v> {
+    pub(super) device: &'v Device,
+    /// `None`: its pool is not in the view, so nothing is known of its memory.
+    pub(super) pool: Option<usize>,
+    /// It is cut into slices, which take its engines.
+    pub(super) sliced: bool,
+}
+
+pub(super) struct Vault<'v> {
+    pub(super) pool: &'v Pool,
+    pub(super) account: Account,
+    /// Those with a claim or bytes there.
+    pub(super) engines: Vec<usize>,
+    /// The load or the leaving that goes on there; nothing else begins before its end.
+    pub(super) changing: Option<Change>,
+    /// The engine there that still answers its last requests; only those it makes room for begin before its end.
+    pub(super) draining: Option<Change>,
+    /// Being emptied for somebody else.
+    pub(super) kept_for: Option<(&'v ModelId, Millis)>,
+}
+
+/// Of several the last to end counts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Change {
+    /// When it should be over.
+    pub(super) until: Millis,
+    pub(super) by: EngineId,
+}
+
+impl Change {
+    fn note(change: &mut Option<Self>, until: Millis, by: &EngineId) {
+        if change.as_ref().is_none_or(|known| known.until < until) {
+            *change = Some(Self { until, by: by.clone() });
+        }
+    }
+}
+
+/// An engine that was given a seat.
+pub(super) enum Seated {
+    New(Seat),
+    Woken(EngineId, crate::id::Epoch),
+}
+
+impl Seated {
+    pub(super) fn id(&self) -> &EngineId {
+        match self {
+            Self::New(seat) => &seat.engine,
+            Self::Woken(id, _) => id,
+        }
+    }
+
+    pub(super) fn into_intent(self) -> Intent {
+        match self {
+            Self::New(seat) => Intent::Load(seat),
+            Self::Woken(id, epoch) => Intent::Wake(id, epoch),
+        }
+    }
+}
+
+fn sorted<'v, T, K: Ord + 'v>(list: &'v [T], id: impl Fn(&'v T) -> K) -> Vec<&'v T> {
+    let mut sorted: Vec<&T> = list.iter().collect();
+    sorted.sort_by_key(|item| id(item));
+    sorted
+}
+
+impl<'v> Desk<'v> {
+    pub(super) fn new(view: &'v View, policy: &'v Policy) -> Self {
+        let pools = sorted(&view.pools, |pool| &pool.id);
+        let pool_at = |id: &PoolId| pools.binary_search_by(|pool| pool.id.cmp(id)).ok();
+        let mut parents: Vec<&DeviceId> = view.devices.iter().filter_map(parent).collect();
+        parents.sort();
+        let devices: Vec<Spot> = sorted(&view.devices, |device| &device.id)
+            .into_iter()
+            .map(|device| Spot {
+                device,
+                pool: pool_at(&device.pool),
+                sliced: parents.binary_search(&&device.id).is_ok(),
+            })
+            .collect();
+        let mut takes_loads = vec![false; pools.len()];
+        for spot in &devices {
+            if let Some(pool) = spot.pool {
+                takes_loads[pool] |= spot.device.health.takes_loads();
+            }
+        }
+        let host = pools
+            .iter()
+            .position(|pool| pool.kind == PoolKind::Host)
+            .or_else(|| pools.iter().position(|pool| pool.kind == PoolKind::Unified));
+        let mut vaults: Vec<Vault> = pools
+            .iter()
+            .zip(takes_loads)
+            .map(|(pool, takes_loads)| Vault {
+                pool,
+                account: Account::empty(pool, takes_loads, view.now, policy),
+                engines: Vec::new(),
+                changing: pool.lock.clone().map(|by| Change { until: view.now + LEAVING, by }),
+                draining: None,
+                kept_for: None,
+            })
+            .collect();
+
+        let engines = sorted(&view.engines, |engine| &engine.id);
+        let mut by_model: BTreeMap<&ModelId, Vec<usize>> = BTreeMap::new();
+        for (nth, engine) in engines.iter().enumerate() {
+            by_model.entry(&engine.seat.model).or_default().push(nth);
+            let changing = changing_until(engine, view.now);
+            let lists = [&engine.seat.claims, &engine.observed];
+            for (id, _) in lists.into_iter().flatten() {
+                let Some(vault) = pool_at(id).map(|place| &mut vaults[place]) else { continue };
+                if vault.engines.last() == Some(&nth) {
+                    continue;
+                }
+                vault.engines.push(nth);
+                vault.account.enter(engine, id);
+                if let Some(until) = changing.filter(|_| vault.pool.kind.locks()) {
+                    Change::note(&mut vault.changing, until, &engine.id);
+                }
+                if let EngineState::Draining { until } = engine.state
+                    && vault.pool.kind.locks()
+                {
+                    Change::note(&mut vault.draining, until, &engine.id);
+                }
+            }
+        }
+        Self {
+            view,
+            policy,
+            devices,
+            pools: vaults,
+            engines,
+            recipes: sorted(&view.recipes, |recipe| &recipe.id),
+            by_model,
+            started: BTreeMap::new(),
+            left: Vec::new(),
+            resumed: Vec::new(),
+            kept: Vec::new(),
+            host,
+            intents: Vec::new(),
+            reasons: Vec::new(),
+        }
+    }
+
+    /// The recipes of a model in the order in which they are declared.
+    pub(super) fn recipes_of(&self, model: &ModelId) -> Vec<&'v Recipe> {
+        let view = self.view;
+        let spec = view.models.iter().find(|spec| spec.id == *model);
+        let ids = spec.into_iter().flat_map(|spec| &spec.recipes);
+        let at = |id| self.recipes.binary_search_by(|recipe| recipe.id.cmp(id)).ok();
+        ids.filter_map(|id| at(id).map(|place| self.recipes[place])).collect()
+    }
+
+    /// How many engines of a model take requests, and which ones soon will, with the time until then.
+    pub(super) fn at_work_for(&self, model: &ModelId) -> (usize, Vec<(EngineId, Millis)>) {
+        let mut ready = 0;
+        let mut underway = self.started.get(model).cloned().unwrap_or_default();
+        for &nth in self.by_model.get(model).into_iter().flatten() {
+            let engine = self.engines[nth];
+            if self.left.contains(&nth) || !self.serves(engine) {
+                continue;
+            }
+            match engine.state {
+                EngineState::Ready => ready += 1,
+                EngineState::Draining { .. } if self.resumed.contains(&nth) => ready += 1,
+                EngineState::Reserved | EngineState::Spawning | EngineState::Loading => {
+                    let over = changing_until(engine, self.view.now).unwrap_or(self.view.now);
+                    underway.push((engine.id.clone(), over.since(self.view.now)));
+                }
+                EngineState::Draining { .. }
+                | EngineState::Stopping
+                | EngineState::Reclaiming
+                | EngineState::Gone
+                | EngineState::Sleeping(_)
+                | EngineState::Backoff { .. } => {}
+            }
+        }
+        (ready, underway)
+    }
+
+    /// Engines that sleep and could be woken, of one recipe.
+    pub(super) fn sleepers_of(&self, recipe: &Recipe) -> impl Iterator<Item = usize> {
+        let of_model = self.by_model.get(&recipe.model).into_iter().flatten().copied();
+        of_model.filter(|nth| {
+            let engine = self.engines[*nth];
+            let asleep = matches!(engine.state, EngineState::Sleeping(_));
+            asleep && engine.seat.recipe == recipe.id && !self.left.contains(nth)
+        })
+    }
+
+    /// Until when no engine of this recipe is to be tried again.
+    pub(super) fn backoff_of(&self, recipe: &Recipe) -> Option<Millis> {
+        let of_model = self.by_model.get(&recipe.model).into_iter().flatten();
+        let backoffs = of_model.filter_map(|nth| match self.engines[*nth] {
+            Engine { state: EngineState::Backoff { until }, seat, .. } if seat.recipe == recipe.id => Some(*until),
+            _ => None,
+        });
+        backoffs.max().filter(|until| *until > self.view.now)
+    }
+
+    fn serves(&self, engine: &Engine) -> bool {
+        engine.seat.devices.iter().all(|id| self.spot(id).is_none_or(|spot| spot.device.health.serves()))
+    }
+
+    pub(super) fn quarantined_device_of(&self, engine: &'v Engine) -> Option<&'v DeviceId> {
+        let devices = engine.seat.devices.iter();
+        devices
+            .into_iter()
+            .find(|id| self.spot(id).is_some_and(|spot| matches!(spot.device.health, Health::Quarantined(_))))
+    }
+
+    fn spot(&self, id: &DeviceId) -> Option<&Spot<'v>> {
+        self.place_of(id).map(|place| &self.devices[place])
+    }
+
+    pub(super) fn place_of(&self, id: &DeviceId) -> Option<usize> {
+        self.devices.binary_search_by(|spot| spot.device.id.cmp(id)).ok()
+    }
+
+    fn pool_place(&self, id: &PoolId) -> Option<usize> {
+        self.pools.binary_search_by(|vault| vault.pool.id.cmp(id)).ok()
+    }
+
+    /// The pools that an engine has claims or bytes in.
+    pub(super) fn pools_of(&self, engine: &Engine) -> Vec<usize> {
+        let ids = engine.seat.claims.iter().chain(&engine.observed).map(|(id, _)| id);
+        let mut places: Vec<usize> = ids.filter_map(|id| self.pool_place(id)).collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    pub(super) fn hold(&self, engine: usize, pool: usize) -> Bytes {
+        hold(self.engines[engine], &self.pools[pool].pool.id)
+    }
+
+    pub(super) fn has_left(&self, engine: usize) -> bool {
+        self.left.contains(&engine)
+    }
+
+    pub(super) fn resume(&mut self, engine: usize) {
+        if !self.has_left(engine) && !self.resumed.contains(&engine) {
+            self.resumed.push(engine);
+            self.intents.push(Intent::Resume(self.engines[engine].id.clone(), self.engines[engine].epoch));
+        }
+    }
+
+    pub(super) fn names(&self, engines: &[usize]) -> Vec<EngineId> {
+        engines.iter().map(|nth| self.engines[*nth].id.clone()).collect()
+    }
+
+    pub(super) fn device_ids(&self, site: &Site) -> Vec<DeviceId> {
+        site.devices.iter().map(|place| self.devices[*place].device.id.clone()).collect()
+    }
+
+    pub(super) fn making_room(&self, victims: &[usize], cost: Cost) -> How {
+        How::MakingRoom { victims: self.names(victims), cost }
+    }
+
+    /// What a barrier empties is out of reach for the next want, unless it is the barrier's own.
+    pub(super) fn keep_for(&mut self, barrier: Option<&Barrier>) {
+        for place in std::mem::take(&mut self.kept) {
+            self.pools[place].kept_for = None;
+        }
+        let Some(barrier) = barrier else { return };
+        // The model's name is taken from the view, which outlives the desk.
+        let Some(model) = self.view.models.iter().map(|spec| &spec.id).find(|id| **id == barrier.model) else { return };
+        for id in &barrier.devices {
+            let place = self.place_of(id).and_then(|place| self.devices[place].pool);
+            if let Some(place) = place {
+                self.pools[place].kept_for = Some((model, barrier.until));
+                self.kept.push(place);
+            }
+        }
+    }
+
+    /// Promises a site's memory and locks its pools. A new engine gets the lowest number that its model has free.
+    pub(super) fn seat(&mut self, recipe: &'v Recipe, site: &Site, sleeper: Option<usize>, load: Millis) -> Seated {
+        let (mut claims, mut peaks) = (Vec::new(), Vec::new());
+        for need in &site.needs {
+            let vault = &mut self.pools[need.pool];
+            vault.account.promise(need.bytes());
+            claims.push((vault.pool.id.clone(), need.claim));
+            peaks.push((vault.pool.id.clone(), need.bytes()));
+        }
+        let seated = match sleeper {
+            Some(nth) => {
+                self.left.push(nth);
+                Seated::Woken(self.engines[nth].id.clone(), self.engines[nth].epoch)
+            }
+            None => Seated::New(Seat {
+                engine: self.new_name(&recipe.model),
+                model: recipe.model.clone(),
+                recipe: recipe.id.clone(),
+                devices: self.device_ids(site),
+                claims,
+                peaks,
+            }),
+        };
+        for vault in site.needs.iter().map(|need| need.pool) {
+            let vault = &mut self.pools[vault];
+            if vault.pool.kind.locks() {
+                Change::note(&mut vault.changing, self.view.now + load, seated.id());
+            }
+        }
+        self.started.entry(&recipe.model).or_default().push((seated.id().clone(), load));
+        seated
+    }
+
+    fn new_name(&self, model: &ModelId) -> EngineId {
+        let mut number = 1u32;
+        loop {
+            let name = EngineId::new(format!("{model}.{number}"));
+            let known = self.engines.binary_search_by(|engine| engine.id.cmp(&name)).is_ok();
+            let started = self.started.get(model).is_some_and(|started| started.iter().any(|(id, _)| *id == name));
+            if !known && !started {
+                return name;
+            }
+            number += 1;
+        }
+    }
+
+    /// Ends the victims, or lets those sleep whose memory the host can take and of whom the site needs no more than sleep
+    /// gives back.
+    pub(super) fn make_way(&mut self, victims: &[usize], site: &Site, model: &ModelId) {
+        let mut spare: Vec<i128> = site.needs.iter().map(|need| self.pools[need.pool].account.room()).collect();
+        for &victim in victims {
+            for (spare, need) in spare.iter_mut().zip(&site.needs) {
+                *spare += self.hold(victim, need.pool).signed();
+            }
+        }
+        for &victim in victims {
+            let engine = self.engines[victim];
+            let cost = self.cost(engine);
+            let asleep = self.can_sleep(engine, site, &mut spare);
+            self.leaves(victim);
+            let (id, epoch) = (engine.id.clone(), engine.epoch);
+            self.reasons.push(Reason::MadeRoom { engine: id.clone(), model: model.clone(), cost, asleep });
+            self.intents.push(if asleep { Intent::Sleep(id, epoch) } else { Intent::Stop(id, epoch) });
+        }
+    }
+
+    /// Takes the host's bytes, and what stays on the devices from `spare`, if there is enough of both.
+    fn can_sleep(&mut self, engine: &Engine, site: &Site, spare: &mut [i128]) -> bool {
+        let recipe = self.recipes.iter().find(|recipe| recipe.id == engine.seat.recipe);
+        let footprint = self.view.footprints.get(&engine.seat.recipe);
+        let Some((recipe, footprint)) = recipe.zip(footprint) else { return false };
+        let Some(host) = self.host.filter(|place| self.pools[*place].pool.kind == PoolKind::Host) else { return false };
+        if recipe.sleep == SleepLevel::Never || engine.state != EngineState::Ready {
+            return false;
+        }
+        let claim: Bytes = engine.seat.claims.iter().map(|(_, bytes)| *bytes).sum();
+        let stays = |pool: usize| {
+            let of_shard = engine.seat.devices.iter().zip(&footprint.shards);
+            let there = of_shard.filter(|(id, _)| self.spot(id).is_some_and(|spot| spot.pool == Some(pool)));
+            there.map(|(_, parts)| parts.context).sum::<Bytes>().signed()
+        };
+        let stays: Vec<i128> = site.needs.iter().map(|need| stays(need.pool)).collect();
+        if self.pools[host].account.avail() < claim || spare.iter().zip(&stays).any(|(spare, stays)| spare < stays) {
+            return false;
+        }
+        spare.iter_mut().zip(stays).for_each(|(spare, stays)| *spare -= stays);
+        self.pools[host].account.promise(claim);
+        true
+    }
+
+    /// It will go, but keeps its memory for as long as its requests take.
+    pub(super) fn drains(&mut self, engine: usize, until: Millis) {
+        for place in self.pools_of(self.engines[engine]) {
+            let vault = &mut self.pools[place];
+            if vault.pool.kind.locks() {
+                Change::note(&mut vault.draining, until, &self.engines[engine].id);
+            }
+        }
+        self.left.push(engine);
+    }
+
+    /// From here on the plan counts without an engine, and nothing else begins in its pools.
+    pub(super) fn leaves(&mut self, engine: usize) {
+        let presence = self.engines[engine].state.presence();
+        for place in self.pools_of(self.engines[engine]) {
+            let hold = self.hold(engine, place);
+            let vault = &mut self.pools[place];
+            vault.account.release(hold, presence);
+            if vault.pool.kind.locks() {
+                Change::note(&mut vault.changing, self.view.now + LEAVING, &self.engines[engine].id);
+            }
+        }
+        self.left.push(engine);
+    }
+
+    /// What others pay when an engine goes. Who is on the way out costs nothing more.
+    pub(super) fn cost(&self, engine: &Engine) -> Cost {
+        if engine.state.presence() == Presence::Leaving {
+            return Cost::default();
+        }
+        let asked = u128::from(engine.reload.get()) * u128::from(engine.rate_milli) / 1000;
+        let warm = u128::from(engine.warm_sessions) * u128::from(engine.prefill.get());
+        Cost(u64::try_from(asked + warm).unwrap_or(u64::MAX))
+    }
+}
+
+fn parent(device: &Device) -> Option<&DeviceId> {
+    match &device.kind {
+        DeviceKind::Slice { parent, .. } => Some(parent),
+        DeviceKind::Gpu | DeviceKind::Cpu => None,
+    }
+}
+
+/// When an engine that changes the memory of its pools should have done so.
+fn changing_until(engine: &Engine, now: Millis) -> Option<Millis> {
+    match engine.state {
+        EngineState::Reserved => Some(now + LEAVING + engine.reload),
+        EngineState::Spawning | EngineState::Loading => Some((engine.ready_at + engine.reload).max(now + OVERDUE)),
+        EngineState::Stopping | EngineState::Reclaiming => Some(now + LEAVING),
+        EngineState::Ready
+        | EngineState::Draining { .. }
+        | EngineState::Gone
+        | EngineState::Sleeping(_)
+        | EngineState::Backoff { .. } => None,
+    }
+}

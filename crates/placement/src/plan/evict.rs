@@ -1,0 +1,196 @@
+//! Who makes room for a site: the engines whose going costs others least, and of those no more than needed.
+
+use super::desk::Desk;
+use super::sites::{Shape, Site};
+use crate::engine::{Engine, EngineState};
+use crate::placement::{Alternative, But, Cost};
+use crate::quantity::Millis;
+
+/// Up to so many candidates every set of them is looked at; above, the cheapest by byte are taken.
+const EXACT_UP_TO: usize = 12;
+const ALTERNATIVES_SHOWN: usize = 2;
+
+/// Which engines may be counted on to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Evictable {
+    /// Idle, and not loaded a short while ago.
+    Now,
+    /// Those, and once a barrier's deadline has passed all but the pinned.
+    ForBarrier { until: Millis },
+    /// All but the pinned, however long it takes.
+    Ever,
+    /// Even the pinned: to say whether they are what is in the way.
+    Whoever,
+}
+
+pub(super) struct Eviction {
+    /// In the order of their ids.
+    pub(super) victims: Vec<usize>,
+    pub(super) cost: Cost,
+}
+
+/// The site that is cheapest to clear, and what came next. Nothing is in the way there but memory.
+pub(super) fn best(desk: &Desk, shape: &Shape, evictable: Evictable) -> Option<(Site, Eviction, Vec<Alternative>)> {
+    let clear = |site: Site| cheapest(desk, &site, evictable, None).map(|eviction| (site, eviction));
+    let mut clearable: Vec<(Site, Eviction)> = shape.sites(desk).into_iter().filter_map(clear).collect();
+    if clearable.is_empty() {
+        let alone = |site: &Site| cheapest(desk, site, evictable, None).map(|eviction| eviction.cost);
+        clearable = shape.loose_sets(desk, alone).into_iter().filter_map(clear).collect();
+    }
+    clearable.sort_by(|(a_site, a), (b_site, b)| {
+        (a.cost, a.victims.len(), &a_site.devices).cmp(&(b.cost, b.victims.len(), &b_site.devices))
+    });
+    let mut clearable = clearable.into_iter();
+    let (site, eviction) = clearable.next()?;
+    let others = clearable.take(ALTERNATIVES_SHOWN);
+    let others =
+        others.map(|(site, other)| Alternative { devices: desk.device_ids(&site), but: But::Costs(other.cost) });
+    Some((site, eviction, others.collect()))
+}
+
+/// The cheapest set of engines without which `site` has room; empty where it has room already. `None`: no set will do, or
+/// something else than memory is in the way.
+pub(super) fn cheapest(desk: &Desk, site: &Site, evictable: Evictable, sleeper: Option<usize>) -> Option<Eviction> {
+    let draining_is_in_the_way = evictable == Evictable::Now;
+    if matches!(evictable, Evictable::Now | Evictable::ForBarrier { .. })
+        && site.obstacle(desk, draining_is_in_the_way).is_some()
+    {
+        return None;
+    }
+    let short: Vec<i128> =
+        site.needs.iter().map(|need| need.bytes().signed() - desk.pools[need.pool].account.room()).collect();
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for (need, _) in site.needs.iter().zip(&short).filter(|(_, short)| **short > 0) {
+        for &nth in &desk.pools[need.pool].engines {
+            let known = candidates.iter().any(|candidate| candidate.engine == nth);
+            if known || Some(nth) == sleeper || !may_go(desk, nth, evictable) {
+                continue;
+            }
+            let frees = site.needs.iter().map(|need| desk.hold(nth, need.pool).signed()).collect();
+            candidates.push(Candidate { engine: nth, cost: desk.cost(desk.engines[nth]).0, frees });
+        }
+    }
+    candidates.sort_by_key(|candidate| (candidate.cost, candidate.engine));
+    let mut chosen =
+        if candidates.len() <= EXACT_UP_TO { exact(&candidates, &short) } else { greedy(&candidates, &short) }?;
+    drop_the_unneeded(&candidates, &short, &mut chosen);
+    let cost = Cost(chosen.iter().map(|place| candidates[*place].cost).fold(0, u64::saturating_add));
+    let mut victims: Vec<usize> = chosen.into_iter().map(|place| candidates[place].engine).collect();
+    victims.sort_unstable();
+    Some(Eviction { victims, cost })
+}
+
+struct Candidate {
+    engine: usize,
+    cost: u64,
+    /// By need of the site.
+    frees: Vec<i128>,
+}
+
+fn may_go(desk: &Desk, nth: usize, evictable: Evictable) -> bool {
+    let engine = desk.engines[nth];
+    let stays = match evictable {
+        Evictable::Now => engine.pinned || engine.inflight > 0 || protected_for(desk, engine).is_some(),
+        Evictable::ForBarrier { until } => {
+            let in_time = engine.inflight > 0 || protected_for(desk, engine).is_some();
+            engine.pinned || in_time && desk.view.now < until
+        }
+        Evictable::Ever => engine.pinned,
+        Evictable::Whoever => false,
+    };
+    let some_day = matches!(evictable, Evictable::Ever | Evictable::Whoever);
+    let there = match engine.state {
+        EngineState::Ready | EngineState::Sleeping(_) => true,
+        EngineState::Draining { .. } => evictable != Evictable::Now,
+        EngineState::Reserved
+        | EngineState::Spawning
+        | EngineState::Loading
+        | EngineState::Stopping
+        | EngineState::Reclaiming => some_day,
+        EngineState::Gone | EngineState::Backoff { .. } => false,
+    };
+    // Its other pools change with it, so nothing may be going on there either.
+    let elsewhere = || some_day || desk.pools_of(engine).into_iter().all(|place| desk.pools[place].changing.is_none());
+    !stays && there && !desk.has_left(nth) && elsewhere()
+}
+
+/// For how much longer an engine that was just loaded is kept. One that sleeps is not: it serves nobody.
+pub(super) fn protected_for(desk: &Desk, engine: &Engine) -> Option<Millis> {
+    let asleep = matches!(engine.state, EngineState::Sleeping(_));
+    let end = engine.ready_at + desk.policy.residency(engine.reload);
+    (!asleep && end > desk.view.now).then(|| end.since(desk.view.now))
+}
+
+fn enough(candidates: &[Candidate], chosen: &[usize], short: &[i128]) -> bool {
+    short.iter().enumerate().all(|(need, short)| {
+        let freed: i128 = chosen.iter().map(|place| candidates[*place].frees[need]).sum();
+        freed >= *short
+    })
+}
+
+/// The cheapest set of all, of several the smallest, of several the one that comes first.
+fn exact(candidates: &[Candidate], short: &[i128]) -> Option<Vec<usize>> {
+    struct Search<'c> {
+        candidates: &'c [Candidate],
+        best: Option<(u64, Vec<usize>)>,
+    }
+    impl Search<'_> {
+        fn from(&mut self, place: usize, cost: u64, chosen: &mut Vec<usize>, short: &[i128]) {
+            if short.iter().all(|short| *short <= 0) {
+                let better = self.best.as_ref().is_none_or(|(best, set)| (cost, chosen.len()) < (*best, set.len()));
+                if better {
+                    self.best = Some((cost, chosen.clone()));
+                }
+                return;
+            }
+            // Costs only grow from here, so what is not cheaper by now never will be.
+            let worse = self.best.as_ref().is_some_and(|(best, set)| (cost, chosen.len() + 1) >= (*best, set.len()));
+            let Some(candidate) = self.candidates.get(place).filter(|_| !worse) else { return };
+            let left: Vec<i128> = short.iter().zip(&candidate.frees).map(|(short, frees)| short - frees).collect();
+            chosen.push(place);
+            self.from(place + 1, cost.saturating_add(candidate.cost), chosen, &left);
+            chosen.pop();
+            self.from(place + 1, cost, chosen, short);
+        }
+    }
+    let all: Vec<usize> = (0..candidates.len()).collect();
+    if !enough(candidates, &all, short) {
+        return None;
+    }
+    let mut search = Search { candidates, best: None };
+    search.from(0, 0, &mut Vec::new(), short);
+    search.best.map(|(_, chosen)| chosen)
+}
+
+/// The cheapest by useful byte until there is enough.
+fn greedy(candidates: &[Candidate], short: &[i128]) -> Option<Vec<usize>> {
+    let mut left = short.to_vec();
+    let mut chosen = Vec::new();
+    while left.iter().any(|short| *short > 0) {
+        let useful = |candidate: &Candidate| -> i128 {
+            left.iter().zip(&candidate.frees).map(|(short, frees)| (*short).max(0).min(*frees)).sum()
+        };
+        let open = (0..candidates.len()).filter(|place| !chosen.contains(place) && useful(&candidates[*place]) > 0);
+        let next = open.min_by(|a, b| {
+            let (a, b) = (&candidates[*a], &candidates[*b]);
+            // a.cost / useful(a) against b.cost / useful(b), without a division.
+            (i128::from(a.cost).saturating_mul(useful(b)), a.engine)
+                .cmp(&(i128::from(b.cost).saturating_mul(useful(a)), b.engine))
+        })?;
+        left.iter_mut().zip(&candidates[next].frees).for_each(|(short, frees)| *short -= frees);
+        chosen.push(next);
+    }
+    Some(chosen)
+}
+
+/// The dearest first: a later choice may have made an earlier one needless.
+fn drop_the_unneeded(candidates: &[Candidate], short: &[i128], chosen: &mut Vec<usize>) {
+    let mut dearest_first = chosen.clone();
+    dearest_first.sort_by_key(|place| std::cmp::Reverse((candidates[*place].cost, *place)));
+    for place in dearest_first {
+        let without: Vec<usize> = chosen.iter().copied().filter(|other| *other != place).collect();
+        if enough(candidates, &without, short) {
+            *chosen = without;
+        }
+    }
+}
