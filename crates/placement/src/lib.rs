@@ -10,6 +10,7 @@
 pub mod claim;
 pub mod device;
 pub mod engine;
+pub mod estimate;
 pub mod footprint;
 pub mod id;
 pub mod memory_ledger;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::ComputeCapability;
 use crate::id::{ModelId, RecipeId};
+use crate::quantity::Bytes;
 
 /// A model on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +68,41 @@ pub enum KvType {
     Q5_0,
     Q4_1,
     Q4_0,
+}
+
+impl KvType {
+    /// Bytes of a row of the cache. Quantised types are stored in blocks of 32 with their scales, which count.
+    pub fn row(self, elements: u64) -> Bytes {
+        let (block, bytes) = match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Fp8 => (1, 1),
+            Self::Q8_0 => (32, 34),
+            Self::Q5_1 => (32, 24),
+            Self::Q5_0 => (32, 22),
+            Self::Q4_1 => (32, 20),
+            Self::Q4_0 => (32, 18),
+        };
+        Bytes::new(bytes).times(elements.div_ceil(block))
+    }
+}
+
+impl EngineKind {
+    /// How an engine divides a model among the devices of its set.
+    pub fn divides(self) -> Divides {
+        match self {
+            Self::LlamaServer | Self::Ollama => Divides::ByLayer,
+            Self::Vllm | Self::Sglang | Self::Command => Divides::ByHead,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Divides {
+    /// Each device has some layers whole, the last one the output as well.
+    ByLayer,
+    /// Each device has a share of every layer.
+    ByHead,
 }
 
 /// What an engine can give back of its memory without ending.
