@@ -19,6 +19,7 @@ pub mod plan;
 pub mod quantity;
 pub mod recipe;
 pub mod reclaim;
+pub mod simulate;
 #[cfg(test)]
 mod testing;
 mod turns;

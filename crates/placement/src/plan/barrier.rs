@@ -1,8 +1,12 @@
 //! A bound on waiting. A want that has waited too long gets devices of its own to wait for: nothing else is put there, and
 //! the engines in the way take no new requests. When they are idle, or at the latest at the deadline, they go.
 //!
+//! An engine that was just loaded is drained only when its residency is over. Drained at once, each of two models that take
+//! turns would answer what it can begin with in its first second, and go again.
+//!
 //! One barrier stands at a time, for the oldest such want. So with Q wants before it a want waits no longer than
-//! `starve_after + (Q + 1) * (longest load + drain deadline)`, as long as devices are healthy and loads succeed.
+//! `starve_after + (Q + 1) * (longest load + longest residency + drain deadline)`, as long as devices are healthy and loads
+//! succeed.
 
 use super::desk::Desk;
 use super::evict::{Evictable, best, cheapest, protected_for};
@@ -66,7 +70,7 @@ fn barrier_for(desk: &Desk, want: &Want) -> Option<Barrier> {
         recipe: shape.recipe.id.clone(),
         devices: desk.device_ids(&site),
         engines: desk.names(&victims),
-        until: desk.view.now + desk.policy.drain_deadline,
+        until: desk.view.now + longest_protection(desk, &victims) + desk.policy.drain_deadline,
     })
 }
 
@@ -101,9 +105,17 @@ pub(super) fn let_go(desk: &mut Desk, barrier: Option<&Barrier>) {
     }
 }
 
-/// Asks the engines of the barrier to drain.
+fn longest_protection(desk: &Desk, engines: &[usize]) -> Millis {
+    let protected = engines.iter().filter_map(|nth| protected_for(desk, desk.engines[*nth]));
+    protected.max().unwrap_or_default()
+}
+
+/// Asks those engines of the barrier to drain that are old enough to go.
 pub(super) fn drain(desk: &mut Desk, barrier: &Barrier) {
-    let ready = |engine: &&&Engine| engine.state == EngineState::Ready && barrier.engines.contains(&engine.id);
+    let ready = |engine: &&&Engine| {
+        let in_the_way = engine.state == EngineState::Ready && barrier.engines.contains(&engine.id);
+        in_the_way && protected_for(desk, engine).is_none()
+    };
     let engines = desk.engines.iter().filter(ready);
     let drains: Vec<_> = engines.map(|one| Intent::Drain(one.id.clone(), one.epoch, barrier.until)).collect();
     desk.intents.extend(drains);
@@ -119,12 +131,7 @@ pub(super) fn drain(desk: &mut Desk, barrier: &Barrier) {
 pub(super) fn longest_wait(desk: &Desk, want: Option<&Want>, victims: &[usize]) -> Millis {
     let View { now, .. } = *desk.view;
     let busy = victims.iter().any(|nth| desk.engines[*nth].inflight > 0);
-    let protected = victims.iter().filter_map(|nth| protected_for(desk, desk.engines[*nth])).max();
+    let protected = longest_protection(desk, victims);
     let until_barrier = want.map_or(Millis::ZERO, |want| (want.oldest + desk.policy.starve_after).since(now));
-    let barrier = until_barrier + desk.policy.drain_deadline;
-    match protected {
-        _ if busy => barrier,
-        Some(protected) => protected.min(barrier),
-        None => Millis::ZERO,
-    }
+    if busy { until_barrier.max(protected) + desk.policy.drain_deadline } else { protected }
 }
