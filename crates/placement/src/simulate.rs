@@ -105,7 +105,7 @@ pub struct Outcome {
     /// Loads for which there was not enough memory in truth.
     pub out_of_memory: u64,
     /// By owner, in the order of their names.
-    pub finished_of: Vec<(OwnerId, u64)>,
+    pub mean_wait_of: Vec<(OwnerId, Millis)>,
     /// When a promise was greater than its pool: never, for a policy that keeps the memory ledger.
     pub overcommitted: u64,
     /// The time at which the last request ended.

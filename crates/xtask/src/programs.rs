@@ -20,6 +20,8 @@ const SIMULATE: &str = "simulate";
 /// Of a package of its own, which starts nothing of ours.
 const BENCH_QUEUE: &str = "bench-queue";
 const BENCH_QUEUE_PACKAGE: &str = "fettle-bench-queue";
+const BENCH_PLACEMENT: &str = "bench-placement";
+const BENCH_PLACEMENT_PACKAGE: &str = "fettle-bench-placement";
 /// The packages whose binaries stand beside each other when the system runs.
 const PACKAGES: &[&str] = &["fettle-tests", "fettle-cli", "fettle-dashboard", "fettle-sandbox", "fettle-worker"];
 /// Cold, optimised, on two slow cores.
@@ -35,6 +37,8 @@ pub(crate) enum Bench {
     Idle,
     /// The ledger as a queue, beside raw Redis Streams, apalis, RQ and Celery
     Queue,
+    /// The planner on simulated machines, beside other policies and the best packing
+    Placement,
 }
 
 #[derive(Clone, Copy)]
@@ -65,6 +69,10 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
         Bench::Queue => {
             build_packages(workspace, BENCH_QUEUE, Profile::Release, &[BENCH_QUEUE_PACKAGE], &[])?;
             return start(workspace, BENCH_QUEUE, Profile::Release, rest);
+        }
+        Bench::Placement => {
+            build_packages(workspace, BENCH_PLACEMENT, Profile::Release, &[BENCH_PLACEMENT_PACKAGE], &[])?;
+            return start(workspace, BENCH_PLACEMENT, Profile::Release, rest);
         }
     };
     build(workspace, BENCH, Profile::Release, &[])?;

@@ -72,7 +72,7 @@ pub(super) struct World<'s> {
     evicted: BTreeMap<ModelId, Millis>,
     residuals: Residuals,
     looks: bool,
-    finished_of: BTreeMap<OwnerId, u64>,
+    waits_of: BTreeMap<OwnerId, (u64, u64)>,
     outcome: Outcome,
 }
 
@@ -97,7 +97,7 @@ impl<'s> World<'s> {
             evicted: BTreeMap::new(),
             residuals: Residuals::default(),
             looks: false,
-            finished_of: BTreeMap::new(),
+            waits_of: BTreeMap::new(),
             outcome: Outcome::default(),
         };
         for (nth, request) in trace.iter().enumerate() {
@@ -127,7 +127,8 @@ impl<'s> World<'s> {
             open = self.trace.len() as u64 - self.outcome.finished - self.outcome.cancelled;
         }
         self.outcome.end = self.now;
-        self.outcome.finished_of = self.finished_of.into_iter().collect();
+        let mean = |(sum, count): (u64, u64)| Millis::new(sum / count);
+        self.outcome.mean_wait_of = self.waits_of.into_iter().map(|(owner, waits)| (owner, mean(waits))).collect();
         self.outcome
     }
 
@@ -165,7 +166,6 @@ impl<'s> World<'s> {
                 if live.running.len() < running {
                     live.engine.last_used = self.now;
                     self.outcome.finished += 1;
-                    *self.finished_of.entry(self.trace[request].owner.clone()).or_default() += 1;
                     self.serve(&self.trace[request].model);
                 }
             }
@@ -208,7 +208,7 @@ impl<'s> World<'s> {
     }
 
     fn begin(&mut self, id: &EngineId, request: usize) {
-        let Request { at, session, input, output, .. } = self.trace[request].clone();
+        let Request { at, owner, session, input, output, .. } = self.trace[request].clone();
         let Some(live) = self.engines.get_mut(id) else { return };
         let (input, output) = (u64::from(input), u64::from(output));
         let warm = live.sessions.get(&session).is_some_and(|last| self.now.since(*last) <= WARM);
@@ -222,6 +222,8 @@ impl<'s> World<'s> {
         self.at(self.now + time, Event::Finished(id.clone(), epoch, request));
         if self.begun.insert(request) {
             self.outcome.waits.push(self.now.since(at));
+            let of_owner = self.waits_of.entry(owner).or_default();
+            *of_owner = (of_owner.0 + self.now.since(at).get(), of_owner.1 + 1);
             if !self.sessions.insert(session) {
                 self.outcome.warm.0 += u64::from(warm);
                 self.outcome.warm.1 += 1;

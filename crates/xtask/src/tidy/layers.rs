@@ -69,6 +69,7 @@ pub(super) const CRATES: &[Row] = &[
     // What needs nothing of Fettle, so that a benchmark of one crate builds little.
     Row { name: "test-kit", kind: Kind::Layer(&[]) },
     Row { name: "bench-queue", kind: Kind::Free },
+    Row { name: "bench-placement", kind: Kind::Layer(&["placement", "test-kit"]) },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
 ];
