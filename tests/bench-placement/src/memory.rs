@@ -52,7 +52,7 @@ fn until(loads: u64, seed: u64, decide: &dyn Fn() -> Box<dyn Decide>, learns: bo
     while sum.loads < loads {
         let seed = seed * 1_000_003 + nth;
         nth += 1;
-        let outcome = simulate(&setup(seed, learns), &trace(seed), &mut *decide());
+        let outcome = simulate(&setup(seed, learns), &trace(2 * (loads - sum.loads), seed), &mut *decide());
         sum.loads += outcome.loads.max(1);
         sum.out_of_memory += outcome.out_of_memory;
         sum.overcommitted += outcome.overcommitted;
@@ -65,16 +65,16 @@ fn setup(seed: u64, learns: bool) -> Setup {
     let mut view = box_of_gpus::gpus(GPUS, 78);
     let slack = if learns { Slack::FIRST } else { Slack::NONE };
     for nth in 0..MODELS {
-        let size = Bytes::gib(random.between(4, 40));
+        let size = Bytes::gib(random.one_of(&box_of_gpus::CATALOGUE[..10]));
         box_of_gpus::add_model(&mut view, &format!("m{nth:03}"), size, 1, slack);
     }
     Setup { view, mistakes: MISTAKES, seed, learns }
 }
 
 /// Single requests, so that models come and go.
-fn trace(seed: u64) -> Vec<fettle_placement::simulate::Request> {
+fn trace(sessions: u64, seed: u64) -> Vec<fettle_placement::simulate::Request> {
     let (every, pause) = (Millis::secs(20), Millis::secs(10));
-    let mut trace = agents(Agents { models: MODELS, owners: 2, sessions: 6000, every, turns: 1, pause }, seed);
+    let mut trace = agents(Agents { models: MODELS, owners: 2, sessions, every, turns: 1, pause }, seed);
     // Every model as often as the others: popular ones would stay.
     let mut random = Random::new(seed);
     for request in &mut trace {

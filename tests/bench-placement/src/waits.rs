@@ -84,11 +84,11 @@ fn round(seed: u64) -> Round {
     let mut random = Random::new(seed);
     let mut view = box_of_gpus::gpus(GPUS, GIB);
     for nth in 0..MODELS {
-        let size = Bytes::gib(random.between(6, 60));
+        let size = Bytes::gib(random.one_of(&box_of_gpus::CATALOGUE));
         box_of_gpus::add_model(&mut view, &format!("m{nth:03}"), size, 1, Slack::LEAST);
     }
     let setup = Setup { view, mistakes: Mistakes::default(), seed, learns: false };
-    let (every, pause) = (Millis::secs(10), Millis::secs(15));
+    let (every, pause) = (Millis::secs(5), Millis::secs(15));
     let trace = agents(Agents { models: MODELS, owners: OWNERS, sessions: 1500, every, turns: 12, pause }, seed);
     let run = |decide: &mut dyn Decide| simulate(&setup, &trace, decide);
     let policy = Policy::default();

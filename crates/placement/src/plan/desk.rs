@@ -25,7 +25,8 @@ pub(super) struct Desk<'v> {
     pub(super) pools: Vec<Vault<'v>>,
     pub(super) engines: Vec<&'v Engine>,
     recipes: Vec<&'v Recipe>,
-    by_model: BTreeMap<&'v ModelId, Vec<usize>>,
+    /// Places of engines in the order of their models.
+    by_model: Vec<usize>,
     started: BTreeMap<&'v ModelId, Vec<(EngineId, Millis)>>,
     /// Engines that this plan has given a way to go.
     left: Vec<usize>,
@@ -141,16 +142,14 @@ impl<'v> Desk<'v> {
             .collect();
 
         let engines = sorted(&view.engines, |engine| &engine.id);
-        let mut by_model: BTreeMap<&ModelId, Vec<usize>> = BTreeMap::new();
+        let mut by_model: Vec<usize> = (0..engines.len()).collect();
+        by_model.sort_by_key(|nth| &engines[*nth].seat.model);
         for (nth, engine) in engines.iter().enumerate() {
-            by_model.entry(&engine.seat.model).or_default().push(nth);
             let changing = changing_until(engine, view.now);
-            let lists = [&engine.seat.claims, &engine.observed];
-            for (id, _) in lists.into_iter().flatten() {
+            let claims = &engine.seat.claims;
+            let beyond = engine.observed.iter().filter(|(seen, _)| claims.iter().all(|(id, _)| id != seen));
+            for (id, _) in claims.iter().chain(beyond) {
                 let Some(vault) = pool_at(id).map(|place| &mut vaults[place]) else { continue };
-                if vault.engines.last() == Some(&nth) {
-                    continue;
-                }
                 vault.engines.push(nth);
                 vault.account.enter(engine, id);
                 if let Some(until) = changing.filter(|_| vault.pool.kind.locks()) {
@@ -190,11 +189,18 @@ impl<'v> Desk<'v> {
         ids.filter_map(|id| at(id).map(|place| self.recipes[place])).collect()
     }
 
+    fn of_model(&self, model: &ModelId) -> &[usize] {
+        let of = |nth: &usize| &self.engines[*nth].seat.model;
+        let begin = self.by_model.partition_point(|nth| of(nth) < model);
+        let end = begin + self.by_model[begin..].partition_point(|nth| of(nth) == model);
+        &self.by_model[begin..end]
+    }
+
     /// How many engines of a model take requests, and which ones soon will, with the time until then.
     pub(super) fn at_work_for(&self, model: &ModelId) -> (usize, Vec<(EngineId, Millis)>) {
         let mut ready = 0;
         let mut underway = self.started.get(model).cloned().unwrap_or_default();
-        for &nth in self.by_model.get(model).into_iter().flatten() {
+        for &nth in self.of_model(model) {
             let engine = self.engines[nth];
             if self.left.contains(&nth) || !self.serves(engine) {
                 continue;
@@ -219,8 +225,7 @@ impl<'v> Desk<'v> {
 
     /// Engines that sleep and could be woken, of one recipe.
     pub(super) fn sleepers_of(&self, recipe: &Recipe) -> impl Iterator<Item = usize> {
-        let of_model = self.by_model.get(&recipe.model).into_iter().flatten().copied();
-        of_model.filter(|nth| {
+        self.of_model(&recipe.model).iter().copied().filter(|nth| {
             let engine = self.engines[*nth];
             let asleep = matches!(engine.state, EngineState::Sleeping(_));
             asleep && engine.seat.recipe == recipe.id && !self.left.contains(nth)
@@ -229,8 +234,7 @@ impl<'v> Desk<'v> {
 
     /// Until when no engine of this recipe is to be tried again.
     pub(super) fn backoff_of(&self, recipe: &Recipe) -> Option<Millis> {
-        let of_model = self.by_model.get(&recipe.model).into_iter().flatten();
-        let backoffs = of_model.filter_map(|nth| match self.engines[*nth] {
+        let backoffs = self.of_model(&recipe.model).iter().filter_map(|nth| match self.engines[*nth] {
             Engine { state: EngineState::Backoff { until }, seat, .. } if seat.recipe == recipe.id => Some(*until),
             _ => None,
         });

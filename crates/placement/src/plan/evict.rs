@@ -130,36 +130,48 @@ fn enough(candidates: &[Candidate], chosen: &[usize], short: &[i128]) -> bool {
 
 /// The cheapest set of all, of several the smallest, of several the one that comes first.
 fn exact(candidates: &[Candidate], short: &[i128]) -> Option<Vec<usize>> {
-    struct Search<'c> {
-        candidates: &'c [Candidate],
-        best: Option<(u64, Vec<usize>)>,
-    }
-    impl Search<'_> {
-        fn from(&mut self, place: usize, cost: u64, chosen: &mut Vec<usize>, short: &[i128]) {
-            if short.iter().all(|short| *short <= 0) {
-                let better = self.best.as_ref().is_none_or(|(best, set)| (cost, chosen.len()) < (*best, set.len()));
-                if better {
-                    self.best = Some((cost, chosen.clone()));
-                }
-                return;
-            }
-            // Costs only grow from here, so what is not cheaper by now never will be.
-            let worse = self.best.as_ref().is_some_and(|(best, set)| (cost, chosen.len() + 1) >= (*best, set.len()));
-            let Some(candidate) = self.candidates.get(place).filter(|_| !worse) else { return };
-            let left: Vec<i128> = short.iter().zip(&candidate.frees).map(|(short, frees)| short - frees).collect();
-            chosen.push(place);
-            self.from(place + 1, cost.saturating_add(candidate.cost), chosen, &left);
-            chosen.pop();
-            self.from(place + 1, cost, chosen, short);
+    let mut after = vec![vec![0; short.len()]; candidates.len() + 1];
+    for (place, candidate) in candidates.iter().enumerate().rev() {
+        for need in 0..short.len() {
+            after[place][need] = after[place + 1][need] + candidate.frees[need];
         }
     }
-    let all: Vec<usize> = (0..candidates.len()).collect();
-    if !enough(candidates, &all, short) {
-        return None;
+    let mut search = Search { candidates, after, left: short.to_vec(), best: None };
+    search.from(0, 0, 0);
+    let (_, _, set) = search.best?;
+    Some((0..candidates.len()).filter(|place| set & (1 << place) != 0).collect())
+}
+
+struct Search<'c> {
+    candidates: &'c [Candidate],
+    /// What all candidates from a place on free together, by need.
+    after: Vec<Vec<i128>>,
+    /// What is still short with the candidates that have been taken.
+    left: Vec<i128>,
+    /// Cost, count, and the set as bits.
+    best: Option<(u64, u32, u32)>,
+}
+
+impl Search<'_> {
+    fn from(&mut self, place: usize, cost: u64, set: u32) {
+        let count = set.count_ones();
+        if self.left.iter().all(|left| *left <= 0) {
+            if self.best.is_none_or(|(best, least, _)| (cost, count) < (best, least)) {
+                self.best = Some((cost, count, set));
+            }
+            return;
+        }
+        // Costs only grow from here, so what is not cheaper by now never will be.
+        let worse = self.best.is_some_and(|(best, least, _)| (cost, count + 1) >= (best, least));
+        if worse || self.left.iter().zip(&self.after[place]).any(|(left, after)| left > after) {
+            return;
+        }
+        let candidate = &self.candidates[place];
+        self.left.iter_mut().zip(&candidate.frees).for_each(|(left, frees)| *left -= frees);
+        self.from(place + 1, cost.saturating_add(candidate.cost), set | 1 << place);
+        self.left.iter_mut().zip(&candidate.frees).for_each(|(left, frees)| *left += frees);
+        self.from(place + 1, cost, set);
     }
-    let mut search = Search { candidates, best: None };
-    search.from(0, 0, &mut Vec::new(), short);
-    search.best.map(|(_, chosen)| chosen)
 }
 
 /// The cheapest by useful byte until there is enough.

@@ -19,14 +19,22 @@ pub(super) const FABRIC: Millis = Millis::secs(30);
 /// Somebody has to act: nobody knows when.
 const SOMEBODY_ACTS: Millis = Millis::secs(60);
 
+/// Enough for every device of the largest single machine.
+const LOOKED_AT: usize = 16;
+
 /// `want`: who waits, if room may be made for it; it does not wait longer than until a barrier.
 pub(super) fn why_not_now(desk: &Desk, shape: &Shape, want: Option<&Want>) -> Refusal {
     let mut sites = shape.sites(desk);
     if sites.is_empty() {
         sites = shape.loose_sets(desk, |site| Some(site.devices.clone()));
     }
-    let refusals = sites.iter().map(|site| why_not_here(desk, shape, site, want));
-    // Sites come in the order of their devices, and the first of several is taken.
+    // Those without an obstacle that lack least: to look at each of a thousand would take longer than anybody wants to know.
+    let mut nearest: Vec<(bool, i128, Site)> =
+        sites.into_iter().map(|site| (site.obstacle(desk, true).is_some(), site.shortage(desk), site)).collect();
+    nearest.sort_by_key(|(obstacle, shortage, _)| (*obstacle, *shortage));
+    nearest.truncate(LOOKED_AT);
+    let refusals = nearest.iter().map(|(.., site)| why_not_here(desk, shape, site, want));
+    // Of several the first is taken.
     let soonest = refusals.min_by_key(|refusal| (likelihood(refusal), refusal.eta()));
     soonest.unwrap_or(Refusal::Stale { eta: SEEN_AGAIN })
 }

@@ -93,6 +93,12 @@ impl Site {
         })
     }
 
+    /// What its pools lack.
+    pub(super) fn shortage(&self, desk: &Desk) -> i128 {
+        let lacks = |need: &Need| (need.bytes().signed() - desk.pools[need.pool].account.room()).max(0);
+        self.needs.iter().map(lacks).sum()
+    }
+
     /// What is left over on its devices once it is used.
     fn left_over(&self, desk: &Desk) -> Bytes {
         let of_devices = |pool| self.devices.iter().any(|place| desk.devices[*place].pool == Some(pool));

@@ -7,6 +7,10 @@ use crate::quantity::{Bytes, Millis};
 use crate::recipe::{EngineKind, KvType, ModelSpec, Recipe, RunsOn, SleepLevel};
 use crate::view::{Policy, View};
 
+/// What common recipes take, in GiB: from an embedder over 8, 14 and 32 billion weights of four, eight and sixteen bits to
+/// 70 billion of eight.
+pub const CATALOGUE: [u64; 12] = [1, 2, 5, 9, 10, 16, 20, 28, 35, 42, 65, 72];
+
 /// Sequences at once of every simulated engine.
 pub const PARALLEL: u16 = 8;
 

@@ -26,6 +26,11 @@ impl Random {
         low + self.below(high - low + 1)
     }
 
+    /// One of `list`, which is not empty, each as likely as the others.
+    pub fn one_of<T: Copy>(&mut self, list: &[T]) -> T {
+        list[usize::try_from(self.below(list.len() as u64)).unwrap_or_default()]
+    }
+
     /// How long until the next event of a kind that comes every `mean` on average, each one independent of the others.
     pub fn interval(&mut self, mean: u64) -> u64 {
         // -log2(u) in sixteenths: the leading zeros are its whole bits, the four bits after them the rest, as the chord of the

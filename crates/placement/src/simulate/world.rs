@@ -27,8 +27,8 @@ const WARM: Millis = Millis::secs(300);
 const BACKOFF: Millis = Millis::secs(10);
 const FOREIGN_EVERY: Millis = Millis::secs(5);
 const THRASH: Millis = Millis::secs(60);
-/// Requests of this time make an engine's rate.
-const RATE: Millis = Millis::secs(1000);
+/// Requests of this time make an engine's rate: long enough for an agent to come back.
+const RATE: Millis = Millis::secs(120);
 /// What is not done then never will be.
 const PATIENCE: Millis = Millis::secs(24 * 3600);
 
@@ -257,7 +257,8 @@ impl<'s> World<'s> {
         let kind = Kind {
             engine: EngineKind::LlamaServer,
             build: String::new(),
-            architecture: recipe.to_string(),
+            // Models of a dozen are of three architectures, and teach about each other.
+            architecture: format!("{}", recipe.as_str().bytes().map(u64::from).sum::<u64>() % 3),
             quant: String::new(),
             kv: KvType::F16,
             tp: 1,
@@ -328,7 +329,8 @@ impl<'s> World<'s> {
             while asked.front().is_some_and(|at| self.now.since(*at) > RATE) {
                 asked.pop_front();
             }
-            engine.rate_milli = u32::try_from(asked.len()).unwrap_or(u32::MAX);
+            let rate = asked.len() as u64 * 1_000_000 / RATE.get();
+            engine.rate_milli = u32::try_from(rate).unwrap_or(u32::MAX);
             engine.observed = match engine.state.presence() {
                 Presence::Resident | Presence::Leaving if fresh => live.truth.clone(),
                 Presence::Loading if fresh => Vec::new(),
@@ -486,7 +488,8 @@ impl<'s> World<'s> {
             self.sample();
             let promised = crate::memory_ledger::accounts(&self.view, &Policy::default());
             let over = |(id, account): &(PoolId, crate::memory_ledger::Account)| {
-                self.view.pools.iter().any(|pool| pool.id == *id && account.holds() > pool.cap)
+                let of_seat = seat.claims.iter().any(|(own, _)| own == id);
+                of_seat && self.view.pools.iter().any(|pool| pool.id == *id && account.holds() > pool.cap)
             };
             self.outcome.overcommitted += u64::from(promised.iter().any(over));
         }
