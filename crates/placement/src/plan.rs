@@ -6,6 +6,7 @@
 //! least (`evict.rs`); it waits and is told why and for how long (`refuse.rs`). Who has waited too long gets devices emptied
 //! (`barrier.rs`). Memory is counted by the memory ledger alone.
 
+mod acts;
 mod barrier;
 mod desk;
 mod evict;

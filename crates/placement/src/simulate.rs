@@ -10,10 +10,11 @@ pub mod box_of_gpus;
 pub mod optimum;
 pub mod random;
 pub mod trace;
+mod truth;
 mod world;
 
 use crate::id::{ModelId, OwnerId};
-use crate::placement::Placement;
+use crate::placement::{Barrier, Placement};
 use crate::plan::plan;
 use crate::quantity::{Bytes, Millis};
 use crate::turns::Turns;
@@ -29,7 +30,7 @@ pub trait Decide {
 pub struct Planner {
     pub policy: Policy,
     turns: Turns,
-    barrier: Option<crate::placement::Barrier>,
+    barrier: Option<Barrier>,
 }
 
 impl Planner {

@@ -132,9 +132,7 @@ fn enough(candidates: &[Candidate], chosen: &[usize], short: &[i128]) -> bool {
 fn exact(candidates: &[Candidate], short: &[i128]) -> Option<Vec<usize>> {
     let mut after = vec![vec![0; short.len()]; candidates.len() + 1];
     for (place, candidate) in candidates.iter().enumerate().rev() {
-        for need in 0..short.len() {
-            after[place][need] = after[place + 1][need] + candidate.frees[need];
-        }
+        after[place] = after[place + 1].iter().zip(&candidate.frees).map(|(after, frees)| after + frees).collect();
     }
     let mut search = Search { candidates, after, left: short.to_vec(), best: None };
     search.from(0, 0, 0);

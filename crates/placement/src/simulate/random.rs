@@ -9,7 +9,7 @@ impl Random {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -19,7 +19,7 @@ impl Random {
 
     /// Below `end`, which is above 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
+        self.word() % end.max(1)
     }
 
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
@@ -35,7 +35,7 @@ impl Random {
     pub fn interval(&mut self, mean: u64) -> u64 {
         // -log2(u) in sixteenths: the leading zeros are its whole bits, the four bits after them the rest, as the chord of the
         // logarithm has it; a bit is 0.693 of the mean, and 0.653 makes up for the chord and for rounding up.
-        let word = self.next() | 1;
+        let word = self.word() | 1;
         let whole = u64::from(word.leading_zeros());
         let rest = (word << whole << 1) >> 60;
         let sixteenths = whole * 16 + (16 - rest);

@@ -6,13 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use super::box_of_gpus::PARALLEL;
 use super::random::Random;
 use super::{Decide, Outcome, Request, Setup};
-use crate::engine::{Engine, EngineState, Presence, Seat, on_pool};
-use crate::estimate::residuals::{Kind, Load, Residuals, after_out_of_memory};
-use crate::id::{EngineId, Epoch, ModelId, OwnerId, PoolId, RecipeId};
+use crate::engine::{Engine, EngineState, Presence, Seat};
+use crate::estimate::residuals::Residuals;
+use crate::id::{EngineId, Epoch, ModelId, OwnerId, PoolId};
 use crate::memory_ledger::{accounts, admits};
 use crate::placement::{Intent, Placement};
 use crate::quantity::{Bytes, Millis};
-use crate::recipe::{EngineKind, KvType};
 use crate::view::{Class, Policy, View, Want};
 
 /// Memory is seen free so long after its process has ended.
@@ -22,13 +21,11 @@ const LOOK: Millis = Millis::secs(1);
 const PREFILL_TOKENS_A_SECOND: u64 = 4000;
 const DECODE_MILLIS_A_TOKEN: u64 = 25;
 /// A prefix is kept for so long.
-const WARM: Millis = Millis::secs(300);
+pub(super) const WARM: Millis = Millis::secs(300);
 /// A load that ran out of memory is not tried again before.
 const BACKOFF: Millis = Millis::secs(10);
 const FOREIGN_EVERY: Millis = Millis::secs(5);
 const THRASH: Millis = Millis::secs(60);
-/// Requests of this time make an engine's rate: long enough for an agent to come back.
-const RATE: Millis = Millis::secs(120);
 /// What is not done then never will be.
 const PATIENCE: Millis = Millis::secs(24 * 3600);
 
@@ -45,32 +42,32 @@ enum Event {
 }
 
 /// An engine as it is.
-struct Live {
-    engine: Engine,
+pub(super) struct Live {
+    pub(super) engine: Engine,
     /// What it takes of each pool once it has loaded.
-    truth: Vec<(PoolId, Bytes)>,
-    running: Vec<usize>,
-    sessions: BTreeMap<u64, Millis>,
+    pub(super) truth: Vec<(PoolId, Bytes)>,
+    pub(super) running: Vec<usize>,
+    pub(super) sessions: BTreeMap<u64, Millis>,
 }
 
 pub(super) struct World<'s> {
-    setup: &'s Setup,
+    pub(super) setup: &'s Setup,
     trace: &'s [Request],
     decide: &'s mut dyn Decide,
-    random: Random,
-    now: Millis,
+    pub(super) random: Random,
+    pub(super) now: Millis,
     events: BinaryHeap<Reverse<(Millis, u64, Event)>>,
     sequence: u64,
-    view: View,
-    engines: BTreeMap<EngineId, Live>,
+    pub(super) view: View,
+    pub(super) engines: BTreeMap<EngineId, Live>,
     epochs: u64,
     queues: BTreeMap<ModelId, VecDeque<usize>>,
     begun: BTreeSet<usize>,
     sessions: BTreeSet<u64>,
-    foreign: Vec<Bytes>,
-    asked: BTreeMap<ModelId, VecDeque<Millis>>,
+    pub(super) foreign: Vec<Bytes>,
+    pub(super) asked: BTreeMap<ModelId, VecDeque<Millis>>,
     evicted: BTreeMap<ModelId, Millis>,
-    residuals: Residuals,
+    pub(super) residuals: Residuals,
     looks: bool,
     waits_of: BTreeMap<OwnerId, (u64, u64)>,
     outcome: Outcome,
@@ -250,94 +247,6 @@ impl<'s> World<'s> {
         live.engine.ready_at = self.now;
         live.engine.last_used = self.now;
         self.serve(&seat.model);
-    }
-
-    fn learn(&mut self, recipe: &RecipeId, truth: &[(PoolId, Bytes)], over: bool) {
-        let Some(footprint) = self.view.footprints.get_mut(recipe).filter(|_| self.setup.learns) else { return };
-        let kind = Kind {
-            engine: EngineKind::LlamaServer,
-            build: String::new(),
-            // Models of a dozen are of three architectures, and teach about each other.
-            architecture: format!("{}", recipe.as_str().bytes().map(u64::from).sum::<u64>() % 3),
-            quant: String::new(),
-            kv: KvType::F16,
-            tp: 1,
-            device: String::new(),
-            driver_major: 0,
-        };
-        for (parts, (_, peak)) in footprint.shards.iter().zip(truth) {
-            self.residuals.note(kind.clone(), Load { estimate: parts.sum(), peak: *peak });
-        }
-        footprint.slack = if over { after_out_of_memory(footprint.slack) } else { self.residuals.slack(&kind) };
-    }
-
-    /// All of it, or what is there now of loads that go on.
-    fn used_in_truth(&self, place: usize, loaded: bool) -> Bytes {
-        let pool = &self.view.pools[place].id;
-        let of = |live: &Live| {
-            let whole = on_pool(&live.truth, pool);
-            match live.engine.state.presence() {
-                Presence::Absent | Presence::Reserved => Bytes::ZERO,
-                Presence::Loading if !loaded => {
-                    let done = self.now.since(live.engine.ready_at).get().saturating_mul(1000);
-                    let permille = done / live.engine.reload.get().max(1);
-                    whole.permille(u32::try_from(permille.min(1000)).unwrap_or(1000))
-                }
-                Presence::Loading | Presence::Resident | Presence::Leaving => whole,
-            }
-        };
-        self.foreign[place] + self.engines.values().map(of).sum()
-    }
-
-    /// Others grow by no more than the margin at once, and never into memory that is used.
-    fn others_change(&mut self) {
-        for place in 0..self.foreign.len() {
-            let pool = &self.view.pools[place];
-            let (margin, cap) = (pool.margin.get(), pool.cap);
-            let step = self.random.below(2 * margin + 1);
-            let (old, most) = (self.foreign[place], self.setup.mistakes.foreign);
-            let ours = Bytes::there(self.used_in_truth(place, true).signed() - old.signed());
-            let room = Bytes::there(cap.signed() - ours.signed());
-            let new = Bytes::there(old.signed() + i128::from(step) - i128::from(margin));
-            self.foreign[place] = new.min(most).min(room.max(old));
-        }
-    }
-
-    /// What the policy sees, made anew when the last sample is too old.
-    fn sample(&mut self) {
-        let lag = self.setup.mistakes.lag;
-        let fresh = lag == Millis::ZERO
-            || self.view.pools.first().is_none_or(|pool| self.now.since(pool.sampled) >= lag)
-            || self.now == Millis::ZERO;
-        self.view.now = self.now;
-        if fresh {
-            for place in 0..self.view.pools.len() {
-                let used = self.used_in_truth(place, false);
-                let pool = &mut self.view.pools[place];
-                (pool.used, pool.free) = (used, Bytes::there(pool.cap.signed() - used.signed()));
-                pool.sampled = self.now;
-            }
-        }
-        let known: BTreeMap<EngineId, Vec<(PoolId, Bytes)>> =
-            self.view.engines.drain(..).map(|engine| (engine.id, engine.observed)).collect();
-        for (id, live) in &mut self.engines {
-            let engine = &mut live.engine;
-            engine.inflight = u32::try_from(live.running.len()).unwrap_or(u32::MAX);
-            let warm = live.sessions.values().filter(|last| self.now.since(**last) <= WARM).count();
-            engine.warm_sessions = u32::try_from(warm).unwrap_or(u32::MAX);
-            let asked = self.asked.entry(engine.seat.model.clone()).or_default();
-            while asked.front().is_some_and(|at| self.now.since(*at) > RATE) {
-                asked.pop_front();
-            }
-            let rate = asked.len() as u64 * 1_000_000 / RATE.get();
-            engine.rate_milli = u32::try_from(rate).unwrap_or(u32::MAX);
-            engine.observed = match engine.state.presence() {
-                Presence::Resident | Presence::Leaving if fresh => live.truth.clone(),
-                Presence::Loading if fresh => Vec::new(),
-                _ => known.get(id).cloned().unwrap_or_default(),
-            };
-            self.view.engines.push(engine.clone());
-        }
     }
 
     fn ask(&mut self) {
