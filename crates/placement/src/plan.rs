@@ -71,31 +71,26 @@ enum Answer {
 fn answer(desk: &mut Desk, want: &Want, barrier: Option<&Barrier>) -> Answer {
     let (ready, underway) = desk.at_work_for(&want.model);
     let at_work = ready + underway.len();
-    let (least, most) = (usize::from(want.replicas.0), usize::from(want.replicas.1.max(1)));
-    let asked_for = usize::from(want.waiting > 0).max(least);
-
-    if at_work < asked_for {
-        // Engines that nobody waits for push nobody out, or two models could do so to each other for ever.
-        let effort = if at_work == 0 && want.waiting > 0 { Effort::MakeRoom } else { Effort::TakeFree };
-        return match start(desk, want, effort, barrier) {
+    if at_work == 0 && want.waiting > 0 {
+        return match start(desk, want, Effort::MakeRoom, barrier) {
             Ok(()) => Answer::Started,
-            Err(_) if at_work > 0 => Answer::Ready,
             Err(refusal) => Answer::Refused(refusal),
         };
     }
-    if let Some((engine, ready_in)) = underway.into_iter().min_by_key(|(engine, ready_in)| (*ready_in, engine.clone()))
-    {
-        return if ready > 0 {
-            Answer::Ready
-        } else {
+
+    // Engines that nobody waits for push nobody out, or two models could do so to each other for ever.
+    let (least, most) = (usize::from(want.replicas.0), usize::from(want.replicas.1.max(1)));
+    let delayed = want.waiting > 0 && desk.view.now.since(want.oldest) > desk.policy.replica_delay;
+    let replica = delayed && at_work < most && underway.is_empty();
+    let more = if at_work < least || replica { start(desk, want, Effort::TakeFree, None).map(Some) } else { Ok(None) };
+    match (more, underway.into_iter().min_by_key(|(engine, ready_in)| (*ready_in, engine.clone()))) {
+        (Ok(Some(())), _) => Answer::Started,
+        (Err(refusal), None) if ready == 0 => Answer::Refused(refusal),
+        (_, Some((engine, ready_in))) if ready == 0 => {
             Answer::Underway(Reason::Underway { model: want.model.clone(), engine, ready_in })
-        };
+        }
+        _ => Answer::Ready,
     }
-    let waits = want.waiting > 0 && desk.view.now.since(want.oldest) > desk.policy.replica_delay;
-    if waits && at_work < most && start(desk, want, Effort::TakeFree, None).is_ok() {
-        return Answer::Started;
-    }
-    Answer::Ready
 }
 
 /// What may be done for a want.
