@@ -184,14 +184,14 @@ fn take_free<'v>(desk: &Desk<'v>, shape: &Shape<'v>) -> Option<Choice<'v>> {
 
 fn make_room_to_wake<'v>(desk: &Desk<'v>, shape: &Shape<'v>) -> Option<Choice<'v>> {
     shape.sleepers(desk).find_map(|(sleeper, site)| {
-        let Eviction { victims, cost } = evict::cheapest(desk, &site, Evictable::Now, Some(sleeper))?;
+        let Eviction { victims, cost, .. } = evict::cheapest(desk, &site, Evictable::Now, Some(sleeper))?;
         let how = desk.making_room(&victims, cost);
         Some(Choice { victims, sleeper: Some(sleeper), ..Choice::of(shape, site, how) })
     })
 }
 
 fn make_room<'v>(desk: &Desk<'v>, shape: &Shape<'v>) -> Option<Choice<'v>> {
-    let (site, Eviction { victims, cost }, instead_of) = evict::best(desk, shape, Evictable::Now)?;
+    let (site, Eviction { victims, cost, .. }, instead_of) = evict::best(desk, shape, Evictable::Now)?;
     let how = desk.making_room(&victims, cost);
     Some(Choice { victims, instead_of, ..Choice::of(shape, site, how) })
 }

@@ -88,7 +88,7 @@ fn round(seed: u64) -> Round {
         box_of_gpus::add_model(&mut view, &format!("m{nth:03}"), size, 1, Slack::LEAST);
     }
     let setup = Setup { view, mistakes: Mistakes::default(), seed, learns: false };
-    let (every, pause) = (Millis::secs(5), Millis::secs(15));
+    let (every, pause) = (Millis::secs(3), Millis::secs(15));
     let trace = agents(Agents { models: MODELS, owners: OWNERS, sessions: 1500, every, turns: 12, pause }, seed);
     let run = |decide: &mut dyn Decide| simulate(&setup, &trace, decide);
     let policy = Policy::default();

@@ -27,6 +27,8 @@ pub(super) struct Eviction {
     /// In the order of their ids.
     pub(super) victims: Vec<usize>,
     pub(super) cost: Cost,
+    /// When any of them was last used.
+    pub(super) last_used: Millis,
 }
 
 /// The site that is cheapest to clear, and what came next. Nothing is in the way there but memory.
@@ -38,7 +40,9 @@ pub(super) fn best(desk: &Desk, shape: &Shape, evictable: Evictable) -> Option<(
         clearable = shape.loose_sets(desk, alone).into_iter().filter_map(clear).collect();
     }
     clearable.sort_by(|(a_site, a), (b_site, b)| {
-        (a.cost, a.victims.len(), &a_site.devices).cmp(&(b.cost, b.victims.len(), &b_site.devices))
+        // Much costs nothing: of that, what nobody has used for longest goes.
+        let rank = (a.cost, a.last_used, a.victims.len(), &a_site.devices);
+        rank.cmp(&(b.cost, b.last_used, b.victims.len(), &b_site.devices))
     });
     let mut clearable = clearable.into_iter();
     let (site, eviction) = clearable.next()?;
@@ -70,14 +74,15 @@ pub(super) fn cheapest(desk: &Desk, site: &Site, evictable: Evictable, sleeper: 
             candidates.push(Candidate { engine: nth, cost: desk.cost(desk.engines[nth]).0, frees });
         }
     }
-    candidates.sort_by_key(|candidate| (candidate.cost, candidate.engine));
+    candidates.sort_by_key(|candidate| (candidate.cost, desk.engines[candidate.engine].last_used, candidate.engine));
     let mut chosen =
         if candidates.len() <= EXACT_UP_TO { exact(&candidates, &short) } else { greedy(&candidates, &short) }?;
     drop_the_unneeded(&candidates, &short, &mut chosen);
     let cost = Cost(chosen.iter().map(|place| candidates[*place].cost).fold(0, u64::saturating_add));
     let mut victims: Vec<usize> = chosen.into_iter().map(|place| candidates[place].engine).collect();
     victims.sort_unstable();
-    Some(Eviction { victims, cost })
+    let last_used = victims.iter().map(|nth| desk.engines[*nth].last_used).max().unwrap_or_default();
+    Some(Eviction { victims, cost, last_used })
 }
 
 struct Candidate {

@@ -9,8 +9,10 @@ use crate::id::{EngineId, PoolId, RecipeId};
 use crate::quantity::{Bytes, Millis};
 use crate::recipe::{EngineKind, KvType};
 
-/// Requests of this time make an engine's rate: long enough for an agent to come back.
-const RATE: Millis = Millis::secs(120);
+/// Requests of these times make an engine's rate, the higher of the two: an agent at work comes back within the first, and who
+/// is asked now and then is not taken for forgotten.
+const LATELY: Millis = Millis::secs(120);
+const RATE: Millis = Millis::secs(1000);
 
 impl World<'_> {
     pub(super) fn learn(&mut self, recipe: &RecipeId, truth: &[(PoolId, Bytes)], over: bool) {
@@ -90,7 +92,8 @@ impl World<'_> {
             while asked.front().is_some_and(|at| self.now.since(*at) > RATE) {
                 asked.pop_front();
             }
-            let rate = asked.len() as u64 * 1_000_000 / RATE.get();
+            let lately = asked.iter().rev().take_while(|at| self.now.since(**at) <= LATELY).count() as u64;
+            let rate = (lately * 1_000_000 / LATELY.get()).max(asked.len() as u64);
             engine.rate_milli = u32::try_from(rate).unwrap_or(u32::MAX);
             engine.observed = match engine.state.presence() {
                 Presence::Resident | Presence::Leaving if fresh => live.truth.clone(),
