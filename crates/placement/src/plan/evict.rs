@@ -63,6 +63,9 @@ pub(super) fn cheapest(desk: &Desk, site: &Site, evictable: Evictable, sleeper: 
     }
     let short: Vec<i128> =
         site.needs.iter().map(|need| need.bytes().signed() - desk.pools[need.pool].account.room()).collect();
+    if !could_be_enough(desk, site, &short, evictable) {
+        return None;
+    }
     let mut candidates: Vec<Candidate> = Vec::new();
     for (need, _) in site.needs.iter().zip(&short).filter(|(_, short)| **short > 0) {
         for &nth in &desk.pools[need.pool].engines {
@@ -83,6 +86,14 @@ pub(super) fn cheapest(desk: &Desk, site: &Site, evictable: Evictable, sleeper: 
     victims.sort_unstable();
     let last_used = victims.iter().map(|nth| desk.engines[*nth].last_used).max().unwrap_or_default();
     Some(Eviction { victims, cost, last_used })
+}
+
+/// Whether all that may go would free what is short: most sites of a full machine are answered by this alone.
+fn could_be_enough(desk: &Desk, site: &Site, short: &[i128], evictable: Evictable) -> bool {
+    site.needs.iter().zip(short).filter(|(_, short)| **short > 0).all(|(need, short)| {
+        let engines = desk.pools[need.pool].engines.iter().filter(|nth| may_go(desk, **nth, evictable));
+        engines.map(|nth| desk.hold(*nth, need.pool).signed()).sum::<i128>() >= *short
+    })
 }
 
 struct Candidate {
@@ -115,7 +126,10 @@ fn may_go(desk: &Desk, nth: usize, evictable: Evictable) -> bool {
         EngineState::Gone | EngineState::Backoff { .. } => false,
     };
     // Its other pools change with it, so nothing may be going on there either.
-    let elsewhere = || some_day || desk.pools_of(engine).into_iter().all(|place| desk.pools[place].changing.is_none());
+    let elsewhere = || {
+        let only_here = engine.seat.claims.len() <= 1 && engine.observed.len() <= 1;
+        only_here || some_day || desk.pools_of(engine).into_iter().all(|place| desk.pools[place].changing.is_none())
+    };
     !stays && there && !desk.has_left(nth) && elsewhere()
 }
 
