@@ -20,6 +20,8 @@ const SIMULATE: &str = "simulate";
 /// Of a package of its own, which builds without our programs.
 const BENCH_QUEUE: &str = "bench-queue";
 const BENCH_QUEUE_PACKAGE: &str = "fettle-bench-queue";
+const BENCH_PLACEMENT: &str = "bench-placement";
+const BENCH_PLACEMENT_PACKAGE: &str = "fettle-bench-placement";
 /// The packages whose binaries stand beside each other when the system runs.
 const PACKAGES: &[&str] = &["fettle-tests", "fettle-cli", "fettle-dashboard", "fettle-sandbox", "fettle-worker"];
 /// Cold, optimised, on two slow cores.
@@ -37,6 +39,8 @@ pub(crate) enum Bench {
     Queue,
     /// How soon a Run goes on after its worker is gone, and what is paid again
     Recovery,
+    /// The planner on simulated machines, beside other policies and the best packing
+    Placement,
 }
 
 #[derive(Clone, Copy)]
@@ -72,6 +76,10 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
             }
             build_packages(workspace, BENCH_QUEUE, Profile::Release, &[BENCH_QUEUE_PACKAGE], &[])?;
             return start(workspace, BENCH_QUEUE, Profile::Release, rest);
+        }
+        Bench::Placement => {
+            build_packages(workspace, BENCH_PLACEMENT, Profile::Release, &[BENCH_PLACEMENT_PACKAGE], &[])?;
+            return start(workspace, BENCH_PLACEMENT, Profile::Release, rest);
         }
     };
     build(workspace, BENCH, Profile::Release, &[])?;

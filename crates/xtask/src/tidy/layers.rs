@@ -44,6 +44,7 @@ const BELOW_BINARIES: &[&str] = &[
 /// One row for each member of the workspace. Dev-dependencies are free.
 pub(super) const CRATES: &[Row] = &[
     Row { name: "domain", kind: Kind::Layer(&[]) },
+    Row { name: "placement", kind: Kind::Layer(&[]) },
     Row { name: "app", kind: Kind::Layer(&["domain"]) },
     Row { name: "agent", kind: Kind::Layer(USE_CASES) },
     Row { name: "runtime", kind: Kind::Layer(USE_CASES) },
@@ -68,6 +69,7 @@ pub(super) const CRATES: &[Row] = &[
     // What needs nothing of Fettle, so that a benchmark of one crate builds little.
     Row { name: "test-kit", kind: Kind::Layer(&[]) },
     Row { name: "bench-queue", kind: Kind::Free },
+    Row { name: "bench-placement", kind: Kind::Layer(&["placement", "test-kit"]) },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
 ];

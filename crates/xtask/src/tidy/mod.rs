@@ -23,7 +23,6 @@ type Findings = Vec<String>;
 
 const TREE_LIMIT: Duration = Duration::from_secs(2 * 60); // it may have to fetch manifests
 const ROOT_BANS: &str = ".clippy.toml";
-const DOMAIN: &str = "crates/domain";
 
 /// Errors: something was found; every finding has been printed.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
@@ -42,7 +41,10 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         findings.extend(manifests::check(&package.name, &manifest)?);
     }
     findings.extend(check_bans(workspace, &files)?);
-    findings.extend(check_domain(workspace, &files, &members)?);
+    findings.extend(purity::check_dependencies(&members));
+    for name in purity::PURE {
+        findings.extend(check_pure(workspace, &files, &format!("crates/{name}"))?);
+    }
     for file in &files {
         if let Ok(content) = fs_err::read_to_string(workspace.root().join(file)) {
             findings.extend(text::check(file, &content));
@@ -67,13 +69,12 @@ fn check_bans(workspace: &Workspace, files: &[Utf8PathBuf]) -> anyhow::Result<Fi
     Ok(findings)
 }
 
-fn check_domain(workspace: &Workspace, files: &[Utf8PathBuf], members: &[layers::Member]) -> anyhow::Result<Findings> {
-    let own = format!("{DOMAIN}/{ROOT_BANS}");
+fn check_pure(workspace: &Workspace, files: &[Utf8PathBuf], folder: &str) -> anyhow::Result<Findings> {
+    let own = format!("{folder}/{ROOT_BANS}");
     let bans =
         if files.iter().any(|file| *file == own) { bans::parse(&read(workspace, &own)?)? } else { BTreeSet::new() };
     let mut findings = purity::check_bans(&own, &bans);
-    findings.extend(purity::check_dependencies(members));
-    let sources = |file: &&Utf8PathBuf| file.starts_with(format!("{DOMAIN}/src")) && file.extension() == Some("rs");
+    let sources = |file: &&Utf8PathBuf| file.starts_with(format!("{folder}/src")) && file.extension() == Some("rs");
     for file in files.iter().filter(sources) {
         findings.extend(purity::check_source(file, &read(workspace, file.as_str())?));
     }

@@ -1,4 +1,4 @@
-//! `domain` has no I/O, clock, randomness, environment or async: its libraries, its own clippy bans, and its sources,
+//! `domain` and `placement` have no I/O, clock, randomness, environment or async: its libraries, its own clippy bans, and its sources,
 //! for what clippy cannot ban.
 
 use std::collections::BTreeSet;
@@ -7,6 +7,9 @@ use cargo_metadata::camino::Utf8Path;
 
 use super::Findings;
 use super::layers::Member;
+
+/// The crates of values.
+pub(super) const PURE: &[&str] = &["domain", "placement"];
 
 /// Libraries of values: none of them opens a file or a socket, or waits.
 const LIBRARIES: &[&str] =
@@ -32,9 +35,10 @@ const WORDS: &[&str] =
 
 pub(super) fn check_dependencies(members: &[Member]) -> Findings {
     let mut findings = Findings::new();
-    for member in members.iter().filter(|member| member.name == "domain") {
+    for member in members.iter().filter(|member| PURE.contains(&member.name.as_str())) {
         for library in member.others.iter().filter(|library| !LIBRARIES.contains(&library.as_str())) {
-            findings.push(format!("`domain` depends on `{library}`, which is not on its list of pure libraries"));
+            let name = &member.name;
+            findings.push(format!("`{name}` depends on `{library}`, which is not on the list of pure libraries"));
         }
     }
     findings
@@ -48,7 +52,7 @@ pub(super) fn check_source(file: &Utf8Path, source: &str) -> Findings {
     let mut findings = Findings::new();
     for (number, line) in (1..).zip(source.lines()).filter(|(_, line)| !line.trim_start().starts_with("//")) {
         let found = WORDS.iter().filter(|word| line.contains(**word));
-        findings.extend(found.map(|word| format!("{file}:{number}: `{word}` has no place in `domain`")));
+        findings.extend(found.map(|word| format!("{file}:{number}: `{word}` has no place in a crate of values")));
     }
     findings
 }
@@ -74,6 +78,9 @@ mod tests {
     #[test]
     fn effects_in_a_source_are_found_but_not_in_a_comment() {
         let source = "// std::fs is far away\nuse std::time::Duration;\nlet x = std::env::args();\n";
-        assert_eq!(check_source(Utf8Path::new("job.rs"), source), ["job.rs:3: `std::env` has no place in `domain`"]);
+        assert_eq!(
+            check_source(Utf8Path::new("job.rs"), source),
+            ["job.rs:3: `std::env` has no place in a crate of values"]
+        );
     }
 }
