@@ -82,7 +82,10 @@ pub const TABLES: &[Table] = &[
         ],
     },
     Table { name: "intent", columns: &[("key", Text), ("task_id", Id)] },
-    Table { name: "pool", columns: &[("id", Number), ("kind", Text), ("order_version", Number), ("model", Text), ("needs", Text)] },
+    Table {
+        name: "pool",
+        columns: &[("id", Number), ("kind", Text), ("order_version", Number), ("model", Text), ("needs", Text)],
+    },
     Table { name: "lane", columns: &[("id", Number), ("pool_id", Number), ("slots_of", Text), ("served_at", Instant)] },
     Table {
         name: "job",

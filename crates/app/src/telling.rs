@@ -26,7 +26,8 @@ pub struct Teller {
 impl Reconcile for Teller {
     async fn tick(&mut self, pulse: &Pulse) -> Result<(), Trouble> {
         let now = self.clock.now();
-        for at_work in self.ledger.at_work(MAX_AT_WORK).await?.iter().filter(|at_work| is_due(at_work, now, self.every)) {
+        for at_work in self.ledger.at_work(MAX_AT_WORK).await?.iter().filter(|at_work| is_due(at_work, now, self.every))
+        {
             pulse.beat();
             self.ledger.want_progress(at_work.task).await?;
         }

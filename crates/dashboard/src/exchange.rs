@@ -23,7 +23,17 @@ pub const KEYS: Keys = Keys {
         "forge.webhook_secret_file",
         "forge.webhook_secret_previous_file",
     ],
-    read: &["server", "store", "transport", "agent.per_repository", "agent.needs", "forge", "gateway", "auth", "telemetry"],
+    read: &[
+        "server",
+        "store",
+        "transport",
+        "agent.per_repository",
+        "agent.needs",
+        "forge",
+        "gateway",
+        "auth",
+        "telemetry",
+    ],
 };
 
 /// The pieces of a running dashboard that can be exchanged.

@@ -112,11 +112,23 @@ mod tests {
         let cancelled = || Receipt::Withheld { reason: CANCELLED.into() };
         let progress = settled(EffectKind::Progress, Receipt::Progress { id: 1, phase: "fix".into() });
         assert!(owes_last_word(std::slice::from_ref(&progress), Some(&JobState::Cancelled)));
-        assert!(owes_last_word(&[progress.clone(), settled(EffectKind::Comment, cancelled())], Some(&JobState::Cancelled)));
-        assert!(!owes_last_word(&[progress.clone(), settled(EffectKind::Comment, Receipt::Comment { id: 1 })], None), "it is told");
+        assert!(owes_last_word(
+            &[progress.clone(), settled(EffectKind::Comment, cancelled())],
+            Some(&JobState::Cancelled)
+        ));
+        assert!(
+            !owes_last_word(&[progress.clone(), settled(EffectKind::Comment, Receipt::Comment { id: 1 })], None),
+            "it is told"
+        );
         let locked = Receipt::Withheld { reason: "the issue takes no comment".into() };
-        assert!(!owes_last_word(&[progress.clone(), settled(EffectKind::Comment, locked)], Some(&JobState::Done)), "it cannot be");
-        assert!(!owes_last_word(&[settled(EffectKind::Comment, cancelled())], Some(&JobState::Cancelled)), "nothing was told");
+        assert!(
+            !owes_last_word(&[progress.clone(), settled(EffectKind::Comment, locked)], Some(&JobState::Done)),
+            "it cannot be"
+        );
+        assert!(
+            !owes_last_word(&[settled(EffectKind::Comment, cancelled())], Some(&JobState::Cancelled)),
+            "nothing was told"
+        );
         assert!(!owes_last_word(std::slice::from_ref(&progress), Some(&JobState::Queued)), "it is on its way");
         let given_up = JobState::Dead { reason: "no".into() };
         assert!(!owes_last_word(&[progress], Some(&given_up)), "it was tried often enough");

@@ -162,7 +162,10 @@ impl Agent {
         let unmet = self.needs.iter().filter(|need| !self.labels.meet(&need.labels));
         let told = unmet.map(|need| {
             let of = String::from(need.repositories.clone());
-            format!("Runs of {of} need a worker with `{}`, and agent.labels is `{}`: they wait for another worker", need.labels, self.labels)
+            format!(
+                "Runs of {of} need a worker with `{}`, and agent.labels is `{}`: they wait for another worker",
+                need.labels, self.labels
+            )
         });
         told.collect()
     }

@@ -63,7 +63,8 @@ fn identities(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
 
 /// I4: who is next is what the jobs themselves say.
 fn turns(conn: &Connection, slots: &Slots, breaches: &mut Vec<String>) -> L<()> {
-    let lanes: Vec<(i64, String, Option<i64>, i64, Option<i64>)> = conn.all(
+    type Row = (i64, String, Option<i64>, i64, Option<i64>);
+    let lanes: Vec<Row> = conn.all(
         "SELECT id, slots_of, turn_seq,
                   (SELECT count(DISTINCT job.task_id) FROM lane AS beside JOIN job ON job.lane_id = beside.id
                    WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS held,

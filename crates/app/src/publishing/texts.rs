@@ -286,7 +286,9 @@ pub(crate) fn comment(publication: &Publication, story: &Story, marker: &str) ->
 /// A person took the wish back.
 fn stopped(story: &Story) -> String {
     match &story.pull {
-        Some((number, _, _)) => format!("The work on this was stopped, as asked. Pull request #{number} stays as it is."),
+        Some((number, _, _)) => {
+            format!("The work on this was stopped, as asked. Pull request #{number} stays as it is.")
+        }
         None => "The work on this was stopped, as asked. No pull request was opened.".to_owned(),
     }
 }
