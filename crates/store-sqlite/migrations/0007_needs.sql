@@ -1,8 +1,11 @@
 -- A pool is for workers that have certain labels, too. A column of a UNIQUE constraint cannot be added, so the table is made anew;
--- a lane's pool keeps its number.
-PRAGMA defer_foreign_keys = ON;
+-- lanes refer to it, and step aside meanwhile. Pools and lanes keep their numbers.
+CREATE TABLE pool_before AS SELECT id, kind, order_version, model FROM pool;
+CREATE TABLE lane_before AS SELECT id, pool_id, slots_of, served_at, turn_at, turn_seq FROM lane;
+DELETE FROM lane;
+DROP TABLE pool;
 
-CREATE TABLE pool_with_needs (
+CREATE TABLE pool (
     id INTEGER PRIMARY KEY,
     kind TEXT NOT NULL,
     order_version INTEGER NOT NULL,
@@ -13,9 +16,11 @@ CREATE TABLE pool_with_needs (
     UNIQUE (kind, order_version, model, needs)
 ) STRICT;
 
-INSERT INTO pool_with_needs (id, kind, order_version, model, needs) SELECT id, kind, order_version, model, '' FROM pool;
-DROP TABLE pool;
-ALTER TABLE pool_with_needs RENAME TO pool;
+INSERT INTO pool (id, kind, order_version, model, needs) SELECT id, kind, order_version, model, '' FROM pool_before;
+INSERT INTO lane (id, pool_id, slots_of, served_at, turn_at, turn_seq)
+    SELECT id, pool_id, slots_of, served_at, turn_at, turn_seq FROM lane_before;
+DROP TABLE pool_before;
+DROP TABLE lane_before;
 
 -- Older binaries would put what needs a label before any worker, and cannot read that a comment tells of progress.
 UPDATE ledger SET oldest_reader = 7;

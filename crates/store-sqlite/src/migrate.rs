@@ -153,25 +153,50 @@ mod tests {
         applied(conn).unwrap().into_iter().map(|applied| applied.version).collect()
     }
 
+    fn all() -> Vec<i64> {
+        MIGRATIONS.iter().map(|migration| migration.version).collect()
+    }
+
     #[test]
     fn a_ledger_that_sqlx_migrated_is_taken_on_from_where_it_is() {
         for count in 0..=NOTED_BY_SQLX.len() {
             let mut conn = of_sqlx(count);
             migrate(&mut conn).unwrap();
-            assert_eq!(versions(&conn), [1, 2, 3, 4, 5, 6]);
+            assert_eq!(versions(&conn), all());
             conn.execute("INSERT INTO poll (repo_forge_id, mark_at) VALUES (1, 1)", ()).unwrap();
             migrate(&mut conn).unwrap();
-            assert_eq!(versions(&conn), [1, 2, 3, 4, 5, 6]);
+            assert_eq!(versions(&conn), all());
         }
+    }
+
+    #[test]
+    fn lanes_stay_in_their_pools_when_pools_are_made_anew() {
+        let mut conn = of_sqlx(6);
+        conn.execute_batch(
+            "PRAGMA foreign_keys = ON;
+             INSERT INTO pool (id, kind, order_version, model) VALUES (7, 'run', 1, 'coder'), (9, 'publish', 1, '');
+             INSERT INTO lane (id, pool_id, slots_of, served_at, turn_at, turn_seq) VALUES (3, 9, 'token', 5, 6, 8);",
+        )
+        .unwrap();
+        migrate(&mut conn).unwrap();
+        let there: (i64, String, String, i64, i64, i64) = conn
+            .query_row(
+                "SELECT lane.id, kind, needs, served_at, turn_at, turn_seq FROM lane JOIN pool ON pool.id = pool_id",
+                (),
+                |row| row.try_into(),
+            )
+            .unwrap();
+        assert_eq!(there, (3, "publish".into(), String::new(), 5, 6, 8));
+        conn.execute("INSERT INTO lane (pool_id, slots_of, served_at) VALUES (8, 'x', 0)", ()).unwrap_err();
     }
 
     #[test]
     fn a_newer_migration_is_tolerated_and_another_or_unfinished_one_is_not() {
         let mut conn = of_sqlx(6);
-        conn.execute("UPDATE _sqlx_migrations SET version = 7 WHERE version = 6", ()).unwrap();
+        conn.execute("UPDATE _sqlx_migrations SET version = 1000 WHERE version = 6", ()).unwrap();
         conn.execute("DROP INDEX job_dead", ()).unwrap();
         migrate(&mut conn).unwrap();
-        assert_eq!(versions(&conn), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(versions(&conn), [all(), vec![1000]].concat());
 
         conn.execute("UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 3", ()).unwrap();
         assert!(matches!(migrate(&mut conn), Err(MigrateError::Changed(3))));
@@ -187,6 +212,6 @@ mod tests {
         assert_eq!(versions(&conn), [1, 2, 3, 4, 5]);
         conn.execute("DROP INDEX job_dead", ()).unwrap();
         migrate(&mut conn).unwrap();
-        assert_eq!(versions(&conn), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(versions(&conn), all());
     }
 }

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 14] = [
+const WHOLE_TABLE: [&str; 15] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -19,6 +19,8 @@ const WHOLE_TABLE: [&str; 14] = [
     "sum(min(slots - held, queued))",
     // It sorts what is held of one repository, which is little.
     "UPDATE lane SET served_at = max(served_at, ?4), (turn_at, turn_seq)",
+    // It sorts what is at work, which is little.
+    "task.mode <> 'probe'",
     // At start.
     "GROUP BY slots_of",
     // One row.
