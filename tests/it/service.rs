@@ -321,7 +321,8 @@ async fn a_hangup_reaches_dashboard_and_worker_and_each_names_its_own_keys() {
     let fettle = TestBox::start(Setup { layout: Layout::Two, ..Setup::with(repository::solving().script()) });
     let fettle = fettle.await.unwrap();
     says(&fettle, WORKER, "working for ").await;
-    edit(&fettle, "internal_listen = '127.0.0.1:0'", "internal_listen = '127.0.0.1:1'\n[agent]\nworkers = 2");
+    edit(&fettle, "internal_listen = '127.0.0.1:0'", "internal_listen = '127.0.0.1:1'");
+    edit(&fettle, "[agent]\n", "[agent]\nworkers = 2\n");
     edit(&fettle, "[forge]\n", "[telemetry]\nlog = 'debug'\n[forge]\n");
     let worker_key = fettle.config().with_file_name("keys/worker");
     fs_err::write(worker_key, "canary-of-another-worker-key").unwrap();

@@ -40,8 +40,8 @@ pub(crate) fn audit(conn: &Connection, slots: Option<&Slots>, now: Timestamp) ->
 fn identities(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     let crowded: Vec<(i64, i64, i64)> = conn.all(
         "SELECT repo_forge_id, issue_number, count(*) AS tasks FROM task
-           WHERE ended_at IS NULL AND repo_forge_id IS NOT NULL AND issue_number IS NOT NULL
-           GROUP BY repo_forge_id, issue_number HAVING count(*) > 1",
+         WHERE ended_at IS NULL AND repo_forge_id IS NOT NULL AND issue_number IS NOT NULL
+         GROUP BY repo_forge_id, issue_number HAVING count(*) > 1",
         (),
         |row| row.try_into(),
     )?;
@@ -50,8 +50,8 @@ fn identities(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     }
     let twice: Vec<(Uuid, i64)> = conn.all(
         "SELECT task_id, count(*) AS jobs FROM job
-           WHERE kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')
-           GROUP BY task_id HAVING count(*) > 1",
+         WHERE kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')
+         GROUP BY task_id HAVING count(*) > 1",
         (),
         |row| row.try_into(),
     )?;
@@ -63,14 +63,14 @@ fn identities(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
 
 /// I4: who is next is what the jobs themselves say.
 fn turns(conn: &Connection, slots: &Slots, breaches: &mut Vec<String>) -> L<()> {
-    type Row = (i64, String, Option<i64>, i64, Option<i64>);
-    let lanes: Vec<Row> = conn.all(
+    type Line = (i64, String, Option<i64>, i64, Option<i64>);
+    let lanes: Vec<Line> = conn.all(
         "SELECT id, slots_of, turn_seq,
-                  (SELECT count(DISTINCT job.task_id) FROM lane AS beside JOIN job ON job.lane_id = beside.id
-                   WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS held,
-                  (SELECT seq FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL
-                   ORDER BY turn_at, seq LIMIT 1) AS first
-           FROM lane",
+                (SELECT count(DISTINCT job.task_id) FROM lane AS beside JOIN job ON job.lane_id = beside.id
+                 WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS held,
+                (SELECT seq FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL
+                 ORDER BY turn_at, seq LIMIT 1) AS first
+         FROM lane",
         (),
         |row| row.try_into(),
     )?;
@@ -103,13 +103,13 @@ fn leases(conn: &Connection, now: Timestamp, breaches: &mut Vec<String>) -> L<()
     }
     let wrong = conn.all(
         "SELECT id,
-                  coalesce(ended_by, 0) > fence AS fence_back,
-                  (state IN ('leased', 'cancelling')) <> (leased_until IS NOT NULL AND worker_id IS NOT NULL)
-                  OR (leased_until IS NULL) <> (worker_id IS NULL) AS lease_amiss,
-                  crashes_since_step > crashes OR crashes > ?1
-                  OR attempts > ?2 OR (attempts = ?2 AND state NOT IN ('dead', 'cancelled')) AS counters_off,
-                  leased_until < ?3 AND leased_until IS NOT NULL AS late
-           FROM job",
+                coalesce(ended_by, 0) > fence AS fence_back,
+                (state IN ('leased', 'cancelling')) <> (leased_until IS NOT NULL AND worker_id IS NOT NULL)
+                OR (leased_until IS NULL) <> (worker_id IS NULL) AS lease_amiss,
+                crashes_since_step > crashes OR crashes > ?1
+                OR attempts > ?2 OR (attempts = ?2 AND state NOT IN ('dead', 'cancelled')) AS counters_off,
+                leased_until < ?3 AND leased_until IS NOT NULL AS late
+         FROM job",
         params![max_crashes, max_attempts, late],
         |row| {
             Ok(Wrong {
@@ -143,7 +143,7 @@ fn leases(conn: &Connection, now: Timestamp, breaches: &mut Vec<String>) -> L<()
 fn journals(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     let without_result = conn.all(
         "SELECT run.task_id FROM run JOIN job ON job.id = run.job_id
-           WHERE job.state = 'done' AND run.result IS NULL",
+         WHERE job.state = 'done' AND run.result IS NULL",
         (),
         first,
     )?;
@@ -152,7 +152,7 @@ fn journals(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     }
     let gaps = conn.all(
         "SELECT run.task_id FROM run LEFT JOIN step ON step.run_id = run.id
-           GROUP BY run.id HAVING count(step.seq) <> run.steps OR coalesce(max(step.seq) + 1, 0) <> run.steps",
+         GROUP BY run.id HAVING count(step.seq) <> run.steps OR coalesce(max(step.seq) + 1, 0) <> run.steps",
         (),
         first,
     )?;
@@ -161,7 +161,7 @@ fn journals(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     }
     let newer_than_lease = conn.all(
         "SELECT DISTINCT run.task_id FROM step JOIN run ON run.id = step.run_id
-           JOIN job ON job.id = run.job_id WHERE step.fence > job.fence",
+         JOIN job ON job.id = run.job_id WHERE step.fence > job.fence",
         (),
         first,
     )?;
@@ -170,10 +170,10 @@ fn journals(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     }
     let open = conn.all(
         "SELECT DISTINCT effect.task_id FROM effect
-           JOIN job ON job.task_id = effect.task_id AND job.kind = 'publish'
-           WHERE effect.state <> 'settled' AND job.state = 'done'
-             AND NOT EXISTS (SELECT 1 FROM job AS later WHERE later.task_id = job.task_id AND later.kind = 'publish'
-                             AND later.seq > job.seq)",
+         JOIN job ON job.task_id = effect.task_id AND job.kind = 'publish'
+         WHERE effect.state <> 'settled' AND job.state = 'done'
+           AND NOT EXISTS (SELECT 1 FROM job AS later WHERE later.task_id = job.task_id AND later.kind = 'publish'
+                           AND later.seq > job.seq)",
         (),
         first,
     )?;
@@ -187,8 +187,11 @@ fn journals(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
 fn events(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     let gaps = conn.all(
         "SELECT task.id FROM task LEFT JOIN event ON event.task_id = task.id
-           GROUP BY task.id HAVING count(event.seq) <> task.event_seq OR coalesce(max(event.task_seq), 0) <> task.event_seq",
-        (), first)?;
+         GROUP BY task.id
+         HAVING count(event.seq) <> task.event_seq OR coalesce(max(event.task_seq), 0) <> task.event_seq",
+        (),
+        first,
+    )?;
     for id in gaps {
         breaches.push(format!("I9: the events of {} have a gap", TaskId::from_uuid(id)));
     }
@@ -200,13 +203,16 @@ fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     type Told = (Uuid, String, Option<i64>, Uuid, Option<Uuid>, Option<String>);
     let rows: Vec<Told> = conn.all(
         "SELECT task.id, task.state, task.ended_at, run.job_id AS run_job,
-                  (SELECT job.id FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
-                   ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish_job,
-                  (SELECT json_extract(event.body, '$.value.type') FROM event WHERE event.task_id = task.id
-                   AND json_extract(event.body, '$.value.type') IN ('task_created', 'redriven', 'task_done', 'task_cancelled')
-                   ORDER BY event.task_seq DESC LIMIT 1) AS turn
-           FROM task JOIN run ON run.task_id = task.id",
-        (), |row| row.try_into())?;
+                (SELECT job.id FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
+                 ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish_job,
+                (SELECT json_extract(event.body, '$.value.type') FROM event WHERE event.task_id = task.id
+                 AND json_extract(event.body, '$.value.type')
+                     IN ('task_created', 'redriven', 'task_done', 'task_cancelled')
+                 ORDER BY event.task_seq DESC LIMIT 1) AS turn
+         FROM task JOIN run ON run.task_id = task.id",
+        (),
+        |row| row.try_into(),
+    )?;
     for (id, state, ended_at, run, publish, turn) in rows {
         let id = TaskId::from_uuid(id);
         let run = job::get(conn, JobId::from_uuid(run))?.job.state;

@@ -50,7 +50,7 @@ pub(crate) fn open(conn: &Connection, now: Timestamp, max: u16) -> L<Vec<Deliver
     let now = now.as_microsecond();
     conn.all(
         "SELECT id, key, event, correlation_id, received_at, body
-           FROM delivery WHERE closed_at IS NULL AND coalesce(not_before, 0) <= ? ORDER BY seq LIMIT ?",
+         FROM delivery WHERE closed_at IS NULL AND coalesce(not_before, 0) <= ? ORDER BY seq LIMIT ?",
         params![now, max],
         |row| {
             Ok(Delivery {

@@ -41,13 +41,13 @@ pub(crate) fn list(conn: &Connection, task: Option<TaskId>, after: u64, max: u16
     let rows: L<Vec<Row>> = match task.map(|task| task.as_uuid()) {
         Some(task) => conn.all(
             "SELECT seq, task_id, task_seq, at, correlation_id, body
-               FROM event WHERE task_id = ? AND seq > ? ORDER BY task_seq LIMIT ?",
+             FROM event WHERE task_id = ? AND seq > ? ORDER BY task_seq LIMIT ?",
             params![task, after, max],
             |row| row.try_into(),
         ),
         None => conn.all(
             "SELECT seq, task_id, task_seq, at, correlation_id, body
-               FROM event WHERE seq > ? ORDER BY seq LIMIT ?",
+             FROM event WHERE seq > ? ORDER BY seq LIMIT ?",
             params![after, max],
             |row| row.try_into(),
         ),

@@ -152,13 +152,13 @@ pub(crate) fn count_next(conn: &Connection, slots: &Slots, want: &Want, max: u32
         // A lane has at least one that can go, so as many lanes as are asked for are enough.
         let of_pool: i64 = conn.one(
             "SELECT coalesce(sum(min(slots - held, queued)), 0) AS count FROM (
-                   SELECT CASE WHEN lane.slots_of LIKE 'repo:%' THEN ?3 ELSE ?2 + held END AS slots, held,
-                          (SELECT count(*) FROM (SELECT 1 FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL
-                                                 LIMIT ?2)) AS queued
-                   FROM (SELECT lane.id, lane.slots_of,
-                                (SELECT count(*) FROM lane AS beside JOIN job ON job.lane_id = beside.id
-                                 WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS held
-                         FROM lane WHERE pool_id = ?1 AND turn_at IS NOT NULL LIMIT ?2) AS lane)",
+             SELECT CASE WHEN lane.slots_of LIKE 'repo:%' THEN ?3 ELSE ?2 + held END AS slots, held,
+                    (SELECT count(*) FROM (SELECT 1 FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL
+                                           LIMIT ?2)) AS queued
+             FROM (SELECT lane.id, lane.slots_of,
+                          (SELECT count(*) FROM lane AS beside JOIN job ON job.lane_id = beside.id
+                           WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS held
+                   FROM lane WHERE pool_id = ?1 AND turn_at IS NOT NULL LIMIT ?2) AS lane)",
             params![pool.id, most, per_repository],
             first,
         )?;
@@ -201,8 +201,8 @@ fn take_in(tx: &mut Tx<'_>) -> L<()> {
     type Row = (Uuid, String, i64, String, String);
     let astray: Vec<Row> = tx.conn.all(
         "SELECT job.id, job.kind, job.order_version, task.trigger_kind, task.subject
-           FROM job INDEXED BY job_astray JOIN task ON task.id = job.task_id
-           WHERE job.lane_id IS NULL AND job.state NOT IN ('done', 'cancelled')",
+         FROM job INDEXED BY job_astray JOIN task ON task.id = job.task_id
+         WHERE job.lane_id IS NULL AND job.state NOT IN ('done', 'cancelled')",
         (),
         |row| row.try_into(),
     )?;

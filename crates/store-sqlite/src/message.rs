@@ -65,7 +65,7 @@ pub(crate) fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u64>) ->
         None => {
             let journaled: i64 = tx.conn.one(
                 "SELECT count(*) FROM step JOIN run ON run.id = step.run_id
-               WHERE run.task_id = ? AND step.kind = 'message_in'",
+                 WHERE run.task_id = ? AND step.kind = 'message_in'",
                 params![id],
                 first,
             )?;

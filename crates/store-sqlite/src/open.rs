@@ -26,6 +26,8 @@ const OLDEST_SQLITE: [u32; 3] = [3, 51, 3];
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than the statements of this crate: none is prepared twice.
 const STATEMENTS: usize = 256;
+/// What a full group changes stays in memory until it is committed; with SQLite's 2 MiB, pages would go out and in again.
+const WRITER_CACHE_KIB: i64 = 32 * 1024;
 /// Between two looks at a lock that a predecessor still holds.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 const LOCK_FILE: &str = "ledger.lock";
@@ -131,6 +133,7 @@ pub(crate) fn writing(file: &Utf8Path) -> rusqlite::Result<Connection> {
     conn.pragma_update(None, "journal_mode", "wal")?;
     conn.pragma_update(None, "synchronous", "full")?;
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     Ok(conn)
 }
 

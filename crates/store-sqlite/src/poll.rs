@@ -44,7 +44,10 @@ impl Verb for SetMark {
 pub(crate) fn last_asked(conn: &Connection, repo: u64, issue: u64) -> L<Option<Timestamp>> {
     let (repo, issue) = (task::number(repo)?, task::number(issue)?);
     let subject: Option<String> = conn.maybe(
-        "SELECT subject FROM task WHERE repo_forge_id = ? AND issue_number = ? ORDER BY created_at DESC, id DESC LIMIT 1",
-        params![repo, issue], first)?;
+        "SELECT subject FROM task WHERE repo_forge_id = ? AND issue_number = ?
+         ORDER BY created_at DESC, id DESC LIMIT 1",
+        params![repo, issue],
+        first,
+    )?;
     subject.map(|subject| Ok(stored::read::<Subject>(&subject)?.issue.taken_at)).transpose()
 }

@@ -81,14 +81,18 @@ impl Row {
 
 pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
     let uuid = id.as_uuid();
-    let row = conn.maybe(
-        "SELECT task.id, task.correlation_id, task.mode, task.generation,
-                  task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
-                  run.id AS run_id, run.job_id, run.steps, run.calls, run.generated_tokens,
-                  run.prompt_tokens, run.wall_s, run.result, job.state AS job_state, job.fence, job.attempts, job.crashes
-           FROM task JOIN run ON run.task_id = task.id JOIN job ON job.id = run.job_id WHERE task.id = ?",
-        params![uuid], Row::read)?
-    .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
+    let row = conn
+        .maybe(
+            "SELECT task.id, task.correlation_id, task.mode, task.generation,
+                task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
+                run.id AS run_id, run.job_id, run.steps, run.calls, run.generated_tokens,
+                run.prompt_tokens, run.wall_s, run.result,
+                job.state AS job_state, job.fence, job.attempts, job.crashes
+         FROM task JOIN run ON run.task_id = task.id JOIN job ON job.id = run.job_id WHERE task.id = ?",
+            params![uuid],
+            Row::read,
+        )?
+        .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     let subject: Subject = stored::read(&row.subject)?;
     Ok(TaskView {
         id: TaskId::from_uuid(row.id),
@@ -130,13 +134,13 @@ pub(crate) fn tasks(conn: &Connection, filter: TaskFilter, after: Option<TaskCur
     let ids: L<Vec<Uuid>> = match filter.state.map(|state| state.name()) {
         Some(state) => conn.all(
             "SELECT id FROM task WHERE state = ? AND (created_at, id) < (?, ?)
-                   ORDER BY created_at DESC, id DESC LIMIT ?",
+             ORDER BY created_at DESC, id DESC LIMIT ?",
             params![state, at, id, max],
             first,
         ),
         None => conn.all(
             "SELECT id FROM task WHERE (created_at, id) < (?, ?)
-                   ORDER BY created_at DESC, id DESC LIMIT ?",
+             ORDER BY created_at DESC, id DESC LIMIT ?",
             params![at, id, max],
             first,
         ),
@@ -220,7 +224,7 @@ pub(crate) fn dead(conn: &Connection, max: u16) -> L<Vec<DeadJob>> {
     type Row = (Uuid, String, Uuid, Option<String>, Option<String>, i64, i64);
     let rows: Vec<Row> = conn.all(
         "SELECT id, kind, task_id, reason, last_failure, attempts, crashes
-           FROM job WHERE state = 'dead' ORDER BY seq DESC LIMIT ?",
+         FROM job WHERE state = 'dead' ORDER BY seq DESC LIMIT ?",
         params![max],
         |row| row.try_into(),
     )?;
@@ -242,8 +246,8 @@ pub(crate) fn demand(conn: &Connection, now: Timestamp, runnable: u32) -> L<Dema
     let micros = now.as_microsecond();
     let (oldest, lapsed, leased): (Option<i64>, i64, i64) = conn.one(
         "SELECT (SELECT min(runnable_at) FROM job WHERE state = 'queued' AND kind = 'run') AS oldest,
-                  (SELECT count(*) FROM job WHERE leased_until <= ?1 AND kind = 'run') AS lapsed,
-                  (SELECT count(*) FROM job WHERE leased_until > ?1 AND kind = 'run') AS leased",
+         (SELECT count(*) FROM job WHERE leased_until <= ?1 AND kind = 'run') AS lapsed,
+         (SELECT count(*) FROM job WHERE leased_until > ?1 AND kind = 'run') AS leased",
         params![micros],
         |row| row.try_into(),
     )?;
