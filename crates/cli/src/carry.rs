@@ -38,6 +38,11 @@ pub(crate) async fn export(
     json: bool,
 ) -> Result<ExitCode> {
     let config = Config::load(common.config.as_deref(), environment)?;
+    if config.store.url.is_some() {
+        bail!(
+            "store.url says that the ledger is in PostgreSQL, and only one in a file is exported; for that one, name a configuration without store.url"
+        );
+    }
     let ledger = DataDir::open(common.data_dir.as_deref(), &config, environment)?.ledger();
     if !ledger.is_dir() {
         bail!("there is no ledger at {ledger}");

@@ -105,9 +105,25 @@ fn warnings(config: &Config, environment: &Environment) -> Vec<String> {
     let mut warnings = missing_secrets(config);
     warnings.extend(blind(config));
     warnings.extend(config.agent.unmet_needs());
+    warnings.extend(alone_in_company(config).map(str::to_owned));
     warnings.extend(half_of_the_tokens(config).map(str::to_owned));
     warnings.extend(secrets::exposed(config, None, environment));
     warnings
+}
+
+/// Dashboards on one database do each other's work, so they need the same credentials, and clients the same keys.
+fn alone_in_company(config: &Config) -> Option<&'static str> {
+    let (forge, auth) = (&config.forge, &config.auth);
+    let can_write = forge.app_id.is_some() || forge.write_token_file.is_some();
+    match config.store.url.is_some() {
+        true if auth.admin_key_file.is_none() || auth.worker_key_file.is_none() => Some(
+            "store.url is for several dashboards, and this one would make its own keys: set auth.admin_key_file and auth.worker_key_file",
+        ),
+        true if !can_write => Some(
+            "store.url is for several dashboards, and this one would take publications without being able to write to the forge",
+        ),
+        true | false => None,
+    }
 }
 
 /// Whoever polls without what it takes sees nothing at all.

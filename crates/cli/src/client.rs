@@ -33,7 +33,7 @@ pub(crate) struct Dashboard {
     /// The dashboard's address, such as http://127.0.0.1:8080; default: the one that runs on this data folder.
     #[arg(long, global = true, value_name = "URL", help_heading = GLOBAL)]
     url: Option<String>,
-    /// The file with the admin key; default: admin.key in the data folder.
+    /// The file with the admin key; default: auth.admin_key_file, or admin.key in the data folder.
     #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     key_file: Option<Utf8PathBuf>,
 }
@@ -78,11 +78,14 @@ impl Client {
         let base = address(common, flags, &config, environment)?;
         let key_file = match &flags.key_file {
             Some(file) => file.clone(),
-            None => DataDir::open(common.data_dir.as_deref(), &config, environment)?.admin_key(),
+            None => match &config.auth.admin_key_file {
+                Some(file) => file.clone(),
+                None => DataDir::open(common.data_dir.as_deref(), &config, environment)?.admin_key(),
+            },
         };
         if !key_file.exists() {
             bail!(
-                "there is no admin key at {key_file}: `fettle up` makes it at its first start; name another file with --key-file"
+                "there is no admin key at {key_file}: a dashboard makes one in its data folder at its first start, unless auth.admin_key_file names another; name it with --key-file"
             );
         }
         let key = secrets::read(&key_file)?;

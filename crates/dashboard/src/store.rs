@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Admissions, L, Ledger};
 use fettle_domain::lease::Timing;
@@ -12,6 +12,9 @@ use fettle_runtime::data::DataDir;
 use fettle_runtime::secrets;
 use fettle_store_postgres::{Database, PostgresLedger, Tls};
 use fettle_store_sqlite::SqliteLedger;
+
+/// Held by a dashboard whose ledger is elsewhere.
+const LOCK_FILE: &str = "dashboard.lock";
 
 /// What either kind is opened with.
 pub(crate) struct Opening {
@@ -26,7 +29,24 @@ pub(crate) struct Opening {
 #[derive(Clone)]
 pub(crate) enum Store {
     File(Arc<SqliteLedger>),
-    Postgres(Arc<PostgresLedger>),
+    /// With the lock of the data folder, which the file would have.
+    Postgres {
+        ledger: Arc<PostgresLedger>,
+        _lock: Arc<fs_err::File>,
+    },
+}
+
+/// Keys and addresses in a data folder are one dashboard's.
+fn lock(data: &DataDir) -> Result<fs_err::File> {
+    let path = data.root().join(LOCK_FILE);
+    let file = fs_err::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+    match file.file().try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another dashboard is running on {}; give this one a folder of its own with --data-dir", data.root())
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("while locking {path}")),
+    }
 }
 
 impl Store {
@@ -43,6 +63,7 @@ impl Store {
                 Self::File(Arc::new(SqliteLedger::open(data.ledger(), options).await?))
             }
             Some(database) => {
+                let _lock = Arc::new(lock(data)?);
                 let defaults = fettle_store_postgres::Options::new(ids);
                 let options = fettle_store_postgres::Options {
                     timing,
@@ -51,7 +72,7 @@ impl Store {
                     connections: config.store.connections.unwrap_or(defaults.connections),
                     ..defaults
                 };
-                Self::Postgres(Arc::new(PostgresLedger::open(&database, options).await?))
+                Self::Postgres { ledger: Arc::new(PostgresLedger::open(&database, options).await?), _lock }
             }
         })
     }
@@ -59,7 +80,7 @@ impl Store {
     pub(crate) fn ledger(&self) -> Arc<dyn Ledger> {
         match self {
             Self::File(ledger) => ledger.clone(),
-            Self::Postgres(ledger) => ledger.clone(),
+            Self::Postgres { ledger, .. } => ledger.clone(),
         }
     }
 
@@ -67,14 +88,14 @@ impl Store {
     pub(crate) async fn ended(&self) {
         match self {
             Self::File(ledger) => ledger.ended().await,
-            Self::Postgres(_) => std::future::pending().await,
+            Self::Postgres { .. } => std::future::pending().await,
         }
     }
 
     pub(crate) async fn close(&self) -> L<()> {
         match self {
             Self::File(ledger) => ledger.close().await,
-            Self::Postgres(ledger) => ledger.close().await,
+            Self::Postgres { ledger, .. } => ledger.close().await,
         }
     }
 }

@@ -73,6 +73,9 @@ impl Store {
         if rest.split_once('/').is_none_or(|(_, database)| database.is_empty() || database.contains('/')) {
             return Err("store.url names no database; it reads like postgres://host:5432/fettle".into());
         }
+        if self.password_file.is_some() && self.user.is_none() {
+            return Err("store.password_file is nobody's without store.user".into());
+        }
         if self.tls == Some(Tls::Off) && self.ca_file.is_some() {
             return Err("store.ca_file is of no use while store.tls is `off`".into());
         }

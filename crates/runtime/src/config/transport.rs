@@ -52,6 +52,12 @@ impl Transport {
         let Some(kind) = kind_of(url) else {
             return Err("transport.url begins with none of redis://, rediss://, amqp:// and amqps://".into());
         };
+        if url.contains(',') && self.sentinel_master.is_none() && kind == BrokerKind::Redis {
+            return Err(
+                "transport.url names several servers: those are sentinels, and need the name of a master in transport.sentinel_master"
+                    .into(),
+            );
+        }
         if self.sentinel_master.is_some() && kind == BrokerKind::RabbitMq {
             return Err("transport.sentinel_master is for Redis, and transport.url is not".into());
         }
