@@ -166,6 +166,8 @@ async fn a_message_that_makes_no_task_lies_among_the_dead_with_its_reason() {
         (message(&repo.replace("clamp", "nothing"), json!(issue), MAINTAINER), "not_installed"),
         (message(&repo, json!(4711), MAINTAINER), "issue_not_found"),
         (message(&repo, json!(issue), "a-user"), "not_permitted"),
+        // The name of who has the key is a login like others.
+        (message(&repo, json!(issue), "admin"), "not_permitted"),
     ];
     for (body, _) in &bad {
         let mut add = redis::cmd("XADD");

@@ -22,6 +22,10 @@ use crate::vitals::Pulse;
 
 /// The event of such a delivery.
 pub const EVENT: &str = "foreign";
+/// Deliveries that are not decided yet; with more, no message is taken.
+const MOST_OPEN: u64 = 100;
+/// Messages between two looks at how many there are: counting costs as much as storing.
+const LOOKED_AFTER: u32 = 20;
 /// One wait at the broker; the pulse beats in between.
 const WAIT: Duration = Duration::from_secs(10);
 /// Between two tries to store a message.
@@ -45,17 +49,32 @@ pub struct ForeignIntake {
 impl ForeignIntake {
     /// Receives until `shutdown`.
     pub async fn work(&self, shutdown: &CancellationToken) {
+        let mut taken = 0;
         while !shutdown.is_cancelled() {
             self.pulse.beat();
+            if taken >= LOOKED_AFTER && self.is_crowded().await {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(PAUSE) => continue,
+                }
+            }
             let message = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 message = self.inbox.next(WAIT) => message,
             };
+            taken = if taken >= LOOKED_AFTER { 0 } else { taken };
             if let Some(message) = message {
+                taken += 1;
                 self.receive(&message, shutdown).await;
             }
         }
+    }
+
+    /// Deliveries are decided one after the other, and webhooks would stand behind all that is taken: the rest waits at the broker.
+    async fn is_crowded(&self) -> bool {
+        self.ledger.depth().await.is_ok_and(|depth| depth.open_deliveries >= MOST_OPEN)
     }
 
     /// Until it is stored: an outage of the ledger is not the message's fault, and meanwhile nothing more is read.

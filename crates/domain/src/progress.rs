@@ -43,7 +43,8 @@ pub fn doing(phase: &str) -> &str {
         "fix" => "making the change",
         "verify" => "running all tests on the change, in a fresh checkout",
         "repair" => "mending what the tests found",
-        other => other,
+        // A worker's word, which people would read as ours.
+        _ => "working on it",
     }
 }
 

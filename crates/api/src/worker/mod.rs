@@ -16,7 +16,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Router, body};
-use fettle_app::ports::ledger::{Beat, Fenced, Granted, Holder, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Want};
+use fettle_app::ports::ledger::{Beat, Fenced, Granted, Holder, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Then, Wake, Want};
 use fettle_domain::id::JobId;
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::{Fence, LeaseRef};
@@ -58,6 +58,19 @@ pub(crate) fn routes(api: &ApiState) -> Router<ApiState> {
     verbs.merge(blobs).route_layer(middleware::from_fn_with_state(api.clone(), auth::require_worker))
 }
 
+/// Words of workers are for people; longer ones would be copied into events and hold up the ledger. They are cut and not refused,
+/// since a Run must not fail by what it says.
+const MAX_NAME_CHARS: usize = 200;
+const MAX_PHASE_CHARS: usize = 40;
+const MAX_TITLE_CHARS: usize = 1_000;
+const MAX_WHY_CHARS: usize = 8_000;
+/// No limit of anybody's lasts longer.
+const MAX_DELAY: Duration = Duration::from_secs(24 * 3600);
+
+fn cut(text: &str, max_chars: usize) -> String {
+    text.chars().take(max_chars).collect()
+}
+
 /// Waits up to `wait_ms` for work; 503 when the server drains meanwhile.
 async fn lease(State(api): State<ApiState>, Body(body): Body<LeaseRequest>) -> Result<Json<LeasesBody>, Problem> {
     let wait = Duration::from_millis(body.wait_ms);
@@ -67,7 +80,7 @@ async fn lease(State(api): State<ApiState>, Body(body): Body<LeaseRequest>) -> R
     if !(1..=MAX_LEASES).contains(&body.max) {
         return Err(Problem::refused("/max", format!("1 to {MAX_LEASES}.")));
     }
-    let who = Holder { worker: body.worker, name: body.name };
+    let who = Holder { worker: body.worker, name: cut(&body.name, MAX_NAME_CHARS) };
     let want = Want { kind: JobKind::Run, versions: body.versions, labels: Some(body.labels) };
     let granted = tokio::select! {
         // What the ledger grants to a dropped wait is not lost: the same request id gets it from the next process.
@@ -96,7 +109,9 @@ async fn renew(State(api): State<ApiState>, Body(body): Body<RenewRequest>) -> R
 }
 
 async fn record(State(api): State<ApiState>, Body(body): Body<RecordRequest>) -> Result<Json<FencedBody>, Problem> {
-    let StepBody::V1 { record } = body.step;
+    let StepBody::V1 { mut record } = body.step;
+    record.phase = cut(&record.phase, MAX_PHASE_CHARS);
+    record.title = cut(&record.title, MAX_TITLE_CHARS);
     fenced(api.ledger.record(&body.lease.into(), &record).await?)
 }
 
@@ -122,11 +137,19 @@ async fn complete(State(api): State<ApiState>, Body(body): Body<CompleteRequest>
 }
 
 async fn fail(State(api): State<ApiState>, Body(body): Body<FailRequest>) -> Result<Json<FencedBody>, Problem> {
-    fenced(api.ledger.fail(&body.lease.into(), &body.why, body.then.into()).await?)
+    let then = match body.then.into() {
+        Then::RetryAfter(wait) => Then::RetryAfter(wait.min(MAX_DELAY)),
+        Then::Never => Then::Never,
+    };
+    fenced(api.ledger.fail(&body.lease.into(), &cut(&body.why, MAX_WHY_CHARS), then).await?)
 }
 
 async fn defer(State(api): State<ApiState>, Body(body): Body<DeferRequest>) -> Result<Json<FencedBody>, Problem> {
-    fenced(api.ledger.defer(&body.lease.into(), body.until.into(), &body.why).await?)
+    let until = match body.until.into() {
+        Wake::After(wait) => Wake::After(wait.min(MAX_DELAY)),
+        Wake::Event => Wake::Event,
+    };
+    fenced(api.ledger.defer(&body.lease.into(), until, &cut(&body.why, MAX_WHY_CHARS)).await?)
 }
 
 async fn release(State(api): State<ApiState>, Body(body): Body<LeaseBody>) -> Result<Json<FencedBody>, Problem> {
