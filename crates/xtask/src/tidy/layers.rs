@@ -55,6 +55,8 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "git", kind: Kind::Adapter(USE_CASES) },
     Row { name: "sandbox", kind: Kind::Adapter(USE_CASES) },
     Row { name: "llm", kind: Kind::Adapter(USE_CASES) },
+    // What it sees becomes values of placement.
+    Row { name: "gpu", kind: Kind::Adapter(&["placement"]) },
     Row { name: "broker-rabbitmq", kind: Kind::Adapter(USE_CASES) },
     Row { name: "api", kind: Kind::Layer(USE_CASES) },
     // Which adapter a configuration asks for is decided here, once for dashboard, worker and command line.
@@ -68,6 +70,8 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "simulation", kind: Kind::Layer(USE_CASES) },
     // What needs nothing of Fettle, so that a benchmark of one crate builds little.
     Row { name: "test-kit", kind: Kind::Layer(&[]) },
+    // A stand-in for NVIDIA's library: it knows nothing of who loads it.
+    Row { name: "fake-nvml", kind: Kind::Layer(&[]) },
     Row { name: "bench-queue", kind: Kind::Free },
     Row { name: "bench-placement", kind: Kind::Layer(&["placement", "test-kit"]) },
     Row { name: "tests", kind: Kind::Free },
