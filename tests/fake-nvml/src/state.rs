@@ -43,6 +43,7 @@ pub struct Gpu {
     /// Compute capability, major and minor.
     pub cc: (i32, i32),
     pub pci: String,
+    /// Only where the GPU's memory is a node of the host.
     pub numa: Option<u32>,
     pub memory: Option<Memory>,
     pub processes: Vec<Process>,
@@ -133,7 +134,6 @@ impl State {
         let gpu = |number| Gpu {
             links: (0..18).map(|link| switch(link % 4)).collect(),
             fabric: Some(Fabric { state: 3, status: 0, clique: 1 }),
-            numa: Some(u32::from(number >= 4)),
             ..Gpu::h200(number)
         };
         Self::of((0..8).map(gpu).collect())
@@ -182,7 +182,6 @@ impl Gpu {
             name: "NVIDIA H200".to_owned(),
             cc: (9, 0),
             pci: format!("00000000:{:02X}:00.0", 0x18 + 8 * number),
-            numa: Some(0),
             memory: Some(Memory { total: 143_771 * MIB, reserved: 619 * MIB, used: 4 * MIB }),
             utilization: Some((0, 0)),
             milliwatts: Some(78_000),
