@@ -11,7 +11,7 @@ use nvml_wrapper::Nvml;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::load::{self, Attempt};
+use crate::load::{self, Attempt, Fault};
 
 /// Initialising wakes GPUs up where no persistence daemon keeps them awake, some seconds each.
 const LOAD_DEADLINE: Duration = Duration::from_secs(60);
@@ -50,7 +50,7 @@ fn worst(attempts: &[Attempt]) -> String {
 }
 
 /// Why there is no answer. In each case nothing is known, and what was known gets stale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     #[error("the driver did not answer in time")]
     Timeout,
@@ -58,6 +58,9 @@ pub enum CallError {
     Stuck,
     #[error("the thread for NVML has ended")]
     Ended,
+    /// Of all devices together. What one device does not answer is told with that device.
+    #[error("{0}")]
+    Driver(Fault),
 }
 
 impl Driver {

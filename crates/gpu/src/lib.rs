@@ -3,8 +3,10 @@
 
 pub mod driver;
 pub mod health;
+pub mod host;
 pub mod islands;
 pub mod load;
+pub mod machine;
 pub mod memory_kind;
 pub mod observe;
 mod raw;

@@ -117,19 +117,25 @@ pub(crate) fn load(paths: &[PathBuf]) -> (Option<Nvml>, Vec<Attempt>) {
 }
 
 fn outcome(path: &Path, error: NvmlError) -> Outcome {
-    Outcome::Failed(match error {
-        NvmlError::LibloadingError(e) => {
-            let text = e.to_string();
-            // Of a library that it depends on, the linker names that one first.
-            if text.starts_with(&*path.to_string_lossy()) && text.contains("No such file") {
-                return Outcome::Absent;
-            }
-            Fault::Unloadable(text)
+    if let NvmlError::LibloadingError(e) = &error {
+        let text = e.to_string();
+        // Of a library that it depends on, the linker names that one first.
+        if text.starts_with(&*path.to_string_lossy()) && text.contains("No such file") {
+            return Outcome::Absent;
         }
-        NvmlError::DriverNotLoaded => Fault::DriverNotLoaded,
-        NvmlError::NoPermission => Fault::NoPermission,
-        NvmlError::LibRmVersionMismatch => Fault::VersionMismatch,
-        NvmlError::Unknown => Fault::Unknown,
-        other => Fault::Other(other.to_string()),
-    })
+    }
+    Outcome::Failed(error.into())
+}
+
+impl From<NvmlError> for Fault {
+    fn from(error: NvmlError) -> Self {
+        match error {
+            NvmlError::LibloadingError(e) => Self::Unloadable(e.to_string()),
+            NvmlError::DriverNotLoaded => Self::DriverNotLoaded,
+            NvmlError::NoPermission => Self::NoPermission,
+            NvmlError::LibRmVersionMismatch => Self::VersionMismatch,
+            NvmlError::Unknown => Self::Unknown,
+            other => Self::Other(other.to_string()),
+        }
+    }
 }

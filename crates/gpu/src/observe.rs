@@ -3,7 +3,7 @@
 
 use fettle_placement::device::ComputeCapability;
 use fettle_placement::id::DeviceId;
-use fettle_placement::quantity::{Bytes, Millis};
+use fettle_placement::quantity::Bytes;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
@@ -20,13 +20,6 @@ use crate::raw;
 /// Of every GPU so far; asking for one more than there are costs one call.
 const MAX_LINKS: u32 = 18;
 const MIG_NAME: &str = " MIG ";
-
-/// A value with the instant before it was asked for, by the caller's clock: it is never newer than it says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sampled<T> {
-    pub at: Millis,
-    pub value: T,
-}
 
 /// The devices that are there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,7 +116,7 @@ pub struct Condition {
 
 impl Driver {
     pub async fn enumerate(&self) -> Result<Enumeration, CallError> {
-        self.ask(enumerate).await
+        self.ask(enumerate).await?.map_err(|e| CallError::Driver(e.into()))
     }
 
     /// Memory and processes of each of `devices`, GPUs or slices.
@@ -168,16 +161,16 @@ fn is_loss(error: &NvmlError) -> bool {
     matches!(error, NvmlError::GpuLost | NvmlError::NotFound)
 }
 
-fn enumerate(nvml: &Nvml) -> Enumeration {
+fn enumerate(nvml: &Nvml) -> Result<Enumeration, NvmlError> {
     let mut seen = Enumeration::default();
-    for index in 0..nvml.device_count().unwrap_or_default() {
+    for index in 0..nvml.device_count()? {
         let gpu = nvml.device_by_index(index).and_then(|device| Ok((device.uuid()?, device)));
         match gpu {
             Ok((uuid, device)) => seen.gpus.push(gpu_of(DeviceId::new(uuid), &device)),
             Err(_) => seen.nameless += 1,
         }
     }
-    seen
+    Ok(seen)
 }
 
 fn gpu_of(id: DeviceId, device: &Device<'_>) -> Gpu {
