@@ -335,7 +335,8 @@ impl Machine {
             used: less(total, available),
             free: less(available, kept),
             margin: Bytes::ZERO,
-            sampled: *at,
+            // A driver that no longer answers is not covered by the host, which always does.
+            sampled: sample.map_or(*at, |sample| sample.at.min(*at)),
             attribution,
             lock: None,
             frozen: shared.and(self.frozen.clone()),
