@@ -1,8 +1,9 @@
-//! The one thread that talks to NVML. Callers hand it questions and wait with a deadline; it never makes two calls at once, so a
+//! The one thread that asks NVML. Callers hand it questions and wait with a deadline; it never makes two calls at once, so a
 //! call that hangs in the driver is not joined by more of its kind. Its callers' runtime is never blocked.
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -19,7 +20,7 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(60);
 const QUEUE: usize = 16;
 
 /// Asked on the thread; what it gives back has gone to the caller.
-type Question = Box<dyn FnOnce(&Nvml) + Send>;
+type Question = Box<dyn FnOnce(&Arc<Nvml>) + Send>;
 
 /// The initialised library and its thread. Dropped, the thread ends after the call that it is in.
 pub struct Driver {
@@ -92,10 +93,10 @@ impl Driver {
     /// What `question` makes of NVML. One that nobody waits for any more is not asked.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&Nvml) -> T + Send + 'static,
+        question: impl FnOnce(&Arc<Nvml>) -> T + Send + 'static,
     ) -> Result<T, CallError> {
         let (reply, answer) = oneshot::channel();
-        let question = Box::new(move |nvml: &Nvml| {
+        let question = Box::new(move |nvml: &Arc<Nvml>| {
             if !reply.is_closed() {
                 // Whoever asked may have left meanwhile.
                 let _ = reply.send(question(nvml));
@@ -111,6 +112,10 @@ impl Driver {
         }
     }
 
+    pub(crate) fn call_timeout(&self) -> Duration {
+        self.call_timeout
+    }
+
     /// Ends the thread; whether it did end within `patience`. One that is stuck in the driver is left behind.
     pub async fn close(self, patience: Duration) -> bool {
         drop(self.questions);
@@ -123,7 +128,7 @@ fn serve(paths: &[PathBuf], loaded: oneshot::Sender<(bool, Vec<Attempt>)>, asked
     if loaded.send((nvml.is_some(), attempts)).is_err() {
         return;
     }
-    let Some(nvml) = nvml else { return };
+    let Some(nvml) = nvml.map(Arc::new) else { return };
     while let Ok(question) = asked.recv() {
         question(&nvml);
     }

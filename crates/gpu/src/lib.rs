@@ -10,3 +10,4 @@ pub mod machine;
 pub mod memory_kind;
 pub mod observe;
 mod raw;
+pub mod xids;

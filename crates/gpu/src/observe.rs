@@ -116,7 +116,7 @@ pub struct Condition {
 
 impl Driver {
     pub async fn enumerate(&self) -> Result<Enumeration, CallError> {
-        self.ask(enumerate).await?.map_err(|e| CallError::Driver(e.into()))
+        self.ask(|nvml| enumerate(nvml)).await?.map_err(|e| CallError::Driver(e.into()))
     }
 
     /// Memory and processes of each of `devices`, GPUs or slices.

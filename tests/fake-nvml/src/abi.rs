@@ -9,15 +9,15 @@ use std::thread;
 use std::time::Duration;
 
 use nvml_wrapper_sys::bindings::{
-    nvmlDevice_t, nvmlEccCounterType_t, nvmlEnableState_t, nvmlFieldValue_t, nvmlGpuFabricInfoV_t,
-    nvmlIntNvLinkDeviceType_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlMemoryErrorType_t, nvmlPciInfo_t, nvmlProcessInfo_t,
-    nvmlReturn_t, nvmlTemperatureSensors_t, nvmlUtilization_t, nvmlValue_t,
+    nvmlDevice_t, nvmlEccCounterType_t, nvmlEnableState_t, nvmlEventData_t, nvmlEventSet_t, nvmlFieldValue_t,
+    nvmlGpuFabricInfoV_t, nvmlIntNvLinkDeviceType_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlMemoryErrorType_t,
+    nvmlPciInfo_t, nvmlProcessInfo_t, nvmlReturn_t, nvmlTemperatureSensors_t, nvmlUtilization_t, nvmlValue_t,
 };
 
 use crate::state::{FILE, Gpu, Memory, Process, Slice, State, code};
 
-/// How often a hanging call looks whether it still is to hang.
-const HANG_LOOK: Duration = Duration::from_millis(5);
+/// How often a call that waits looks at the state again.
+const LOOK: Duration = Duration::from_millis(5);
 /// `NVML_VALUE_NOT_AVAILABLE`.
 const NOT_AVAILABLE: u64 = u64::MAX;
 const NO_INSTANCE: c_uint = c_uint::MAX;
@@ -26,10 +26,22 @@ const TYPE_UNSIGNED_INT: c_uint = 1;
 /// What no GPU has more of.
 const MAX_SLICES: c_uint = 7;
 
+/// `nvmlEventTypeXidCriticalError`.
+const XID_EVENT: u64 = 8;
+
 type Answer = Result<(), nvmlReturn_t>;
 
 /// UUIDs of devices that were handed out. A handle is a place in it plus one, and names the same device for ever.
 static HANDLES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Sets of events. A handle is a place in it plus one.
+static SETS: Mutex<Vec<Set>> = Mutex::new(Vec::new());
+
+struct Set {
+    gpus: Vec<String>,
+    /// How many of the state's faults it has seen.
+    told: usize,
+}
+
 /// The state file as it was last read.
 static READ: Mutex<Option<(Vec<u8>, Arc<State>)>> = Mutex::new(None);
 
@@ -73,7 +85,7 @@ fn enter(function: &str, answer: impl FnOnce(&State) -> Answer) -> nvmlReturn_t 
     loop {
         let Some(state) = state() else { return code::UNKNOWN };
         if state.hanging.iter().any(|one| one == function) {
-            thread::sleep(HANG_LOOK);
+            thread::sleep(LOOK);
             continue;
         }
         if let Some(error) = state.errors.get(function) {
@@ -245,6 +257,24 @@ functions! {
     fn nvmlDeviceGetCount_v2(count: *mut c_uint) => |state| unsafe {
         put(count, c_uint::try_from(state.gpus.len()).unwrap_or(c_uint::MAX))
     };
+    fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) => |state| {
+        let mut sets = locked(&SETS);
+        sets.push(Set { gpus: Vec::new(), told: state.xids.len() });
+        unsafe { put(set, sets.len() as nvmlEventSet_t) }
+    };
+    fn nvmlEventSetFree(_set: nvmlEventSet_t) => |_| Ok(());
+    fn nvmlEventSetWait_v2(set: nvmlEventSet_t, data: *mut nvmlEventData_t, timeout_ms: c_uint) => |_| {
+        let (uuid, xid) = wait(set, timeout_ms)?;
+        unsafe {
+            put(data, nvmlEventData_t {
+                device: handle(&uuid),
+                eventType: XID_EVENT,
+                eventData: xid.into(),
+                gpuInstanceId: NO_INSTANCE,
+                computeInstanceId: NO_INSTANCE,
+            })
+        }
+    };
     fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, device: *mut nvmlDevice_t) => |state| {
         let gpu = state.gpus.get(index as usize).ok_or(code::INVALID_ARGUMENT)?;
         check("nvmlDeviceGetHandleByIndex_v2", gpu)?;
@@ -353,8 +383,40 @@ functions! {
         let slices = told(target.gpu()?.slices.as_ref())?;
         put(slice, handle(&slices.get(index as usize).ok_or(code::NOT_FOUND)?.uuid))
     };
+    fn nvmlDeviceGetSupportedEventTypes(kinds: *mut u64) of device as target => {
+        target.gpu()?;
+        put(kinds, XID_EVENT)
+    };
     fn nvmlDeviceGetGpuInstanceId(id: *mut c_uint) of device as target => put(id, target.slice()?.gi);
     fn nvmlDeviceGetComputeInstanceId(id: *mut c_uint) of device as target => put(id, target.slice()?.ci);
+}
+
+// SAFETY: NVML's name and signature; the set is a number here.
+#[unsafe(no_mangle)]
+extern "C" fn nvmlDeviceRegisterEvents(device: nvmlDevice_t, _kinds: u64, set: nvmlEventSet_t) -> nvmlReturn_t {
+    about("nvmlDeviceRegisterEvents", device, |target| {
+        let uuid = target.gpu()?.uuid.clone();
+        locked(&SETS).get_mut((set as usize).wrapping_sub(1)).ok_or(code::INVALID_ARGUMENT)?.gpus.push(uuid);
+        Ok(())
+    })
+}
+
+/// Until a fault of one of the set's GPUs is new to the set.
+fn wait(set: nvmlEventSet_t, timeout_ms: c_uint) -> Result<(String, u32), nvmlReturn_t> {
+    for _ in 0..=u128::from(timeout_ms) / LOOK.as_millis() {
+        let state = state().ok_or(code::UNKNOWN)?;
+        let mut sets = locked(&SETS);
+        let set = sets.get_mut((set as usize).wrapping_sub(1)).ok_or(code::INVALID_ARGUMENT)?;
+        let new = state.xids.iter().skip(set.told);
+        let mut places = new.enumerate().filter(|(_, (uuid, _))| set.gpus.contains(uuid));
+        if let Some((place, fault)) = places.next() {
+            set.told += place + 1;
+            return Ok(fault.clone());
+        }
+        drop(sets);
+        thread::sleep(LOOK);
+    }
+    Err(code::TIMEOUT)
 }
 
 fn link_of(target: Target<'_>, link: c_uint) -> Result<&crate::state::Link, nvmlReturn_t> {

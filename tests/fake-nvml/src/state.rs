@@ -18,6 +18,7 @@ pub mod code {
     pub const NOT_FOUND: u32 = 6;
     pub const INSUFFICIENT_SIZE: u32 = 7;
     pub const DRIVER_NOT_LOADED: u32 = 9;
+    pub const TIMEOUT: u32 = 10;
     pub const GPU_IS_LOST: u32 = 15;
     pub const LIB_RM_VERSION_MISMATCH: u32 = 18;
     pub const UNKNOWN: u32 = 999;
@@ -31,6 +32,8 @@ pub struct State {
     pub gpus: Vec<Gpu>,
     /// What these functions return instead of an answer, whatever the device.
     pub errors: BTreeMap<String, u32>,
+    /// Faults that happened: the GPU's UUID and the XID. A test appends to it.
+    pub xids: Vec<(String, u32)>,
     /// These functions do not come back while they are listed.
     pub hanging: Vec<String>,
 }

@@ -5,7 +5,7 @@ use fettle_placement::device::{Health, WaitingFor};
 use fettle_placement::id::DeviceId;
 use fettle_placement::quantity::{Bytes, Millis};
 
-use crate::bench::{Bench, START, vram};
+use crate::bench::{Bench, PATIENT, START, vram};
 
 /// Hardware thermal slowdown among `nvmlClocksThrottleReasons`.
 const HEAT: u64 = 0x40;
@@ -133,4 +133,23 @@ async fn a_sample_older_than_two_seconds_offers_nothing_and_the_next_one_mends_i
     bench.fake.set(&state).unwrap();
     bench.look_at_memory(late).await.unwrap();
     assert!(bench.offered(&vram(0), late) > Bytes::ZERO);
+}
+
+#[tokio::test]
+async fn a_fault_that_the_driver_reports_quarantines_its_device() {
+    let mut state = State::dgx();
+    // Before anybody listened; and one GPU that refuses to be listened to.
+    state.xids = vec![(Gpu::uuid_of(0), 79)];
+    state.gpus[1].errors.insert("nvmlDeviceRegisterEvents".to_owned(), code::UNKNOWN);
+    let mut bench = Bench::of(&state).await;
+    let mut xids = bench.driver.xids(bench.machine.present()).await.unwrap();
+    state.xids.extend([(Gpu::uuid_of(1), 48), (Gpu::uuid_of(4), 13), (Gpu::uuid_of(4), 119)]);
+    bench.fake.set(&state).unwrap();
+    for wanted in [13, 119] {
+        let (gpu, xid) = tokio::time::timeout(PATIENT, xids.next()).await.unwrap().unwrap();
+        assert_eq!((gpu.as_str(), xid), (Gpu::uuid_of(4).as_str(), wanted));
+        bench.machine.saw_xid(START, &gpu, xid);
+    }
+    assert_eq!(bench.device(&Gpu::uuid_of(4)).health, Health::Quarantined("XID 119".to_owned()));
+    assert_eq!(bench.device(&Gpu::uuid_of(0)).health, Health::Ok);
 }
