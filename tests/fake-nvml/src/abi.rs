@@ -3,8 +3,9 @@
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -42,8 +43,11 @@ struct Set {
     told: usize,
 }
 
-/// The state file as it was last read.
-static READ: Mutex<Option<(Vec<u8>, Arc<State>)>> = Mutex::new(None);
+static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+/// Inode, seconds and nanoseconds: what tells one state file from the next.
+type Version = (u64, i64, i64);
+/// As it was last read.
+static READ: Mutex<Option<(Version, Arc<State>)>> = Mutex::new(None);
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,13 +72,16 @@ fn folder() -> Option<PathBuf> {
 }
 
 fn state() -> Option<Arc<State>> {
-    let bytes = fs_err::read(folder()?.join(FILE)).ok()?;
+    let file = FOLDER.get_or_init(folder).as_ref()?.join(FILE);
+    // Each change is a new file.
+    let about = fs_err::metadata(&file).ok()?;
+    let version = (about.ino(), about.mtime(), about.mtime_nsec());
     let mut read = locked(&READ);
     match &*read {
-        Some((old, state)) if *old == bytes => Some(Arc::clone(state)),
+        Some((old, state)) if *old == version => Some(Arc::clone(state)),
         _ => {
-            let state = Arc::new(serde_json::from_slice(&bytes).ok()?);
-            *read = Some((bytes, Arc::clone(&state)));
+            let state = Arc::new(serde_json::from_slice(&fs_err::read(&file).ok()?).ok()?);
+            *read = Some((version, Arc::clone(&state)));
             Some(state)
         }
     }
