@@ -1,5 +1,6 @@
 //! What no single point tells: a worker that sleeps too long, a dashboard that goes away, a person who cancels.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use fettle_app::ports::transport::Transport as Bell;
 use fettle_domain::lease::Timing;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::backend::{Backend, Services};
 use super::evidence::{self, Harm, Limits};
@@ -21,6 +23,8 @@ const AMID: usize = 5;
 const SLOW_TURNS: u32 = 10;
 /// Beside a long job: far more often than a dashboard rings.
 const RINGS_EVERY: Duration = Duration::from_millis(200);
+/// Whether this machine still runs us.
+const LOOKS_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) async fn run(scenario: Scenario, calm: &Calm, backend: &Backend) -> anyhow::Result<Lived> {
     if let Scenario::LongJob { leases } = scenario {
@@ -113,6 +117,17 @@ async fn long_job(leases: u32, calm: &Calm, services: &Services) -> anyhow::Resu
             let _rung = bell.ring(1).await;
         }
     };
+    let stood_still = Cell::new(Duration::ZERO);
+    let watching = async {
+        let mut every = tokio::time::interval(LOOKS_EVERY);
+        let mut last = every.tick().await;
+        loop {
+            every.tick().await;
+            let now = Instant::now();
+            stood_still.set(stood_still.get().max(now - last));
+            last = now;
+        }
+    };
     let limit = lasts + TASK_LIMIT;
     let living = async {
         let asked = || fettle.model.request_count();
@@ -130,20 +145,24 @@ async fn long_job(leases: u32, calm: &Calm, services: &Services) -> anyhow::Resu
     let (task, events) = tokio::select! {
         lived = living => lived?,
         () = ringing => unreachable!("it rings for ever"),
+        () = watching => unreachable!("it watches for ever"),
     };
     let model_calls = calm.model_calls + usize::try_from(SLOW_TURNS)?;
     let limits = Limits { model_calls, deaths: 0 };
     let mut breaches = evidence::judge(&fettle, issue, &task, &events, &limits).await?;
-    // Nobody died, so a machine that is too slow for such leases is no excuse here.
-    for (kind, count) in [("run_leased", 1), ("run_lapsed", 0)] {
-        let told = evidence::told(&events, kind);
-        if told != count {
-            breaches.push(format!("{kind} is told {told} times, and should be {count} times"));
+    let mut recovered = vec![format!("kept for {} s", lasts.as_secs())];
+    let leased = evidence::told(&events, "run_leased");
+    match stood_still.get() {
+        _ if leased == 1 => {}
+        // Nothing here ran for so long, and so no heartbeat did.
+        still if still > Timing::for_tests().margin => {
+            recovered.push(format!("leased {leased} times on a machine that stood still for {} ms", still.as_millis()));
         }
+        _ => breaches.push(format!("it was leased {leased} times, and nobody died")),
     }
     breaches.extend(still_hanging(&*bell).await);
     let mut lived = Lived {
-        recovered: vec![format!("kept for {} s", lasts.as_secs())],
+        recovered,
         paid_twice: fettle.model.request_count().saturating_sub(model_calls),
         effects: evidence::effects(&fettle, issue),
         faulted: 1,
