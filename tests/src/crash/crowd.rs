@@ -21,6 +21,8 @@ const TASKS: usize = 40;
 const WORKERS: usize = 4;
 /// Faults, each after some more steps of the crowd's.
 const STRIKES: usize = 4;
+/// How a publication tells that it failed by that.
+const LEDGER_AWAY: &str = "the ledger is not available";
 /// Of a crowd without any fault, on a machine that others use as well.
 const ENDS_WITHIN: Duration = Duration::from_secs(15 * 60);
 
@@ -30,6 +32,8 @@ pub(super) async fn run(crowd: &Crowd, calm: &Calm, backend: &Backend) -> anyhow
     for _ in 0..WORKERS {
         fettle.start_worker(None)?;
     }
+    // Of a worker that lost its lease and reads what it was to go on from; it has written nothing.
+    fettle.expect_error("stale lease: ");
     if crowd.fault == Fault::DatabaseKilled {
         // All programs say so, and go on.
         fettle.expect_error("");
@@ -49,10 +53,10 @@ pub(super) async fn run(crowd: &Crowd, calm: &Calm, backend: &Backend) -> anyhow
         strike(crowd.fault, victim, &mut fettle, &mut services).await?;
     }
     happened(&fettle, "task_done", TASKS).await?;
-    let mut lived = judged(&fettle, &issues, calm).await?;
+    let mut lived = judged(&fettle, &issues, calm, crowd.fault).await?;
     lived.faulted = hit.faulted.len();
     lived.at_work = hit.at_work.len();
-    lived.recovered = vec![format!("{} in flight, {} of them at work", lived.faulted, lived.at_work)];
+    lived.recovered.insert(0, format!("{} in flight, {} of them at work", lived.faulted, lived.at_work));
     if let Err(error) = case::finish(fettle).await {
         lived.breaches.push(format!("{error:#}"));
     }
@@ -111,11 +115,18 @@ async fn happened(fettle: &TestBox, kind: &str, count: usize) -> anyhow::Result<
     };
     let waited = fettle.api.follow_all(ENDS_WITHIN, each).await;
     // What was told until then would be thousands of lines.
-    waited.map_err(|error| anyhow::anyhow!("{count} events `{kind}` did not come: {}", error.root_cause()))
+    waited.map_err(|error| {
+        let (why, logs) = (error.root_cause(), fettle.tails());
+        anyhow::anyhow!("{count} events `{kind}` did not come: {why}; the logs:\n{logs}")
+    })
 }
 
-async fn judged(fettle: &TestBox, issues: &[u64], calm: &Calm) -> anyhow::Result<Lived> {
+async fn judged(fettle: &TestBox, issues: &[u64], calm: &Calm, fault: Fault) -> anyhow::Result<Lived> {
     let mut lived = Lived::default();
+    let mut excused = vec![evidence::PUBLISHER_GONE];
+    // It spends a try of the publication, of which there are five.
+    excused.extend((fault == Fault::DatabaseKilled).then_some(LEDGER_AWAY));
+    let mut tries = 0;
     let tasks = fettle.api.tasks().await?;
     let by_issue: BTreeMap<u64, &Value> =
         tasks.iter().filter_map(|task| Some((task["issue"].as_u64()?, task))).collect();
@@ -132,12 +143,17 @@ async fn judged(fettle: &TestBox, issues: &[u64], calm: &Calm) -> anyhow::Result
             ControlFlow::<()>::Continue(())
         };
         fettle.api.follow_task(id, PATIENCE, keep).await?;
-        let breaches = evidence::judge_task(fettle, *issue, &task, &events);
+        let breaches = evidence::judge_task(fettle, *issue, &task, &events, &excused);
+        let away = |event: &&Value| text(&event["what"], "why").starts_with(LEDGER_AWAY);
+        tries += events.iter().filter(away).count();
         lived.breaches.extend(breaches.into_iter().map(|breach| format!("#{issue}: {breach}")));
         lived.harm += Harm::of(fettle, *issue, &task);
         leases += evidence::told(&events, "run_leased");
     }
     lived.breaches.extend(evidence::unaccounted(fettle, issues));
+    if tries > 0 {
+        lived.recovered.push(format!("{tries} tries spent while the ledger was away"));
+    }
     // A lease that ended too early has one call at most that is not on record.
     let (calm_calls, calls) = (issues.len() * calm.model_calls, fettle.model.request_count());
     let allowed = calm_calls + leases.saturating_sub(issues.len());

@@ -29,7 +29,7 @@ pub(super) fn lost_to_haste(events: &[Value], deaths: usize) -> usize {
 }
 
 /// How the ledger tells that a publisher's lease lapsed.
-const PUBLISHER_GONE: &str = "the publisher's lease ended";
+pub(super) const PUBLISHER_GONE: &str = "the publisher's lease ended";
 
 /// Every breach in a sentence.
 pub(super) async fn judge(
@@ -41,7 +41,7 @@ pub(super) async fn judge(
 ) -> anyhow::Result<Vec<String>> {
     let mut breaches = Breaches::default();
     breaches.unless(fettle.api.tasks().await?.len() == 1, || "there is more than one Task".to_owned());
-    breaches.0.extend(judge_task(fettle, issue, task, events));
+    breaches.0.extend(judge_task(fettle, issue, task, events, &[PUBLISHER_GONE]));
     breaches.0.extend(unaccounted(fettle, &[issue]));
     let allowed = limits.model_calls + lost_to_haste(events, limits.deaths);
     let calls = fettle.model.request_count();
@@ -51,8 +51,15 @@ pub(super) async fn judge(
     Ok(breaches.0)
 }
 
-/// The same of one Task among many; what they cost together is not looked at.
-pub(super) fn judge_task(fettle: &TestBox, issue: u64, task: &Value, events: &[Value]) -> Vec<String> {
+/// The same of one Task among many; what they cost together is not looked at. `excused` are beginnings of what a
+/// publication may have failed by.
+pub(super) fn judge_task(
+    fettle: &TestBox,
+    issue: u64,
+    task: &Value,
+    events: &[Value],
+    excused: &[&str],
+) -> Vec<String> {
     let mut breaches = Breaches::default();
     let end = (text(task, "state"), text(task, "outcome"));
     breaches.unless(end == ("done", "ready_pr"), || format!("the Task ended as {end:?}: {}", task["note"]));
@@ -64,7 +71,8 @@ pub(super) fn judge_task(fettle: &TestBox, issue: u64, task: &Value, events: &[V
     breaches.unless(*attempts == 0, || format!("the Run's job spent {attempts} attempts"));
     let failed = |event: &&Value| {
         let what = &event["what"];
-        what["type"] == "run_failed" || what["type"] == "publish_failed" && what["why"] != PUBLISHER_GONE
+        let excused = || excused.iter().any(|why| text(what, "why").starts_with(why));
+        what["type"] == "run_failed" || what["type"] == "publish_failed" && !excused()
     };
     breaches.0.extend(events.iter().find(failed).map(|event| format!("something failed: {}", event["what"])));
     breaches.0
