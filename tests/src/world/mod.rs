@@ -493,7 +493,8 @@ async fn ready_with(process: &Process, data: &Utf8Path, key: &Utf8Path) -> anyho
     let serves = |line: &str| message(line)?.contains(" listens on http://").then_some(());
     process.logged("it serves", READY, serves).await?;
     let api = Api::with_key(data, key)?;
-    let (status, text) = api.health("/readyz").await?;
+    let asked = api.health("/readyz").await;
+    let (status, text) = asked.with_context(|| format!("not ready after saying so; its log:\n{}", process.tail()))?;
     ensure!(status == 200, "not ready after saying so: {text}");
     Ok(api)
 }
