@@ -7,6 +7,7 @@ pub mod journal;
 pub mod ledger;
 pub mod model;
 pub mod sandbox;
+pub mod serving;
 pub mod transport;
 
 /// Characters of a reason that is stored and shown; the rest is in the log.
