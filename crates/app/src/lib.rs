@@ -20,6 +20,7 @@ pub mod reconciling;
 pub mod redelivering;
 pub mod ringing;
 pub mod running;
+pub mod serving;
 pub mod stored;
 pub mod submit;
 pub mod submitting;

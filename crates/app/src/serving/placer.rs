@@ -1,0 +1,420 @@
+//! The decision, step by step; see `serving.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fettle_placement::device::Pool;
+use fettle_placement::engine::{EngineState, Seat};
+use fettle_placement::id::{EngineId, Epoch, OwnerId, PoolId, RecipeId};
+use fettle_placement::memory_ledger::{accounts, admits};
+use fettle_placement::placement::{Barrier, Intent, Placement, Reason};
+use fettle_placement::quantity::{Bytes, Millis};
+use fettle_placement::recipe::Recipe;
+use fettle_placement::view::{Class, View, Want};
+use fettle_placement::{Turns, plan};
+
+use super::catalog::Catalog;
+use super::engine::{Ended, Failures, Held, Phase};
+use super::leaving::{Left, left};
+use super::seen::{observe, sample};
+use super::telling::{EngineStatus, Notice, NoticeKind, Refused, Status, Told, supply};
+use crate::ports::serving::{
+    Adopted, Demand, EngineLoad, EngineProcess, LaunchDevice, LaunchOrder, Load, ProcessState, Since, Supply, World,
+};
+
+/// Who keeps a least number of engines loaded when nobody asks.
+const KEEPER: &str = "fettle";
+
+/// Everything of one moment.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub now: Millis,
+    pub since: Since,
+    pub world: Arc<World>,
+    pub processes: Arc<Vec<EngineProcess>>,
+    pub demand: Arc<Demand>,
+    pub load: Arc<Load>,
+}
+
+#[derive(Debug, Default)]
+pub struct Step {
+    pub commands: Vec<Command>,
+    pub supply: Supply,
+    pub notices: Vec<Notice>,
+    pub status: Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    Start(Box<LaunchOrder>),
+    Stop(EngineId, Epoch),
+    Forget(EngineId, Epoch),
+}
+
+/// Remembers the engines that it has asked for, and nothing that could be read from facts.
+pub struct Placer {
+    catalog: Catalog,
+    held: BTreeMap<EngineId, Held>,
+    why: BTreeMap<EngineId, String>,
+    failures: BTreeMap<RecipeId, Failures>,
+    next_epoch: u64,
+    turns: Turns,
+    barrier: Option<Barrier>,
+    told: Told,
+}
+
+impl Placer {
+    /// `first_epoch` is later than any epoch of an earlier life.
+    pub fn new(catalog: Catalog, first_epoch: u64) -> Self {
+        Self {
+            catalog,
+            held: BTreeMap::new(),
+            why: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            next_epoch: first_epoch,
+            turns: Turns::default(),
+            barrier: None,
+            told: Told::default(),
+        }
+    }
+
+    pub fn recipes(&self) -> Vec<Recipe> {
+        self.catalog.all().map(|local| local.recipe.clone()).collect()
+    }
+
+    /// Engines that an earlier life has left running. They are ready once their processes say so.
+    pub fn adopt(&mut self, adopted: Vec<Adopted>, now: Millis) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for Adopted { seat, epoch, .. } in adopted {
+            let reload = self.catalog.recipe(&seat.recipe).map_or(Millis::secs(1), |local| local.footprint.load);
+            let mut held = Held::reserved(seat, epoch, reload, now);
+            held.state = EngineState::Loading;
+            held.adopted = true;
+            self.next_epoch = self.next_epoch.max(epoch.0 + 1);
+            let text = format!("{} was running before Fettle was started anew", held.seat.engine);
+            notices.push(notice(NoticeKind::Adopted, &held, text.clone()));
+            self.why.insert(held.seat.engine.clone(), text);
+            self.held.insert(held.seat.engine.clone(), held);
+        }
+        notices
+    }
+
+    pub fn step(&mut self, facts: &Facts) -> Step {
+        let mut step = Step::default();
+        let ours = self.ours(facts);
+        self.follow(facts, &ours, &mut step);
+        self.let_go(facts, &ours, &mut step);
+        self.drop_unwanted(&facts.demand);
+
+        let placement = plan(&self.view(facts), &self.wants(facts), &self.catalog.policy);
+        let models = self.held.iter().map(|(id, held)| (id.clone(), held.seat.model.clone())).collect();
+        step.notices.extend(self.told.news(&placement, &models));
+        self.carry_out(&placement, facts, &mut step);
+        self.start_where_room_was_made(facts, &ours, &mut step);
+
+        self.turns = placement.turns.clone();
+        self.barrier = placement.barrier.clone();
+        step.supply = supply(&self.catalog, self.held.values(), &placement);
+        step.status = self.status(facts, placement);
+        step
+    }
+
+    /// The processes of all engines, also of those that have just ended: a driver lists them for a moment longer.
+    fn ours(&self, facts: &Facts) -> BTreeSet<u32> {
+        let now = facts.processes.iter().flat_map(|process| &process.pids);
+        now.chain(self.held.values().flat_map(|held| &held.pids)).copied().collect()
+    }
+
+    /// Engines are what their processes say, and have what their processes have.
+    fn follow(&mut self, facts: &Facts, ours: &BTreeSet<u32>, step: &mut Step) {
+        for process in facts.processes.iter() {
+            let Some(held) = self.held.get_mut(&process.engine).filter(|held| held.epoch == process.epoch) else {
+                continue;
+            };
+            if held.ended.is_some() {
+                continue;
+            }
+            match &process.state {
+                ProcessState::Spawning | ProcessState::Stopping => {}
+                ProcessState::Loading if held.state == EngineState::Spawning => held.state = EngineState::Loading,
+                ProcessState::Loading => {}
+                ProcessState::Ready(address) => {
+                    let loaded = held.unasked() == Some(Phase::Load);
+                    held.became_ready(facts.now, address.clone());
+                    if loaded {
+                        let text = format!("{} is ready after {}", process.engine, held.reload);
+                        step.notices.push(notice(NoticeKind::Ready, held, text));
+                    } else if held.state == EngineState::Ready {
+                        let ready_for = facts.now.since(held.ready_at);
+                        self.failures.entry(held.seat.recipe.clone()).or_default().worked(ready_for);
+                    }
+                }
+                ProcessState::Gone(exit) => {
+                    let failed_in = held.unasked();
+                    held.ended = Some(Ended { at: facts.now, exit: exit.clone(), failed_in });
+                    held.state = EngineState::Reclaiming;
+                    held.address = None;
+                    if let Some(phase) = failed_in {
+                        let when = match phase {
+                            Phase::Load => "while it loaded",
+                            Phase::Serve => "while it served",
+                        };
+                        let text = format!("{} ended {when}: {}", process.engine, exit.why);
+                        step.notices.push(notice(NoticeKind::Failed, held, text));
+                    }
+                    continue;
+                }
+            }
+            observe(held, process, &facts.world, ours, facts.now);
+        }
+    }
+
+    /// What ended and gave its memory back is gone; what failed is not tried again before its back-off is over.
+    fn let_go(&mut self, facts: &Facts, ours: &BTreeSet<u32>, step: &mut Step) {
+        let mut gone = Vec::new();
+        for (id, held) in &mut self.held {
+            match (held.state, &held.ended) {
+                (EngineState::Reclaiming, Some(ended)) => {
+                    let Left::Done { leaked } = left(held, ended, &facts.world, ours) else { continue };
+                    // Of one that was adopted it may never have been there.
+                    for (pool, missing) in leaked.into_iter().filter(|_| !held.adopted) {
+                        let text =
+                            format!("{id} has gone and {missing} of {pool} have not come back; they count as used");
+                        step.notices.push(notice(NoticeKind::Leaked, held, text));
+                    }
+                    step.commands.push(Command::Forget(id.clone(), held.epoch));
+                    let foreign_grew = foreign_grew(held, &facts.world, ours);
+                    let failures = self.failures.entry(held.seat.recipe.clone()).or_default();
+                    let wait = ended.failed_in.and_then(|_| failures.count(ended.exit.class, facts.now, foreign_grew));
+                    held.observed.clear();
+                    match wait {
+                        Some(until) => held.state = EngineState::Backoff { until },
+                        None => gone.push(id.clone()),
+                    }
+                }
+                (EngineState::Backoff { until }, _) if until <= facts.now => gone.push(id.clone()),
+                _ => {}
+            }
+        }
+        for id in gone {
+            self.held.remove(&id);
+            self.why.remove(&id);
+        }
+    }
+
+    /// The last who waited has gone: what was reserved for it is free again.
+    fn drop_unwanted(&mut self, demand: &Demand) {
+        let (catalog, why) = (&self.catalog, &mut self.why);
+        self.held.retain(|id, held| {
+            let waited_for = demand.waiting.iter().any(|waiting| waiting.model == held.seat.model);
+            let kept = catalog.model(&held.seat.model).is_some_and(|model| model.replicas.0 > 0 || model.pinned);
+            let stays = held.state != EngineState::Reserved || waited_for || kept;
+            if !stays {
+                why.remove(id);
+            }
+            stays
+        });
+    }
+
+    fn wants(&self, facts: &Facts) -> Vec<Want> {
+        let known = facts.demand.waiting.iter().filter_map(|waiting| {
+            let model = self.catalog.model(&waiting.model)?;
+            Some(Want {
+                model: waiting.model.clone(),
+                owner: waiting.owner.clone(),
+                class: waiting.class,
+                waiting: waiting.requests,
+                oldest: facts.since.of(waiting.oldest),
+                replicas: model.replicas,
+            })
+        });
+        let mut wants: Vec<Want> = known.collect();
+        for model in &self.catalog.models {
+            let least = model.replicas.0.max(u8::from(model.pinned));
+            if least > 0 && wants.iter().all(|want| want.model != model.id) {
+                wants.push(Want {
+                    model: model.id.clone(),
+                    owner: OwnerId::new(KEEPER),
+                    class: Class::Batch,
+                    waiting: 0,
+                    oldest: facts.now,
+                    replicas: (least, model.replicas.1.max(least)),
+                });
+            }
+        }
+        wants
+    }
+
+    fn view(&self, facts: &Facts) -> View {
+        let mut footprints = self.catalog.footprints();
+        for (recipe, footprint) in &mut footprints {
+            if let Some(failures) = self.failures.get(recipe) {
+                *footprint = failures.raise(footprint);
+            }
+        }
+        let loads: BTreeMap<(&EngineId, Epoch), &EngineLoad> =
+            facts.load.engines.iter().map(|load| ((&load.engine, load.epoch), load)).collect();
+        let engines = self.held.values().map(|held| {
+            let pinned = self.catalog.model(&held.seat.model).is_some_and(|model| model.pinned);
+            held.for_plan(loads.get(&(&held.seat.engine, held.epoch)).copied(), facts.since, pinned)
+        });
+        View {
+            now: facts.now,
+            devices: facts.world.devices.clone(),
+            pools: self.pools(&facts.world),
+            engines: engines.collect(),
+            models: self.catalog.specs(),
+            recipes: self.recipes(),
+            footprints,
+            turns: self.turns.clone(),
+            barrier: self.barrier.clone(),
+        }
+    }
+
+    fn pools(&self, world: &World) -> Vec<Pool> {
+        let locked = |pool: &Pool| {
+            let unseen = self.held.values().filter(|held| held.unseen && held.pools().any(|id| *id == pool.id));
+            unseen.map(|held| held.seat.engine.clone()).next()
+        };
+        world.pools.iter().map(|pool| Pool { lock: locked(pool), ..pool.clone() }).collect()
+    }
+
+    fn carry_out(&mut self, placement: &Placement, facts: &Facts, step: &mut Step) {
+        for reason in &placement.reasons {
+            if let Reason::Chosen { engine, .. } = reason {
+                self.why.insert(engine.clone(), reason.to_string());
+            }
+        }
+        for intent in &placement.intents {
+            match intent {
+                Intent::Load(seat) => self.reserve(seat, facts.now),
+                Intent::Drain(id, epoch, until) => self.turn(id, *epoch, EngineState::Draining { until: *until }),
+                Intent::Resume(id, epoch) => self.turn(id, *epoch, EngineState::Ready),
+                // No recipe that can be configured sleeps, so there is none to be woken.
+                Intent::Sleep(id, epoch) | Intent::Stop(id, epoch) => self.stop(id, *epoch, step),
+                Intent::Wake(..) => {}
+            }
+        }
+    }
+
+    fn reserve(&mut self, seat: &Seat, now: Millis) {
+        let reload = self.catalog.recipe(&seat.recipe).map_or(Millis::secs(1), |local| local.footprint.load);
+        let held = Held::reserved(seat.clone(), Epoch(self.next_epoch), reload, now);
+        self.next_epoch += 1;
+        self.held.insert(seat.engine.clone(), held);
+    }
+
+    fn turn(&mut self, id: &EngineId, epoch: Epoch, state: EngineState) {
+        if let Some(held) = self.held.get_mut(id).filter(|held| held.epoch == epoch && held.ended.is_none()) {
+            held.state = state;
+        }
+    }
+
+    fn stop(&mut self, id: &EngineId, epoch: Epoch, step: &mut Step) {
+        let Some(held) = self.held.get_mut(id).filter(|held| held.epoch == epoch && held.ended.is_none()) else {
+            return;
+        };
+        if held.state == EngineState::Reserved {
+            self.held.remove(id);
+            self.why.remove(id);
+            return;
+        }
+        held.state = EngineState::Stopping;
+        step.commands.push(Command::Stop(id.clone(), epoch));
+    }
+
+    /// A reserved seat is taken when nothing changes in its pools any more and the memory ledger, asked again, admits it. If
+    /// it does not, somebody else has taken the room meanwhile, and the next plan looks for another.
+    fn start_where_room_was_made(&mut self, facts: &Facts, ours: &BTreeSet<u32>, step: &mut Step) {
+        let waiting: Vec<EngineId> = self
+            .held
+            .iter()
+            .filter(|(_, held)| held.state == EngineState::Reserved)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in waiting {
+            let Some(held) = self.held.get(&id) else { continue };
+            if self.something_changes_beside(held, &facts.world) {
+                continue;
+            }
+            let mut view = self.view(facts);
+            view.engines.retain(|engine| engine.id != id);
+            let seat = &held.seat;
+            if !admits(&accounts(&view, &self.catalog.policy), &seat.claims, &seat.peaks) {
+                let text = format!("{id} is not started: its room was taken by others meanwhile");
+                step.notices.push(notice(NoticeKind::Refused, held, text));
+                self.held.remove(&id);
+                continue;
+            }
+            let Some(order) = self.order(held, &facts.world) else { continue };
+            if let Some(held) = self.held.get_mut(&id) {
+                held.state = EngineState::Spawning;
+                held.began = facts.now;
+                held.at_start = order
+                    .seat
+                    .claims
+                    .iter()
+                    .filter_map(|(id, _)| facts.world.pools.iter().find(|pool| pool.id == *id))
+                    .map(|pool| (pool.id.clone(), sample(pool, &facts.world, ours)))
+                    .collect();
+            }
+            step.commands.push(Command::Start(Box::new(order)));
+        }
+    }
+
+    /// Whether another engine loads in, or leaves, a pool of devices that this one is to be loaded in: engines charge what
+    /// others do meanwhile to themselves, and some give up when free memory grows while they start.
+    fn something_changes_beside(&self, held: &Held, world: &World) -> bool {
+        let locks = |id: &PoolId| world.pools.iter().any(|pool| pool.id == *id && pool.kind.locks());
+        let pools: BTreeSet<&PoolId> = held.pools().filter(|id| locks(id)).collect();
+        self.held.values().any(|other| other.seat.engine != held.seat.engine && other.changes() && other.is_in(&pools))
+    }
+
+    fn order(&self, held: &Held, world: &World) -> Option<LaunchOrder> {
+        let local = self.catalog.recipe(&held.seat.recipe)?;
+        let nth = |id| world.order.iter().position(|one| one == id).and_then(|nth| u32::try_from(nth).ok());
+        let devices: Vec<LaunchDevice> =
+            held.seat.devices.iter().map(|id| LaunchDevice { id: id.clone(), nth: nth(id) }).collect();
+        let first = held.seat.devices.first().and_then(|id| world.devices.iter().find(|device| device.id == *id));
+        let pool = first.and_then(|device| world.pools.iter().find(|pool| pool.id == device.pool));
+        Some(LaunchOrder {
+            seat: held.seat.clone(),
+            epoch: held.epoch,
+            recipe: local.recipe.clone(),
+            weights: local.weights.clone(),
+            devices,
+            total: pool.map_or(Bytes::ZERO, |pool| pool.cap),
+            free: pool.map_or(Bytes::ZERO, |pool| pool.free),
+        })
+    }
+
+    fn status(&self, facts: &Facts, placement: Placement) -> Status {
+        let view = self.view(facts);
+        let accounts = accounts(&view, &self.catalog.policy).into_iter().map(|(_, account)| account);
+        let why = |id: &EngineId| self.why.get(id).cloned().unwrap_or_default();
+        Status {
+            devices: facts.world.devices.clone(),
+            pools: facts.world.pools.iter().cloned().zip(accounts).collect(),
+            meters: facts.world.meters.clone(),
+            engines: view.engines.into_iter().map(|engine| EngineStatus { why: why(&engine.id), engine }).collect(),
+            refused: placement
+                .refusals
+                .into_iter()
+                .map(|unmet| Refused { model: unmet.model, owner: unmet.owner, refusal: unmet.refusal })
+                .collect(),
+            barrier: placement.barrier,
+        }
+    }
+}
+
+fn notice(kind: NoticeKind, held: &Held, text: String) -> Notice {
+    Notice { kind, model: held.seat.model.clone(), engine: Some(held.seat.engine.clone()), text }
+}
+
+/// Whether somebody else took memory of its pools while it loaded.
+fn foreign_grew(held: &Held, world: &World, ours: &BTreeSet<u32>) -> bool {
+    held.at_start.iter().any(|(id, start)| {
+        let now = world.pools.iter().find(|pool| pool.id == *id).map(|pool| sample(pool, world, ours));
+        now.is_some_and(|now| now.foreign > start.foreign)
+    })
+}

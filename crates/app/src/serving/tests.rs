@@ -1,0 +1,274 @@
+//! The placer against a machine that does what machines do: engines take time to load and to die, drivers give memory back
+//! late, and others use the same devices.
+
+mod machine;
+
+use fettle_placement::device::{Attribution, Health};
+use fettle_placement::engine::EngineState;
+use fettle_placement::id::EngineId;
+use fettle_placement::quantity::Bytes;
+use proptest::prelude::*;
+
+use super::NoticeKind;
+use crate::ports::serving::ExitClass;
+use machine::{Fate, Machine, model};
+
+fn gib(count: u64) -> Bytes {
+    Bytes::gib(count)
+}
+
+#[test]
+fn a_model_that_is_asked_for_is_loaded_and_served() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    assert!(machine.served("a").is_none());
+    machine.ask("a");
+    machine.run(5_000);
+    let engine = machine.served("a").expect("it is ready");
+    assert_eq!(engine.engine, EngineId::new("a.1"));
+    assert_eq!(machine.told(NoticeKind::Loading), 1, "told once, however many plans were made");
+    assert_eq!(machine.told(NoticeKind::Ready), 1);
+}
+
+#[test]
+fn who_needs_the_room_of_another_is_started_once_its_memory_was_seen_free() {
+    let mut machine = Machine::new(1, [model("a", 40), model("b", 50)]);
+    machine.reclaim_takes(1_500);
+    machine.ask("a");
+    machine.run(5_000);
+    machine.answer("a");
+    machine.run(70_000);
+    machine.ask("b");
+    machine.run(8_000);
+    assert!(machine.served("a").is_none());
+    assert!(machine.served("b").is_some());
+    let (ended, started) = (machine.ended_at("a.1"), machine.started_at("b.1"));
+    assert!(started >= ended + 1_500, "ended at {ended}, the next was started at {started}");
+    assert_eq!(machine.told(NoticeKind::Evicted), 1);
+}
+
+#[test]
+fn an_engine_that_dies_while_it_serves_is_loaded_again_and_later_each_time() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    machine.ask("a");
+    machine.run(4_000);
+    let mut waits = Vec::new();
+    for life in 0..3 {
+        machine.kill("a");
+        let killed = machine.now();
+        machine.run(1_000);
+        machine.run_until(120_000, |machine| machine.served("a").is_some());
+        waits.push((machine.now() - killed) / 1_000);
+        assert_eq!(machine.told(NoticeKind::Failed), life + 1);
+    }
+    assert!(waits[0] >= 10 && waits[1] >= 20 && waits[2] >= 40, "{waits:?}");
+    machine.run(61_000);
+    machine.kill("a");
+    let killed = machine.now();
+    machine.run(1_000);
+    machine.run_until(120_000, |machine| machine.served("a").is_some());
+    assert!(machine.now() - killed < 20_000, "it had served for a minute, so it begins anew");
+}
+
+#[test]
+fn one_that_ran_out_of_memory_is_given_more_and_tried_at_once() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    machine.fate("a", Fate::NeedsMore(gib(43)));
+    machine.ask("a");
+    machine.run_until(20_000, |machine| machine.served("a").is_some());
+    assert!(machine.now() < 9_000, "without a back-off: {}", machine.now());
+    assert_eq!(machine.told(NoticeKind::Failed), 1);
+}
+
+#[test]
+fn one_that_ran_out_of_memory_because_of_others_is_not_given_more() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    machine.ask("a");
+    machine.run(1_000);
+    machine.foreign(0, gib(60));
+    machine.run(4_000);
+    assert_eq!(machine.told(NoticeKind::Failed), 1);
+    machine.foreign(0, gib(0));
+    machine.run_until(30_000, |machine| machine.served("a").is_some());
+    assert_eq!(machine.claim("a"), machine.first_claim("a"));
+}
+
+#[test]
+fn what_was_reserved_for_the_last_who_waited_is_free_when_that_one_has_gone() {
+    let mut machine = Machine::new(1, [model("a", 40), model("b", 50)]);
+    machine.reclaim_takes(3_000);
+    machine.ask("a");
+    machine.run(5_000);
+    machine.answer("a");
+    machine.run(70_000);
+    machine.ask("b");
+    machine.run(1_000);
+    assert_eq!(machine.state("b"), Some(EngineState::Reserved));
+    machine.answer("b");
+    machine.run(500);
+    assert_eq!(machine.state("b"), None);
+    machine.run(10_000);
+    assert_eq!(machine.starts("b"), 0);
+}
+
+#[test]
+fn nothing_is_loaded_while_the_devices_are_not_seen_and_what_serves_goes_on() {
+    let mut machine = Machine::new(2, [model("a", 40), model("b", 40)]);
+    machine.ask("a");
+    machine.run(5_000);
+    machine.blindfold(true);
+    machine.run(3_000);
+    machine.ask("b");
+    machine.run(10_000);
+    assert!(machine.served("a").is_some());
+    assert_eq!(machine.starts("b"), 0);
+    let unserved = machine.unserved("b").expect("a reason");
+    assert!(unserved.why.contains("not been seen lately"), "{}", unserved.why);
+    machine.blindfold(false);
+    machine.run(5_000);
+    assert!(machine.served("b").is_some());
+}
+
+#[test]
+fn a_model_moves_from_a_gpu_that_is_lost_and_others_serve_on() {
+    let mut machine = Machine::new(2, [model("a", 50), model("b", 50)]);
+    machine.ask("a");
+    machine.ask("b");
+    machine.run(6_000);
+    let lost = machine.served("a").expect("ready").devices[0].clone();
+    machine.health(&lost, Health::Lost);
+    machine.kill("a");
+    machine.answer("b");
+    machine.run(1_000);
+    assert!(machine.served("b").is_some());
+    assert!(machine.served("a").is_none());
+    machine.run_until(120_000, |machine| machine.served("a").is_some());
+    assert_ne!(machine.served("a").expect("ready").devices[0], lost);
+}
+
+#[test]
+fn memory_that_does_not_come_back_counts_as_used_and_is_told() {
+    let mut machine = Machine::new(1, [model("a", 40), model("b", 50)]);
+    machine.fate("a", Fate::Leaks(gib(35)));
+    machine.ask("a");
+    machine.run(5_000);
+    machine.answer("a");
+    machine.run(70_000);
+    machine.ask("b");
+    machine.run(30_000);
+    assert_eq!(machine.told(NoticeKind::Leaked), 1);
+    assert_eq!(machine.starts("b"), 0, "35 GiB are gone, 50 do not fit beside them");
+    assert!(machine.unserved("b").expect("a reason").why.contains("used by others"));
+}
+
+#[test]
+fn what_can_never_fit_is_refused_for_good() {
+    let mut machine = Machine::new(2, [model("a", 200)]);
+    machine.ask("a");
+    machine.run(1_000);
+    let unserved = machine.unserved("a").expect("a reason");
+    assert_eq!(unserved.retry_after, None);
+    assert!(unserved.why.contains("the largest has"), "{}", unserved.why);
+    assert_eq!(machine.told(NoticeKind::Refused), 1);
+}
+
+#[test]
+fn an_engine_of_an_earlier_life_is_taken_on_with_its_memory() {
+    let mut machine = Machine::new(1, [model("a", 40), model("b", 50)]);
+    machine.ask("a");
+    machine.run(5_000);
+    machine.restart();
+    machine.run(1_000);
+    assert!(machine.served("a").is_some());
+    assert_eq!(machine.starts("a"), 1);
+    machine.ask("b");
+    machine.run(3_000);
+    assert_eq!(machine.starts("b"), 0, "the memory of the one that was taken on is not promised to another");
+}
+
+#[test]
+fn where_bytes_are_not_known_by_process_an_engine_has_what_grew_while_it_loaded() {
+    let mut machine = Machine::new(1, [model("a", 30), model("b", 30)]);
+    machine.attribution(Attribution::Blind);
+    machine.ask("a");
+    machine.run(5_000);
+    assert_eq!(machine.observed("a"), gib(30));
+    machine.ask("b");
+    machine.run(5_000);
+    assert_eq!(machine.observed("a"), gib(30), "the second load is the second engine's");
+    assert_eq!(machine.observed("b"), gib(30));
+}
+
+#[test]
+fn a_load_that_fails_for_ever_says_when_it_is_tried_again() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    machine.fate("a", Fate::FailsToLoad(ExitClass::BadModel));
+    machine.ask("a");
+    machine.run(3_000);
+    let unserved = machine.unserved("a").expect("a reason");
+    assert!(unserved.why.contains("its last load failed"), "{}", unserved.why);
+    assert!(unserved.retry_after.is_some());
+    machine.run(1_800_000);
+    let starts = machine.starts("a");
+    assert!((9..=12).contains(&starts), "every five minutes in the end: {starts} in half an hour");
+}
+
+#[derive(Debug, Clone)]
+enum Happens {
+    Ask(usize),
+    Answer(usize),
+    Kill(usize),
+    Pass(u64),
+    Blindfold(bool),
+    Restart,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        4 => (0..4usize).prop_map(Happens::Ask),
+        3 => (0..4usize).prop_map(Happens::Answer),
+        1 => (0..4usize).prop_map(Happens::Kill),
+        4 => (1..70_000u64).prop_map(Happens::Pass),
+        1 => any::<bool>().prop_map(Happens::Blindfold),
+        1 => Just(Happens::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    // The machine itself fails the test when two engines change one pool at once, when one is started before the memory of
+    // another has come back, or when a load finds less than it was promised.
+    #[test]
+    fn whatever_happens_no_engine_is_promised_what_is_not_there_and_who_waits_is_served(
+        events in proptest::collection::vec(happens(), 1..25),
+        sizes in proptest::collection::vec(5..70u64, 4),
+        gpus in 1..3usize,
+        reclaim in 0..4_000u64,
+        blind in any::<bool>(),
+    ) {
+        let names = ["a", "b", "c", "d"];
+        let mut machine = Machine::new(gpus, names.iter().zip(&sizes).map(|(name, size)| model(name, *size)));
+        machine.reclaim_takes(reclaim);
+        if blind {
+            machine.attribution(Attribution::Blind);
+        }
+        for event in events {
+            match event {
+                Happens::Ask(nth) => machine.ask(names[nth]),
+                Happens::Answer(nth) => machine.answer(names[nth]),
+                Happens::Kill(nth) => machine.kill(names[nth]),
+                Happens::Pass(time) => machine.run(time),
+                Happens::Blindfold(on) => machine.blindfold(on),
+                Happens::Restart => machine.restart(),
+            }
+        }
+        machine.blindfold(false);
+        names.iter().for_each(|name| machine.answer(name));
+        machine.run(100_000);
+        for name in names {
+            machine.ask(name);
+            machine.run_until(600_000, |machine| machine.served(name).is_some());
+            machine.answer(name);
+        }
+    }
+}
