@@ -27,7 +27,7 @@ use fettle_domain::run::{ProvenChange, RunOutcome, RunResult};
 use fettle_domain::secret::KnownSecrets;
 use fettle_domain::task::Mode;
 use fettle_git::{Git, GitOptions, is_branch_name};
-use fettle_runtime::config::{Config, ModelConfig, ModelKind};
+use fettle_runtime::config::{Config, ModelConfig};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::{secrets, shutdown, system};
@@ -274,15 +274,9 @@ fn read_issue(flags: &Flags) -> Result<IssueSnapshot> {
 
 /// The model that the flags describe; its name may still have to be asked for.
 fn given(flags: &Flags) -> Option<ModelConfig> {
-    Some(ModelConfig {
-        name: flags.model_name.clone().unwrap_or_else(|| UNNAMED.into()),
-        kind: ModelKind::OpenaiCompatible,
-        base_url: flags.model_url.clone()?,
-        model: None,
-        api_key_file: flags.model_key_file.clone(),
-        context: flags.model_context,
-        parallel: None,
-    })
+    let name = flags.model_name.clone().unwrap_or_else(|| UNNAMED.into());
+    let model = ModelConfig::elsewhere(name, flags.model_url.clone()?, flags.model_context);
+    Some(ModelConfig { api_key_file: flags.model_key_file.clone(), ..model })
 }
 
 /// Asks the server which models it has, before anything is built for a model that cannot be asked.

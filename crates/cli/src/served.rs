@@ -75,8 +75,9 @@ pub(crate) fn address(model: &ModelConfig) -> Result<String> {
 }
 
 fn base(model: &ModelConfig) -> Result<Url> {
-    client::base_url(&model.base_url)
-        .with_context(|| format!("`{}` is not an http or https URL without user name and password", model.base_url))
+    let url =
+        model.server().with_context(|| format!("the model `{}` has no server: this machine runs it", model.name))?;
+    client::base_url(url).with_context(|| format!("`{url}` is not an http or https URL without user name and password"))
 }
 
 fn shown(base: &Url) -> String {

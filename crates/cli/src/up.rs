@@ -132,7 +132,9 @@ fn tell(config: &Config, data: &DataDir, credentials: &Credentials, address: std
             config.gateway.models.len(),
             first.name
         ),
-        None => warn!("missing: no model. Add a [[gateway.models]] entry with name and base_url to the configuration"),
+        None => warn!(
+            "missing: no model. Add a [[gateway.models]] entry to the configuration, with name and base_url, or with name and path for one on this machine"
+        ),
     }
     if credentials.webhook.is_some() {
         info!(

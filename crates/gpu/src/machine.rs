@@ -13,7 +13,7 @@ use crate::health::{self, FabricState, Signals};
 use crate::host::Host;
 use crate::islands::{Linked, islands};
 use crate::memory_kind::{Evidence, MemoryKind, NvmlMemory, Verdict, memory_kind};
-use crate::observe::{Activity, Condition, Enumeration, Gpu, Memory, MemoryRead, MemorySample, Slice};
+use crate::observe::{Activity, Condition, Enumeration, Gpu, Memory, MemoryRead, MemorySample, Process, Slice};
 
 /// XIDs of one device that are remembered: the verdict needs the last ten minutes, and a broken GPU tells thousands.
 const XIDS: usize = 64;
@@ -159,6 +159,37 @@ impl Machine {
         ids.collect()
     }
 
+    /// Faults that were told of a device count no more: somebody has looked at it.
+    pub fn forgive(&mut self, gpu: &DeviceId) {
+        if let Some(known) = self.gpus.get_mut(gpu) {
+            known.xids.clear();
+        }
+    }
+
+    /// GPUs as programs number them that take no UUID: in the order of their PCI buses.
+    pub fn order(&self) -> Vec<DeviceId> {
+        let mut present: Vec<&Gpu> = self.gpus.values().filter(|known| known.present).map(|known| &known.gpu).collect();
+        present.sort_by(|one, other| one.bus.cmp(&other.bus));
+        present.into_iter().map(|gpu| gpu.id.clone()).collect()
+    }
+
+    /// Processes that have memory of a GPU, with the pool that it belongs to.
+    pub fn processes(&self) -> impl Iterator<Item = (PoolId, &Process)> {
+        let of_gpu = |known: &Known| -> Vec<(DeviceId, PoolId)> {
+            match &known.gpu.slices {
+                None => vec![(known.gpu.id.clone(), self.pool_of(known))],
+                Some(slices) => {
+                    slices.iter().map(|slice| (slice.id.clone(), slice_pool_id(&known.gpu, slice))).collect()
+                }
+            }
+        };
+        let sampled: Vec<(DeviceId, PoolId)> = self.gpus.values().flat_map(of_gpu).collect();
+        sampled.into_iter().flat_map(|(device, pool)| {
+            let processes = self.memory.get(&device).and_then(|sample| sample.value.processes.as_ref());
+            processes.into_iter().flatten().map(move |process| (pool.clone(), process))
+        })
+    }
+
     pub fn activity(&self, gpu: &DeviceId) -> Option<&Activity> {
         self.gpus.get(gpu).map(|known| &known.activity)
     }
@@ -197,7 +228,7 @@ impl Machine {
                 }
                 Some(slices) => {
                     for slice in slices {
-                        let pool = PoolId::new(format!("gi:{}/{}", known.gpu.id, slice.gi));
+                        let pool = slice_pool_id(&known.gpu, slice);
                         // Compute instances of one GPU instance share its pool: each handle tells the same memory.
                         pools.entry(pool.clone()).or_insert_with(|| self.slice_pool(slice, pool.clone()));
                         devices.push(slice_device(slice, &base, pool));
@@ -352,6 +383,10 @@ impl Machine {
             .is_some_and(|processes| processes.iter().all(|process| process.bytes.is_some()));
         if host_pids && told { Attribution::Exact } else { Attribution::Blind }
     }
+}
+
+fn slice_pool_id(gpu: &Gpu, slice: &Slice) -> PoolId {
+    PoolId::new(format!("gi:{}/{}", gpu.id, slice.gi))
 }
 
 impl Known {

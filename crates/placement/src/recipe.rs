@@ -88,6 +88,17 @@ impl KvType {
 }
 
 impl EngineKind {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LlamaServer => "llama-server",
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+            Self::Ollama => "ollama",
+            Self::Command => "command",
+        }
+    }
+
     /// How an engine divides a model among the devices of its set.
     pub fn divides(self) -> Divides {
         match self {

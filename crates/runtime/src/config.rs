@@ -3,7 +3,6 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::sandbox::SandboxLevel;
-use fettle_domain::budget::MIN_CONTEXT_TOKENS;
 use fettle_domain::label::{Labels, Need};
 use fettle_domain::path_policy::PathPolicy;
 use fettle_domain::repo::RepoName;
@@ -16,10 +15,12 @@ use crate::reload::Values;
 use crate::telemetry::LogFormat;
 use crate::units::{Size, Span};
 
+mod gateway;
 mod intake;
 mod store;
 mod transport;
 
+pub use gateway::{EngineConfig, Gateway, Gpu, GpuMode, ModelConfig, ModelKind, RecipeConfig};
 pub use intake::IntakeMode;
 pub use store::{Store, Tls};
 pub use transport::{BrokerKind, Transport, kind_of};
@@ -36,6 +37,7 @@ pub struct Config {
     pub forge: Forge,
     pub agent: Agent,
     pub gateway: Gateway,
+    pub gpu: Gpu,
     pub auth: Auth,
     pub telemetry: Telemetry,
 }
@@ -213,48 +215,6 @@ pub enum PrepareNetwork {
     Host,
 }
 
-/// The models.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Gateway {
-    /// The first one is used unless a Task names another.
-    pub models: Vec<ModelConfig>,
-}
-
-/// `[[gateway.models]]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// What people call it.
-    pub name: String,
-    #[serde(default)]
-    pub kind: ModelKind,
-    /// As the server documents it, mostly ending in `/v1`.
-    pub base_url: String,
-    /// The name that the server knows it by; default: `name`.
-    #[serde(default)]
-    pub model: Option<String>,
-    #[serde(default)]
-    pub api_key_file: Option<Utf8PathBuf>,
-    /// The window in tokens; less than 32768 is refused.
-    #[serde(default = "default_context")]
-    pub context: u64,
-    /// Runs that use it at a time, by all workers together; default: as many as there are workers.
-    #[serde(default)]
-    pub parallel: Option<u16>,
-}
-
-fn default_context() -> u64 {
-    65_536
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ModelKind {
-    #[default]
-    OpenaiCompatible,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
@@ -315,7 +275,11 @@ impl Config {
         for file in config.secret_paths() {
             *file = located(file, folder, credentials);
         }
-        for file in [&mut config.transport.ca_file, &mut config.store.ca_file].into_iter().flatten() {
+        let models = config.gateway.models.iter_mut();
+        let weights = models.flat_map(|model| {
+            model.path.iter_mut().chain(model.recipes.iter_mut().flat_map(|recipe| &mut recipe.file))
+        });
+        for file in [&mut config.transport.ca_file, &mut config.store.ca_file].into_iter().flatten().chain(weights) {
             *file = folder.join(&*file);
         }
         Ok(config)
@@ -335,6 +299,7 @@ impl Config {
             &mut auth.scale_key_file,
             &mut transport.password_file,
             &mut transport.worker_password_file,
+            &mut gateway.keys_file,
         ];
         single.into_iter().chain(gateway.models.iter_mut().map(|model| &mut model.api_key_file)).flatten()
     }
@@ -375,6 +340,7 @@ impl Config {
             ("auth.scale_key_file", &self.auth.scale_key_file),
             ("transport.password_file", &self.transport.password_file),
             ("transport.worker_password_file", &self.transport.worker_password_file),
+            ("gateway.keys_file", &self.gateway.keys_file),
         ];
         let named = named.into_iter().filter_map(|(key, file)| Some((key.to_owned(), file.as_deref()?)));
         let models = self.gateway.models.iter().filter_map(|model| {
@@ -452,16 +418,11 @@ impl Config {
         self.transport.check()?;
         self.agent.sandbox.check()?;
         crate::telemetry::filter(&self.telemetry.log)?;
-        let mut names: Vec<&str> = self.gateway.models.iter().map(|model| model.name.as_str()).collect();
-        names.sort_unstable();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return invalid(format!("gateway.models: two models are called `{}`", pair[0]));
-        }
-        let urls = self
-            .gateway
-            .models
-            .iter()
-            .map(|model| (format!("gateway.models `{}`: base_url", model.name), "api_key_file", &model.base_url));
+        self.gateway.check()?;
+        self.gpu.check()?;
+        let urls = self.gateway.models.iter().filter_map(|model| {
+            Some((format!("gateway.models `{}`: base_url", model.name), "api_key_file", model.base_url.as_ref()?))
+        });
         for (key, instead, url) in
             urls.chain([("forge.api_url".to_owned(), "the forge's secrets", &self.forge.api_url)])
         {
@@ -469,23 +430,6 @@ impl Config {
                 // Not repeated: it may be the secret itself, and this file is not one.
                 return invalid(format!(
                     "{key} holds more than an address: a user, a password or a key has no place in this file; use {instead}"
-                ));
-            }
-        }
-        for model in &self.gateway.models {
-            if !(model.base_url.starts_with("http://") || model.base_url.starts_with("https://")) {
-                return invalid(format!(
-                    "gateway.models `{}`: base_url `{}` is not an http or https URL",
-                    model.name, model.base_url
-                ));
-            }
-            if model.parallel == Some(0) {
-                return invalid(format!("gateway.models `{}`: parallel is 0: no Run could use it", model.name));
-            }
-            if model.context < MIN_CONTEXT_TOKENS {
-                return invalid(format!(
-                    "gateway.models `{}`: context {} is too small, since the prompt alone would fill it; {MIN_CONTEXT_TOKENS} tokens are needed",
-                    model.name, model.context
                 ));
             }
         }

@@ -72,6 +72,21 @@ impl DataDir {
         self.root.join("internal-address")
     }
 
+    /// The socket of the inference process's admin API.
+    pub fn inference_socket(&self) -> Utf8PathBuf {
+        self.root.join("inference.sock")
+    }
+
+    /// Devices that get nothing until somebody acts.
+    pub fn quarantine(&self) -> Utf8PathBuf {
+        self.root.join("quarantine.json")
+    }
+
+    /// Records and logs of engines.
+    pub fn engines(&self) -> Utf8PathBuf {
+        self.root.join("engines")
+    }
+
     /// The publisher's mirrors; never shared with a worker of another process.
     pub fn publisher_mirrors(&self) -> Utf8PathBuf {
         self.root.join("mirrors")

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use camino::Utf8PathBuf;
 use fettle_agent::prepare::{PrepareNetwork, PrepareOptions};
 use fettle_agent::solve::{Agent, AgentOptions, Watch, clear_leftovers};
@@ -157,10 +157,13 @@ pub fn models(config: &Config) -> Result<Vec<Arc<dyn Model>>> {
 
 /// One model's client.
 pub fn model(config: &ModelConfig) -> Result<Arc<dyn Model>> {
-    let ModelKind::OpenaiCompatible = config.kind;
+    let server = match (config.kind, config.server()) {
+        (ModelKind::OpenaiCompatible | ModelKind::Openai, Some(server)) => server,
+        _ => bail!("the model `{}` is reached through the gateway: set gateway.url", config.name),
+    };
     let info = ModelInfo { name: config.name.clone(), context_tokens: config.context };
-    let wire_name = config.model.clone().unwrap_or_else(|| config.name.clone());
-    let mut options = OpenAiOptions::new(info, config.base_url.clone(), wire_name);
+    let wire_name = config.wire_name().to_owned();
+    let mut options = OpenAiOptions::new(info, server.to_owned(), wire_name);
     options.api_key = config.api_key_file.as_deref().map(secrets::read).transpose()?;
     let model =
         OpenAiCompatible::new(options).with_context(|| format!("while setting up the model `{}`", config.name))?;

@@ -535,7 +535,7 @@ fn config(files: &Files) -> (Seen<Option<ConfigFacts>>, Vec<Utf8PathBuf>) {
         Err(error) => return (Seen::unknown(error.to_string()), Vec::new()),
     };
     let named = config.secret_files().into_iter().map(|(_, file)| Utf8Path::new(layout::CONFIG_DIR).join(file));
-    let plain = config.gateway.models.iter().filter(|model| is_plain(&model.base_url));
+    let plain = config.gateway.models.iter().filter(|model| model.server().is_some_and(is_plain));
     let facts = ConfigFacts {
         listen: config.server.listen.clone(),
         internal_listen: config.server.internal_listen.clone(),

@@ -40,13 +40,18 @@ pub struct DeviceProcess {
     pub bytes: Option<Bytes>,
 }
 
-/// What a device has done since it was first seen; both only grow.
+/// What a device does, and what it has done since it was first seen. Each is `None` where the device does not tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meter {
     pub device: DeviceId,
+    /// Only grows.
     pub busy: Duration,
-    /// `None` where the device does not measure it.
+    /// Only grows.
     pub millijoules: Option<u64>,
+    pub gpu_percent: Option<u32>,
+    pub memory_percent: Option<u32>,
+    pub milliwatts: Option<u32>,
+    pub celsius: Option<u32>,
 }
 
 /// The origin of all `Millis` of a process. Monotonic, so that a clock that is set changes no deadline.

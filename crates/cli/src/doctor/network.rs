@@ -34,35 +34,44 @@ pub(super) async fn models(config: &Config) -> Vec<Check> {
 
 async fn check(model: &ModelConfig) -> Check {
     let id = format!("model.{}", model.name);
+    let Some(server) = model.server() else { return local(id, model) };
     match listed(model, ANSWER_LIMIT).await {
         Ok(Listed::Names(names)) => {
-            let wanted = model.model.as_ref().unwrap_or(&model.name);
-            if names.is_empty() || names.contains(wanted) {
-                return Check::ok(id, format!("{} answers", model.base_url));
+            let wanted = model.wire_name();
+            if names.is_empty() || names.iter().any(|name| name == wanted) {
+                return Check::ok(id, format!("{} answers", server));
             }
-            let sentence =
-                format!("{} answers, but does not list `{wanted}`; it lists {}", model.base_url, told(&names));
+            let sentence = format!("{} answers, but does not list `{wanted}`; it lists {}", server, told(&names));
             Check::warn(id, sentence, "name one of these with `model` in its [[gateway.models]] entry")
         }
         Ok(Listed::Refused(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))) => {
             let remedy = "set api_key_file in its [[gateway.models]] entry to a file with a valid key";
-            Check::warn(id, format!("{} answers {status}", model.base_url), remedy)
+            Check::warn(id, format!("{} answers {status}", server), remedy)
         }
         // Not every server lists its models.
         Ok(Listed::Refused(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)) => {
-            Check::ok(id, format!("{} answers, without a list of models", model.base_url))
+            Check::ok(id, format!("{} answers, without a list of models", server))
         }
         Ok(Listed::Refused(status)) => {
-            Check::warn(id, format!("{} answers {status}", model.base_url), "look at the log of this server")
+            Check::warn(id, format!("{} answers {status}", server), "look at the log of this server")
         }
         Ok(Listed::Foreign(kind)) => {
             let remedy = "correct base_url in its [[gateway.models]] entry; it mostly ends in /v1";
-            Check::warn(id, format!("{} answers with {kind}, not as a model's server does", model.base_url), remedy)
+            Check::warn(id, format!("{} answers with {kind}, not as a model's server does", server), remedy)
         }
         Err(error) => {
             let remedy = "start the model's server, or correct base_url in its [[gateway.models]] entry";
             Check::warn(id, format!("{error:#}"), remedy)
         }
+    }
+}
+
+/// A model of this machine: its files have to be there.
+fn local(id: String, model: &ModelConfig) -> Check {
+    let files = model.path.iter().chain(model.recipes.iter().filter_map(|recipe| recipe.file.as_ref()));
+    match files.into_iter().find(|file| !file.exists()) {
+        Some(missing) => Check::warn(id, format!("{missing} is not there"), "put its weights there, or correct `path`"),
+        None => Check::ok(id, "runs on this machine"),
     }
 }
 
@@ -136,7 +145,6 @@ async fn ready(base: &Url) -> Result<Option<Health>> {
 
 #[cfg(test)]
 mod tests {
-    use fettle_runtime::config::ModelKind;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -147,15 +155,7 @@ mod tests {
     async fn checked(answer: Option<&str>) -> Check {
         fettle_runtime::install_tls();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let model = ModelConfig {
-            name: "coder".into(),
-            kind: ModelKind::OpenaiCompatible,
-            base_url: format!("http://{}/v1", listener.local_addr().unwrap()),
-            model: None,
-            api_key_file: None,
-            context: 65_536,
-            parallel: None,
-        };
+        let model = ModelConfig::elsewhere("coder", format!("http://{}/v1", listener.local_addr().unwrap()), 65_536);
         let Some(answer) = answer else {
             drop(listener);
             return check(&model).await;

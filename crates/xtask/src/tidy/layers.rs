@@ -47,7 +47,7 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "placement", kind: Kind::Layer(&[]) },
     Row { name: "app", kind: Kind::Layer(&["domain", "placement"]) },
     Row { name: "agent", kind: Kind::Layer(USE_CASES) },
-    Row { name: "runtime", kind: Kind::Layer(USE_CASES) },
+    Row { name: "runtime", kind: Kind::Layer(&["app", "domain", "placement"]) },
     Row { name: "store-sqlite", kind: Kind::Adapter(USE_CASES) },
     Row { name: "broker-redis", kind: Kind::Adapter(USE_CASES) },
     Row { name: "store-postgres", kind: Kind::Adapter(USE_CASES) },

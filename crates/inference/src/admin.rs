@@ -1,0 +1,285 @@
+//! The admin API of `fettle gpus` and `fettle models`: what is where and why, and orders about devices. It is told from the last
+//! step of the placer and asks nobody. Served on a Unix socket that only this user reaches.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use fettle_app::ports::serving::Meter;
+use fettle_app::serving::{Notice, Status};
+use fettle_placement::device::{Device, Health, Pool};
+use fettle_placement::engine::EngineState;
+use fettle_placement::id::DeviceId;
+use fettle_placement::memory_ledger::Account;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use crate::devices::Order;
+
+/// Events that are kept for whoever looks later.
+const MAX_EVENTS: usize = 1_000;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeviceView {
+    pub id: String,
+    pub name: String,
+    pub pool: String,
+    pub island: Option<String>,
+    /// `ok`, `degraded`, `waiting`, `quarantined` or `lost`.
+    pub health: String,
+    /// Why it is not `ok`, and what is to be done.
+    pub why: Option<String>,
+    pub gpu_percent: Option<u32>,
+    pub memory_percent: Option<u32>,
+    pub watts: Option<f64>,
+    pub celsius: Option<u32>,
+    pub busy_seconds: Option<f64>,
+    pub joules: Option<f64>,
+}
+
+/// Bytes of one pool, as the memory ledger counts them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PoolView {
+    pub id: String,
+    pub kind: String,
+    pub cap: u64,
+    pub free: u64,
+    pub claimed: u64,
+    pub foreign: u64,
+    pub available: u64,
+    /// How far what is told as used and as free differ.
+    pub skew: u64,
+    /// Why it offers nothing, if it does not.
+    pub closed: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EngineView {
+    pub id: String,
+    pub model: String,
+    pub recipe: String,
+    pub state: String,
+    pub devices: Vec<String>,
+    pub claims: Vec<(String, u64)>,
+    pub observed: Vec<(String, u64)>,
+    pub in_flight: u32,
+    pub reload_ms: u64,
+    pub pinned: bool,
+    /// Why it is there, in one sentence.
+    pub why: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefusalView {
+    pub model: String,
+    pub owner: String,
+    pub why: String,
+    /// Seconds; absent: asking again is of no use.
+    pub retry_after: Option<u64>,
+}
+
+/// Everything at once, so that what belongs together is of one moment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StatusView {
+    pub devices: Vec<DeviceView>,
+    pub pools: Vec<PoolView>,
+    pub models: Vec<String>,
+    pub engines: Vec<EngineView>,
+    pub refused: Vec<RefusalView>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventView {
+    /// RFC 3339.
+    pub at: String,
+    pub kind: String,
+    pub model: String,
+    pub engine: Option<String>,
+    pub text: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct QuarantineBody {
+    why: String,
+}
+
+/// The last events, newest last.
+#[derive(Debug, Default)]
+pub struct Events(Mutex<VecDeque<EventView>>);
+
+impl Events {
+    pub fn push(&self, at: String, notice: &Notice) {
+        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.len() == MAX_EVENTS {
+            events.pop_front();
+        }
+        events.push_back(EventView {
+            at,
+            kind: notice.kind.name().to_owned(),
+            model: notice.model.to_string(),
+            engine: notice.engine.as_ref().map(ToString::to_string),
+            text: notice.text.clone(),
+        });
+    }
+
+    fn all(&self) -> Vec<EventView> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// What the API tells and whom it orders.
+#[derive(Clone)]
+pub struct Admin {
+    pub status: watch::Receiver<Arc<Status>>,
+    pub models: Arc<Vec<String>>,
+    pub events: Arc<Events>,
+    pub orders: mpsc::Sender<Order>,
+}
+
+impl Admin {
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/admin/v1/status", get(status))
+            .route("/admin/v1/events", get(events))
+            .route("/admin/v1/devices/{id}/quarantine", post(quarantine))
+            .route("/admin/v1/devices/{id}/release", post(release))
+            .with_state(self)
+    }
+}
+
+async fn status(State(admin): State<Admin>) -> Json<StatusView> {
+    let status = Arc::clone(&admin.status.borrow());
+    Json(view(&status, &admin.models))
+}
+
+async fn events(State(admin): State<Admin>) -> Json<Vec<EventView>> {
+    Json(admin.events.all())
+}
+
+async fn quarantine(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    Json(body): Json<QuarantineBody>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let device = known(&admin, &id)?;
+    order(&admin, Order::Quarantine { device, why: body.why }).await
+}
+
+async fn release(State(admin): State<Admin>, Path(id): Path<String>) -> Result<StatusCode, (StatusCode, String)> {
+    let device = known(&admin, &id)?;
+    order(&admin, Order::Release(device)).await
+}
+
+/// By its whole id or the beginning of one.
+fn known(admin: &Admin, id: &str) -> Result<DeviceId, (StatusCode, String)> {
+    let status = admin.status.borrow();
+    let mut named = status.devices.iter().filter(|device| device.id.as_str().starts_with(id));
+    match (named.next(), named.next()) {
+        (Some(device), None) => Ok(device.id.clone()),
+        (Some(_), Some(_)) => Err((StatusCode::CONFLICT, format!("more than one device begins with `{id}`"))),
+        (None, _) => Err((StatusCode::NOT_FOUND, format!("there is no device `{id}`; `fettle gpus` lists them"))),
+    }
+}
+
+async fn order(admin: &Admin, order: Order) -> Result<StatusCode, (StatusCode, String)> {
+    let gone = |_| (StatusCode::SERVICE_UNAVAILABLE, "the process is shutting down".to_owned());
+    admin.orders.send(order).await.map_err(gone)?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// `models`: as configured, also those that no engine runs.
+pub fn view(status: &Status, models: &[String]) -> StatusView {
+    let meter = |device: &Device| status.meters.iter().find(|meter| meter.device == device.id);
+    StatusView {
+        devices: status.devices.iter().map(|device| device_view(device, meter(device))).collect(),
+        pools: status.pools.iter().map(|(pool, account)| pool_view(pool, account)).collect(),
+        models: models.to_vec(),
+        engines: status.engines.iter().map(engine_view).collect(),
+        refused: status
+            .refused
+            .iter()
+            .map(|refused| RefusalView {
+                model: refused.model.to_string(),
+                owner: refused.owner.to_string(),
+                why: refused.refusal.to_string(),
+                retry_after: refused.refusal.retry_after(),
+            })
+            .collect(),
+    }
+}
+
+fn device_view(device: &Device, meter: Option<&Meter>) -> DeviceView {
+    let (health, why) = match &device.health {
+        Health::Ok => ("ok", None),
+        Health::Degraded(why) => ("degraded", Some(why.clone())),
+        Health::Waiting(what) => ("waiting", Some(format!("{what:?}").to_lowercase())),
+        Health::Quarantined(why) => ("quarantined", Some(why.clone())),
+        Health::Lost => ("lost", None),
+    };
+    DeviceView {
+        id: device.id.to_string(),
+        name: device.name.clone(),
+        pool: device.pool.to_string(),
+        island: device.island.as_ref().map(ToString::to_string),
+        health: health.to_owned(),
+        why,
+        gpu_percent: meter.and_then(|meter| meter.gpu_percent),
+        memory_percent: meter.and_then(|meter| meter.memory_percent),
+        watts: meter.and_then(|meter| meter.milliwatts).map(|milliwatts| f64::from(milliwatts) / 1e3),
+        celsius: meter.and_then(|meter| meter.celsius),
+        busy_seconds: meter.map(|meter| meter.busy.as_secs_f64()),
+        joules: meter.and_then(|meter| meter.millijoules).map(|millijoules| millijoules as f64 / 1e3),
+    }
+}
+
+fn pool_view(pool: &Pool, account: &Account) -> PoolView {
+    PoolView {
+        id: pool.id.to_string(),
+        kind: format!("{:?}", pool.kind).to_lowercase(),
+        cap: pool.cap.get(),
+        free: pool.free.get(),
+        claimed: account.holds().get(),
+        foreign: account.foreign().get(),
+        available: account.avail().get(),
+        skew: account.skew().get(),
+        closed: account.closed().map(ToString::to_string),
+    }
+}
+
+fn engine_view(status: &fettle_app::serving::EngineStatus) -> EngineView {
+    let engine = &status.engine;
+    let amounts = |list: &[(fettle_placement::id::PoolId, fettle_placement::quantity::Bytes)]| {
+        list.iter().map(|(pool, bytes)| (pool.to_string(), bytes.get())).collect()
+    };
+    EngineView {
+        id: engine.id.to_string(),
+        model: engine.seat.model.to_string(),
+        recipe: engine.seat.recipe.to_string(),
+        state: state_name(engine.state).to_owned(),
+        devices: engine.seat.devices.iter().map(ToString::to_string).collect(),
+        claims: amounts(&engine.seat.claims),
+        observed: amounts(&engine.observed),
+        in_flight: engine.inflight,
+        reload_ms: engine.reload.get(),
+        pinned: engine.pinned,
+        why: status.why.clone(),
+    }
+}
+
+pub(crate) fn state_name(state: EngineState) -> &'static str {
+    match state {
+        EngineState::Reserved => "reserved",
+        EngineState::Spawning => "spawning",
+        EngineState::Loading => "loading",
+        EngineState::Ready => "ready",
+        EngineState::Draining { .. } => "draining",
+        EngineState::Stopping => "stopping",
+        EngineState::Reclaiming => "reclaiming",
+        EngineState::Gone => "gone",
+        EngineState::Sleeping(_) => "sleeping",
+        EngineState::Backoff { .. } => "backoff",
+    }
+}

@@ -1,0 +1,9 @@
+//! The composition root of `fettle-inference`: samples the devices, keeps the models that are asked for loaded, and tells why.
+
+pub mod admin;
+pub mod catalog;
+pub mod devices;
+mod meters;
+pub mod metrics;
+pub mod quarantine;
+pub mod weights;
