@@ -9,6 +9,7 @@
 mod catalog;
 mod engine;
 mod leaving;
+mod metering;
 mod placer;
 mod seen;
 mod telling;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::ports::serving::{Demand, EngineHost, HostError, Load, Since, Supply, World};
+use crate::ports::serving::{Demand, EngineHost, EngineMeter, HostError, Load, Since, Supply, World};
 
 pub use catalog::{Catalog, LocalModel, LocalRecipe};
 pub use placer::{Command, Facts, Placer, Step};
@@ -37,6 +38,9 @@ pub struct Ports {
     pub demand: watch::Receiver<Arc<Demand>>,
     pub load: watch::Receiver<Arc<Load>>,
     pub supply: watch::Sender<Arc<Supply>>,
+    pub meters: watch::Sender<Arc<Vec<EngineMeter>>>,
+    /// Whether an engine loads or leaves: memory has to be sampled more often meanwhile.
+    pub in_change: watch::Sender<bool>,
     pub status: watch::Sender<Arc<Status>>,
     /// Told once each, for logs, metrics and the admin API.
     pub notices: tokio::sync::mpsc::UnboundedSender<Notice>,
@@ -71,7 +75,7 @@ pub async fn run(mut placer: Placer, mut ports: Ports, since: Since, stop: Cance
             demand: Arc::clone(&ports.demand.borrow_and_update()),
             load: Arc::clone(&ports.load.borrow_and_update()),
         };
-        let Step { commands, supply, notices, status } = placer.step(&facts);
+        let Step { commands, supply, meters, in_change, notices, status } = placer.step(&facts);
         for command in commands {
             match command {
                 Command::Start(order) => ports.host.start(*order),
@@ -80,6 +84,8 @@ pub async fn run(mut placer: Placer, mut ports: Ports, since: Since, stop: Cance
             }
         }
         ports.supply.send_replace(Arc::new(supply));
+        ports.meters.send_replace(Arc::new(meters));
+        ports.in_change.send_if_modified(|before| std::mem::replace(before, in_change) != in_change);
         ports.status.send_replace(Arc::new(status));
         tell(&ports, notices);
         tokio::time::sleep(MIN_PAUSE).await;

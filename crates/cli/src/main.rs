@@ -7,6 +7,7 @@ mod client;
 mod doctor;
 mod fix;
 mod follow;
+mod gpus;
 mod journal;
 mod log;
 mod progress;
@@ -65,6 +66,12 @@ enum Command {
     Tasks(tasks::ListFlags),
     /// Look at one Task, follow it, cancel it or try it again.
     Task(tasks::TaskFlags),
+    /// Show this machine's GPUs: memory, load, health, and who has what of them.
+    Gpus(gpus::GpuFlags),
+    /// Show the models that this machine runs, with their engines.
+    Models(gpus::ModelFlags),
+    /// Say why each model is where it is, and why a request waits.
+    Placements(gpus::PlacementFlags),
     /// For operators: jobs that were given up, the audit, and moving the ledger.
     Admin(admin::Flags),
     /// Check whether this machine can do the work, and say what to do where it cannot.
@@ -92,6 +99,9 @@ async fn main() -> ExitCode {
         Command::Submit(submit) => submit::run(&flags.common, submit, &environment).await,
         Command::Tasks(list) => tasks::list(&flags.common, list, &environment).await,
         Command::Task(task) => tasks::one(&flags.common, task, &environment).await,
+        Command::Gpus(gpus) => gpus::gpus(&flags.common, gpus, &environment).await,
+        Command::Models(models) => gpus::models(&flags.common, models, &environment).await,
+        Command::Placements(placements) => gpus::placements(&flags.common, placements, &environment).await,
         Command::Admin(admin) => admin::run(&flags.common, admin, &environment).await,
         Command::Doctor(doctor) => doctor::run(&flags.common, doctor, &environment).await,
         Command::CheckConfig(check) => check_config::run(check, &environment),

@@ -74,9 +74,16 @@ fn seated(model: &ModelConfig, config: &RecipeConfig) -> Result<LocalRecipe> {
         (None, None) => Utf8PathBuf::new(),
     };
     let context = config.context.unwrap_or_else(|| u32::try_from(model.context).unwrap_or(u32::MAX));
-    let mut recipe = Recipe {
+    let recipe = recipe(&ModelId::new(&model.name), config, context, &weights);
+    let footprint = footprint(&recipe, config, &weights)
+        .with_context(|| format!("what `{}` takes with {} cannot be known", model.name, config.engine.name()))?;
+    Ok(LocalRecipe { recipe, footprint, weights })
+}
+
+fn recipe(model: &ModelId, config: &RecipeConfig, context: u32, weights: &Utf8Path) -> Recipe {
+    let recipe = Recipe {
         id: RecipeId::new(""),
-        model: ModelId::new(&model.name),
+        model: model.clone(),
         engine: config.engine,
         build: String::new(),
         quant: String::new(),
@@ -89,10 +96,7 @@ fn seated(model: &ModelConfig, config: &RecipeConfig) -> Result<LocalRecipe> {
         sleep: SleepLevel::Never,
         flags: config.args.clone(),
     };
-    recipe.id = name(&recipe, &weights);
-    let footprint = footprint(&recipe, config, &weights)
-        .with_context(|| format!("what `{}` takes with {} cannot be known", model.name, config.engine.name()))?;
-    Ok(LocalRecipe { recipe, footprint, weights })
+    Recipe { id: name(&recipe, weights), ..recipe }
 }
 
 /// Readable, and another one for whatever is different.
@@ -104,6 +108,13 @@ fn name(recipe: &Recipe, weights: &Utf8Path) -> RecipeId {
         RunsOn::Cpu => " cpu".to_owned(),
     };
     RecipeId::new(format!("{}{on} ctx{} {}", recipe.engine.name(), recipe.ctx, &digest[..8]))
+}
+
+/// What the files at `path` would take with the engine that fits them.
+pub fn estimated(path: &Utf8Path, context: u32, parallel: u16, tp: u8) -> Result<Footprint> {
+    let config = RecipeConfig { tp, parallel, context: Some(context), ..usual(path) };
+    let recipe = recipe(&ModelId::new("estimated"), &config, context, path);
+    footprint(&recipe, &config, path)
 }
 
 fn footprint(recipe: &Recipe, config: &RecipeConfig, weights: &Utf8Path) -> Result<Footprint> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fettle_placement::device::Pool;
-use fettle_placement::engine::{EngineState, Seat};
+use fettle_placement::engine::{EngineState, Presence, Seat};
 use fettle_placement::id::{EngineId, Epoch, OwnerId, PoolId, RecipeId};
 use fettle_placement::memory_ledger::{accounts, admits};
 use fettle_placement::placement::{Barrier, Intent, Placement, Reason};
@@ -16,10 +16,12 @@ use fettle_placement::{Turns, plan};
 use super::catalog::Catalog;
 use super::engine::{Ended, Failures, Held, Phase};
 use super::leaving::{Left, left};
+use super::metering::{Metering, Present};
 use super::seen::{observe, sample};
 use super::telling::{EngineStatus, Notice, NoticeKind, Refused, Status, Told, supply};
 use crate::ports::serving::{
-    Adopted, Demand, EngineLoad, EngineProcess, LaunchDevice, LaunchOrder, Load, ProcessState, Since, Supply, World,
+    Adopted, Demand, EngineLoad, EngineMeter, EngineProcess, LaunchDevice, LaunchOrder, Load, ProcessState, Since,
+    Supply, World,
 };
 
 /// Who keeps a least number of engines loaded when nobody asks.
@@ -40,6 +42,9 @@ pub struct Facts {
 pub struct Step {
     pub commands: Vec<Command>,
     pub supply: Supply,
+    pub meters: Vec<EngineMeter>,
+    /// Whether an engine loads or leaves.
+    pub in_change: bool,
     pub notices: Vec<Notice>,
     pub status: Status,
 }
@@ -60,6 +65,7 @@ pub struct Placer {
     next_epoch: u64,
     turns: Turns,
     barrier: Option<Barrier>,
+    metering: Metering,
     told: Told,
 }
 
@@ -74,6 +80,7 @@ impl Placer {
             next_epoch: first_epoch,
             turns: Turns::default(),
             barrier: None,
+            metering: Metering::default(),
             told: Told::default(),
         }
     }
@@ -114,6 +121,8 @@ impl Placer {
 
         self.turns = placement.turns.clone();
         self.barrier = placement.barrier.clone();
+        step.meters = self.meter(facts);
+        step.in_change = self.held.values().any(Held::changes);
         step.supply = supply(&self.catalog, self.held.values(), &placement);
         step.status = self.status(facts, placement);
         step
@@ -386,6 +395,24 @@ impl Placer {
             total: pool.map_or(Bytes::ZERO, |pool| pool.cap),
             free: pool.map_or(Bytes::ZERO, |pool| pool.free),
         })
+    }
+
+    fn meter(&mut self, facts: &Facts) -> Vec<EngineMeter> {
+        let inflight = |held: &Held| {
+            let load =
+                facts.load.engines.iter().find(|load| load.engine == held.seat.engine && load.epoch == held.epoch);
+            load.is_some_and(|load| load.inflight > 0)
+        };
+        let there = self.held.values().filter(|held| held.presence() != Presence::Absent);
+        let present: Vec<Present> = there
+            .map(|held| Present {
+                engine: &held.seat.engine,
+                epoch: held.epoch,
+                devices: &held.seat.devices,
+                busy: inflight(held),
+            })
+            .collect();
+        self.metering.follow(&facts.world.meters, &present)
     }
 
     fn status(&self, facts: &Facts, placement: Placement) -> Status {
