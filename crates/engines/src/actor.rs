@@ -67,7 +67,9 @@ pub(crate) async fn start(shared: Arc<Shared>, order: LaunchOrder, stop: watch::
     };
     let (record, folder, tail, recipe) = match setup {
         Ok(Ok(prepared)) => prepared,
-        Ok(Err(refused)) => return never_started(&shared, &engine, epoch, Exit { class: refused.class, why: refused.why }),
+        Ok(Err(refused)) => {
+            return never_started(&shared, &engine, epoch, Exit { class: refused.class, why: refused.why });
+        }
         Err(e) => {
             let why = format!("its start was not prepared: {e}");
             return never_started(&shared, &engine, epoch, Exit { class: ExitClass::NotStarted, why });
@@ -81,8 +83,18 @@ pub(crate) async fn start(shared: Arc<Shared>, order: LaunchOrder, stop: watch::
     info!(engine.id = %engine, epoch = epoch.0, recipe = %record.recipe, "an engine starts");
     let state = State::Spawning { since: shared.since.millis() };
     let actor = Actor {
-        shared, record, folder, ctx: u64::from(recipe.ctx), hand, tail: Some(tail), stop, state, refused,
-        kept: None, members: Members::default(), host_bytes: Bytes::ZERO,
+        shared,
+        record,
+        folder,
+        ctx: u64::from(recipe.ctx),
+        hand,
+        tail: Some(tail),
+        stop,
+        state,
+        refused,
+        kept: None,
+        members: Members::default(),
+        host_bytes: Bytes::ZERO,
     };
     actor.run().await;
 }
@@ -93,8 +105,18 @@ pub(crate) async fn take_up(shared: Arc<Shared>, record: Record, recipe: Recipe,
     let tail = Tail::from_end(log_of(&shared, &record.engine), LAST_LINES);
     let hand = shared.launcher.take_up(&record);
     let actor = Actor {
-        shared, record, folder, ctx: u64::from(recipe.ctx), hand, tail: Some(tail), stop, state: State::Ready, refused: None,
-        kept: None, members: Members::default(), host_bytes: Bytes::ZERO,
+        shared,
+        record,
+        folder,
+        ctx: u64::from(recipe.ctx),
+        hand,
+        tail: Some(tail),
+        stop,
+        state: State::Ready,
+        refused: None,
+        kept: None,
+        members: Members::default(),
+        host_bytes: Bytes::ZERO,
     };
     actor.run().await;
 }
@@ -219,11 +241,7 @@ impl Actor {
             let out_of_memory = self.group().is_some_and(|group| cgroup::ran_out_of_memory(&group));
             exit::classify(status, look.tail.lines.iter().map(String::as_str), out_of_memory)
         });
-        let work = Work {
-            log_bytes: look.tail.bytes,
-            read_bytes: look.usage.read,
-            memory_bytes: look.usage.resident,
-        };
+        let work = Work { log_bytes: look.tail.bytes, read_bytes: look.usage.read, memory_bytes: look.usage.resident };
         self.tail = Some(look.tail);
         self.host_bytes = Bytes::new(look.usage.anonymous);
         Some(Seen {
@@ -270,7 +288,9 @@ impl Actor {
                 }
             }
             State::Stopping { why, .. } => info!(engine.id = %engine, epoch, reason = why.why, "an engine stops"),
-            State::Gone(why) => info!(engine.id = %engine, epoch, class = ?why.class, reason = why.why, "an engine is gone"),
+            State::Gone(why) => {
+                info!(engine.id = %engine, epoch, class = ?why.class, reason = why.why, "an engine is gone")
+            }
         }
     }
 
@@ -282,7 +302,13 @@ impl Actor {
             State::Stopping { .. } => ProcessState::Stopping,
             State::Gone(exit) => ProcessState::Gone(exit.clone()),
         };
-        self.shared.board.tell(&self.record.engine, self.record.epoch, state, self.members.pids.clone(), self.host_bytes);
+        self.shared.board.tell(
+            &self.record.engine,
+            self.record.epoch,
+            state,
+            self.members.pids.clone(),
+            self.host_bytes,
+        );
     }
 
     async fn act(&mut self, act: Act, probes: &mut JoinSet<Answer>) {
@@ -290,7 +316,8 @@ impl Actor {
             (Act::Wait, _) => {}
             (Act::Probe, _) => {
                 if probes.is_empty() {
-                    let client = Client::new(self.record.address(), self.record.api.clone(), self.shared.settings.limits.token);
+                    let client =
+                        Client::new(self.record.address(), self.record.api.clone(), self.shared.settings.limits.token);
                     probes.spawn(async move { client.ask().await });
                 }
             }
@@ -337,7 +364,13 @@ impl Actor {
             // Found again at the next start, it will name nobody.
             warn!(engine.id = %self.record.engine, error = &e as &dyn std::error::Error, "an engine's record could not be removed");
         }
-        self.shared.board.tell(&self.record.engine, self.record.epoch, ProcessState::Gone(exit), BTreeSet::new(), Bytes::ZERO);
+        self.shared.board.tell(
+            &self.record.engine,
+            self.record.epoch,
+            ProcessState::Gone(exit),
+            BTreeSet::new(),
+            Bytes::ZERO,
+        );
         self.shared.sweep.notify_one();
     }
 }

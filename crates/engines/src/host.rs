@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_app::ports::serving::{
-    Adopted, EngineHost, EngineProcess, HostError, LaunchOrder, ProcessState, Since,
-};
+use fettle_app::ports::serving::{Adopted, EngineHost, EngineProcess, HostError, LaunchOrder, ProcessState, Since};
 use fettle_placement::id::{EngineId, Epoch};
 use fettle_placement::quantity::{Bytes, Millis};
 use fettle_placement::recipe::Recipe;
@@ -24,7 +22,7 @@ use crate::probe::Client;
 use crate::record::{Folder, Kept, Record, make_private};
 use crate::settings::Settings;
 use crate::sight::Watcher;
-use crate::table::{boot_id, Table};
+use crate::table::{Table, boot_id};
 use crate::{cgroup, log};
 
 /// Held by the one host of a folder.
@@ -228,7 +226,8 @@ struct Known {
 
 impl Known {
     fn doubt(&self, record: &Record, table: &Table) -> Option<&'static str> {
-        let alive = self.kept.is_some_and(|kept| table.has(kept.keeper) && kept.engine.is_some_and(|engine| table.has(engine)));
+        let alive =
+            self.kept.is_some_and(|kept| table.has(kept.keeper) && kept.engine.is_some_and(|engine| table.has(engine)));
         let checks = [
             (self.boot, "the machine was started anew"),
             (self.launcher, "it was to end with its host"),
@@ -271,7 +270,10 @@ async fn end(shared: Arc<Shared>, folder: Folder, record: Record) {
             }
             if now >= kill_at {
                 let keeper = members.keeper.filter(|_| members.pids.is_empty());
-                launch::end(&members.pids.into_iter().chain(keeper.map(|keeper| keeper.pid)).collect(), group.as_deref());
+                launch::end(
+                    &members.pids.into_iter().chain(keeper.map(|keeper| keeper.pid)).collect(),
+                    group.as_deref(),
+                );
             }
         }
         if now >= give_up_at {
@@ -302,7 +304,9 @@ async fn sweep(shared: &Shared) {
     let orphans: BTreeSet<u32> =
         sight.marked().filter(|(_, engine, epoch)| !is_there(engine, *epoch)).map(|(pid, ..)| pid).collect();
     // A number may have been given away since; who has it now must say the same.
-    let still = Table::read().map(|table| orphans.iter().copied().filter(|pid| table.identity(*pid) == sight.table.identity(*pid)).collect());
+    let still = Table::read().map(|table| {
+        orphans.iter().copied().filter(|pid| table.identity(*pid) == sight.table.identity(*pid)).collect()
+    });
     let orphans: BTreeSet<u32> = still.unwrap_or_default();
     if !orphans.is_empty() {
         warn!(count = orphans.len(), "processes that an engine left behind are ended");
@@ -355,16 +359,26 @@ impl Board {
                 return false;
             }
             list.retain(|one| one.engine != *engine);
-            let new = EngineProcess { engine: engine.clone(), epoch, state, pids: BTreeSet::new(), host_bytes: Bytes::ZERO };
+            let new =
+                EngineProcess { engine: engine.clone(), epoch, state, pids: BTreeSet::new(), host_bytes: Bytes::ZERO };
             list.push(new);
             list.sort_by(|a, b| a.engine.cmp(&b.engine));
             true
         })
     }
 
-    pub(crate) fn tell(&self, engine: &EngineId, epoch: Epoch, state: ProcessState, pids: BTreeSet<u32>, host_bytes: Bytes) {
+    pub(crate) fn tell(
+        &self,
+        engine: &EngineId,
+        epoch: Epoch,
+        state: ProcessState,
+        pids: BTreeSet<u32>,
+        host_bytes: Bytes,
+    ) {
         self.change(|list| {
-            let Some(one) = list.iter_mut().find(|one| one.engine == *engine && one.epoch == epoch) else { return false };
+            let Some(one) = list.iter_mut().find(|one| one.engine == *engine && one.epoch == epoch) else {
+                return false;
+            };
             let same = std::mem::discriminant(&one.state) == std::mem::discriminant(&state)
                 && one.pids == pids
                 && one.host_bytes.over(host_bytes).abs() < HOST_BYTES_STEP;
@@ -379,7 +393,9 @@ impl Board {
     fn forget(&self, engine: &EngineId, epoch: Epoch) -> bool {
         self.change(|list| {
             let before = list.len();
-            list.retain(|one| one.engine != *engine || one.epoch != epoch || !matches!(one.state, ProcessState::Gone(_)));
+            list.retain(|one| {
+                one.engine != *engine || one.epoch != epoch || !matches!(one.state, ProcessState::Gone(_))
+            });
             list.len() < before
         })
     }

@@ -125,7 +125,11 @@ impl<'f> Keeper<'f> {
 
     /// Until the engine's first process has ended, or the host has.
     async fn watch(&mut self, spec: &Spec) -> io::Result<()> {
-        let mut host = if spec.bound { Some(pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?) } else { None };
+        let mut host = if spec.bound {
+            Some(pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?)
+        } else {
+            None
+        };
         let (mut asked, mut child) = (signal(SignalKind::terminate())?, signal(SignalKind::child())?);
         let mut piece = vec![0; 16 << 10];
         loop {

@@ -119,11 +119,13 @@ impl Hand {
     pub(crate) async fn is_held(&mut self) -> bool {
         match self {
             Self::Child(child) => matches!(child.try_wait(), Ok(None)),
-            Self::Unit { systemctl, unit } => match ask(systemctl, &["show", "--property=ActiveState", "--value", unit]).await {
-                Ok(state) => !matches!(state.trim(), "inactive" | "failed"),
-                // Not seen is not gone.
-                Err(_) => true,
-            },
+            Self::Unit { systemctl, unit } => {
+                match ask(systemctl, &["show", "--property=ActiveState", "--value", unit]).await {
+                    Ok(state) => !matches!(state.trim(), "inactive" | "failed"),
+                    // Not seen is not gone.
+                    Err(_) => true,
+                }
+            }
         }
     }
 

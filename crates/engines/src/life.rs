@@ -119,7 +119,9 @@ pub fn next(state: State, seen: &Seen, now: Millis, limits: &Limits) -> (State, 
             (stopping(asked(), limits.grace), Act::Terminate)
         }
         // What its first process leaves behind serves nobody.
-        State::Spawning { .. } | State::Loading { .. } | State::Ready if seen.ended.is_some() || seen.refused.is_some() => {
+        State::Spawning { .. } | State::Loading { .. } | State::Ready
+            if seen.ended.is_some() || seen.refused.is_some() =>
+        {
             let why = seen.refused.clone().or_else(|| seen.ended.clone()).unwrap_or_else(asked);
             (stopping(why, Millis::ZERO), Act::Kill)
         }

@@ -127,12 +127,24 @@ mod tests {
         let mut tail = Tail::from_end(path.clone(), 10);
         let mut seen = Vec::new();
         append(&path, "one\ntw");
-        tail.look(|line| { seen.push(line.to_owned()); true }).unwrap();
+        tail.look(|line| {
+            seen.push(line.to_owned());
+            true
+        })
+        .unwrap();
         append(&path, "o\nthree\n");
         fs_err::rename(&path, older(&path)).unwrap();
         append(&path, "10%\r20%\rfour\n");
-        tail.look(|line| { seen.push(line.to_owned()); line != "three" }).unwrap();
-        tail.look(|line| { seen.push(line.to_owned()); true }).unwrap();
+        tail.look(|line| {
+            seen.push(line.to_owned());
+            line != "three"
+        })
+        .unwrap();
+        tail.look(|line| {
+            seen.push(line.to_owned());
+            true
+        })
+        .unwrap();
         assert_eq!(seen, ["one", "two", "three", "10%", "20%", "four"]);
         assert_eq!(tail.bytes, 3 + 3 + 3 + 3 + 4);
         assert_eq!(read_end(&path, 17).unwrap(), "10%\r20%\rfour\n");

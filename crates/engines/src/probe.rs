@@ -103,7 +103,13 @@ impl Client {
     }
 
     /// `None`: nobody is there, or not in time.
-    async fn send(&self, method: Method, path: &str, body: Option<&Value>, within: Duration) -> Option<(StatusCode, String)> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        within: Duration,
+    ) -> Option<(StatusCode, String)> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -123,7 +129,9 @@ impl Client {
     }
 
     async fn post(&self, path: &str, body: &Value) -> Said {
-        let Some((status, text)) = self.send(Method::POST, path, Some(body), self.token).await else { return Said::Nothing };
+        let Some((status, text)) = self.send(Method::POST, path, Some(body), self.token).await else {
+            return Said::Nothing;
+        };
         match (status.is_success(), serde_json::from_str(&text)) {
             (true, Ok(body)) => Said::Yes(body),
             _ => Said::No(status, text),

@@ -11,13 +11,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_app::ports::serving::{EngineAddress, Endpoint};
+use fettle_app::ports::serving::{Endpoint, EngineAddress};
 use fettle_placement::engine::Seat;
 use fettle_placement::id::{DeviceId, EngineId, Epoch, ModelId, PoolId, RecipeId};
 use fettle_placement::quantity::Bytes;
+use fs_err::os::unix::fs::OpenOptionsExt;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

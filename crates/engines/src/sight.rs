@@ -42,7 +42,13 @@ impl Sight {
     }
 
     /// Everything that belongs to an engine by any sign: below its keeper, in its session, in its group, or by its own word.
-    pub(crate) fn members(&self, engine: &EngineId, epoch: Epoch, kept: Option<Kept>, group: Option<&Utf8Path>) -> Members {
+    pub(crate) fn members(
+        &self,
+        engine: &EngineId,
+        epoch: Epoch,
+        kept: Option<Kept>,
+        group: Option<&Utf8Path>,
+    ) -> Members {
         let mut pids: BTreeSet<u32> = group.map(cgroup::pids).unwrap_or_default();
         let said = self.marked.iter().filter(|(_, (of, life))| of == engine && *life == epoch);
         pids.extend(said.map(|(pid, _)| *pid));

@@ -80,7 +80,8 @@ impl Table {
         if self.identity(leader.pid).is_some_and(|now| now != leader) {
             return BTreeSet::new();
         }
-        let members = self.0.iter().filter(|(_, process)| process.session == leader.pid && process.start >= leader.start);
+        let members =
+            self.0.iter().filter(|(_, process)| process.session == leader.pid && process.start >= leader.start);
         members.map(|(pid, _)| *pid).filter(|pid| *pid != leader.pid).collect()
     }
 }
@@ -186,7 +187,8 @@ mod tests {
     use super::*;
 
     fn stat(state: &str, parent: u32, session: u32, threads: u32, start: u64) -> Vec<u8> {
-        format!("42 (a) S 1 (b) {state} {parent} 7 {session} 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 {start} 9 5\n").into_bytes()
+        format!("42 (a) S 1 (b) {state} {parent} 7 {session} 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 {start} 9 5\n")
+            .into_bytes()
     }
 
     #[test]

@@ -42,7 +42,9 @@ fn taken<'d>(reads: Reads, dictated: &[&'d str], argument: &str) -> Option<&'d s
         let abbreviated = reads == Reads::Abbreviated
             && match name.strip_prefix("--") {
                 Some(rest) => !rest.is_empty() && flag.starts_with(&name),
-                None => !flag.starts_with("--") && name.strip_prefix(flag).is_some_and(|rest| rest.parse::<f64>().is_ok()),
+                None => {
+                    !flag.starts_with("--") && name.strip_prefix(flag).is_some_and(|rest| rest.parse::<f64>().is_ok())
+                }
             };
         *flag == name || abbreviated
     })

@@ -171,9 +171,10 @@ fn loopback(place: &Place) -> Endpoint {
 fn on_gpu_only(order: &LaunchOrder) -> Result<(), Refused> {
     match order.recipe.on {
         RunsOn::Gpu => Ok(()),
-        RunsOn::Cpu => {
-            Err(Refused::flag(format!("{} runs on GPUs only; a recipe for the CPU needs llama-server", name(order.recipe.engine))))
-        }
+        RunsOn::Cpu => Err(Refused::flag(format!(
+            "{} runs on GPUs only; a recipe for the CPU needs llama-server",
+            name(order.recipe.engine)
+        ))),
     }
 }
 

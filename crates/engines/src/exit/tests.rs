@@ -3,23 +3,47 @@ use super::*;
 /// What the engines say, with its class. From their sources and from reports of users.
 const FIXTURES: &[(&str, ExitClass)] = &[
     // llama-server
-    ("ggml_backend_cuda_buffer_type_alloc_buffer: allocating 15339.44 MiB on device 0: cudaMalloc failed: out of memory", ExitClass::OutOfMemory),
+    (
+        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 15339.44 MiB on device 0: cudaMalloc failed: out of memory",
+        ExitClass::OutOfMemory,
+    ),
     ("llama_kv_cache: failed to allocate buffer for kv cache", ExitClass::OutOfMemory),
     ("graph_reserve: failed to allocate compute buffers", ExitClass::OutOfMemory),
     ("llama_model_load: error loading model: unable to allocate CUDA0 buffer", ExitClass::OutOfMemory),
     ("gguf_init_from_file_impl: invalid magic characters: 'garb', expected 'GGUF'", ExitClass::BadModel),
     ("gguf_init_from_file_impl: failed to read magic", ExitClass::BadModel),
-    ("llama_model_load: error loading model: tensor 'blk.3.ffn_up.weight' data is not within the file bounds, model is corrupted or incomplete", ExitClass::BadModel),
-    ("llama_model_load: error loading model: error loading model architecture: unknown model architecture: 'mllama'", ExitClass::BadModel),
+    (
+        "llama_model_load: error loading model: tensor 'blk.3.ffn_up.weight' data is not within the file bounds, model is corrupted or incomplete",
+        ExitClass::BadModel,
+    ),
+    (
+        "llama_model_load: error loading model: error loading model architecture: unknown model architecture: 'mllama'",
+        ExitClass::BadModel,
+    ),
     ("error: invalid argument: --no-such-flag", ExitClass::BadFlag),
     ("error while handling argument \"-c\": stoi", ExitClass::BadFlag),
     ("ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected", ExitClass::Driver),
     // vLLM
-    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.02 GiB. GPU 0 has a total capacity of 139.72 GiB", ExitClass::OutOfMemory),
-    ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.", ExitClass::OutOfMemory),
-    ("ValueError: Free memory on device cuda:0 (13.33/22.07 GiB) on startup is less than desired GPU memory utilization (0.9, 19.86 GiB).", ExitClass::OutOfMemory),
-    ("ValueError: To serve at least one request with the model's max seq len (131072), (9.5 GiB KV cache is needed, which is larger than the available KV cache memory (6.91 GiB).", ExitClass::OutOfMemory),
-    ("ValueError: User-specified max_model_len (1000000) is greater than the derived max_model_len (max_position_embeddings=40960)", ExitClass::BadFlag),
+    (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.02 GiB. GPU 0 has a total capacity of 139.72 GiB",
+        ExitClass::OutOfMemory,
+    ),
+    (
+        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.",
+        ExitClass::OutOfMemory,
+    ),
+    (
+        "ValueError: Free memory on device cuda:0 (13.33/22.07 GiB) on startup is less than desired GPU memory utilization (0.9, 19.86 GiB).",
+        ExitClass::OutOfMemory,
+    ),
+    (
+        "ValueError: To serve at least one request with the model's max seq len (131072), (9.5 GiB KV cache is needed, which is larger than the available KV cache memory (6.91 GiB).",
+        ExitClass::OutOfMemory,
+    ),
+    (
+        "ValueError: User-specified max_model_len (1000000) is greater than the derived max_model_len (max_position_embeddings=40960)",
+        ExitClass::BadFlag,
+    ),
     ("vllm: error: unrecognized arguments: --no-such-flag", ExitClass::BadFlag),
     ("vllm serve: error: argument --kv-cache-dtype: invalid choice: 'q4'", ExitClass::BadFlag),
     ("ValueError: Model architectures ['FooForCausalLM'] are not supported for now.", ExitClass::BadModel),
@@ -28,11 +52,20 @@ const FIXTURES: &[(&str, ExitClass)] = &[
     ("OSError: Can't load the configuration of 'qwen3'", ExitClass::BadModel),
     ("RuntimeError: Failed to infer device type", ExitClass::Driver),
     ("RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment", ExitClass::Driver),
-    ("RuntimeError: The NVIDIA driver on your system is too old: CUDA driver version is insufficient for CUDA runtime version", ExitClass::Driver),
+    (
+        "RuntimeError: The NVIDIA driver on your system is too old: CUDA driver version is insufficient for CUDA runtime version",
+        ExitClass::Driver,
+    ),
     ("torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device", ExitClass::Driver),
     // SGLang
-    ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static. Current value: mem_fraction_static=0.12", ExitClass::OutOfMemory),
-    ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:77, unhandled system error", ExitClass::Driver),
+    (
+        "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static. Current value: mem_fraction_static=0.12",
+        ExitClass::OutOfMemory,
+    ),
+    (
+        "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:77, unhandled system error",
+        ExitClass::Driver,
+    ),
     ("launch_server.py: error: unrecognized arguments: --no-such-flag", ExitClass::BadFlag),
     ("launch_server.py: error: the following arguments are required: --model-path/--model", ExitClass::BadFlag),
     // ollama
