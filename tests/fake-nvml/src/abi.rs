@@ -77,14 +77,20 @@ fn state() -> Option<Arc<State>> {
     let about = fs_err::metadata(&file).ok()?;
     let version = (about.ino(), about.mtime(), about.mtime_nsec());
     let mut read = locked(&READ);
-    match &*read {
-        Some((old, state)) if *old == version => Some(Arc::clone(state)),
+    let state = match &*read {
+        Some((old, state)) if *old == version => Arc::clone(state),
         _ => {
-            let state = Arc::new(serde_json::from_slice(&fs_err::read(&file).ok()?).ok()?);
+            let state: Arc<State> = Arc::new(serde_json::from_slice(&fs_err::read(&file).ok()?).ok()?);
             *read = Some((version, Arc::clone(&state)));
-            Some(state)
+            state
         }
+    };
+    if !state.follows_processes {
+        return Some(state);
     }
+    let mut now = State::clone(&state);
+    now.settle();
+    Some(Arc::new(now))
 }
 
 /// What every function does first.

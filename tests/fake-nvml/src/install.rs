@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::state::{FILE, State};
+use crate::state::State;
 
 /// As cargo names it, beside the test binaries for which it was built.
 const BUILT: &str = "libfettle_fake_nvml.so";
@@ -39,9 +39,7 @@ impl Installed {
 
     /// All at once: no call sees half of it.
     pub fn set(&self, state: &State) -> io::Result<()> {
-        let next = self.folder.join("next.json");
-        fs_err::write(&next, serde_json::to_vec(state)?)?;
-        fs_err::rename(next, self.folder.join(FILE))
+        state.write(&self.folder)
     }
 }
 

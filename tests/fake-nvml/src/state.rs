@@ -1,6 +1,8 @@
 //! The state file: a machine as NVML would tell it. A `None` is `NVML_ERROR_NOT_SUPPORTED`.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +38,8 @@ pub struct State {
     pub xids: Vec<(String, u32)>,
     /// These functions do not come back while they are listed.
     pub hanging: Vec<String>,
+    /// Processes are real ones: who has ended holds nothing any more, as with a real driver. Otherwise they are only numbers.
+    pub follows_processes: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +126,41 @@ pub struct Slice {
 }
 
 impl State {
+    /// Changes the state beside a library, one after the other for all that do so.
+    pub fn change(folder: &Path, change: impl FnOnce(&mut Self)) -> io::Result<()> {
+        let lock = fs_err::File::create(folder.join("nvml.lock"))?;
+        lock.file().lock()?;
+        let mut state = serde_json::from_slice(&fs_err::read(folder.join(FILE))?)?;
+        change(&mut state);
+        state.write(folder)
+    }
+
+    /// All at once: no call sees half of it.
+    pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {
+        let next = folder.join("next.json");
+        fs_err::write(&next, serde_json::to_vec(self)?)?;
+        fs_err::rename(next, folder.join(FILE))
+    }
+
+    /// As it is now: without what processes held that have ended, if it follows them.
+    pub fn read(folder: &Path) -> io::Result<Self> {
+        let mut state: Self = serde_json::from_slice(&fs_err::read(folder.join(FILE))?)?;
+        state.settle();
+        Ok(state)
+    }
+
+    pub(crate) fn settle(&mut self) {
+        if !self.follows_processes {
+            return;
+        }
+        for gpu in &mut self.gpus {
+            settle(&mut gpu.processes, gpu.memory.as_mut());
+            for slice in gpu.slices.iter_mut().flatten() {
+                settle(&mut slice.processes, slice.memory.as_mut());
+            }
+        }
+    }
+
     fn of(gpus: Vec<Gpu>) -> Self {
         Self { driver: "575.57.08".to_owned(), gpus, ..Self::default() }
     }
@@ -171,6 +210,21 @@ impl State {
             ..Gpu::default()
         }])
     }
+}
+
+fn settle(processes: &mut Vec<Process>, memory: Option<&mut Memory>) {
+    let held = |list: &[Process]| list.iter().filter_map(|process| process.bytes).sum::<u64>();
+    let before = held(processes);
+    processes.retain(|process| is_alive(process.pid));
+    if let Some(memory) = memory {
+        memory.used = memory.used.saturating_sub(before - held(processes));
+    }
+}
+
+/// What has ended and waits for its parent holds nothing.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs_err::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 impl Gpu {

@@ -83,6 +83,10 @@ pub struct LaunchOrder {
     pub weights: Utf8PathBuf,
     /// In rank order, as the engine has to be told.
     pub devices: Vec<LaunchDevice>,
+    /// What the seat claims of the pool of its first device, and how much of that is neither weights nor cache: the driver's
+    /// context, graphs, one batch. Engines are told their limit with or without it.
+    pub claim: Bytes,
+    pub scratch: Bytes,
     /// What the pool of the first device has in all, and has free under the lock of this load: some engines take their limit
     /// as a share of the one or the other.
     pub total: Bytes,

@@ -57,6 +57,7 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "llm", kind: Kind::Adapter(USE_CASES) },
     // What it sees becomes values of placement.
     Row { name: "gpu", kind: Kind::Adapter(&["placement"]) },
+    Row { name: "engines", kind: Kind::Adapter(&["app", "domain", "placement"]) },
     Row { name: "broker-rabbitmq", kind: Kind::Adapter(USE_CASES) },
     Row { name: "api", kind: Kind::Layer(USE_CASES) },
     // Which adapter a configuration asks for is decided here, once for dashboard, worker and command line.
@@ -72,6 +73,8 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "test-kit", kind: Kind::Layer(&[]) },
     // A stand-in for NVIDIA's library: it knows nothing of who loads it.
     Row { name: "fake-nvml", kind: Kind::Layer(&[]) },
+    // A stand-in for inference servers, which hold memory of that library's GPUs.
+    Row { name: "fake-engine", kind: Kind::Layer(&["fake-nvml"]) },
     Row { name: "bench-queue", kind: Kind::Free },
     Row { name: "bench-placement", kind: Kind::Layer(&["placement", "test-kit"]) },
     Row { name: "tests", kind: Kind::Free },
