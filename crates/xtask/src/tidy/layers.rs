@@ -57,6 +57,8 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "llm", kind: Kind::Adapter(USE_CASES) },
     // What it sees becomes values of placement.
     Row { name: "gpu", kind: Kind::Adapter(&["placement"]) },
+    // What is local comes to it as values; which API says what is `protocols`' matter.
+    Row { name: "gateway", kind: Kind::Layer(&["app", "domain", "placement", "protocols"]) },
     Row { name: "broker-rabbitmq", kind: Kind::Adapter(USE_CASES) },
     Row { name: "api", kind: Kind::Layer(USE_CASES) },
     // Which adapter a configuration asks for is decided here, once for dashboard, worker and command line.
