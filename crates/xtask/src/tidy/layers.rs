@@ -45,6 +45,7 @@ const BELOW_BINARIES: &[&str] = &[
 pub(super) const CRATES: &[Row] = &[
     Row { name: "domain", kind: Kind::Layer(&[]) },
     Row { name: "placement", kind: Kind::Layer(&[]) },
+    Row { name: "protocols", kind: Kind::Layer(&[]) },
     Row { name: "app", kind: Kind::Layer(&["domain", "placement"]) },
     Row { name: "agent", kind: Kind::Layer(USE_CASES) },
     Row { name: "runtime", kind: Kind::Layer(USE_CASES) },
