@@ -261,3 +261,14 @@ pub struct EngineLoad {
     pub rate_milli: u32,
     pub last_used: Option<Instant>,
 }
+
+/// What an engine has used of its devices since it was first seen; both only grow. What several engines share of a device is
+/// divided among them already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineMeter {
+    pub engine: EngineId,
+    pub epoch: Epoch,
+    pub busy: Duration,
+    /// `None` where its devices do not measure it.
+    pub millijoules: Option<u64>,
+}
