@@ -2,6 +2,8 @@
 
 use serde_json::value::RawValue;
 
+use crate::answer::Head;
+
 /// What a caller asks for.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -26,6 +28,22 @@ pub struct Request {
     pub cache_key: Option<String>,
     /// What the caller said and no other protocol can be told.
     pub unsaid: Vec<Unsaid>,
+}
+
+impl Request {
+    /// What the answer to this request is called. `id`: unique, without a protocol's prefix. `created`: seconds since
+    /// 1970.
+    pub fn head(&self, id: String, created: i64) -> Head {
+        let unlike = self.tools.iter().filter(|tool| tool.kind != ToolKind::Function);
+        Head {
+            id,
+            model: self.model.clone(),
+            created,
+            streamed: self.stream,
+            usage: self.stream_usage,
+            tools: unlike.map(|tool| (tool.name.clone(), tool.kind.clone())).collect(),
+        }
+    }
 }
 
 /// A field that has no place in the neutral form.
@@ -104,6 +122,18 @@ pub struct Tool {
     /// JSON schema of the arguments, byte for byte as the caller wrote it: key order is part of what the model sees.
     pub schema: Option<Box<RawValue>>,
     pub strict: Option<bool>,
+    pub kind: ToolKind,
+}
+
+/// How the caller's protocol tells of a tool. Upstream it is a function in any case.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ToolKind {
+    #[default]
+    Function,
+    /// Takes one text, not JSON (`custom` of OpenAI Responses). Upstream: a function with the one argument `input`.
+    Freeform,
+    /// Stands as `name` in a group of tools. [`Tool::name`] is the two together.
+    Grouped { namespace: String, name: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
