@@ -132,6 +132,13 @@ impl Carrier {
         }
     }
 
+    pub(crate) fn has_failed(&self) -> bool {
+        match &self.way {
+            Way::Same(watch) => watch.seen().error.is_some(),
+            Way::Other(translation) => translation.failed.is_some(),
+        }
+    }
+
     pub(crate) fn standing(&self) -> Standing {
         match &self.way {
             Way::Same(watch) => match (&watch.seen().error, watch.seen().ended) {

@@ -21,7 +21,7 @@ const AHEAD: u32 = 2;
 
 /// What requests stand in line for: everything behind it can answer them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Pool {
+pub(crate) enum Source {
     /// A model of this machine.
     Local(ModelId),
     /// A provider, by its place in the settings.
@@ -37,9 +37,9 @@ pub(crate) struct TargetFacts {
     pub(crate) draining: bool,
 }
 
-/// What is behind a pool now.
+/// What is behind a source now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PoolFacts {
+pub(crate) struct SourceFacts {
     pub(crate) targets: Vec<TargetFacts>,
     pub(crate) unserved: Option<NotNow>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct NotNow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ask {
     /// In order of preference; a later one is used when nothing behind an earlier one can take the request now.
-    pub(crate) pools: Vec<Pool>,
+    pub(crate) sources: Vec<Source>,
     pub(crate) owner: OwnerId,
     pub(crate) class: Class,
     pub(crate) session: u64,
@@ -71,8 +71,8 @@ pub(crate) struct Ask {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) target: TargetId,
-    /// Which of the ask's pools it is behind.
-    pub(crate) pool: usize,
+    /// Which of the ask's sources it is behind.
+    pub(crate) source: usize,
     pub(crate) policy: Policy,
     pub(crate) cached_tokens: u64,
     prompt_tokens: u64,
@@ -138,7 +138,7 @@ pub(crate) struct TargetLoad {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Crowd {
-    pub(crate) pool: Pool,
+    pub(crate) source: Source,
     pub(crate) owner: OwnerId,
     pub(crate) class: Class,
     pub(crate) requests: usize,
@@ -155,7 +155,7 @@ pub(crate) struct Rules {
 #[derive(Debug)]
 pub(crate) struct Desk {
     rules: Rules,
-    pools: BTreeMap<Pool, PoolBook>,
+    sources: BTreeMap<Source, SourceBook>,
     targets: HashMap<TargetId, TargetBook>,
     sticky: Sticky,
     savings: Savings,
@@ -163,7 +163,7 @@ pub(crate) struct Desk {
 }
 
 #[derive(Debug)]
-struct PoolBook {
+struct SourceBook {
     targets: Vec<TargetId>,
     unserved: Option<NotNow>,
     line: Line<Ask>,
@@ -186,7 +186,7 @@ impl Desk {
     pub(crate) fn new(rules: Rules) -> Self {
         Self {
             rules,
-            pools: BTreeMap::new(),
+            sources: BTreeMap::new(),
             targets: HashMap::new(),
             sticky: Sticky::new(rules.sticky_ttl),
             savings: Savings::new(),
@@ -194,23 +194,23 @@ impl Desk {
         }
     }
 
-    /// What is behind each pool from now on; pools that are not named are gone.
-    pub(crate) fn supply(&mut self, facts: BTreeMap<Pool, PoolFacts>, now: Instant) -> Vec<Called> {
+    /// What is behind each source from now on; sources that are not named are gone.
+    pub(crate) fn supply(&mut self, facts: BTreeMap<Source, SourceFacts>, now: Instant) -> Vec<Called> {
         let mut called = Vec::new();
-        let gone: Vec<Pool> = self.pools.keys().filter(|pool| !facts.contains_key(pool)).cloned().collect();
-        for mut book in gone.into_iter().filter_map(|pool| self.pools.remove(&pool)) {
+        let gone: Vec<Source> = self.sources.keys().filter(|source| !facts.contains_key(source)).cloned().collect();
+        for mut book in gone.into_iter().filter_map(|source| self.sources.remove(&source)) {
             let waiters = book.line.drain();
             called.extend(waiters.into_iter().map(|one| Called { waiter: one.id, to: Err(Refusal::Unknown) }));
         }
         let mut present = Vec::new();
         let weight = self.rules.interactive_weight;
-        for (pool, PoolFacts { targets, unserved }) in facts {
+        for (source, SourceFacts { targets, unserved }) in facts {
             for facts in &targets {
                 let book = self.targets.entry(facts.id).or_insert_with(TargetBook::new);
                 (book.parallel, book.draining) = (facts.parallel, facts.draining);
                 present.push(facts.id);
             }
-            let book = self.pools.entry(pool).or_insert_with(|| PoolBook::new(weight));
+            let book = self.sources.entry(source).or_insert_with(|| SourceBook::new(weight));
             book.targets = targets.iter().map(|facts| facts.id).collect();
             book.unserved = unserved;
             if let Some(never) = book.never() {
@@ -231,21 +231,21 @@ impl Desk {
         if ask.avoid.is_none() {
             self.savings.earn();
         }
-        for (nth, pool) in ask.pools.iter().enumerate() {
-            let free = self.pools.get(pool).is_some_and(|book| book.line.len() == 0 || ask.avoid.is_some());
-            if free && let Some(grant) = self.grant(&ask, nth, now) {
-                return Arrival::Go(grant);
-            }
+        let alone = |book: &SourceBook| book.line.len() == 0;
+        let first =
+            ask.avoid.is_some() || self.openings(&ask, now).all(|source| self.sources.get(source).is_none_or(alone));
+        if first && let Some(grant) = self.place(&ask, now) {
+            return Arrival::Go(grant);
         }
         self.wait(ask, now)
     }
 
     /// A waiter has gone. True: it was still in line; otherwise its call is on its way to it.
     pub(crate) fn leave(&mut self, waiter: u64) -> bool {
-        self.pools.values_mut().any(|book| book.line.remove(waiter).is_some())
+        self.sources.values_mut().any(|book| book.line.remove(waiter).is_some())
     }
 
-    pub(crate) fn release(&mut self, pool: &Pool, grant: &Grant, went: Went, now: Instant) -> Vec<Called> {
+    pub(crate) fn release(&mut self, source: &Source, grant: &Grant, went: Went, now: Instant) -> Vec<Called> {
         if let Some(book) = self.targets.get_mut(&grant.target) {
             book.inflight = book.inflight.saturating_sub(1);
             book.queued_tokens = book.queued_tokens.saturating_sub(grant.output_tokens);
@@ -256,8 +256,8 @@ impl Desk {
             if let Some(measured) = went.measured {
                 let tokens = measured.prompt_tokens + measured.output_tokens;
                 self.sticky.keep(grant.session, grant.target, tokens, now);
-                if let Some(pool) = self.pools.get_mut(pool) {
-                    pool.speeds.learn(&measured);
+                if let Some(source) = self.sources.get_mut(source) {
+                    source.speeds.learn(&measured);
                 }
             }
         }
@@ -266,7 +266,7 @@ impl Desk {
 
     /// Whether a failed attempt is followed by another one.
     pub(crate) fn retry(&mut self, ask: &Ask, mut failed: Failed, failing: TargetId, now: Instant) -> Verdict {
-        failed.elsewhere = ask.pools.iter().filter_map(|pool| self.pools.get(pool)).any(|book| {
+        failed.elsewhere = ask.sources.iter().filter_map(|source| self.sources.get(source)).any(|book| {
             book.targets.iter().any(|id| *id != failing && self.targets.get(id).is_some_and(|one| one.is_free(now)))
         });
         retry::decide(failed, &mut self.savings)
@@ -275,13 +275,13 @@ impl Desk {
     /// Lets those in who may go: to be asked after every event, and now and then for breakers whose pause is over.
     pub(crate) fn call(&mut self, now: Instant) -> Vec<Called> {
         let mut called = Vec::new();
-        let waiting: Vec<Pool> =
-            self.pools.iter().filter(|(_, book)| book.line.len() > 0).map(|(pool, _)| pool.clone()).collect();
-        for pool in waiting {
-            while let Some(ask) = self.pools.get(&pool).and_then(|book| book.line.peek()).map(|one| one.ask.clone()) {
-                let granted = (0..ask.pools.len()).find_map(|nth| self.grant(&ask, nth, now));
-                let Some(grant) = granted else { break };
-                let Some(waiter) = self.pools.get_mut(&pool).and_then(|book| book.line.take()) else { break };
+        let waiting: Vec<Source> =
+            self.sources.iter().filter(|(_, book)| book.line.len() > 0).map(|(source, _)| source.clone()).collect();
+        for source in waiting {
+            while let Some(ask) = self.sources.get(&source).and_then(|book| book.line.peek()).map(|one| one.ask.clone())
+            {
+                let Some(grant) = self.place(&ask, now) else { break };
+                let Some(waiter) = self.sources.get_mut(&source).and_then(|book| book.line.take()) else { break };
                 called.push(Called { waiter: waiter.id, to: Ok(grant) });
             }
         }
@@ -293,14 +293,14 @@ impl Desk {
     }
 
     pub(crate) fn queue_depth(&self) -> usize {
-        self.pools.values().map(|book| book.line.len()).sum()
+        self.sources.values().map(|book| book.line.len()).sum()
     }
 
     pub(crate) fn crowds(&self) -> Vec<Crowd> {
         let mut crowds = Vec::new();
-        for (pool, book) in &self.pools {
+        for (source, book) in &self.sources {
             crowds.extend(book.line.waiting().map(|(owner, class, requests, oldest)| Crowd {
-                pool: pool.clone(),
+                source: source.clone(),
                 owner: owner.clone(),
                 class,
                 requests,
@@ -335,19 +335,36 @@ impl Desk {
 
     /// The sentence for a request that waited in vain.
     pub(crate) fn why_waiting(&self, ask: &Ask) -> Option<NotNow> {
-        ask.pools.iter().filter_map(|pool| self.pools.get(pool)).find_map(|book| book.unserved.clone())
+        ask.sources.iter().filter_map(|source| self.sources.get(source)).find_map(|book| book.unserved.clone())
     }
 
-    fn grant(&mut self, ask: &Ask, nth: usize, now: Instant) -> Option<Grant> {
-        let book = self.pools.get(&ask.pools[nth])?;
+    /// The sources that `ask` may use now, the preferred one first. A later one only if nothing can be had of those before it: an
+    /// engine that is full or on its way is waited for.
+    fn openings<'a>(&'a self, ask: &'a Ask, now: Instant) -> impl Iterator<Item = &'a Source> {
+        let mut over = false;
+        ask.sources.iter().take_while(move |source| {
+            let before = over;
+            over = self.sources.get(source).is_some_and(|book| book.may_serve_soon(&self.targets, now));
+            !before
+        })
+    }
+
+    /// Anything but the target that has just failed it, else that one again.
+    fn place(&mut self, ask: &Ask, now: Instant) -> Option<Grant> {
+        let sources = if ask.avoid.is_some() { ask.sources.len() } else { self.openings(ask, now).count() };
+        let elsewhere = (0..sources).find_map(|nth| self.grant(ask, nth, ask.avoid, now));
+        if ask.avoid.is_none() || elsewhere.is_some() {
+            return elsewhere;
+        }
+        (0..sources).find_map(|nth| self.grant(ask, nth, None, now))
+    }
+
+    fn grant(&mut self, ask: &Ask, nth: usize, avoid: Option<TargetId>, now: Instant) -> Option<Grant> {
+        let book = self.sources.get(&ask.sources[nth])?;
         let home = self.sticky.find(ask.session, now);
         let free = |id: &&TargetId| self.targets.get(id).is_some_and(|target| target.is_free(now));
-        let mut open: Vec<TargetId> = book.targets.iter().filter(free).copied().collect();
-        if open.len() > 1 {
-            open.retain(|id| Some(*id) != ask.avoid);
-        }
+        let open = book.targets.iter().filter(free).filter(|id| Some(**id) != avoid);
         let candidates: Vec<Candidate> = open
-            .iter()
             .filter_map(|id| {
                 let target = self.targets.get(id)?;
                 let remembered = home.filter(|home| home.target == *id).map_or(0, |home| home.tokens);
@@ -373,7 +390,7 @@ impl Desk {
         self.sticky.keep(ask.session, choice.target, home.map_or(0, |home| home.tokens), now);
         Some(Grant {
             target: choice.target,
-            pool: nth,
+            source: nth,
             policy: choice.policy,
             cached_tokens: cached,
             prompt_tokens: ask.prompt_tokens,
@@ -385,11 +402,11 @@ impl Desk {
     fn wait(&mut self, ask: Ask, now: Instant) -> Arrival {
         let mut refusal = Refusal::Unknown;
         let mut found = None;
-        for pool in &ask.pools {
-            let Some(book) = self.pools.get(pool) else { continue };
-            match self.standing(pool, book, now) {
+        for source in &ask.sources {
+            let Some(book) = self.sources.get(source) else { continue };
+            match self.standing(source, book, now) {
                 Standing::MayCome if book.line.len() < self.rules.queue_limit => {
-                    found = Some(pool.clone());
+                    found = Some(source.clone());
                     break;
                 }
                 Standing::MayCome => refusal = Refusal::QueueFull,
@@ -397,7 +414,9 @@ impl Desk {
                 Standing::Refused(_) => {}
             }
         }
-        let Some(book) = found.and_then(|pool| self.pools.get_mut(&pool)) else { return Arrival::Refused(refusal) };
+        let Some(book) = found.and_then(|source| self.sources.get_mut(&source)) else {
+            return Arrival::Refused(refusal);
+        };
         let id = self.next_waiter;
         self.next_waiter += 1;
         let tried = ask.avoid.is_some();
@@ -417,7 +436,7 @@ impl Desk {
         Arrival::Waits(id)
     }
 
-    fn standing(&self, pool: &Pool, book: &PoolBook, now: Instant) -> Standing {
+    fn standing(&self, source: &Source, book: &SourceBook, now: Instant) -> Standing {
         if let Some(never) = book.never() {
             return Standing::Refused(Refusal::Never(never.to_owned()));
         }
@@ -427,8 +446,8 @@ impl Desk {
             Permit::Open | Permit::Probe => None,
         };
         let pauses: Option<Vec<Duration>> = book.targets.iter().map(broken).collect();
-        match (pool, pauses.as_deref().and_then(|pauses| pauses.iter().min())) {
-            (Pool::Provider(_), Some(pause)) => Standing::Refused(Refusal::Broken { retry_after: *pause }),
+        match (source, pauses.as_deref().and_then(|pauses| pauses.iter().min())) {
+            (Source::Provider(_), Some(pause)) => Standing::Refused(Refusal::Broken { retry_after: *pause }),
             _ => Standing::MayCome,
         }
     }
@@ -439,9 +458,16 @@ enum Standing {
     Refused(Refusal),
 }
 
-impl PoolBook {
+impl SourceBook {
     fn new(interactive_weight: u32) -> Self {
         Self { targets: Vec::new(), unserved: None, line: Line::new(interactive_weight), speeds: Speeds::new() }
+    }
+
+    /// Something is there or on its way, so that waiting for it is worth more than the next in order.
+    fn may_serve_soon(&self, targets: &HashMap<TargetId, TargetBook>, now: Instant) -> bool {
+        let closed = |book: &TargetBook| matches!(book.breaker.permit(now), Permit::Closed { .. });
+        let alive = |id: &TargetId| targets.get(id).is_some_and(|book| !book.draining && !closed(book));
+        self.targets.iter().any(alive) || (self.targets.is_empty() && self.unserved.is_none())
     }
 
     fn never(&self) -> Option<&str> {

@@ -46,7 +46,6 @@ pub(crate) fn router(front: Arc<Front>) -> Router {
         .route("/", get(healthz))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(front)
 }
 

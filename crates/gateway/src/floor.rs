@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::breaker::Outcome;
-use crate::desk::{Arrival, Ask, Called, Desk, Grant, NotNow, Pool, PoolFacts, Refusal, Rules, TargetFacts, Went};
+use crate::desk::{Arrival, Ask, Called, Desk, Grant, NotNow, Refusal, Rules, Source, SourceFacts, TargetFacts, Went};
 use crate::metrics::Metrics;
 use crate::retry::{Failed, Verdict};
 use crate::routing::TargetId;
@@ -32,7 +32,7 @@ struct Inner {
     desk: Desk,
     upstreams: HashMap<TargetId, Arc<Upstream>>,
     engines: HashMap<(EngineId, Epoch), TargetId>,
-    providers: BTreeMap<Pool, PoolFacts>,
+    providers: BTreeMap<Source, SourceFacts>,
     waiting: HashMap<u64, oneshot::Sender<Result<Grant, Refusal>>>,
     next_target: u64,
     supply: Arc<Supply>,
@@ -43,7 +43,7 @@ pub(crate) struct Held {
     floor: Arc<Floor>,
     pub(crate) grant: Grant,
     pub(crate) upstream: Arc<Upstream>,
-    pool: Pool,
+    source: Source,
     went: Went,
 }
 
@@ -67,7 +67,7 @@ impl Floor {
             let upstream = Upstream::of_provider(provider, &settings.timeouts, &wiring)?;
             upstreams.insert(id, Arc::new(upstream));
             let facts = TargetFacts { id, parallel: provider.parallel, draining: false };
-            providers.insert(Pool::Provider(nth), PoolFacts { targets: vec![facts], unserved: None });
+            providers.insert(Source::Provider(nth), SourceFacts { targets: vec![facts], unserved: None });
         }
         let next_target = u64::try_from(settings.providers.len()).unwrap_or(u64::MAX);
         let inner = Inner {
@@ -108,7 +108,7 @@ impl Floor {
                 Some(TargetFacts { id, parallel: u32::from(engine.parallel), draining: engine.draining })
             });
             let targets = targets.collect();
-            facts.insert(Pool::Local(model.id.clone()), PoolFacts { targets, unserved: unserved(model) });
+            facts.insert(Source::Local(model.id.clone()), SourceFacts { targets, unserved: unserved(model) });
         }
         let gone: Vec<_> = inner.engines.keys().filter(|life| !present.contains(life)).cloned().collect();
         for life in gone {
@@ -174,15 +174,15 @@ impl Floor {
 
     pub(crate) fn demand(&self) -> Demand {
         let crowds = self.inner().desk.crowds();
-        let waiting = crowds.into_iter().filter_map(|crowd| match crowd.pool {
-            Pool::Local(model) => Some(Waiting {
+        let waiting = crowds.into_iter().filter_map(|crowd| match crowd.source {
+            Source::Local(model) => Some(Waiting {
                 model,
                 owner: crowd.owner,
                 class: crowd.class,
                 requests: u32::try_from(crowd.requests).unwrap_or(u32::MAX),
                 oldest: crowd.oldest.into_std(),
             }),
-            Pool::Provider(_) => None,
+            Source::Provider(_) => None,
         });
         Demand { waiting: waiting.collect() }
     }
@@ -213,14 +213,14 @@ impl Floor {
         let upstream = Arc::clone(inner.upstreams.get(&grant.target)?);
         self.metrics.routes.with_label_values(&[grant.policy.word()]).inc();
         self.metrics.prefix_hit_tokens.inc_by(grant.cached_tokens);
-        let pool = ask.pools[grant.pool].clone();
+        let source = ask.sources[grant.source].clone();
         let went = Went { outcome: Outcome::Neutral, rest: None, measured: None };
-        Some(Held { floor: Arc::clone(self), grant, upstream, pool, went })
+        Some(Held { floor: Arc::clone(self), grant, upstream, source, went })
     }
 
-    fn release(&self, pool: &Pool, grant: &Grant, went: Went) {
+    fn release(&self, source: &Source, grant: &Grant, went: Went) {
         let mut inner = self.inner();
-        let called = inner.desk.release(pool, grant, went, Instant::now());
+        let called = inner.desk.release(source, grant, went, Instant::now());
         let any = !called.is_empty();
         inner.tell(called);
         drop(inner);
@@ -258,7 +258,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.floor.release(&self.pool, &self.grant, self.went);
+        self.floor.release(&self.source, &self.grant, self.went);
     }
 }
 
@@ -298,7 +298,7 @@ impl Drop for Place {
         };
         if !left && let Ok(Ok(grant)) = called.try_recv() {
             let went = Went { outcome: Outcome::Neutral, rest: None, measured: None };
-            self.floor.release(&self.ask.pools[grant.pool], &grant, went);
+            self.floor.release(&self.ask.sources[grant.source], &grant, went);
         }
         self.floor.changed.notify_one();
     }

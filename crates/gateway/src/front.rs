@@ -47,6 +47,8 @@ const ERROR_BYTES: usize = 64 * 1024;
 const ERROR_TIME: Duration = Duration::from_secs(5);
 /// A pause that a target asks for beyond this is a mistake.
 const LONGEST_REST: Duration = Duration::from_secs(600);
+/// Of a target that takes nothing more now and does not say for how long.
+const UNSAID_PAUSE: Duration = Duration::from_secs(1);
 /// What an answer is taken to have when nothing says so, in tokens; only the order of waiting depends on it.
 const USUAL_OUTPUT: u64 = 512;
 /// Where a protocol demands a limit that the caller's leaves open.
@@ -175,7 +177,7 @@ impl Front {
             let miss = match attempt.run(order, &held, waited).await {
                 Ok(begun) => {
                     let account = attempt.account.take().expect("an attempt has its account until it is taken");
-                    let route = &order.routes[held.grant.pool];
+                    let route = &order.routes[held.grant.source];
                     let traveller = Traveller {
                         thread: order.thread.clone(),
                         owner: order.caller.owner.clone(),
@@ -305,7 +307,7 @@ impl Drop for Attempt<'_> {
 impl Attempt<'_> {
     async fn run(&self, order: &mut Order, held: &Held, waited: Duration) -> Result<Begun, Miss> {
         let upstream = &held.upstream;
-        let (sending, carrier, dropped) = order.prepare(upstream, held.grant.pool, self.front)?;
+        let (sending, carrier, dropped) = order.prepare(upstream, held.grant.source, self.front)?;
         let overhead = order.arrived.elapsed().saturating_sub(waited);
         self.front.metrics.overhead.with_label_values(&["request"]).observe(overhead.as_secs_f64());
         let sent = Instant::now();
@@ -385,7 +387,7 @@ impl Miss {
         let (outcome, wait) = match error {
             Said::BadRequest | Said::ContextTooLong | Said::UnknownModel => (Outcome::Neutral, None),
             Said::BadKey | Said::NotAllowed | Said::NoCredit => (Outcome::Misconfigured, None),
-            Said::RateLimited { retry_after } => (Outcome::Neutral, Some(retry_after.unwrap_or(SOME_TIME))),
+            Said::RateLimited { retry_after } => (Outcome::Neutral, Some(retry_after.unwrap_or(UNSAID_PAUSE))),
             Said::Overloaded { retry_after } => (Outcome::Failed, *retry_after),
             Said::Slow | Said::Failed => (Outcome::Failed, None),
         };
@@ -412,7 +414,7 @@ impl Order {
     fn ask(&self) -> Ask {
         let peek = &self.peek;
         Ask {
-            pools: self.routes.iter().map(|route| route.pool.clone()).collect(),
+            sources: self.routes.iter().map(|route| route.source.clone()).collect(),
             owner: self.caller.owner.clone(),
             class: self.caller.class,
             session: self.session(),
@@ -439,10 +441,10 @@ impl Order {
     fn prepare(
         &mut self,
         upstream: &Upstream,
-        pool: usize,
+        source: usize,
         front: &Front,
     ) -> Result<(Sending, Carrier, Vec<String>), Miss> {
-        let route = &self.routes[pool];
+        let route = &self.routes[source];
         let model = route.model.as_deref().or(upstream.model.as_deref()).unwrap_or(&self.peek.model);
         let streamed = self.peek.stream;
         let mut headers = HeaderMap::new();

@@ -97,8 +97,8 @@ impl Gateway {
         self.front.store.reader()
     }
 
-    /// Until `shutdown`: follows supply and meters, tells demand and load, writes usage. Requests that are still on their way
-    /// then are the server's to end; after them, call it a day with what this returns.
+    /// Until `shutdown`: follows supply and meters, tells demand and load, writes usage. The server is ended first: what a
+    /// request has used that ends after `shutdown` is not written.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let store = Arc::clone(&self.front.store);
         let follow = self.follow();

@@ -6,7 +6,7 @@ use fettle_app::ports::serving::Supply;
 use fettle_placement::id::ModelId;
 use fettle_protocols::ModelEntry;
 
-use crate::desk::Pool;
+use crate::desk::Source;
 use crate::settings::{Price, Provider, Settings};
 
 /// Of a model whose window nobody told.
@@ -14,7 +14,7 @@ const UNKNOWN_CONTEXT: u64 = 32_768;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
-    pub(crate) pool: Pool,
+    pub(crate) source: Source,
     /// The provider's name for the model; an engine says itself what it wants to hear.
     pub(crate) model: Option<String>,
     pub(crate) context_tokens: u64,
@@ -82,7 +82,7 @@ impl Names {
     fn find_plain(&self, name: &str, supply: &Supply) -> Option<Route> {
         if let Some(model) = supply.models.iter().find(|model| model.id.as_str() == name) {
             return Some(Route {
-                pool: Pool::Local(ModelId::new(name)),
+                source: Source::Local(ModelId::new(name)),
                 model: None,
                 context_tokens: model.context_tokens,
                 price: None,
@@ -92,7 +92,7 @@ impl Names {
         let (nth, listed) = self.providers.iter().enumerate().find(|(_, one)| one.name == provider)?;
         let (context, price) = listed.models.get(model).copied().unwrap_or((None, None));
         (!model.is_empty()).then(|| Route {
-            pool: Pool::Provider(nth),
+            source: Source::Provider(nth),
             model: Some(model.to_owned()),
             context_tokens: context.unwrap_or(UNKNOWN_CONTEXT),
             price,
@@ -144,20 +144,20 @@ mod tests {
         Supply { models: models.iter().map(served).collect() }
     }
 
-    fn pools(name: &str) -> Vec<Pool> {
+    fn sources(name: &str) -> Vec<Source> {
         let supply = supply(&["qwen", "cloud/local"]);
-        names().find(name, &supply).into_iter().map(|route| route.pool).collect()
+        names().find(name, &supply).into_iter().map(|route| route.source).collect()
     }
 
     #[test]
     fn a_name_is_a_profile_a_model_of_this_machine_or_one_of_a_provider() {
-        let local = |id| Pool::Local(ModelId::new(id));
-        assert_eq!(pools("coder"), [local("qwen"), Pool::Provider(0)]);
-        assert_eq!(pools("qwen"), [local("qwen")]);
-        assert_eq!(pools("cloud/anything"), [Pool::Provider(0)]);
-        assert_eq!(pools("cloud/local"), [local("cloud/local")], "what is here comes first");
+        let local = |id| Source::Local(ModelId::new(id));
+        assert_eq!(sources("coder"), [local("qwen"), Source::Provider(0)]);
+        assert_eq!(sources("qwen"), [local("qwen")]);
+        assert_eq!(sources("cloud/anything"), [Source::Provider(0)]);
+        assert_eq!(sources("cloud/local"), [local("cloud/local")], "what is here comes first");
         for unknown in ["gone", "absent", "cloud/", "cloud", "elsewhere/x", ""] {
-            assert_eq!(pools(unknown), [], "{unknown}");
+            assert_eq!(sources(unknown), [], "{unknown}");
         }
     }
 

@@ -77,7 +77,10 @@ impl Body for Relay {
                     return Poll::Pending;
                 }
                 let sentence = "The model's server fell silent in the middle of its answer.".to_owned();
-                let rest = this.carrier.fail(Failure::UpstreamSlow { sentence });
+                let rest = match this.carrier.standing() {
+                    Standing::Ended => this.carrier.finish(),
+                    Standing::Going | Standing::Failed(_) => this.carrier.fail(Failure::UpstreamSlow { sentence }),
+                };
                 return Poll::Ready(this.close(rest).map(|rest| Ok(Frame::data(rest))));
             };
             let rest = match frame {
@@ -86,10 +89,18 @@ impl Body for Relay {
                     this.last = Instant::now();
                     let out = this.carrier.push(data);
                     this.passage.piece(this.carrier.usage());
-                    if out.is_empty() {
-                        continue;
+                    if this.carrier.has_failed() {
+                        // The rest is said with the next poll, and nothing more is read.
+                        let rest = this.carrier.finish();
+                        this.next = this.close(rest);
                     }
-                    return Poll::Ready(Some(Ok(Frame::data(out))));
+                    if !out.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::data(out))));
+                    }
+                    match this.next.take() {
+                        Some(rest) => return Poll::Ready(Some(Ok(Frame::data(rest)))),
+                        None => continue,
+                    }
                 }
                 Some(Err(_)) | None => this.carrier.finish(),
             };

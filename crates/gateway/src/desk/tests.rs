@@ -4,32 +4,32 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn local(model: &str) -> Pool {
-    Pool::Local(ModelId::new(model))
+fn local(model: &str) -> Source {
+    Source::Local(ModelId::new(model))
 }
 
 fn target(id: u64, parallel: u32) -> TargetFacts {
     TargetFacts { id: TargetId(id), parallel, draining: false }
 }
 
-fn facts(targets: &[TargetFacts]) -> PoolFacts {
-    PoolFacts { targets: targets.to_vec(), unserved: None }
+fn facts(targets: &[TargetFacts]) -> SourceFacts {
+    SourceFacts { targets: targets.to_vec(), unserved: None }
 }
 
-fn supply(pools: &[(Pool, PoolFacts)]) -> BTreeMap<Pool, PoolFacts> {
-    pools.iter().cloned().collect()
+fn supply(sources: &[(Source, SourceFacts)]) -> BTreeMap<Source, SourceFacts> {
+    sources.iter().cloned().collect()
 }
 
-fn desk(pools: &[(Pool, PoolFacts)], now: Instant) -> Desk {
+fn desk(sources: &[(Source, SourceFacts)], now: Instant) -> Desk {
     let rules = Rules { queue_limit: 4, interactive_weight: 8, sticky_ttl: SECOND * 600 };
     let mut desk = Desk::new(rules);
-    desk.supply(supply(pools), now);
+    desk.supply(supply(sources), now);
     desk
 }
 
-fn ask(pool: &str, owner: &str, session: u64) -> Ask {
+fn ask(source: &str, owner: &str, session: u64) -> Ask {
     Ask {
-        pools: vec![local(pool)],
+        sources: vec![local(source)],
         owner: OwnerId::new(owner),
         class: Class::Interactive,
         session,
@@ -85,7 +85,7 @@ fn those_who_wait_go_to_an_engine_that_comes_and_are_told_when_none_ever_will() 
     let (first, second) =
         (waiting(desk.arrive(ask("m", "ada", 1), now)), waiting(desk.arrive(ask("n", "ben", 2), now)));
     let never = NotNow { why: "It needs 90 GiB.".to_owned(), retry_after: None };
-    let refused = PoolFacts { targets: Vec::new(), unserved: Some(never) };
+    let refused = SourceFacts { targets: Vec::new(), unserved: Some(never) };
     let called = desk.supply(supply(&[(local("m"), facts(&[target(1, 1)])), (local("n"), refused)]), now);
     assert_eq!(called.len(), 2);
     assert!(called.iter().any(|one| one.waiter == first && one.to.as_ref().is_ok_and(|to| to.target == TargetId(1))));
@@ -108,7 +108,7 @@ fn a_model_that_leaves_the_configuration_is_unknown_also_to_those_who_wait() {
 fn what_is_refused_for_now_waits() {
     let now = Instant::now();
     let unserved = Some(NotNow { why: "busy".to_owned(), retry_after: Some(SECOND * 9) });
-    let mut desk = desk(&[(local("m"), PoolFacts { targets: Vec::new(), unserved: unserved.clone() })], now);
+    let mut desk = desk(&[(local("m"), SourceFacts { targets: Vec::new(), unserved: unserved.clone() })], now);
     waiting(desk.arrive(ask("m", "ada", 1), now));
     assert_eq!(desk.why_waiting(&ask("m", "ada", 1)), unserved);
 }
@@ -169,17 +169,41 @@ fn a_retry_goes_elsewhere_if_somebody_is_free_and_keeps_its_turn_otherwise() {
 #[test]
 fn a_provider_that_is_down_is_refused_at_once_and_the_next_of_a_profile_taken_instead() {
     let now = Instant::now();
-    let provider = Pool::Provider(0);
+    let provider = Source::Provider(0);
     let mut desk = desk(&[(provider.clone(), facts(&[target(1, 8)])), (local("m"), facts(&[target(2, 8)]))], now);
-    let remote = Ask { pools: vec![provider.clone()], ..ask("m", "ada", 1) };
+    let remote = Ask { sources: vec![provider.clone()], ..ask("m", "ada", 1) };
     for _ in 0..5 {
         let grant = granted(desk.arrive(remote.clone(), now));
         desk.release(&provider, &grant, went(Outcome::Failed), now);
     }
     assert!(matches!(desk.arrive(remote.clone(), now), Arrival::Refused(Refusal::Broken { .. })));
-    let profile = Ask { pools: vec![provider, local("m")], ..remote };
+    let profile = Ask { sources: vec![provider, local("m")], ..remote };
     let grant = granted(desk.arrive(profile, now));
-    assert_eq!((grant.target, grant.pool), (TargetId(2), 1));
+    assert_eq!((grant.target, grant.source), (TargetId(2), 1));
+}
+
+#[test]
+fn a_model_on_its_way_is_waited_for_and_one_that_is_refused_for_now_gives_way_to_the_next() {
+    let now = Instant::now();
+    let cloud = (Source::Provider(0), facts(&[target(1, 8)]));
+    let profile = Ask { sources: vec![local("m"), Source::Provider(0)], ..ask("m", "ada", 1) };
+    let mut coming = desk(&[cloud.clone(), (local("m"), facts(&[]))], now);
+    waiting(coming.arrive(profile.clone(), now));
+    let not_now = Some(NotNow { why: "busy".to_owned(), retry_after: Some(SECOND) });
+    let refused = (local("m"), SourceFacts { targets: Vec::new(), unserved: not_now });
+    let called = coming.supply(supply(&[cloud.clone(), refused.clone()]), now);
+    assert_eq!(called.len(), 1, "{called:?}");
+    assert_eq!(granted(desk(&[cloud, refused], now).arrive(profile, now)).source, 1);
+}
+
+#[test]
+fn a_retry_prefers_the_next_of_a_profile_to_the_target_that_failed() {
+    let now = Instant::now();
+    let mut desk = desk(&[(Source::Provider(0), facts(&[target(1, 8)])), (local("m"), facts(&[target(2, 8)]))], now);
+    let profile = Ask { sources: vec![local("m"), Source::Provider(0)], ..ask("m", "ada", 1) };
+    assert_eq!(granted(desk.arrive(profile.clone(), now)).target, TargetId(2));
+    let again = Ask { avoid: Some(TargetId(2)), ..profile };
+    assert_eq!(granted(desk.arrive(again, now)).target, TargetId(1));
 }
 
 #[test]

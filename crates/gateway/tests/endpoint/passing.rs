@@ -1,11 +1,13 @@
 //! Requests whose API the target speaks.
 
+use std::time::Duration;
+
 use fettle_gateway::{Provider, ProviderKind};
 use http::StatusCode;
 use serde_json::json;
 
 use crate::upstream::{self, Upstream, delta, done, finish, piece, usage};
-use crate::world::{KEY, MODEL, World, chat_body, served};
+use crate::world::{KEY, MODEL, World, chat_body, served, unserved};
 
 #[tokio::test]
 async fn an_answer_passes_with_only_the_names_and_the_key_changed() {
@@ -27,7 +29,10 @@ async fn an_answer_passes_with_only_the_names_and_the_key_changed() {
     let asked = upstream.last();
     assert_eq!(asked.path, "/v1/chat/completions");
     assert_eq!(asked.headers["authorization"], format!("Bearer {}", upstream::KEY));
-    assert_eq!((&asked.headers["x-request-id"], &asked.headers["traceparent"]), (&"req-7".parse().unwrap(), &trace.parse().unwrap()));
+    assert_eq!(
+        (&asked.headers["x-request-id"], &asked.headers["traceparent"]),
+        (&"req-7".parse().unwrap(), &trace.parse().unwrap())
+    );
     let mut expected = chat_body(false);
     expected["model"] = json!("wire-name");
     assert_eq!(asked.body, expected);
@@ -82,7 +87,8 @@ async fn a_conversation_stays_at_its_engine() {
 #[tokio::test]
 async fn providers_are_asked_by_name_with_their_own_key_and_profiles_fall_back_to_them() {
     let cloud = Upstream::start().await;
-    let world = World::with(served(Vec::new()), |settings| {
+    let supply = unserved("All devices are busy.", Some(Duration::from_secs(9)));
+    let world = World::with(supply, |settings| {
         let mut provider = Provider::new("cloud", ProviderKind::OpenAi);
         provider.base_url = Some(format!("{}/v1", cloud.url()));
         provider.api_key = Some("cloud key".to_owned().into());

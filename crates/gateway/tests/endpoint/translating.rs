@@ -31,6 +31,26 @@ async fn anthropics_api_is_answered_by_an_engine_that_speaks_openais() {
 }
 
 #[tokio::test]
+async fn a_tool_is_called_and_answered_in_anthropics_words() {
+    let upstream = Upstream::start().await;
+    let world = World::start(served(vec![upstream.engine("e1", 4)])).await;
+    for stream in [false, true] {
+        let mut body = messages(stream);
+        body["tools"] = json!([{ "name": "weather", "input_schema": { "type": "object" } }]);
+        let text = world.send(world.request("/v1/messages", KEY, &body)).await.text().await;
+        assert!(text.contains("tool_use") && text.contains("weather") && text.contains("Ulm"), "{text}");
+        assert_eq!(upstream.last().body["tools"][0]["function"]["name"], json!("weather"));
+        body["messages"] = json!([
+            { "role": "user", "content": "How is the weather?" },
+            { "role": "assistant", "content": [{ "type": "tool_use", "id": "call_1", "name": "weather", "input": {} }] },
+            { "role": "user", "content": [{ "type": "tool_result", "tool_use_id": "call_1", "content": "Rain." }] },
+        ]);
+        let text = world.send(world.request("/v1/messages", KEY, &body)).await.text().await;
+        assert!(text.contains("Hello") && text.contains("end_turn"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn responses_and_ollamas_chat_are_as_well() {
     let upstream = Upstream::start().await;
     let world = World::start(served(vec![upstream.engine("e1", 4)])).await;

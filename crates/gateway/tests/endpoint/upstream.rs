@@ -11,7 +11,7 @@ use axum::response::Response;
 use axum::serve::ListenerExt;
 use bytes::Bytes;
 use camino::Utf8Path;
-use fettle_app::ports::serving::{EngineAddress, Endpoint, ReadyEngine};
+use fettle_app::ports::serving::{Endpoint, EngineAddress, ReadyEngine};
 use fettle_placement::id::{EngineId, Epoch};
 use futures::StreamExt;
 use http::{HeaderMap, Request, StatusCode};
@@ -144,11 +144,7 @@ fn spawn(server: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle
 
 impl Shared {
     fn new() -> Self {
-        Self {
-            script: Arc::default(),
-            count: Arc::new(watch::Sender::new(0)),
-            left: Arc::new(watch::Sender::new(0)),
-        }
+        Self { script: Arc::default(), count: Arc::new(watch::Sender::new(0)), left: Arc::new(watch::Sender::new(0)) }
     }
 
     fn router(&self) -> Router {
@@ -168,7 +164,13 @@ async fn answer(State(shared): State<Shared>, request: Request<Body>) -> Respons
         script.acts.pop_front()
     };
     shared.count.send_modify(|count| *count += 1);
+    let calls = asks_for_call(&shared);
     match act {
+        None if calls && streamed => {
+            let events = [call_delta(), call_finish(), usage(), done()].concat();
+            events_response(Body::from(events))
+        }
+        None if calls => respond(200, &[], whole_call()),
         None if streamed => {
             let events = [delta("Hello"), delta(" world"), finish(), usage(), done()].concat();
             events_response(Body::from(events))
@@ -189,6 +191,14 @@ async fn answer(State(shared): State<Shared>, request: Request<Body>) -> Respons
             events_response(Body::from_stream(stream.map(Ok::<_, Infallible>).map(Result::unwrap)))
         }
     }
+}
+
+/// The last request has tools and no result of one yet.
+fn asks_for_call(shared: &Shared) -> bool {
+    let script = shared.script.lock().unwrap();
+    let body = &script.asked.last().unwrap().body;
+    let answered = body["messages"].as_array().is_some_and(|all| all.iter().any(|one| one["role"] == json!("tool")));
+    body["tools"].is_array() && !answered
 }
 
 /// Tells when an answer is dropped before its end.
@@ -231,6 +241,30 @@ pub(crate) fn whole() -> String {
     .to_string()
 }
 
+fn call() -> Value {
+    json!([{ "index": 0, "id": "call_1", "type": "function",
+             "function": { "name": "weather", "arguments": "{\"city\": \"Ulm\"}" } }])
+}
+
+fn whole_call() -> String {
+    json!({
+        "id": "chatcmpl-2", "object": "chat.completion", "created": 1, "model": "wire-name",
+        "choices": [{ "index": 0, "finish_reason": "tool_calls",
+                      "message": { "role": "assistant", "content": null, "tool_calls": call() } }],
+        "usage": { "prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15 },
+    })
+    .to_string()
+}
+
+fn call_delta() -> String {
+    let delta = json!({ "role": "assistant", "content": null, "tool_calls": call() });
+    chunk(&json!([{ "index": 0, "delta": delta, "finish_reason": null }]), &Value::Null)
+}
+
+fn call_finish() -> String {
+    chunk(&json!([{ "index": 0, "delta": {}, "finish_reason": "tool_calls" }]), &Value::Null)
+}
+
 fn chunk(choices: &Value, usage: &Value) -> String {
     let chunk = json!({
         "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "wire-name",
@@ -240,7 +274,10 @@ fn chunk(choices: &Value, usage: &Value) -> String {
 }
 
 pub(crate) fn delta(text: &str) -> String {
-    chunk(&json!([{ "index": 0, "delta": { "role": "assistant", "content": text }, "finish_reason": null }]), &Value::Null)
+    chunk(
+        &json!([{ "index": 0, "delta": { "role": "assistant", "content": text }, "finish_reason": null }]),
+        &Value::Null,
+    )
 }
 
 pub(crate) fn finish() -> String {

@@ -20,7 +20,10 @@ async fn a_request_for_a_cold_model_is_told_as_demand_and_answered_when_an_engin
     let telling = async {
         let told = demand.wait_for(|demand| !demand.waiting.is_empty()).await.unwrap().clone();
         let one = &told.waiting[0];
-        assert_eq!((one.model.as_str(), one.owner.as_str(), one.class, one.requests), (MODEL, "ada", Class::Interactive, 1));
+        assert_eq!(
+            (one.model.as_str(), one.owner.as_str(), one.class, one.requests),
+            (MODEL, "ada", Class::Interactive, 1)
+        );
         supply.send_replace(Arc::new(served(vec![upstream.engine("e1", 4)])));
     };
     let (answer, ()) = tokio::join!(world.send(asking), telling);
@@ -35,7 +38,10 @@ async fn what_can_never_be_placed_is_refused_at_once_and_what_cannot_be_now_afte
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.header("x-should-retry"), Some("false"));
     let text = answer.text().await;
-    assert!(text.contains("model_unplaceable") && text.contains("It needs 90 GiB, the largest device has 80."), "{text}");
+    assert!(
+        text.contains("model_unplaceable") && text.contains("It needs 90 GiB, the largest device has 80."),
+        "{text}"
+    );
 
     let supply = unserved("Another model is being unloaded.", Some(Duration::from_secs(500)));
     let world = World::with(supply, |settings| settings.queue.max_wait = Duration::from_millis(50)).await;

@@ -65,9 +65,7 @@ pub(crate) struct World {
 }
 
 pub(crate) fn served(engines: Vec<ReadyEngine>) -> Supply {
-    Supply {
-        models: vec![ServedModel { id: ModelId::new(MODEL), context_tokens: 8_192, engines, unserved: None }],
-    }
+    Supply { models: vec![ServedModel { id: ModelId::new(MODEL), context_tokens: 8_192, engines, unserved: None }] }
 }
 
 pub(crate) fn unserved(why: &str, retry_after: Option<Duration>) -> Supply {
@@ -86,11 +84,16 @@ impl World {
         Self::within(folder, supply, change).await
     }
 
-    pub(crate) async fn within(
-        folder: tempfile::TempDir,
-        supply: Supply,
-        change: impl FnOnce(&mut Settings),
-    ) -> Self {
+    /// For clients outside of this process.
+    pub(crate) async fn at(port: u16, supply: Supply) -> Self {
+        Self::on(port, tempfile::tempdir().unwrap(), supply, |_| {}).await
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) async fn within(folder: tempfile::TempDir, supply: Supply, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::new(Utf8PathBuf::from_path_buf(folder.path().join("usage")).unwrap());
         settings.keys = vec![StaticKey {
             key: KEY.to_owned().into(),
@@ -105,7 +108,7 @@ impl World {
         let registry = Registry::new();
         let parts = Parts { supply: supplied, meters: metered, clock: Arc::new(Fixed), ids: Arc::new(Fixed) };
         let (gateway, told) = Gateway::new(settings, parts, &registry).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (router, usage, shutdown) = (gateway.router(), gateway.usage(), CancellationToken::new());
         let mut tasks = JoinSet::new();
@@ -160,7 +163,8 @@ impl World {
     }
 
     pub(crate) async fn waiting(&mut self, requests: u32) {
-        let sum = |demand: &fettle_app::ports::serving::Demand| demand.waiting.iter().map(|one| one.requests).sum::<u32>();
+        let sum =
+            |demand: &fettle_app::ports::serving::Demand| demand.waiting.iter().map(|one| one.requests).sum::<u32>();
         let waited = self.told.demand.wait_for(|demand| sum(demand) == requests);
         tokio::time::timeout(PATIENCE, waited).await.expect("so many waiting within patience").unwrap();
     }
