@@ -14,7 +14,9 @@ use tokio::io::AsyncReadExt;
 async fn main() {
     let port = std::env::args().nth(1).map_or(0, |port| port.parse().unwrap());
     let upstream = upstream::Upstream::start().await;
-    let world = world::World::at(port, world::served(vec![upstream.engine("e1", 16)])).await;
-    println!("{}", world.url());
+    let world =
+        world::World::on(port, tempfile::tempdir().unwrap(), world::served(vec![upstream.engine("e1", 16)]), |_| {})
+            .await;
+    println!("{}", world.url);
     tokio::io::stdin().read_to_end(&mut Vec::new()).await.unwrap();
 }

@@ -1,11 +1,14 @@
 //! An answer on its way from a target's protocol to the caller's: unchanged where both are the same, else through events.
 //! Bytes in, bytes out; it waits for nothing.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use fettle_protocols::{
-    AnswerReader, AnswerWriter, Event, Failure, Head, Protocol, UpstreamError, Usage, Watch, WatchOptions,
-    write_stream_error,
+    AnswerReader, AnswerWriter, Elapsed, Event, Failure, Head, Protocol, Seen, UpstreamError, Usage, Watch,
+    WatchOptions, write_stream_error,
 };
+use tokio::time::Instant;
 
 pub(crate) struct Carrier {
     to: Protocol,
@@ -23,7 +26,9 @@ struct Translation {
     /// `None` once the answer is written.
     writer: Option<AnswerWriter>,
     usage: Option<Usage>,
-    content: bool,
+    begun: Instant,
+    /// When the first piece of the answer proper came.
+    content: Option<Instant>,
     ended: bool,
     failed: Option<Failure>,
 }
@@ -56,7 +61,8 @@ impl Carrier {
             reader: AnswerReader::new(from, streamed),
             writer: Some(AnswerWriter::new(to, head)),
             usage: None,
-            content: false,
+            content: None,
+            begun: Instant::now(),
             ended: false,
             failed: None,
         };
@@ -82,7 +88,7 @@ impl Carrier {
                 let seen = watch.seen();
                 let failure = match &seen.error {
                     Some(error) => Some(error.to_failure()),
-                    None if self.streamed && !seen.ended => Some(broken_off()),
+                    None if self.streamed && !is_over(seen) => Some(broken_off()),
                     None => None,
                 };
                 match failure {
@@ -128,7 +134,7 @@ impl Carrier {
     pub(crate) fn content(&self) -> bool {
         match &self.way {
             Way::Same(watch) => watch.seen().content,
-            Way::Other(translation) => translation.content,
+            Way::Other(translation) => translation.content.is_some(),
         }
     }
 
@@ -141,7 +147,7 @@ impl Carrier {
 
     pub(crate) fn standing(&self) -> Standing {
         match &self.way {
-            Way::Same(watch) => match (&watch.seen().error, watch.seen().ended) {
+            Way::Same(watch) => match (&watch.seen().error, is_over(watch.seen())) {
                 (Some(error), _) => Standing::Failed(trouble(error)),
                 (None, true) => Standing::Ended,
                 (None, false) => Standing::Going,
@@ -163,7 +169,12 @@ impl Translation {
         for event in events {
             match &event {
                 Event::Usage(usage) => self.usage = Some(*usage),
-                Event::Finished(_) => self.ended = true,
+                Event::Finished(_) => {
+                    self.ended = true;
+                    let first = self.content.map_or(Duration::ZERO, |content| content - self.begun);
+                    let elapsed = Elapsed { total: self.begun.elapsed(), first };
+                    self.writer.iter_mut().for_each(|writer| writer.set_elapsed(elapsed));
+                }
                 Event::Failed(failure) => self.failed = Some(failure.clone()),
                 Event::Started { .. } => {}
                 Event::Text(_)
@@ -172,7 +183,9 @@ impl Translation {
                 | Event::ThinkingSignature(_)
                 | Event::CallBegun { .. }
                 | Event::CallArguments(_)
-                | Event::CallEnded => self.content = true,
+                | Event::CallEnded => {
+                    self.content.get_or_insert_with(Instant::now);
+                }
             }
             if let Some(writer) = &mut self.writer {
                 written = join(written, writer.write(&event));
@@ -180,6 +193,11 @@ impl Translation {
         }
         written
     }
+}
+
+/// Some servers leave out the mark after an answer's last event. Of an answer that cannot be read nobody knows its end.
+fn is_over(seen: &Seen) -> bool {
+    seen.ended || seen.finish.is_some() || seen.unread
 }
 
 pub(crate) fn trouble(error: &UpstreamError) -> Trouble {

@@ -10,7 +10,7 @@ use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_protocols::{
-    Edit, Failure, Head, Peek, Protocol, Request, WatchOptions, edit, read_error, read_request, write_request,
+    Edit, Failure, Head, Peek, Protocol, Request, ToolKind, WatchOptions, edit, read_error, read_request, write_request,
 };
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
@@ -480,6 +480,12 @@ impl Order {
             created: front.clock.now().as_second(),
             streamed,
             usage: read.stream_usage,
+            tools: read
+                .tools
+                .iter()
+                .filter(|one| one.kind != ToolKind::Function)
+                .map(|one| (one.name.clone(), one.kind.clone()))
+                .collect(),
         };
         let carrier = Carrier::other(protocol, self.protocol, head);
         let sending = Sending { path: written.path, body: written.body, streamed, protocol, headers };

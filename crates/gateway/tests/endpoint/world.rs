@@ -52,7 +52,7 @@ impl IdSource for Fixed {
 }
 
 pub(crate) struct World {
-    url: String,
+    pub(crate) url: String,
     client: Client<HttpConnector, Full<Bytes>>,
     pub(crate) supply: watch::Sender<Arc<Supply>>,
     pub(crate) meters: watch::Sender<Arc<Vec<EngineMeter>>>,
@@ -82,15 +82,6 @@ impl World {
     pub(crate) async fn with(supply: Supply, change: impl FnOnce(&mut Settings)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self::within(folder, supply, change).await
-    }
-
-    /// For clients outside of this process.
-    pub(crate) async fn at(port: u16, supply: Supply) -> Self {
-        Self::on(port, tempfile::tempdir().unwrap(), supply, |_| {}).await
-    }
-
-    pub(crate) fn url(&self) -> &str {
-        &self.url
     }
 
     pub(crate) async fn within(folder: tempfile::TempDir, supply: Supply, change: impl FnOnce(&mut Settings)) -> Self {
