@@ -19,6 +19,7 @@ pub mod reaping;
 pub mod reconciling;
 pub mod redelivering;
 pub mod ringing;
+pub mod run_token;
 pub mod running;
 pub mod serving;
 pub mod stored;

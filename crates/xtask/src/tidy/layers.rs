@@ -45,6 +45,7 @@ const BELOW_BINARIES: &[&str] = &[
 pub(super) const CRATES: &[Row] = &[
     Row { name: "domain", kind: Kind::Layer(&[]) },
     Row { name: "placement", kind: Kind::Layer(&[]) },
+    Row { name: "protocols", kind: Kind::Layer(&[]) },
     Row { name: "app", kind: Kind::Layer(&["domain", "placement"]) },
     Row { name: "agent", kind: Kind::Layer(USE_CASES) },
     Row { name: "runtime", kind: Kind::Layer(&["app", "domain", "placement"]) },
@@ -58,12 +59,15 @@ pub(super) const CRATES: &[Row] = &[
     // What it sees becomes values of placement.
     Row { name: "gpu", kind: Kind::Adapter(&["placement"]) },
     Row { name: "engines", kind: Kind::Adapter(&["app", "domain", "placement"]) },
+    // What is local comes to it as values; which API says what is `protocols`' matter.
+    Row { name: "gateway", kind: Kind::Layer(&["app", "domain", "placement", "protocols"]) },
     Row { name: "broker-rabbitmq", kind: Kind::Adapter(USE_CASES) },
     Row { name: "api", kind: Kind::Layer(USE_CASES) },
     // Which adapter a configuration asks for is decided here, once for dashboard, worker and command line.
     Row { name: "broker", kind: Kind::Layer(&["app", "broker-rabbitmq", "broker-redis", "runtime"]) },
     Row { name: "dashboard", kind: Kind::Layer(BELOW_BINARIES) },
     Row { name: "worker", kind: Kind::Layer(BELOW_BINARIES) },
+    Row { name: "inference", kind: Kind::Layer(&["api", "app", "engines", "gateway", "gpu", "placement", "runtime"]) },
     // It runs the other binaries' libraries in one process.
     Row { name: "cli", kind: Kind::Free },
     Row { name: "installer", kind: Kind::Layer(USE_CASES_AND_RUNTIME) },

@@ -1,5 +1,5 @@
-//! `domain` and `placement` have no I/O, clock, randomness, environment or async: its libraries, its own clippy bans, and its sources,
-//! for what clippy cannot ban.
+//! `domain`, `placement` and `protocols` have no I/O, clock, randomness, environment or async: their libraries, their own
+//! clippy bans, and their sources, for what clippy cannot ban.
 
 use std::collections::BTreeSet;
 
@@ -9,11 +9,23 @@ use super::Findings;
 use super::layers::Member;
 
 /// The crates of values.
-pub(super) const PURE: &[&str] = &["domain", "placement"];
+pub(super) const PURE: &[&str] = &["domain", "placement", "protocols"];
 
 /// Libraries of values: none of them opens a file or a socket, or waits.
-const LIBRARIES: &[&str] =
-    &["hex", "jiff", "regex", "serde", "serde_json", "sha2", "thiserror", "unicode-normalization", "uuid"];
+const LIBRARIES: &[&str] = &[
+    "base64",
+    "bytes",
+    "hex",
+    "jiff",
+    "memchr",
+    "regex",
+    "serde",
+    "serde_json",
+    "sha2",
+    "thiserror",
+    "unicode-normalization",
+    "uuid",
+];
 
 /// Beyond the bans of the root.
 const BANS: &[&str] = &[

@@ -1,0 +1,211 @@
+//! What lets one Run ask for models: signed by the dashboard, which knows the Run, and checked by the gateway, which knows
+//! nothing of it. A token grants models and a budget until it expires, and says which lease of the job it was made for.
+//!
+//! `fettle_run.<payload>.<signature>`: JSON and HMAC-SHA256 over the text before the last dot, both in base64 without padding.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use fettle_domain::id::{JobId, RunId};
+use fettle_domain::lease::Fence;
+use fettle_placement::view::Class;
+use hmac::{Hmac, Mac};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+
+/// How every run token begins, so that it is told from other keys.
+pub const PREFIX: &str = "fettle_run.";
+/// A longer text is none of ours; it is not decoded. Some hundred names of models fit.
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// A shorter key could be guessed.
+const MIN_KEY_BYTES: usize = 32;
+
+/// What a token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunClaims {
+    pub run: RunId,
+    pub job: JobId,
+    pub fence: Fence,
+    /// Names as a request may give them. Empty: none.
+    pub models: Vec<String>,
+    pub budgets: RunBudgets,
+    /// `owner/repository`.
+    pub repository: String,
+    pub class: Class,
+    pub expires: Timestamp,
+}
+
+/// Ceilings over all requests of the Run; `None`: without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RunBudgets {
+    /// Prompt and answer together, cached ones included.
+    pub tokens: Option<u64>,
+    pub gpu_milliseconds: Option<u64>,
+    /// Millionths of the currency that prices are configured in.
+    pub micros: Option<u64>,
+}
+
+impl RunBudgets {
+    pub fn is_limited(&self) -> bool {
+        self.tokens.is_some() || self.gpu_milliseconds.is_some() || self.micros.is_some()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    #[error("the run token is not one of this installation")]
+    Forged,
+    #[error("the run token has expired")]
+    Expired,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the key of run tokens needs at least {MIN_KEY_BYTES} bytes")]
+pub struct WeakKey;
+
+/// The key that dashboard and gateway share.
+pub struct RunTokenKey(Hmac<Sha256>);
+
+impl RunTokenKey {
+    /// Of the secret's bytes as they are.
+    pub fn new(secret: &SecretString) -> Result<Self, WeakKey> {
+        let bytes = secret.expose_secret().as_bytes();
+        if bytes.len() < MIN_KEY_BYTES {
+            return Err(WeakKey);
+        }
+        Ok(Self(Hmac::new_from_slice(bytes).expect("a key of HMAC may have any length")))
+    }
+
+    pub fn sign(&self, claims: &RunClaims) -> SecretString {
+        let payload = serde_json::to_vec(&Payload::of(claims)).expect("a payload is plain values");
+        let mut token = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(payload));
+        let signature = self.0.clone().chain_update(token.as_bytes()).finalize().into_bytes();
+        token.push('.');
+        token.push_str(&URL_SAFE_NO_PAD.encode(signature));
+        token.into()
+    }
+
+    /// The signature is looked at first: nothing of a forged token is parsed.
+    pub fn verify(&self, token: &str, now: Timestamp) -> Result<RunClaims, TokenError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::Forged);
+        }
+        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Forged)?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Forged)?;
+        self.0.clone().chain_update(signed.as_bytes()).verify_slice(&signature).map_err(|_| TokenError::Forged)?;
+        let payload = signed.strip_prefix(PREFIX).ok_or(TokenError::Forged)?;
+        let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| TokenError::Forged)?;
+        let payload: Payload<'_> = serde_json::from_slice(&payload).map_err(|_| TokenError::Forged)?;
+        let claims = payload.claims().ok_or(TokenError::Forged)?;
+        if claims.expires <= now { Err(TokenError::Expired) } else { Ok(claims) }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "v")]
+enum Payload<'a> {
+    #[serde(rename = "1")]
+    V1(#[serde(borrow)] PayloadV1<'a>),
+}
+
+#[derive(Serialize, Deserialize)]
+struct PayloadV1<'a> {
+    run: RunId,
+    job: JobId,
+    fence: Fence,
+    models: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    micros: Option<u64>,
+    #[serde(borrow)]
+    repo: std::borrow::Cow<'a, str>,
+    class: Class,
+    /// Seconds since 1970.
+    exp: i64,
+}
+
+impl<'a> Payload<'a> {
+    fn of(claims: &'a RunClaims) -> Self {
+        let RunBudgets { tokens, gpu_milliseconds, micros } = claims.budgets;
+        Self::V1(PayloadV1 {
+            run: claims.run,
+            job: claims.job,
+            fence: claims.fence,
+            models: claims.models.clone(),
+            tokens,
+            gpu_ms: gpu_milliseconds,
+            micros,
+            repo: (&*claims.repository).into(),
+            class: claims.class,
+            exp: claims.expires.as_second(),
+        })
+    }
+
+    fn claims(self) -> Option<RunClaims> {
+        let Self::V1(payload) = self;
+        Some(RunClaims {
+            run: payload.run,
+            job: payload.job,
+            fence: payload.fence,
+            models: payload.models,
+            budgets: RunBudgets { tokens: payload.tokens, gpu_milliseconds: payload.gpu_ms, micros: payload.micros },
+            repository: payload.repo.into_owned(),
+            class: payload.class,
+            expires: Timestamp::from_second(payload.exp).ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn key(text: &str) -> RunTokenKey {
+        RunTokenKey::new(&text.repeat(32).into()).unwrap()
+    }
+
+    fn claims() -> RunClaims {
+        RunClaims {
+            run: RunId::from_uuid(Uuid::from_u128(1)),
+            job: JobId::from_uuid(Uuid::from_u128(2)),
+            fence: Fence::new(7),
+            models: vec!["coder".to_owned()],
+            budgets: RunBudgets { tokens: Some(1000), ..RunBudgets::default() },
+            repository: "ada/engine".to_owned(),
+            class: Class::Batch,
+            expires: Timestamp::from_second(1_000).unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_token_gives_back_its_claims_until_it_expires() {
+        let token = key("k").sign(&claims());
+        let at = |second| key("k").verify(token.expose_secret(), Timestamp::from_second(second).unwrap());
+        assert_eq!(at(999), Ok(claims()));
+        assert_eq!(at(1_000), Err(TokenError::Expired));
+    }
+
+    #[test]
+    fn a_token_of_another_key_or_with_one_byte_changed_is_forged() {
+        let token = key("k").sign(&claims());
+        let (token, now) = (token.expose_secret(), Timestamp::UNIX_EPOCH);
+        assert_eq!(key("x").verify(token, now), Err(TokenError::Forged));
+        for nth in 0..token.len() {
+            let mut changed = token.as_bytes().to_vec();
+            changed[nth] = if changed[nth] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(changed).unwrap();
+            assert_eq!(key("k").verify(&changed, now), Err(TokenError::Forged), "byte {nth}");
+        }
+    }
+
+    #[test]
+    fn a_short_key_is_refused() {
+        assert!(RunTokenKey::new(&"short".to_owned().into()).is_err());
+    }
+}

@@ -1,0 +1,596 @@
+//! One request from its arrival to the first byte of its answer: who asks, for what, whether it is paid for, where it goes,
+//! and whether it is tried again.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_protocols::{
+    Edit, Failure, Head, Peek, Protocol, Request, ToolKind, WatchOptions, edit, read_error, read_request, write_request,
+};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, warn};
+
+use crate::access::{Access, Caller};
+use crate::breaker::Outcome;
+use crate::budgets::{Budgets, Cost, Reservation};
+use crate::carrier::{self, Carrier, Standing, Trouble};
+use crate::desk::{Ask, Refusal, Went};
+use crate::floor::{Floor, Held, NotAdmitted};
+use crate::metrics::Metrics;
+use crate::names::{Names, Route};
+use crate::passage::{Passage, Traveller};
+use crate::relay::Relay;
+use crate::retry::{Failed, Verdict};
+use crate::settings::Timeouts;
+use crate::thread::Thread;
+use crate::upstream::{SendError, Sending, Upstream};
+use crate::usage::{Accounts, Store};
+
+/// Of a request. Images travel inside it.
+pub(crate) const BODY_LIMIT: usize = 32 << 20;
+/// A caller that sends its request slower than this is none.
+const BODY_TIME: Duration = Duration::from_secs(60);
+/// Of an answer that is not streamed; it is gathered before it is sent on.
+const WHOLE_LIMIT: usize = 64 << 20;
+/// How much of a target's error is read, and for how long: a code and a sentence.
+const ERROR_BYTES: usize = 64 * 1024;
+const ERROR_TIME: Duration = Duration::from_secs(5);
+/// A pause that a target asks for beyond this is a mistake.
+const LONGEST_REST: Duration = Duration::from_secs(600);
+/// Of a target that takes nothing more now and does not say for how long.
+const UNSAID_PAUSE: Duration = Duration::from_secs(1);
+/// What an answer is taken to have when nothing says so, in tokens; only the order of waiting depends on it.
+const USUAL_OUTPUT: u64 = 512;
+/// Where a protocol demands a limit that the caller's leaves open.
+const DEFAULT_MAX_TOKENS: u64 = 8_192;
+/// When there is no telling how soon asking again is of use.
+const SOME_TIME: Duration = Duration::from_secs(10);
+
+const SESSION: HeaderName = HeaderName::from_static("x-session-id");
+const DEADLINE: HeaderName = HeaderName::from_static("x-fettle-deadline-ms");
+const DROPPED: HeaderName = HeaderName::from_static("x-fettle-dropped");
+/// Proxies that gather answers would hold streams up.
+const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// The caller's, for a target of the same kind.
+static ANTHROPIC: [HeaderName; 2] =
+    [HeaderName::from_static("anthropic-version"), HeaderName::from_static("anthropic-beta")];
+
+pub(crate) struct Front {
+    pub(crate) access: Access,
+    pub(crate) budgets: Arc<Budgets>,
+    pub(crate) names: Names,
+    pub(crate) floor: Arc<Floor>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) accounts: Mutex<Accounts>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ids: Arc<dyn IdSource>,
+    pub(crate) max_wait: Duration,
+    pub(crate) timeouts: Timeouts,
+}
+
+/// A request that was read and found good.
+struct Order {
+    protocol: Protocol,
+    parts: Parts,
+    body: Bytes,
+    peek: Peek,
+    routes: Vec<Route>,
+    caller: Caller,
+    thread: Thread,
+    arrived: Instant,
+    /// Until when the caller wants its answer.
+    deadline: Option<Instant>,
+    /// Read for another protocol, once.
+    read: Option<Request>,
+}
+
+/// An attempt that brought nothing of which the caller saw a byte.
+struct Miss {
+    trouble: Trouble,
+    outcome: Outcome,
+    wait: Option<Duration>,
+}
+
+/// An answer that has begun.
+struct Begun {
+    carrier: Carrier,
+    first: Bytes,
+    /// `None`: it is all there.
+    rest: Option<Incoming>,
+    first_byte: Duration,
+    dropped: Vec<String>,
+}
+
+impl Front {
+    /// The answer, whatever it is.
+    pub(crate) async fn answer(
+        self: &Arc<Self>,
+        protocol: Protocol,
+        request: http::Request<Body>,
+        thread: &Thread,
+    ) -> Result<Response, Failure> {
+        let arrived = Instant::now();
+        let (parts, body) = request.into_parts();
+        let caller = self.access.identify(&parts.headers, self.clock.now())?;
+        let body = read_body(&parts.headers, body).await?;
+        let peek = Peek::of(protocol, &body)?;
+        caller.may_ask(&peek.model)?;
+        let routes = self.names.find(&peek.model, &self.floor.known());
+        if routes.is_empty() {
+            return Err(Failure::UnknownModel { model: peek.model });
+        }
+        let deadline = milliseconds(&parts.headers, &DEADLINE).map(|left| arrived + left);
+        let thread = thread.clone();
+        let mut order = Order { protocol, parts, body, peek, routes, caller, thread, arrived, deadline, read: None };
+        let reservation = self.reserve(&order)?;
+        self.serve(&mut order, reservation).await
+    }
+
+    /// Sets aside the most that the request can take.
+    fn reserve(&self, order: &Order) -> Result<Option<Reservation>, Failure> {
+        let Some(run) = order.caller.run.as_deref().filter(|run| run.budgets.is_limited()) else { return Ok(None) };
+        if !self.store.is_writable() {
+            let sentence = "What requests use cannot be recorded now, so none with a budget is taken.";
+            return Err(Failure::CannotPlaceNow { sentence: sentence.to_owned(), retry_after: SOME_TIME });
+        }
+        let peek = &order.peek;
+        let window = order.routes.iter().map(|route| route.context_tokens).max().unwrap_or(0);
+        let prompt = peek.prompt_tokens;
+        let answer = peek.max_tokens.unwrap_or_else(|| window.saturating_sub(prompt));
+        let output =
+            answer.saturating_mul(u64::from(peek.choices.max(1))).saturating_mul(u64::from(peek.prompts.max(1)));
+        let prices = order.routes.iter().filter_map(|route| route.price);
+        let micros = prices.map(|price| price.of(prompt, 0, output)).max().unwrap_or(0);
+        let most = Cost { tokens: prompt.saturating_add(output), micros };
+        match self.budgets.reserve(run, most, self.clock.now()) {
+            Ok(reservation) => Ok(Some(reservation)),
+            Err(spent) => Err(Failure::BudgetSpent { sentence: spent.to_string() }),
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, order: &mut Order, reservation: Option<Reservation>) -> Result<Response, Failure> {
+        let mut ask = order.ask();
+        let mut unspent = Unspent(reservation);
+        let (mut attempts, mut waited) = (0, Duration::ZERO);
+        loop {
+            attempts += 1;
+            let asked = Instant::now();
+            let mut held = self.admit(order, &ask).await?;
+            waited += asked.elapsed();
+            if attempts == 1 {
+                self.metrics.queue_wait.observe(waited.as_secs_f64());
+            }
+            let engine = held.upstream.engine.clone();
+            let account = self.accounts().begin(engine);
+            let mut attempt = Attempt { front: self, account: Some(account) };
+            let miss = match attempt.run(order, &held, waited).await {
+                Ok(begun) => {
+                    let account = attempt.account.take().expect("an attempt has its account until it is taken");
+                    let route = &order.routes[held.grant.source];
+                    let traveller = Traveller {
+                        thread: order.thread.clone(),
+                        owner: order.caller.owner.clone(),
+                        run: order.caller.run.as_ref().map(|run| (run.run, run.expires)),
+                        model: std::mem::take(&mut order.peek.model),
+                        price: route.price,
+                        prompt_estimate: order.peek.prompt_tokens,
+                        attempts,
+                        arrived: order.arrived,
+                        waited,
+                        first_byte: begun.first_byte,
+                    };
+                    let reservation = unspent.0.take();
+                    let passage = Passage::new(Arc::clone(self), held, reservation, account, traveller);
+                    return Ok(self.respond(order, begun, passage));
+                }
+                Err(miss) => miss,
+            };
+            drop(attempt);
+            let failing = held.grant.target;
+            let rest = miss.wait.map(|wait| wait.min(LONGEST_REST));
+            held.went(Went { outcome: miss.outcome, rest, measured: None });
+            drop(held);
+            let failed = Failed {
+                worth_retrying: miss.trouble.worth_retrying,
+                wait: miss.wait,
+                attempts,
+                elsewhere: false,
+                patience: order.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
+            };
+            match self.floor.retry(&ask, failed, failing) {
+                Verdict::GiveUp => return Err(miss.trouble.failure),
+                Verdict::Elsewhere => {}
+                Verdict::SameAfter(pause) => tokio::time::sleep(pause).await,
+            }
+            self.metrics.retries.inc();
+            ask.avoid = Some(failing);
+        }
+    }
+
+    async fn admit(self: &Arc<Self>, order: &Order, ask: &Ask) -> Result<Held, Failure> {
+        let waited = order.arrived.elapsed();
+        let mut patience = self.max_wait.saturating_sub(waited);
+        if let Some(deadline) = order.deadline {
+            patience = patience.min(deadline.saturating_duration_since(Instant::now()));
+        }
+        let refused = match self.floor.admit(ask, patience).await {
+            Ok(held) => return Ok(held),
+            Err(refused) => refused,
+        };
+        Err(match refused {
+            NotAdmitted::Refused(Refusal::Unknown) => Failure::UnknownModel { model: order.peek.model.clone() },
+            NotAdmitted::Refused(Refusal::QueueFull) => Failure::QueueFull {
+                sentence: "Too many requests wait for this model.".to_owned(),
+                retry_after: SOME_TIME,
+            },
+            NotAdmitted::Refused(Refusal::Never(sentence)) => Failure::CannotPlaceEver { sentence },
+            NotAdmitted::Refused(Refusal::Broken { retry_after }) => Failure::CannotPlaceNow {
+                sentence: "The model's provider has failed lately and is left alone for a while.".to_owned(),
+                retry_after,
+            },
+            NotAdmitted::Waited(Some(why)) => {
+                Failure::CannotPlaceNow { sentence: why.why, retry_after: why.retry_after.unwrap_or(SOME_TIME) }
+            }
+            NotAdmitted::Waited(None) => Failure::CannotPlaceNow {
+                sentence: "No engine became free for this request in time.".to_owned(),
+                retry_after: SOME_TIME,
+            },
+        })
+    }
+
+    fn respond(&self, order: &Order, begun: Begun, mut passage: Passage) -> Response {
+        let Begun { carrier, first, rest, dropped, .. } = begun;
+        let body = match rest {
+            Some(rest) => Body::new(Relay::new(rest, carrier, first, passage, &self.timeouts)),
+            None => {
+                passage.complete(carrier.usage());
+                Body::from(first)
+            }
+        };
+        let mut response = Response::new(body);
+        let headers = response.headers_mut();
+        let kind = HeaderValue::from_static(order.protocol.content_type(order.peek.stream));
+        headers.insert(CONTENT_TYPE, kind);
+        if order.peek.stream {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            headers.insert(NO_BUFFERING, HeaderValue::from_static("no"));
+        }
+        if !dropped.is_empty()
+            && let Ok(value) = HeaderValue::try_from(dropped.join(", "))
+        {
+            headers.insert(DROPPED, value);
+        }
+        response
+    }
+
+    pub(crate) fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reservation whose request was never answered: nothing of it is spent.
+struct Unspent(Option<Reservation>);
+
+impl Drop for Unspent {
+    fn drop(&mut self) {
+        if let Some(reservation) = self.0.take() {
+            reservation.settle(Cost::default());
+        }
+    }
+}
+
+/// One sending of a request; dropped before it has an answer, its account is closed.
+struct Attempt<'a> {
+    front: &'a Front,
+    account: Option<crate::usage::OpenAccount>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some(account) = self.account.take() {
+            self.front.accounts().forget(&account);
+        }
+    }
+}
+
+impl Attempt<'_> {
+    async fn run(&self, order: &mut Order, held: &Held, waited: Duration) -> Result<Begun, Miss> {
+        let upstream = &held.upstream;
+        let (sending, carrier, dropped) = order.prepare(upstream, held.grant.source, self.front)?;
+        let overhead = order.arrived.elapsed().saturating_sub(waited);
+        self.front.metrics.overhead.with_label_values(&["request"]).observe(overhead.as_secs_f64());
+        let sent = Instant::now();
+        let allowed = if order.peek.stream { upstream.first_byte } else { self.front.timeouts.whole_answer };
+        let until = order.deadline.map_or(sent + allowed, |deadline| deadline.min(sent + allowed));
+        let from = sending.protocol;
+        let response = match timeout_at(until, upstream.send(sending)).await {
+            Err(_) => return Err(Miss::slow()),
+            Ok(Err(error)) => return Err(Miss::unsent(&error, upstream, &order.thread)),
+            Ok(Ok(response)) => response,
+        };
+        if !response.status().is_success() {
+            return Err(self.refused(response, from, upstream, &order.thread).await);
+        }
+        let body = response.into_body();
+        let read =
+            async { if order.peek.stream { first_of(body, carrier).await } else { whole_of(body, carrier).await } };
+        let (carrier, first, rest) = timeout_at(until, read).await.unwrap_or_else(|_| Err(Miss::slow()))?;
+        if let Some(account) = &self.account {
+            account.add(order.peek.prompt_tokens.saturating_sub(held.grant.cached_tokens).max(1));
+        }
+        Ok(Begun { carrier, first, rest, first_byte: sent.elapsed(), dropped })
+    }
+
+    async fn refused(
+        &self,
+        response: http::Response<Incoming>,
+        protocol: Protocol,
+        upstream: &Upstream,
+        thread: &Thread,
+    ) -> Miss {
+        let (head, body) = response.into_parts();
+        let read = timeout(ERROR_TIME, Limited::new(body, ERROR_BYTES).collect()).await;
+        let body = read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let pause = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let status = head.status.as_u16();
+        let error = read_error(protocol, status, pause, &body);
+        let miss = Miss::refused(&error);
+        if miss.outcome == Outcome::Misconfigured {
+            warn!(request.id = thread.request(), http.status = status, "{} does not accept our key", upstream.name);
+        } else {
+            debug!(request.id = thread.request(), http.status = status, "{} refused a request", upstream.name);
+        }
+        miss
+    }
+}
+
+impl Miss {
+    fn slow() -> Self {
+        let sentence = "The model's server did not answer in time.".to_owned();
+        Self {
+            trouble: Trouble { failure: Failure::UpstreamSlow { sentence }, worth_retrying: false },
+            outcome: Outcome::Failed,
+            wait: None,
+        }
+    }
+
+    fn unsent(error: &SendError, upstream: &Upstream, thread: &Thread) -> Self {
+        debug!(
+            request.id = thread.request(),
+            error = error as &dyn std::error::Error,
+            "a request did not reach {}",
+            upstream.name
+        );
+        let sentence = match error {
+            SendError::Connect(_) => "The model's server cannot be reached.",
+            SendError::Broken(_) | SendError::Unsayable(_) => "The model's server broke the connection.",
+        };
+        let sentence = sentence.to_owned();
+        let worth_retrying = !matches!(error, SendError::Unsayable(_));
+        let trouble = Trouble { failure: Failure::UpstreamFailed { sentence }, worth_retrying };
+        Self { trouble, outcome: Outcome::Failed, wait: None }
+    }
+
+    fn refused(error: &fettle_protocols::UpstreamError) -> Self {
+        use fettle_protocols::UpstreamError as Said;
+        let (outcome, wait) = match error {
+            Said::BadRequest | Said::ContextTooLong | Said::UnknownModel => (Outcome::Neutral, None),
+            Said::BadKey | Said::NotAllowed | Said::NoCredit => (Outcome::Misconfigured, None),
+            Said::RateLimited { retry_after } => (Outcome::Neutral, Some(retry_after.unwrap_or(UNSAID_PAUSE))),
+            Said::Overloaded { retry_after } => (Outcome::Failed, *retry_after),
+            Said::Slow | Said::Failed => (Outcome::Failed, None),
+        };
+        Self { trouble: carrier::trouble(error), outcome, wait }
+    }
+
+    fn broken(trouble: Trouble) -> Self {
+        Self { trouble, outcome: Outcome::Failed, wait: None }
+    }
+
+    fn broken_off() -> Self {
+        Self::broken(Trouble { failure: carrier::broken_off(), worth_retrying: true })
+    }
+}
+
+impl From<fettle_protocols::Refused> for Miss {
+    fn from(refused: fettle_protocols::Refused) -> Self {
+        let trouble = Trouble { failure: refused.into(), worth_retrying: false };
+        Self { trouble, outcome: Outcome::Neutral, wait: None }
+    }
+}
+
+impl Order {
+    fn ask(&self) -> Ask {
+        let peek = &self.peek;
+        Ask {
+            sources: self.routes.iter().map(|route| route.source.clone()).collect(),
+            owner: self.caller.owner.clone(),
+            class: self.caller.class,
+            session: self.session(),
+            prompt_tokens: peek.prompt_tokens,
+            output_tokens: peek.max_tokens.unwrap_or(USUAL_OUTPUT).min(USUAL_OUTPUT),
+            avoid: None,
+        }
+    }
+
+    /// What a conversation is known by: as the caller calls it, else its beginning. A name of the caller's own is one of its
+    /// owner; equal beginnings may share what an engine remembers.
+    fn session(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.peek.model.hash(&mut hasher);
+        let named = self.parts.headers.get(&SESSION).map(HeaderValue::as_bytes);
+        match named.or(self.peek.session.as_deref().map(str::as_bytes)) {
+            Some(named) => (self.caller.owner.as_str(), named).hash(&mut hasher),
+            None => self.peek.prefix.hash(&mut hasher),
+        }
+        hasher.finish()
+    }
+
+    /// The request as `upstream` reads it, and how its answer comes back.
+    fn prepare(
+        &mut self,
+        upstream: &Upstream,
+        source: usize,
+        front: &Front,
+    ) -> Result<(Sending, Carrier, Vec<String>), Miss> {
+        let route = &self.routes[source];
+        let model = route.model.as_deref().or(upstream.model.as_deref()).unwrap_or(&self.peek.model);
+        let streamed = self.peek.stream;
+        let mut headers = HeaderMap::new();
+        self.thread.tell_target(&self.parts.headers, &mut headers);
+        if upstream.speaks(self.protocol) {
+            if self.protocol == Protocol::AnthropicMessages {
+                let passing = ANTHROPIC.iter().filter_map(|name| Some((name, self.parts.headers.get(name)?)));
+                headers.extend(passing.map(|(name, value)| (name.clone(), value.clone())));
+            }
+            let hide_usage = streamed && !self.peek.usage_in_stream;
+            let body = edit(self.protocol, &self.body, Edit { model, ask_usage: streamed })?;
+            let named = (model != self.peek.model).then(|| self.peek.model.clone());
+            let carrier = Carrier::same(self.protocol, WatchOptions { streamed, model: named, hide_usage });
+            let path = self.protocol.path().unwrap_or_default().to_owned();
+            return Ok((Sending { path, body, streamed, protocol: self.protocol, headers }, carrier, Vec::new()));
+        }
+        let read = match &self.read {
+            Some(read) => read,
+            None => self.read.insert(read_request(self.protocol, &self.body)?),
+        };
+        let plain = matches!(read.input, fettle_protocols::Input::Text { .. });
+        let protocol = upstream.native(plain);
+        let target = fettle_protocols::Target {
+            protocol,
+            model,
+            takes_thoughts: upstream.is_local(),
+            default_max_tokens: DEFAULT_MAX_TOKENS,
+        };
+        let written = write_request(read, &target)?;
+        let head = Head {
+            id: front.ids.uuid().simple().to_string(),
+            model: self.peek.model.clone(),
+            created: front.clock.now().as_second(),
+            streamed,
+            usage: read.stream_usage,
+            tools: read
+                .tools
+                .iter()
+                .filter(|one| one.kind != ToolKind::Function)
+                .map(|one| (one.name.clone(), one.kind.clone()))
+                .collect(),
+        };
+        let carrier = Carrier::other(protocol, self.protocol, head);
+        let sending = Sending { path: written.path, body: written.body, streamed, protocol, headers };
+        Ok((sending, carrier, written.dropped))
+    }
+}
+
+type Read = (Carrier, Bytes, Option<Incoming>);
+
+/// A stream up to the first bytes for the caller. Comments alone are none: they only keep a connection open.
+async fn first_of(mut body: Incoming, mut carrier: Carrier) -> Result<Read, Miss> {
+    loop {
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { continue };
+                let out = carrier.push(data);
+                if let Standing::Failed(trouble) = carrier.standing()
+                    && !carrier.content()
+                {
+                    return Err(Miss::broken(trouble));
+                }
+                if !out.is_empty() && !is_comment(&out) {
+                    return Ok((carrier, out, Some(body)));
+                }
+            }
+            Some(Err(_)) => return Err(Miss::broken_off()),
+            None => {
+                let out = carrier.finish();
+                return match carrier.standing() {
+                    Standing::Ended => Ok((carrier, out, None)),
+                    Standing::Failed(trouble) => Err(Miss::broken(trouble)),
+                    Standing::Going => Err(Miss::broken_off()),
+                };
+            }
+        }
+    }
+}
+
+/// An answer that is not streamed, all of it.
+async fn whole_of(mut body: Incoming, mut carrier: Carrier) -> Result<Read, Miss> {
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Miss::broken_off())?.into_data() else { continue };
+        bytes += data.len();
+        if bytes > WHOLE_LIMIT {
+            return Err(Miss::broken(Trouble { failure: carrier::broken_off(), worth_retrying: false }));
+        }
+        pieces.push(carrier.push(data));
+    }
+    pieces.push(carrier.finish());
+    pieces.retain(|piece| !piece.is_empty());
+    if let Standing::Failed(trouble) = carrier.standing() {
+        return Err(Miss::broken(trouble));
+    }
+    let whole = match pieces.len() {
+        1 => pieces.remove(0),
+        _ => {
+            let mut whole = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+            pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
+            whole.freeze()
+        }
+    };
+    Ok((carrier, whole, None))
+}
+
+fn is_comment(event: &[u8]) -> bool {
+    event.split(|byte| *byte == b'\n').all(|line| line.is_empty() || line == b"\r" || line.starts_with(b":"))
+}
+
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
+    let too_large = || Failure::BodyTooLarge { limit_bytes: BODY_LIMIT as u64 };
+    let said = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if said.is_some_and(|bytes| bytes > BODY_LIMIT as u64) {
+        return Err(too_large());
+    }
+    match timeout(BODY_TIME, Limited::new(body, BODY_LIMIT).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) | Err(_) => {
+            Err(Failure::BadBody { field: None, sentence: "The body did not arrive whole.".to_owned() })
+        }
+    }
+}
+
+fn milliseconds(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
+    headers.get(name)?.to_str().ok()?.parse().ok().map(Duration::from_millis)
+}
+
+/// For metrics.
+pub(crate) fn status_class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        200..=299 => "2xx",
+        400..=499 => "4xx",
+        _ => "5xx",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_alone_are_no_answer() {
+        assert!(is_comment(b": keep-alive\n\n") && is_comment(b":\r\n\r\n: x\n\n"));
+        assert!(!is_comment(b": x\n\ndata: {}\n\n"));
+    }
+}

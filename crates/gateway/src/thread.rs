@@ -1,0 +1,89 @@
+//! What an exchange is called in logs, errors, usage and at the target: its own id, the Task's thread, the trace.
+
+use fettle_app::ports::clock::IdSource;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
+const REQUEST: HeaderName = HeaderName::from_static("x-request-id");
+/// Anthropic's name for it.
+const REQUEST_AS_ANTHROPIC: HeaderName = HeaderName::from_static("request-id");
+/// Pass through as they are.
+const TRACES: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+/// A longer id is replaced by one of ours.
+const MAX_ID_BYTES: usize = 128;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Thread {
+    pub(crate) request: HeaderValue,
+    pub(crate) correlation: HeaderValue,
+}
+
+impl Thread {
+    pub(crate) fn of(headers: &HeaderMap, ids: &dyn IdSource) -> Self {
+        let request = given(headers, &REQUEST).unwrap_or_else(|| made("req", ids));
+        let correlation = given(headers, &CORRELATION).unwrap_or_else(|| made("corr", ids));
+        Self { request, correlation }
+    }
+
+    pub(crate) fn request(&self) -> &str {
+        self.request.to_str().unwrap_or_default()
+    }
+
+    pub(crate) fn correlation(&self) -> &str {
+        self.correlation.to_str().unwrap_or_default()
+    }
+
+    pub(crate) fn tell_caller(&self, headers: &mut HeaderMap) {
+        headers.insert(REQUEST, self.request.clone());
+        headers.insert(REQUEST_AS_ANTHROPIC, self.request.clone());
+        headers.insert(CORRELATION, self.correlation.clone());
+    }
+
+    pub(crate) fn tell_target(&self, caller: &HeaderMap, headers: &mut HeaderMap) {
+        headers.insert(REQUEST, self.request.clone());
+        headers.insert(CORRELATION, self.correlation.clone());
+        for name in &TRACES {
+            if let Some(value) = caller.get(name) {
+                headers.insert(name, value.clone());
+            }
+        }
+    }
+}
+
+/// What a caller gave, if it is fit for a log: visible ASCII without spaces and quotes.
+fn given(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    let value = headers.get(name)?;
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
+    (!value.is_empty() && value.len() <= MAX_ID_BYTES && value.as_bytes().iter().all(plain)).then(|| value.clone())
+}
+
+fn made(prefix: &str, ids: &dyn IdSource) -> HeaderValue {
+    HeaderValue::try_from(format!("{prefix}_{}", ids.uuid().simple())).expect("an id is a prefix and hex digits")
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    struct Seven;
+
+    impl IdSource for Seven {
+        fn uuid(&self) -> Uuid {
+            Uuid::from_u128(7)
+        }
+    }
+
+    #[test]
+    fn given_ids_stay_and_what_could_spoil_a_log_is_replaced() {
+        let of = |id: &'static str| {
+            let headers = HeaderMap::from_iter([(REQUEST, HeaderValue::from_static(id))]);
+            Thread::of(&headers, &Seven).request().to_owned()
+        };
+        assert_eq!(of("req-1.a:b/c"), "req-1.a:b/c");
+        for wrong in ["", "a b", "a\"b"] {
+            assert_eq!(of(wrong), "req_00000000000000000000000000000007", "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Cuts a streamed answer into its events, wherever the network cut it.
+
+use bytes::{Bytes, BytesMut};
+use memchr::memchr;
+
+use crate::protocol::Framing;
+
+/// One event. The largest that is known is a whole answer at the end of a Responses stream.
+pub(crate) const FRAME_MAX: usize = 32 * 1024 * 1024;
+
+/// Bytes that wait for the end of their event. Each byte is looked at once.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    framing: Framing,
+    waiting: BytesMut,
+    /// Where the line that is not complete yet begins.
+    line: usize,
+    /// Up to where no end of a line was found.
+    seen: usize,
+}
+
+/// An event does not end.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TooLong;
+
+impl Frames {
+    pub(crate) fn new(framing: Framing) -> Self {
+        Self { framing, waiting: BytesMut::new(), line: 0, seen: 0 }
+    }
+
+    pub(crate) fn push(&mut self, chunk: &[u8]) {
+        self.waiting.extend_from_slice(chunk);
+    }
+
+    /// The next whole event, with the blank line or line feed that ends it.
+    pub(crate) fn next(&mut self) -> Result<Option<Bytes>, TooLong> {
+        while let Some(found) = memchr(b'\n', &self.waiting[self.seen..]) {
+            let feed = self.seen + found;
+            let blank = matches!(&self.waiting[self.line..feed], b"" | b"\r");
+            self.seen = feed + 1;
+            self.line = feed + 1;
+            if blank || self.framing == Framing::Lines {
+                return Ok(Some(self.take(feed + 1)));
+            }
+        }
+        self.seen = self.waiting.len();
+        if self.waiting.len() > FRAME_MAX { Err(TooLong) } else { Ok(None) }
+    }
+
+    /// What waits: at the end of a stream an event that lost its end, or that of a server that ends without one.
+    pub(crate) fn rest(&mut self) -> Bytes {
+        let whole = self.waiting.len();
+        self.take(whole)
+    }
+
+    fn take(&mut self, bytes: usize) -> Bytes {
+        self.line = 0;
+        self.seen = 0;
+        self.waiting.split_to(bytes).freeze()
+    }
+}
+
+/// The data of one frame: for events their `data` lines, for lines the line. `None`: a comment, or nothing.
+pub(crate) fn data(framing: Framing, frame: &Bytes) -> Option<Bytes> {
+    if framing == Framing::Lines {
+        let text = frame.trim_ascii();
+        return (!text.is_empty()).then(|| frame.slice_ref(text));
+    }
+    let mut found: Option<Bytes> = None;
+    let mut rest: &[u8] = frame;
+    while !rest.is_empty() {
+        let end = memchr(b'\n', rest).unwrap_or(rest.len());
+        let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
+        rest = &rest[(end + 1).min(rest.len())..];
+        let Some(value) = line.strip_prefix(b"data:") else { continue };
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        found = Some(match found {
+            None => frame.slice_ref(value),
+            Some(before) => [&before, &b"\n"[..], value].concat().into(),
+        });
+    }
+    found.filter(|data| !data.is_empty())
+}
