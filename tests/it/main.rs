@@ -7,6 +7,7 @@ mod fix;
 mod github;
 mod hostile_issues;
 mod hostile_models;
+mod inference;
 mod intake;
 mod ledger;
 mod nix;

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::ports::serving::{Demand, EngineHost, EngineMeter, HostError, Load, Since, Supply, World};
+use crate::vitals::Pulse;
 
 pub use catalog::{Catalog, LocalModel, LocalRecipe};
 pub use placer::{Command, Facts, Placer, Step};
@@ -42,6 +43,7 @@ pub struct Ports {
     /// Whether an engine loads or leaves: memory has to be sampled more often meanwhile.
     pub in_change: watch::Sender<bool>,
     pub status: watch::Sender<Arc<Status>>,
+    pub pulse: Pulse,
     /// Told once each, for logs, metrics and the admin API.
     pub notices: tokio::sync::mpsc::UnboundedSender<Notice>,
 }
@@ -60,12 +62,16 @@ pub async fn run(mut placer: Placer, mut ports: Ports, since: Since, stop: Cance
         () = stop.cancelled() => return Ok(()),
     };
     tell(&ports, placer.adopt(adopted, since.millis()));
-    tokio::select! {
-        seen = ports.world.wait_for(|world| !world.pools.is_empty()) => if seen.is_err() { return Ok(()) },
-        () = stop.cancelled() => return Ok(()),
-    }
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while ports.world.borrow().pools.is_empty() {
+        // A driver that wakes its GPUs takes a minute, and nothing is wrong meanwhile.
+        ports.pulse.beat();
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
     loop {
         let facts = Facts {
             now: since.millis(),
@@ -88,6 +94,7 @@ pub async fn run(mut placer: Placer, mut ports: Ports, since: Since, stop: Cance
         ports.in_change.send_if_modified(|before| std::mem::replace(before, in_change) != in_change);
         ports.status.send_replace(Arc::new(status));
         tell(&ports, notices);
+        ports.pulse.beat();
         tokio::time::sleep(MIN_PAUSE).await;
         let gone = tokio::select! {
             changed = ports.world.changed() => changed.is_err(),

@@ -347,7 +347,7 @@ fn models(flags: &Flags, config: &Config) -> Result<Vec<Arc<dyn Model>>> {
         Some(name) if !known.contains(&name.as_str()) => {
             bail!("no model is called `{name}`; known: {}", known.join(", "))
         }
-        _ => fettle_worker::models(config),
+        _ => fettle_worker::models(config, None),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use fettle_agent::solve::Unwatched;
 use fettle_app::live::Live;
 use fettle_app::running::Stay;
@@ -15,7 +15,10 @@ use fettle_runtime::reload::{Keys, Reload};
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::systemd::Manager;
 use fettle_runtime::{secrets, shutdown, system, telemetry};
-use fettle_worker::{AgentParts, WorkerParts, timing};
+use fettle_worker::{AgentParts, ModelGateway, WorkerParts, timing};
+use prometheus::Registry;
+use secrecy::SecretString;
+use tokio::net::TcpListener;
 use tracing::{error, info, warn};
 
 use crate::Common;
@@ -33,6 +36,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     // One process, one cache: publisher and worker share the mirrors.
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
     let timing = timing(environment);
+    let registry = Registry::new();
     let running = fettle_dashboard::start(Start {
         config: &config,
         data: &data,
@@ -43,10 +47,28 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         probing: fettle_dashboard::probing(environment),
         listener,
         internal: None,
+        registry: registry.clone(),
         supervisor: &supervisor,
     })
     .await?;
     tell(&config, &data, &credentials, running.address);
+    let gateway = ModelGateway { url: String::new(), key: SecretString::from(running.ids.uuid().to_string()) };
+    let inference = fettle_inference::start(fettle_inference::Start {
+        config: &config,
+        environment,
+        data: &data,
+        listener: gateway_listener(&config).await?,
+        keys: vec![fettle_inference::workers_key(gateway.key.clone())],
+        run_token_key: None,
+        clock: Arc::new(system::SystemClock),
+        ids: running.ids.clone(),
+        registry: &registry,
+        vitals: &running.vitals,
+        supervisor: &supervisor,
+    })
+    .await?;
+    info!("models are served on http://{}, by the APIs of OpenAI, Anthropic and Ollama", inference.address);
+    let gateway = ModelGateway { url: format!("http://{}", inference.address), ..gateway };
     config.agent.unmet_needs().iter().for_each(|unmet| warn!("missing: {unmet}"));
 
     let paths = Live::new(config.forge.paths.clone());
@@ -60,7 +82,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         keep: false,
         paths: paths.clone(),
     };
-    match fettle_worker::agent(parts, fettle_worker::models(&config)?).await {
+    match fettle_worker::agent(parts, fettle_worker::models(&config, Some(&gateway))?).await {
         Ok(agent) => {
             let report = agent.sandbox.report();
             info!("sandbox level {}", report.level.name());
@@ -115,9 +137,28 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     manager.stopping();
     running.draining();
     let ended = supervisor.ended().await;
+    inference.close().await;
     running.close().await;
     info!("fettle has stopped");
     Ok(ended?)
+}
+
+/// The usual address is taken where another Fettle has it; one that somebody chose is not exchanged for another.
+async fn gateway_listener(config: &Config) -> Result<TcpListener> {
+    if let Some(address) = &config.gateway.listen {
+        let refused = || format!("could not listen on {address}; choose another address with gateway.listen");
+        return TcpListener::bind(address).await.with_context(refused);
+    }
+    match TcpListener::bind(fettle_inference::LISTEN).await {
+        Ok(listener) => Ok(listener),
+        Err(error) => {
+            warn!(
+                "models are served on another port than {}: {error}; gateway.listen chooses one",
+                fettle_inference::LISTEN
+            );
+            TcpListener::bind("127.0.0.1:0").await.context("could not listen on any port of loopback")
+        }
+    }
 }
 
 /// What listens, what is configured, what is missing and what to do next.

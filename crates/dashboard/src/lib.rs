@@ -68,6 +68,8 @@ pub struct Start<'a> {
     /// For the worker API, health and metrics; absent in one process, whose one listener carries health and metrics too.
     pub internal: Option<TcpListener>,
     /// Owns every task of the dashboard.
+    /// Metrics of the process; others of its parts may be there as well.
+    pub registry: Registry,
     pub supervisor: &'a Supervisor,
 }
 
@@ -153,7 +155,8 @@ pub fn probing(environment: &Environment) -> ProbeTiming {
 
 /// Builds all parts and starts their tasks. Contacts nobody: the forge is asked when there is work.
 pub async fn start(start: Start<'_>) -> Result<Running> {
-    let Start { config, data, credentials, git, broker, timing, probing, listener, internal, supervisor } = start;
+    let Start { config, data, credentials, git, broker, timing, probing, listener, internal, registry, supervisor } =
+        start;
     let shutdown = supervisor.shutdown().clone();
     let clock: Arc<dyn Clock> = Arc::new(system::SystemClock);
     let ids: Arc<dyn IdSource> = Arc::new(system::RandomIds);
@@ -172,7 +175,6 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     };
     let store = Store::open(config, data, opening).await.context("while opening the ledger")?;
     let ledger = store.ledger();
-    let registry = Registry::new();
     let metrics = HttpMetrics::register(&registry)?;
     let vitals = Arc::new(Vitals::default());
     let health = Arc::new(Health::new(probing, clock.clone(), vitals.clone()));

@@ -16,6 +16,7 @@ use fettle_runtime::reload::Reload;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::systemd::{Manager, PassedSockets, SocketError};
 use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
+use prometheus::Registry;
 use tracing::{info, warn};
 
 /// Webhooks, API, ledger and publisher of Fettle.
@@ -85,6 +86,7 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
         probing: probing(&environment),
         listener,
         internal: Some(internal),
+        registry: Registry::new(),
         supervisor: &supervisor,
     })
     .await?;

@@ -73,9 +73,12 @@ impl Devices {
         stop: CancellationToken,
     ) {
         self.look_at_host();
+        // Nothing is told before the GPUs were looked for: a plan without them would refuse their models for good.
+        let (mut driver, mut xids) = tokio::select! {
+            begun = self.begin() => begun,
+            () = stop.cancelled() => return,
+        };
         world.send_replace(Arc::new(self.world()));
-        let mut driver = None;
-        let mut xids = None;
         let mut memory = every(MEMORY_IN_CHANGE);
         let mut memory_at = self.since.millis();
         let mut activity = every(ACTIVITY);
@@ -83,15 +86,12 @@ impl Devices {
         let mut condition = every(CONDITION);
         let mut enumeration = every(ENUMERATION);
         let mut again = every(DRIVER_AGAIN);
+        again.reset();
         loop {
             let looked = tokio::select! {
                 () = stop.cancelled() => break,
                 _ = again.tick(), if driver.is_none() && self.paths.is_some() => {
-                    driver = self.start().await;
-                    xids = match &driver {
-                        Some(driver) => self.meet(driver).await,
-                        None => None,
-                    };
+                    (driver, xids) = self.begin().await;
                     Ok(())
                 }
                 order = orders.recv() => match order {
@@ -140,6 +140,15 @@ impl Devices {
         if let Some(driver) = driver {
             driver.close(CALL_TIMEOUT).await;
         }
+    }
+
+    async fn begin(&mut self) -> (Option<Driver>, Option<Xids>) {
+        let driver = self.start().await;
+        let xids = match &driver {
+            Some(driver) => self.meet(driver).await,
+            None => None,
+        };
+        (driver, xids)
     }
 
     async fn start(&mut self) -> Option<Driver> {

@@ -3,7 +3,11 @@
 pub mod admin;
 pub mod catalog;
 pub mod devices;
+pub mod health;
 mod meters;
 pub mod metrics;
 pub mod quarantine;
+mod start;
 pub mod weights;
+
+pub use start::{LISTEN, Running, Start, start, workers_key};

@@ -82,9 +82,23 @@ impl DataDir {
         self.root.join("quarantine.json")
     }
 
-    /// Records and logs of engines.
+    /// What models were used for.
+    pub fn usage(&self) -> Utf8PathBuf {
+        self.root.join("usage")
+    }
+
+    /// Records, keys and sockets of engines that run, and nothing else: what does not belong there is thrown away.
     pub fn engines(&self) -> Utf8PathBuf {
         self.root.join("engines")
+    }
+
+    pub fn engine_logs(&self) -> Utf8PathBuf {
+        self.root.join("engine-logs")
+    }
+
+    /// The engines' home: kernels that one life compiled serve the next.
+    pub fn engine_home(&self) -> Utf8PathBuf {
+        self.cache.join("engines")
     }
 
     /// The publisher's mirrors; never shared with a worker of another process.

@@ -165,15 +165,15 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// `foreign_grew`: somebody else took memory during the load, so the claim was not too small.
-    pub(super) fn count(&mut self, class: ExitClass, now: Millis, foreign_grew: bool) -> Option<Millis> {
+    /// Until when it is not tried again. `foreign_grew`: somebody else took memory during the load, so the claim was not too
+    /// small.
+    pub(super) fn count(&mut self, phase: Phase, class: ExitClass, now: Millis, foreign_grew: bool) -> Option<Millis> {
         self.in_a_row += 1;
-        if class == ExitClass::OutOfMemory && !foreign_grew {
-            self.raised += 1;
-            // With more memory it may well load now.
-            if self.in_a_row == 1 {
-                return None;
-            }
+        let too_small = class == ExitClass::OutOfMemory && !foreign_grew;
+        self.raised += u32::from(too_small);
+        // It loaded once, or will with more memory.
+        if self.in_a_row == 1 && (too_small || phase == Phase::Serve) {
+            return None;
         }
         let doubled = BACKOFF.times(1 << (self.in_a_row - 1).min(8));
         Some(now + doubled.min(MAX_BACKOFF))

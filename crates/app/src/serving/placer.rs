@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fettle_placement::device::Pool;
-use fettle_placement::engine::{EngineState, Presence, Seat};
+use fettle_placement::engine::{EngineState, Presence, Seat, on_pool};
 use fettle_placement::id::{EngineId, Epoch, OwnerId, PoolId, RecipeId};
 use fettle_placement::memory_ledger::{accounts, admits};
 use fettle_placement::placement::{Barrier, Intent, Placement, Reason};
@@ -83,6 +83,11 @@ impl Placer {
             metering: Metering::default(),
             told: Told::default(),
         }
+    }
+
+    /// What is there before the first step: every model, and none of them refused.
+    pub fn at_first(&self) -> Supply {
+        supply(&self.catalog, self.held.values(), &Placement::default())
     }
 
     pub fn recipes(&self) -> Vec<Recipe> {
@@ -194,7 +199,9 @@ impl Placer {
                     step.commands.push(Command::Forget(id.clone(), held.epoch));
                     let foreign_grew = foreign_grew(held, &facts.world, ours);
                     let failures = self.failures.entry(held.seat.recipe.clone()).or_default();
-                    let wait = ended.failed_in.and_then(|_| failures.count(ended.exit.class, facts.now, foreign_grew));
+                    let wait = ended
+                        .failed_in
+                        .and_then(|phase| failures.count(phase, ended.exit.class, facts.now, foreign_grew));
                     held.observed.clear();
                     match wait {
                         Some(until) => held.state = EngineState::Backoff { until },
@@ -386,12 +393,16 @@ impl Placer {
             held.seat.devices.iter().map(|id| LaunchDevice { id: id.clone(), nth: nth(id) }).collect();
         let first = held.seat.devices.first().and_then(|id| world.devices.iter().find(|device| device.id == *id));
         let pool = first.and_then(|device| world.pools.iter().find(|pool| pool.id == device.pool));
+        let own = pool.map_or(Bytes::ZERO, |pool| on_pool(&held.seat.claims, &pool.id));
+        let parts = local.footprint.shards.first().copied().unwrap_or_default();
         Some(LaunchOrder {
             seat: held.seat.clone(),
             epoch: held.epoch,
             recipe: local.recipe.clone(),
             weights: local.weights.clone(),
             devices,
+            claim: own,
+            scratch: parts.compute + parts.context + parts.extra,
             total: pool.map_or(Bytes::ZERO, |pool| pool.cap),
             free: pool.map_or(Bytes::ZERO, |pool| pool.free),
         })

@@ -19,8 +19,9 @@ const MAX_TP: u8 = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gateway {
-    /// Where models are served to workers and other programs. Without a key of `keys_file`, leave it on loopback.
-    pub listen: String,
+    /// Where models are served to workers and other programs; default: `127.0.0.1:8484`. Others than this machine reach it
+    /// only with `keys_file`.
+    pub listen: Option<String>,
     /// Where workers find the gateway, as in `http://gpu-host:8484`; default: with `fettle up` its own, else none, and workers
     /// speak to each model's server themselves.
     pub url: Option<String>,
@@ -34,13 +35,7 @@ pub struct Gateway {
 
 impl Default for Gateway {
     fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:8484".into(),
-            url: None,
-            keys_file: None,
-            max_wait: Span(Duration::from_secs(300)),
-            models: Vec::new(),
-        }
+        Self { listen: None, url: None, keys_file: None, max_wait: Span(Duration::from_secs(300)), models: Vec::new() }
     }
 }
 
@@ -285,10 +280,14 @@ impl RecipeConfig {
 
 impl Gateway {
     pub(super) fn check(&self) -> Result<(), String> {
-        let Ok(address) = self.listen.parse::<SocketAddr>() else {
-            return Err(format!("gateway.listen: `{}` is not an address and port such as 127.0.0.1:8484", self.listen));
+        let address = match self.listen.as_deref().map(str::parse::<SocketAddr>) {
+            Some(Ok(address)) => Some(address),
+            Some(Err(_)) => return Err("gateway.listen is not an address and port such as 127.0.0.1:8484".to_owned()),
+            None => None,
         };
-        if !address.ip().is_loopback() && self.keys_file.is_none() {
+        if let Some(address) = address.filter(|address| !address.ip().is_loopback())
+            && self.keys_file.is_none()
+        {
             return Err(format!(
                 "gateway.listen: others than this machine reach {address}, so gateway.keys_file has to say who may ask"
             ));

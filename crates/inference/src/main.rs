@@ -1,0 +1,106 @@
+//! `fettle-inference`: the models of this machine, and the gateway to all models.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use camino::Utf8PathBuf;
+use clap::Parser;
+use fettle_app::vitals::Vitals;
+use fettle_inference::health::Health;
+use fettle_inference::{LISTEN, Start, start, workers_key};
+use fettle_runtime::config::Config;
+use fettle_runtime::data::DataDir;
+use fettle_runtime::environment::Environment;
+use fettle_runtime::supervisor::Supervisor;
+use fettle_runtime::systemd::Manager;
+use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+/// Runs the models of this machine and answers for all models.
+#[derive(Parser)]
+#[command(version)]
+struct Flags {
+    /// The configuration; the same file as the dashboard's.
+    #[arg(long)]
+    config: Option<Utf8PathBuf>,
+    /// Where records of engines, usage and quarantines are kept.
+    #[arg(long)]
+    data_dir: Option<Utf8PathBuf>,
+    /// Serve health and metrics at this address, as in 127.0.0.1:9484; without it nothing does.
+    #[arg(long, value_name = "ADDRESS")]
+    internal_listen: Option<SocketAddr>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What and why for a person; a backtrace would only hide it.
+            let _ = writeln!(std::io::stderr().lock(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    install_tls();
+    let flags = Flags::parse();
+    let environment = Environment::of_process();
+    let config = Config::load(flags.config.as_deref(), &environment)?;
+    telemetry::init(&config.telemetry, "fettle-inference", &environment).map_err(anyhow::Error::msg)?;
+    let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
+    secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
+    let supervisor = Supervisor::default();
+    let _hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
+    let manager = Manager::of(&environment);
+    let (registry, vitals) = (Registry::new(), Arc::new(Vitals::default()));
+    if let Some(address) = flags.internal_listen {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("could not listen on {address}; choose another address with --internal-listen"))?;
+        info!("health listens on http://{}", listener.local_addr().context("while listening")?);
+        let health = Health { registry: registry.clone(), vitals: vitals.clone() };
+        let stop = supervisor.shutdown().clone();
+        let serving = fettle_api::serve(listener, health.router(), stop, supervisor.tasks().clone());
+        supervisor.spawn("the health listener", serving);
+    }
+    // Workers show the key that they show to the dashboard.
+    let keys = config.auth.worker_key_file.as_deref().map(secrets::read).transpose()?.map(workers_key);
+    let address = config.gateway.listen.as_deref().unwrap_or(LISTEN);
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("could not listen on {address}; choose another address with gateway.listen"))?;
+    let running = start(Start {
+        config: &config,
+        environment: &environment,
+        data: &data,
+        listener,
+        keys: keys.into_iter().collect(),
+        run_token_key: None,
+        clock: Arc::new(system::SystemClock),
+        ids: Arc::new(system::RandomIds),
+        registry: &registry,
+        vitals: &vitals,
+        supervisor: &supervisor,
+    })
+    .await?;
+    info!(
+        "fettle-inference {} answers for {} models on http://{}",
+        env!("CARGO_PKG_VERSION"),
+        config.gateway.models.len(),
+        running.address
+    );
+    manager.feed_watchdog(&vitals, &supervisor);
+    manager.serving(&format!("Serving models on {}", running.address));
+    supervisor.shutdown().cancelled().await;
+    manager.stopping();
+    let ended = supervisor.ended().await;
+    running.close().await;
+    Ok(ended?)
+}
