@@ -288,9 +288,9 @@ fn read_content(fields: &mut Fields<'_, '_>, notes: &mut Notes) -> Result<Vec<Pa
 
 fn read_part(raw: &RawValue, at: &At<'_>, notes: &mut Notes) -> Result<Part, Refused> {
     let mut part = Fields::of(raw, at)?;
-    match part.require_text("type")?.as_str() {
-        "text" => Ok(Part::Text(part.require_text("text")?)),
-        "refusal" => Ok(Part::Text(part.require_text("refusal")?)),
+    let read = match part.require_text("type")?.as_str() {
+        "text" => Part::Text(part.require_text("text")?),
+        "refusal" => Part::Text(part.require_text("refusal")?),
         "image_url" => {
             let at = at.key("image_url");
             let mut image = Fields::of(part.require("image_url")?, &at)?;
@@ -298,10 +298,12 @@ fn read_part(raw: &RawValue, at: &At<'_>, notes: &mut Notes) -> Result<Part, Ref
             if image.text("detail")?.is_some_and(|detail| detail != "auto") {
                 notes.hint("image_url.detail");
             }
-            Ok(Part::Image(image_of(url)))
+            Part::Image(image_of(url))
         }
-        _ => Err(at.unsupported("is of a kind that cannot be translated; `text` and `image_url` can")),
-    }
+        _ => return Err(at.unsupported("is of a kind that cannot be translated; `text` and `image_url` can")),
+    };
+    notes.rest(&part);
+    Ok(read)
 }
 
 /// `data:image/png;base64,…` holds the picture itself.
