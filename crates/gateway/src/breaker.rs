@@ -151,7 +151,7 @@ mod tests {
         for _ in 0..3 {
             (0..4).for_each(|_| breaker.record(Outcome::Failed, now));
             breaker.record(Outcome::Good, now);
-            (0..4).for_each(|_| breaker.record(Outcome::Good, now));
+            (0..6).for_each(|_| breaker.record(Outcome::Good, now));
         }
         assert_eq!(breaker.permit(now), Permit::Open);
     }
@@ -217,7 +217,8 @@ mod tests {
                     breaker.probe(now);
                 }
                 breaker.record([Outcome::Good, Outcome::Failed, Outcome::Neutral, Outcome::Misconfigured, Outcome::Failed][usize::from(event)], now);
-                prop_assert!(!matches!(breaker.permit(now + LONGEST_PAUSE), Permit::Closed { .. }));
+                let closed = matches!(breaker.permit(now + LONGEST_PAUSE), Permit::Closed { .. });
+                prop_assert!(!closed);
             }
         }
     }

@@ -344,7 +344,7 @@ impl Desk {
         let mut over = false;
         ask.sources.iter().take_while(move |source| {
             let before = over;
-            over = self.sources.get(source).is_some_and(|book| book.may_serve_soon(&self.targets, now));
+            over = self.sources.get(*source).is_some_and(|book| book.may_serve_soon(&self.targets, now));
             !before
         })
     }

@@ -313,14 +313,13 @@ impl Attempt<'_> {
         let sent = Instant::now();
         let allowed = if order.peek.stream { upstream.first_byte } else { self.front.timeouts.whole_answer };
         let until = order.deadline.map_or(sent + allowed, |deadline| deadline.min(sent + allowed));
-        let from = sending.protocol;
         let response = match timeout_at(until, upstream.send(sending)).await {
             Err(_) => return Err(Miss::slow()),
             Ok(Err(error)) => return Err(Miss::unsent(&error, upstream, &order.thread)),
             Ok(Ok(response)) => response,
         };
         if !response.status().is_success() {
-            return Err(self.refused(response, from, upstream, &order.thread).await);
+            return Err(self.refused(response, upstream, &order.thread).await);
         }
         let body = response.into_body();
         let read =
@@ -332,19 +331,13 @@ impl Attempt<'_> {
         Ok(Begun { carrier, first, rest, first_byte: sent.elapsed(), dropped })
     }
 
-    async fn refused(
-        &self,
-        response: http::Response<Incoming>,
-        protocol: Protocol,
-        upstream: &Upstream,
-        thread: &Thread,
-    ) -> Miss {
+    async fn refused(&self, response: http::Response<Incoming>, upstream: &Upstream, thread: &Thread) -> Miss {
         let (head, body) = response.into_parts();
         let read = timeout(ERROR_TIME, Limited::new(body, ERROR_BYTES).collect()).await;
         let body = read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let pause = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let status = head.status.as_u16();
-        let error = read_error(protocol, status, pause, &body);
+        let error = read_error(status, pause, &body);
         let miss = Miss::refused(&error);
         if miss.outcome == Outcome::Misconfigured {
             warn!(request.id = thread.request(), http.status = status, "{} does not accept our key", upstream.name);

@@ -5,6 +5,6 @@ mod request;
 
 pub(crate) use answer::{Reader, Writer, whole};
 pub(crate) use request::{
-    EFFORTS, image_of, of_effort, read, read_function, read_sampling, read_stop, texts, to_effort, url_of, write,
-    write_function, write_sampling,
+    EFFORTS, image_of, of_effort, of_three, read, read_function, read_sampling, read_stop, texts, to_effort, url_of,
+    write, write_function, write_instructions, write_sampling,
 };

@@ -242,7 +242,7 @@ proptest! {
         let mut desk = desk(&[(local("m"), facts(&all))], now);
         let mut held: Vec<Grant> = Vec::new();
         let mut inside: Vec<u64> = Vec::new();
-        let mut called_for = |called: Vec<Called>, inside: &mut Vec<u64>, held: &mut Vec<Grant>| {
+        let called_for = |called: Vec<Called>, inside: &mut Vec<u64>, held: &mut Vec<Grant>| {
             for one in called {
                 let place = inside.iter().position(|waiter| *waiter == one.waiter);
                 prop_assert!(place.is_some(), "called twice or never came");

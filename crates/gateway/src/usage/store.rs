@@ -111,13 +111,14 @@ impl Store {
     /// Writes until it is dropped. May be dropped at any time: what a write in progress holds is written, the rest waits.
     pub(crate) async fn run(self: &Arc<Self>) {
         loop {
-            self.more.notified().await;
-            tokio::time::sleep(GATHER).await;
-            while !self.waiting().is_empty() {
-                if !self.flush().await {
-                    tokio::time::sleep(TRY_AGAIN).await;
-                }
+            if self.is_writable() {
+                self.more.notified().await;
+                tokio::time::sleep(GATHER).await;
+            } else {
+                // Also without records: whoever has a budget brings none as long as nothing can be written.
+                tokio::time::sleep(TRY_AGAIN).await;
             }
+            self.flush().await;
         }
     }
 

@@ -92,7 +92,7 @@ async fn a_stream_that_breaks_before_its_first_piece_is_tried_again() {
 async fn silence_ends_a_request_and_a_stream() {
     let upstream = Upstream::start().await;
     let world = World::with(served(vec![upstream.engine("e1", 4)]), |settings| {
-        settings.timeouts.first_byte_local = Duration::from_millis(300);
+        settings.timeouts.first_byte_local = Duration::from_secs(1);
         settings.timeouts.between_chunks = Duration::from_millis(100);
     })
     .await;

@@ -85,6 +85,16 @@ impl World {
     }
 
     pub(crate) async fn within(folder: tempfile::TempDir, supply: Supply, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::on(0, folder, supply, change).await
+    }
+
+    /// `port`: 0 for any.
+    pub(crate) async fn on(
+        port: u16,
+        folder: tempfile::TempDir,
+        supply: Supply,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let mut settings = Settings::new(Utf8PathBuf::from_path_buf(folder.path().join("usage")).unwrap());
         settings.keys = vec![StaticKey {
             key: KEY.to_owned().into(),

@@ -261,7 +261,7 @@ pub(crate) fn write(request: &Request, target: &Target<'_>, dropped: &mut Droppe
             body.put("stream", true);
         }
         write_tools(body, request);
-        write_sampling(body, &request.sampling, dropped);
+        write_sampling(body, &request.sampling, thinks(request.thinking), dropped);
         if !request.stop.is_empty() {
             body.put("stop_sequences", &request.stop);
         }
@@ -395,11 +395,25 @@ fn write_tools(body: &mut Object<'_>, request: &Request) {
     });
 }
 
-fn write_sampling(body: &mut Object<'_>, sampling: &Sampling, dropped: &mut Dropped) {
+/// Whether a thought is asked for in the way that takes most ways of choosing a token away.
+fn thinks(thinking: Option<Thinking>) -> bool {
+    matches!(thinking, Some(Thinking::On | Thinking::Budget(_)))
+}
+
+/// Claude takes either a temperature or `top_p`, and neither while it thinks. Source: Anthropic's documentation of
+/// extended thinking and of the migration to Claude 4.
+fn write_sampling(body: &mut Object<'_>, sampling: &Sampling, thinks: bool, dropped: &mut Dropped) {
     // OpenAI's range ends at 2, Anthropic's at 1.
-    body.put_some("temperature", sampling.temperature.map(|temperature| temperature.clamp(0.0, 1.0)));
-    dropped.add_if("temperature", sampling.temperature.is_some_and(|temperature| temperature > 1.0));
-    body.put_some("top_p", sampling.top_p).put_some("top_k", sampling.top_k);
+    let warm = sampling.temperature.map(|temperature| temperature.clamp(0.0, 1.0));
+    let temperature = warm.filter(|_| !thinks);
+    let top_p = sampling.top_p.filter(|_| !thinks && temperature.is_none());
+    let top_k = sampling.top_k.filter(|_| !thinks);
+    body.put_some("temperature", temperature).put_some("top_p", top_p).put_some("top_k", top_k);
+    // A thinking model's temperature is 1.
+    dropped
+        .add_if("temperature", sampling.temperature != temperature && !(thinks && sampling.temperature == Some(1.0)));
+    dropped.add_if("top_p", sampling.top_p != top_p);
+    dropped.add_if("top_k", sampling.top_k != top_k);
     dropped.add_if("min_p", sampling.min_p.is_some());
     dropped.add_if("seed", sampling.seed.is_some());
     dropped.add_if("frequency_penalty", sampling.frequency_penalty.is_some());

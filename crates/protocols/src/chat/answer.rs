@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::answer::{Head, Unreadable, is_error};
-use crate::event::{Event, Usage};
+use crate::event::{Event, Finish, Usage};
 use crate::finish;
 use crate::json::{self, Object, text_of};
 use crate::story::{Collected, Piece, Story};
@@ -38,6 +38,9 @@ struct Choice<'a> {
     message: Option<Said<'a>>,
     #[serde(borrow)]
     finish_reason: Option<Cow<'a, str>>,
+    /// vLLM's: the stop text or the number of the stop token.
+    #[serde(borrow)]
+    stop_reason: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -85,7 +88,11 @@ impl Reader {
                 self.say(said, story)?;
             }
             if let Some(reason) = choice.finish_reason {
-                story.finish(finish::of_chat(&reason));
+                let text = choice.stop_reason.and_then(|raw| text_of(raw.get()));
+                story.finish(match (finish::of_chat(&reason), text) {
+                    (Finish::Stop, Some(text)) => Finish::StopText(Some(text.into_owned())),
+                    (finish, _) => finish,
+                });
             }
         }
         Ok(())

@@ -170,6 +170,15 @@ pub(crate) fn to_effort(thinking: Thinking) -> Option<&'static str> {
     }
 }
 
+/// The efforts that open models and their engines know.
+pub(crate) fn of_three(effort: &'static str) -> &'static str {
+    match effort {
+        "minimal" => "low",
+        "xhigh" => "high",
+        effort => effort,
+    }
+}
+
 fn read_tools(fields: &mut Fields<'_, '_>, notes: &mut Notes) -> Result<(Vec<Tool>, ToolChoice), Refused> {
     let at = *fields.at();
     let mut tools = Vec::new();
@@ -288,9 +297,9 @@ fn read_content(fields: &mut Fields<'_, '_>, notes: &mut Notes) -> Result<Vec<Pa
 
 fn read_part(raw: &RawValue, at: &At<'_>, notes: &mut Notes) -> Result<Part, Refused> {
     let mut part = Fields::of(raw, at)?;
-    match part.require_text("type")?.as_str() {
-        "text" => Ok(Part::Text(part.require_text("text")?)),
-        "refusal" => Ok(Part::Text(part.require_text("refusal")?)),
+    let read = match part.require_text("type")?.as_str() {
+        "text" => Part::Text(part.require_text("text")?),
+        "refusal" => Part::Text(part.require_text("refusal")?),
         "image_url" => {
             let at = at.key("image_url");
             let mut image = Fields::of(part.require("image_url")?, &at)?;
@@ -298,10 +307,12 @@ fn read_part(raw: &RawValue, at: &At<'_>, notes: &mut Notes) -> Result<Part, Ref
             if image.text("detail")?.is_some_and(|detail| detail != "auto") {
                 notes.hint("image_url.detail");
             }
-            Ok(Part::Image(image_of(url)))
+            Part::Image(image_of(url))
         }
-        _ => Err(at.unsupported("is of a kind that cannot be translated; `text` and `image_url` can")),
-    }
+        _ => return Err(at.unsupported("is of a kind that cannot be translated; `text` and `image_url` can")),
+    };
+    notes.rest(&part);
+    Ok(read)
 }
 
 /// `data:image/png;base64,…` holds the picture itself.
@@ -327,7 +338,8 @@ pub(crate) fn write(request: &Request, target: &Target<'_>, dropped: &mut Droppe
     Ok(json::object(|body| {
         body.put("model", target.model);
         body.list("messages", |list| {
-            for message in messages {
+            let turns = write_instructions(list, messages);
+            for message in turns {
                 write_message(list, message, target, dropped);
             }
         });
@@ -427,10 +439,27 @@ fn write_thinking(body: &mut Object<'_>, thinking: Option<Thinking>, target: &Ta
         Thinking::Off | Thinking::On if target.takes_thoughts => body.object("chat_template_kwargs", |out| {
             out.put("enable_thinking", thinking == Thinking::On);
         }),
+        _ if target.takes_thoughts => {
+            body.put_some("reasoning_effort", to_effort(thinking).map(of_three));
+        }
         _ => {
             body.put_some("reasoning_effort", to_effort(thinking));
         }
     }
+}
+
+/// Instructions before the first turn as one message: templates of many open models take no second one. What is left
+/// comes back.
+pub(crate) fn write_instructions<'m>(list: &mut List<'_>, messages: &'m [Message]) -> &'m [Message] {
+    let first_turn = messages.iter().position(|message| message.role != Role::System).unwrap_or(messages.len());
+    let (system, turns) = messages.split_at(first_turn);
+    if !system.is_empty() {
+        let all: Vec<String> = system.iter().map(|message| texts(&message.parts)).collect();
+        list.object(|out| {
+            out.put("role", "system").put("content", all.join("\n\n"));
+        });
+    }
+    turns
 }
 
 fn write_message(list: &mut List<'_>, message: &Message, target: &Target<'_>, dropped: &mut Dropped) {

@@ -122,8 +122,9 @@ impl Writer {
 
     fn write_call(&mut self, head: &Head, out: &mut String) {
         let Some((id, name, arguments)) = self.call.take() else { return };
-        let generate = self.protocol == Protocol::OllamaGenerate;
-        line(head, out, |line| say(line, generate, "", None, &[Piece::Call { id, name, arguments }]));
+        if self.protocol == Protocol::OllamaChat {
+            line(head, out, |line| say(line, false, "", None, &[Piece::Call { id, name, arguments }]));
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 
 use crate::called::Called;
-use crate::chat::{of_effort, read_function, read_stop, texts, to_effort, write_function};
+use crate::chat::{
+    of_effort, of_three, read_function, read_stop, texts, to_effort, write_function, write_instructions,
+};
 use crate::json::{self, At, Fields, List, Object, items, string};
 use crate::notes::{Dropped, Notes, cannot_say};
 use crate::refused::Refused;
@@ -251,7 +253,7 @@ pub(crate) fn write_chat(request: &Request, target: &Target<'_>, dropped: &mut D
         body.put("model", target.model);
         body.list("messages", |list| {
             let mut called = Called::default();
-            for message in messages {
+            for message in write_instructions(list, messages) {
                 write_message(list, message, &called, dropped);
                 called.note(message);
             }
@@ -329,15 +331,7 @@ fn write_common(body: &mut Object<'_>, request: &Request, dropped: &mut Dropped)
             body.put("think", true);
         }
         Some(effort) => {
-            // Ollama knows three efforts.
-            body.put_some(
-                "think",
-                to_effort(effort).map(|word| match word {
-                    "minimal" => "low",
-                    "xhigh" => "high",
-                    word => word,
-                }),
-            );
+            body.put_some("think", to_effort(effort).map(of_three));
         }
     }
     dropped.add_if("user", request.user.is_some());

@@ -106,14 +106,20 @@ impl Writer {
         });
         match &piece {
             Piece::Text(_) | Piece::Refusal(_) => self.part("response.content_part.added", &id, &piece, out),
-            Piece::Thinking { .. } => self.part("response.reasoning_summary_part.added", &id, &piece, out),
-            Piece::Call { .. } => {}
+            // A thought may have no words; its part comes with the first.
+            Piece::Thinking { .. } | Piece::Call { .. } => {}
         }
         self.open = Some(Open { id, piece });
     }
 
     fn grow(&mut self, name: &str, delta: &str, head: &Head, out: &mut String) {
         let place = self.items.len();
+        if let Some(Open { id, piece }) = &self.open
+            && matches!(piece, Piece::Thinking { text, .. } if text.is_empty())
+        {
+            let (id, piece) = (id.clone(), piece.clone());
+            self.part("response.reasoning_summary_part.added", &id, &piece, out);
+        }
         let Some(Open { id, piece }) = &mut self.open else { return };
         match piece {
             Piece::Text(text) | Piece::Refusal(text) | Piece::Thinking { text, .. } => text.push_str(delta),
@@ -156,6 +162,7 @@ impl Writer {
                 });
                 self.part("response.content_part.done", &id, &piece, out);
             }
+            Piece::Thinking { text, .. } if text.is_empty() => {}
             Piece::Thinking { text, .. } => {
                 self.event("response.reasoning_summary_text.done", out, |said| {
                     said.put("item_id", &id).put("output_index", place).put("summary_index", 0).put("text", text);
@@ -252,10 +259,10 @@ fn item_json(id: &str, piece: &Piece, head: &Head, status: &str) -> String {
                 });
             }
             // Thoughts go out as summary, whoever had them: that is what callers show, keep, and send back.
-            Piece::Thinking { signature, .. } => {
+            Piece::Thinking { text, signature } => {
                 item.put("type", "reasoning");
                 item.list("summary", |summary| {
-                    if !begins {
+                    if !begins && !text.is_empty() {
                         summary.object(|part| write_part(part, piece));
                     }
                 });
