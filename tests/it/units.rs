@@ -143,7 +143,9 @@ fn a_service_that_lost_a_wall_or_has_none_does_not_pass_its_gate() {
     }
     let units = Units::lay_out();
     units.change("fettle-dashboard.service", |text| text.replace("NoNewPrivileges=true\n", ""));
-    units.change("fettle-engine@.service", |text| text.replace("DevicePolicy=closed\n", "").replace("ProtectSystem=strict\n", ""));
+    units.change("fettle-engine@.service", |text| {
+        text.replace("DevicePolicy=closed\n", "").replace("ProtectSystem=strict\n", "")
+    });
     units.change("fettle-worker@.service", |text| text.replace("ProtectSystem=strict\n", ""));
     units.change("fettle-backup.service", |_| "[Service]\nExecStart=/bin/true\nUser=fettle\n".to_owned());
     for (name, gate) in GATES {
