@@ -47,6 +47,8 @@ pub(crate) struct Actor {
     kept: Option<Kept>,
     members: Members,
     host_bytes: Bytes,
+    /// What each of its processes was seen to have done and to hold at most.
+    most: BTreeMap<u32, Usage>,
 }
 
 /// Looked at on disk and in `/proc`, in one go.
@@ -54,7 +56,7 @@ struct Look {
     tail: Tail,
     kept: Option<Kept>,
     status: Option<Status>,
-    usage: Usage,
+    usage: Vec<(u32, Usage)>,
     kv_tokens: Option<u64>,
 }
 
@@ -95,6 +97,7 @@ pub(crate) async fn start(shared: Arc<Shared>, order: LaunchOrder, stop: watch::
         kept: None,
         members: Members::default(),
         host_bytes: Bytes::ZERO,
+        most: BTreeMap::new(),
     };
     actor.run().await;
 }
@@ -117,6 +120,7 @@ pub(crate) async fn take_up(shared: Arc<Shared>, record: Record, recipe: Recipe,
         kept: None,
         members: Members::default(),
         host_bytes: Bytes::ZERO,
+        most: BTreeMap::new(),
     };
     actor.run().await;
 }
@@ -223,27 +227,30 @@ impl Actor {
                 return None;
             }
         };
-        let first = self.kept.is_none() && look.kept.is_some();
-        self.kept = look.kept.or(self.kept);
-        if first {
-            let group = self.group();
-            self.members = sight.members(&self.record.engine, self.record.epoch, self.kept, group.as_deref());
-        }
-        if look.kv_tokens.is_some() {
-            self.record.kv_tokens = look.kv_tokens;
-        }
-        let keeper = match self.kept {
-            Some(_) if self.members.keeper.is_some() => Keeper::Alive,
-            Some(_) => Keeper::Ended,
-            None => self.keeper_by_hand().await,
+        // A cache of a sliding window beside the whole one is smaller, and is none that a context must fit into.
+        self.record.kv_tokens = self.record.kv_tokens.max(look.kv_tokens);
+        let keeper = match (self.kept, look.kept) {
+            (Some(_), _) if self.members.keeper.is_some() => Keeper::Alive,
+            (Some(_), _) => Keeper::Ended,
+            // It has begun since the processes were looked at, and is judged by the next look.
+            (None, Some(_)) => Keeper::Alive,
+            (None, None) => self.keeper_by_hand().await,
         };
+        self.kept = look.kept.or(self.kept);
         let ended = look.status.map(|status| {
             let out_of_memory = self.group().is_some_and(|group| cgroup::ran_out_of_memory(&group));
             exit::classify(status, look.tail.lines.iter().map(String::as_str), out_of_memory)
         });
-        let work = Work { log_bytes: look.tail.bytes, read_bytes: look.usage.read, memory_bytes: look.usage.resident };
+        let now: Usage = look.usage.iter().fold(Usage::default(), |sum, (_, usage)| sum.plus(*usage));
+        self.host_bytes = Bytes::new(now.anonymous);
+        for (pid, usage) in look.usage {
+            let most = self.most.entry(pid).or_default();
+            *most = most.most(usage);
+        }
+        // Who has ended has done its part all the same.
+        let done = self.most.values().fold(Usage::default(), |sum, usage| sum.plus(*usage));
+        let work = Work { log_bytes: look.tail.bytes, read_bytes: done.read, memory_bytes: done.resident };
         self.tail = Some(look.tail);
-        self.host_bytes = Bytes::new(look.usage.anonymous);
         Some(Seen {
             keeper,
             processes: self.members.pids.len(),
@@ -335,7 +342,7 @@ impl Actor {
         let closing = self.shared.closing.is_cancelled();
         tokio::select! {
             () = tokio::time::sleep(duration(wait)) => {}
-            _ = self.stop.changed(), if !stopped => {}
+            Ok(()) = self.stop.changed(), if !stopped => {}
             () = self.shared.closing.cancelled(), if !closing => {}
             Some(answer) = probes.join_next() => match answer {
                 Ok(Answer::Token) => self.token_came(answered),
@@ -380,13 +387,13 @@ fn look_at(mut tail: Tail, folder: &Folder, pids: &BTreeSet<u32>, api: &driver::
     let status = folder.status().ok().flatten();
     let mut kv_tokens = None;
     let read = tail.look(|line| {
-        kv_tokens = driver::kv_tokens(api.engine, line).or(kv_tokens);
+        kv_tokens = kv_tokens.max(driver::kv_tokens(api.engine, line));
         !driver::is_echo(api, line)
     });
     if let Err(e) = read {
         warn!(error = &e as &dyn std::error::Error, "an engine's log cannot be read");
     }
-    let usage = pids.iter().fold(Usage::default(), |sum, pid| sum.plus(Usage::of(*pid)));
+    let usage = pids.iter().map(|pid| (*pid, Usage::of(*pid))).collect();
     Look { tail, kept: folder.kept().ok().flatten(), status, usage, kv_tokens }
 }
 

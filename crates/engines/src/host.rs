@@ -137,6 +137,14 @@ impl Engines {
     }
 }
 
+/// Whoever did not wait for [`Engines::close`] still leaves nothing behind: actors end their engines, and without actors the
+/// keepers do.
+impl Drop for Engines {
+    fn drop(&mut self) {
+        self.shared.closing.cancel();
+    }
+}
+
 #[async_trait::async_trait]
 impl EngineHost for Engines {
     async fn adopt(&self, recipes: &[Recipe]) -> Result<Vec<Adopted>, HostError> {

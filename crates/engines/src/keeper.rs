@@ -83,7 +83,13 @@ fn keep(folder: &Folder) -> io::Result<()> {
     folder.write_kept(&Kept { keeper, engine: None })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut kept = Keeper::start(folder, &spec)?;
+        let mut kept = match Keeper::start(folder, &spec) {
+            Ok(kept) => kept,
+            Err(e) => {
+                folder.write_status(Status::NotStarted)?;
+                return Err(e);
+            }
+        };
         kept.watch(&spec).await?;
         kept.end_what_is_left().await
     })

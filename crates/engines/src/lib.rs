@@ -13,6 +13,7 @@ pub mod keeper;
 mod launch;
 pub mod life;
 mod log;
+pub mod models;
 mod probe;
 pub mod record;
 pub mod settings;

@@ -19,6 +19,9 @@ use crate::exit::{self, Status};
 
 /// For what an engine answers without computing.
 const QUICK: Duration = Duration::from_secs(2);
+/// For an engine that loads the model when it is asked, and stops loading when nobody waits: whoever watches its progress ends it
+/// long before.
+const LOAD: Duration = Duration::from_secs(24 * 3600);
 /// Of an answer. One token and what is said about it; a list of models may be longer.
 const ANSWER_BYTES: usize = 1 << 20;
 
@@ -129,7 +132,8 @@ impl Client {
     }
 
     async fn post(&self, path: &str, body: &Value) -> Said {
-        let Some((status, text)) = self.send(Method::POST, path, Some(body), self.token).await else {
+        let within = if self.api.probe == Probe::Ollama { LOAD } else { self.token };
+        let Some((status, text)) = self.send(Method::POST, path, Some(body), within).await else {
             return Said::Nothing;
         };
         match (status.is_success(), serde_json::from_str(&text)) {

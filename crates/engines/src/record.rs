@@ -32,6 +32,8 @@ const RECORD: &str = "record.json";
 const SPEC: &str = "spec.json";
 const KEEPER: &str = "keeper.json";
 const EXIT: &str = "exit.json";
+/// A keeper writes three files in its life.
+const REMOVALS: u32 = 3;
 
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "v")]
@@ -173,6 +175,12 @@ impl Folder {
         // The record first: what is left of the rest names nobody.
         self.remove_file(RECORD)?;
         sync(&self.0)?;
+        // A keeper that has just begun may write once more, and then finds that there is nothing to keep.
+        for _ in 0..REMOVALS {
+            if fs_err::remove_dir_all(&self.0).is_ok() {
+                return Ok(());
+            }
+        }
         fs_err::remove_dir_all(&self.0)
     }
 

@@ -15,7 +15,7 @@ use crate::record::Kept;
 use crate::table::{Identity, Mark, Table};
 
 /// What is older is not looked at again for somebody else.
-const FRESH: Duration = Duration::from_millis(20);
+const FRESH: Duration = Duration::from_millis(5);
 
 pub(crate) struct Sight {
     pub(crate) table: Table,

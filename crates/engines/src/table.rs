@@ -157,6 +157,15 @@ impl Usage {
     }
 
     #[must_use]
+    pub fn most(self, other: Self) -> Self {
+        Self {
+            read: self.read.max(other.read),
+            resident: self.resident.max(other.resident),
+            anonymous: self.anonymous.max(other.anonymous),
+        }
+    }
+
+    #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
             read: self.read.saturating_add(other.read),

@@ -12,7 +12,6 @@ mod memory;
 mod serve;
 
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -54,14 +53,7 @@ fn play(program: &str, arguments: &[String], environment: &[(String, String)]) -
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        if behaviour.has(Fault::IgnoreTerm) {
-            // Kept alive for ever, and heard by nobody.
-            let ignored = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-            Box::leak(Box::new(ignored));
-        }
-        serve::live(order, behaviour, program.to_owned()).await
-    })
+    runtime.block_on(serve::live(order, behaviour, program.to_owned()))
 }
 
 /// Begins its workers, which hold memory of their own.
@@ -72,9 +64,6 @@ pub(crate) fn begin_workers(program: &str, behaviour: &Behaviour) -> io::Result<
         if behaviour.has(Fault::HidingWorkers) {
             command.env_clear();
         }
-        if behaviour.has(Fault::DetachedWorkers) {
-            command.process_group(0);
-        }
         command.spawn()?;
     }
     Ok(())
@@ -84,8 +73,7 @@ fn worker(file: &Path) -> io::Result<ExitCode> {
     let behaviour = Behaviour::read(file)?;
     let parent = rustix::process::getppid();
     if behaviour.has(Fault::DetachedWorkers) {
-        // A leader of its group has no session of its own to begin, which leaves it in the group.
-        let _in_the_group = rustix::process::setsid();
+        rustix::process::setsid()?;
     }
     if let Some(gpu) = &behaviour.gpu {
         memory::allocate(gpu)?;

@@ -72,9 +72,8 @@ pub(crate) fn bad_model(kind: Kind) -> &'static str {
     }
 }
 
-pub(crate) fn driver(_kind: Kind) -> &'static str {
-    "CUDA error: no CUDA-capable device is detected"
-}
+/// Of CUDA, whoever passes it on.
+pub(crate) const NO_DEVICE: &str = "CUDA error: no CUDA-capable device is detected";
 
 pub(crate) fn bad_flag(kind: Kind, flag: &str) -> String {
     match kind {

@@ -78,7 +78,7 @@ async fn load(engine: &Engine, program: &str) -> io::Result<Option<ExitCode>> {
         } else if behaviour.has(Fault::BadModel) {
             lines::bad_model(kind)
         } else if behaviour.has(Fault::Driver) {
-            lines::driver(kind)
+            lines::NO_DEVICE
         } else if behaviour.has(Fault::Stall) {
             std::future::pending::<()>().await;
             continue;
@@ -135,7 +135,7 @@ async fn guard(State(engine): State<Arc<Engine>>, request: Request, next: Next) 
         Kind::Plain => path == "/health",
     };
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let right = engine.order.key.as_ref().is_none_or(|key| given == Some(&format!("Bearer {key}")));
+    let right = engine.order.key.as_ref().is_none_or(|key| given == Some(format!("Bearer {key}").as_str()));
     if !open && !right {
         return (StatusCode::UNAUTHORIZED, Json(json!({"error": {"message": "Invalid API Key"}}))).into_response();
     }

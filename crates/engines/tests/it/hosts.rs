@@ -80,7 +80,8 @@ impl Home {
 
     pub(crate) fn settings(&self) -> Settings {
         let program = |name: &str| Program { program: self.path().join(name), args: Vec::new() };
-        let command = [self.path().join("fake").as_str(), "--socket={socket}", "--ctx={ctx}", "--parallel={parallel}"];
+        let fake = self.path().join("fake");
+        let command = [fake.as_str(), "--socket={socket}", "--ctx={ctx}", "--parallel={parallel}"];
         Settings {
             folder: self.records(),
             logs: self.path().join("logs"),
