@@ -20,6 +20,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 pub(crate) enum Outcome {
     Good,
     Failed,
+    /// An engine at whose address nobody listens: it has ended, and the supply will say so.
+    Gone,
     /// It will not get better by itself: a key that is not accepted.
     Misconfigured,
     /// The caller's fault or wish: says nothing of the target.
@@ -90,6 +92,7 @@ impl Breaker {
             }
             (Outcome::Neutral, State::Probing { pauses, .. }) => self.state = State::Resting { until: now, pauses },
             (Outcome::Neutral, _) => {}
+            (Outcome::Gone, _) => self.open(now + FIRST_PAUSE, 0),
             (Outcome::Misconfigured, _) => self.open(now + LONGEST_PAUSE, u32::MAX),
             (Outcome::Failed, State::Probing { pauses, .. }) => {
                 let pauses = pauses.saturating_add(1);
@@ -141,6 +144,14 @@ mod tests {
         let mut breaker = Breaker::new();
         (0..FAILURES_IN_A_ROW).for_each(|_| breaker.record(Outcome::Failed, now));
         breaker
+    }
+
+    #[test]
+    fn an_engine_that_has_ended_is_not_asked_again_at_once() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new();
+        breaker.record(Outcome::Gone, now);
+        assert_eq!(breaker.permit(now), Permit::Closed { until: now + FIRST_PAUSE });
     }
 
     #[test]

@@ -201,6 +201,12 @@ impl Front {
             let rest = miss.wait.map(|wait| wait.min(LONGEST_REST));
             held.went(Went { outcome: miss.outcome, rest, measured: None });
             drop(held);
+            if miss.outcome == Outcome::Gone {
+                // It reached nobody, so nothing is repeated: it waits for the engine's successor as if it had just come.
+                attempts -= 1;
+                ask.avoid = Some(failing);
+                continue;
+            }
             let failed = Failed {
                 worth_retrying: miss.trouble.worth_retrying,
                 wait: miss.wait,
@@ -371,8 +377,12 @@ impl Miss {
         };
         let sentence = sentence.to_owned();
         let worth_retrying = !matches!(error, SendError::Unsayable(_));
+        let outcome = match error {
+            SendError::Connect(_) if upstream.engine.is_some() => Outcome::Gone,
+            _ => Outcome::Failed,
+        };
         let trouble = Trouble { failure: Failure::UpstreamFailed { sentence }, worth_retrying };
-        Self { trouble, outcome: Outcome::Failed, wait: None }
+        Self { trouble, outcome, wait: None }
     }
 
     fn refused(error: &fettle_protocols::UpstreamError) -> Self {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -19,6 +20,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::devices::Order;
 
+/// Whoever asks waits for it so long; a driver that wakes its GPUs may take longer.
+const FIRST_LOOK: Duration = Duration::from_secs(4);
 /// Events that are kept for whoever looks later.
 const MAX_EVENTS: usize = 1_000;
 
@@ -150,9 +153,14 @@ impl Admin {
     }
 }
 
-async fn status(State(admin): State<Admin>) -> Json<StatusView> {
-    let status = Arc::clone(&admin.status.borrow());
-    Json(view(&status, &admin.models))
+/// Right after the start nobody has looked yet, which is not the same as a machine without devices.
+async fn status(State(admin): State<Admin>) -> Result<Json<StatusView>, (StatusCode, String)> {
+    let mut told = admin.status.clone();
+    let looked = told.wait_for(|status| !status.devices.is_empty());
+    match tokio::time::timeout(FIRST_LOOK, looked).await {
+        Ok(Ok(status)) => Ok(Json(view(&status, &admin.models))),
+        _ => Err((StatusCode::SERVICE_UNAVAILABLE, "the devices are still being looked for; ask again soon".to_owned())),
+    }
 }
 
 async fn events(State(admin): State<Admin>) -> Json<Vec<EventView>> {
