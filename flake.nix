@@ -27,6 +27,7 @@
           inherit (built)
             fettle
             fettle-dashboard
+            fettle-inference
             fettle-installer
             fettle-worker
             ;

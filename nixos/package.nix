@@ -88,6 +88,8 @@ let
     packages = [
       "fettle-cli"
       "fettle-dashboard"
+      "fettle-engines"
+      "fettle-inference"
       "fettle-installer"
       "fettle-sandbox"
       "fettle-worker"
@@ -132,6 +134,16 @@ in
     programs = [
       "fettle-worker"
       "fettle-sandbox"
+    ];
+  };
+
+  # The inference process starts its keeper of engines from the folder that it lies in.
+  fettle-inference = slice {
+    pname = "fettle-inference";
+    description = "Fettle's models: placement on GPUs, engines, and the gateway to them";
+    programs = [
+      "fettle-inference"
+      "fettle-engine-keeper"
     ];
   };
 

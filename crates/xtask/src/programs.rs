@@ -25,7 +25,15 @@ const BENCH_GATEWAY_PACKAGE: &str = "fettle-bench-gateway";
 const BENCH_PLACEMENT: &str = "bench-placement";
 const BENCH_PLACEMENT_PACKAGE: &str = "fettle-bench-placement";
 /// The packages whose binaries stand beside each other when the system runs.
-const PACKAGES: &[&str] = &["fettle-tests", "fettle-cli", "fettle-dashboard", "fettle-sandbox", "fettle-worker"];
+const PACKAGES: &[&str] = &[
+    "fettle-tests",
+    "fettle-cli",
+    "fettle-dashboard",
+    "fettle-engines",
+    "fettle-inference",
+    "fettle-sandbox",
+    "fettle-worker",
+];
 /// Cold, optimised, on two slow cores.
 const BUILD_LIMIT: Duration = Duration::from_secs(60 * 60);
 

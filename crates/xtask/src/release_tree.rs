@@ -19,6 +19,8 @@ use crate::workspace::Workspace;
 const PROGRAMS: &[(&str, &str)] = &[
     ("fettle-cli", "fettle"),
     ("fettle-dashboard", "fettle-dashboard"),
+    ("fettle-engines", "fettle-engine-keeper"),
+    ("fettle-inference", "fettle-inference"),
     ("fettle-installer", "fettle-installer"),
     ("fettle-sandbox", "fettle-sandbox"),
     ("fettle-worker", "fettle-worker"),

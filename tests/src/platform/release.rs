@@ -12,7 +12,15 @@ use sha2::{Digest as _, Sha256};
 use super::machine::run;
 use crate::world::program;
 
-const PROGRAMS: [&str; 5] = ["fettle", "fettle-dashboard", "fettle-worker", "fettle-sandbox", "fettle-installer"];
+const PROGRAMS: [&str; 7] = [
+    "fettle",
+    "fettle-dashboard",
+    "fettle-engine-keeper",
+    "fettle-inference",
+    "fettle-installer",
+    "fettle-sandbox",
+    "fettle-worker",
+];
 /// Folders of `systemd/` that a release carries.
 const SHARED: [&str; 4] = ["units", "sysusers", "tmpfiles", "apparmor"];
 const STRIP_LIMIT: Duration = Duration::from_secs(120);
