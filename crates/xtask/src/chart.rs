@@ -238,6 +238,9 @@ fn judge(objects: &BTreeMap<String, Vec<Value>>) -> anyhow::Result<()> {
     let airgap = objects.get("airgap").context("there are no values for an air gap")?;
     let loose: Vec<String> = rules::images(airgap).into_iter().filter(|image| !image.contains("@sha256:")).collect();
     ensure!(loose.is_empty(), "airgap: images without a digest: {}", loose.join(", "));
+    let founding = objects.get("founding").context("there are no values for the founding shape")?;
+    let missing = rules::not_founding(founding, "fettle-worker");
+    ensure!(missing.is_empty(), "founding: {}", missing.join("; "));
     Ok(())
 }
 

@@ -30,6 +30,29 @@ const NOT_FOR_WORKERS: &[&str] = &[
 const SECTIONS: &[&str] = &["server", "store", "transport", "forge", "agent", "gateway", "auth", "telemetry"];
 const FOR_WORKERS: &[&str] = &["/auth/worker_key_file", "/forge/read_token_file", "/transport/worker_password_file"];
 
+/// The founding system's figures, which others have built upon: kind, where, and what stands there.
+const FOUNDING: &[(&str, &str, &str)] = &[
+    ("ScaledObject", "/spec/pollingInterval", "10"),
+    ("ScaledObject", "/spec/cooldownPeriod", "30"),
+    ("ScaledObject", "/spec/minReplicaCount", "0"),
+    ("ScaledObject", "/spec/maxReplicaCount", "10"),
+    ("ScaledObject", "/spec/triggers/0/metadata/queueName", "\"agent-tasks\""),
+    ("ScaledObject", "/spec/triggers/0/metadata/value", "\"1\""),
+    ("Deployment", "/spec/template/spec/terminationGracePeriodSeconds", "1800"),
+];
+
+/// Which of the founding figures the objects called `name` do not have.
+pub(super) fn not_founding(objects: &[Value], name: &str) -> Vec<String> {
+    let find = |kind: &str| {
+        objects.iter().find(|object| text(object, "/kind") == kind && text(object, "/metadata/name") == name)
+    };
+    let holds = |(kind, pointer, wanted): &&(&str, &str, &str)| {
+        find(kind).and_then(|object| object.pointer(pointer)).is_some_and(|value| value.to_string() == *wanted)
+    };
+    let missing = FOUNDING.iter().filter(|figure| !holds(figure));
+    missing.map(|(kind, pointer, wanted)| format!("{kind} {name} has not {wanted} at {pointer}")).collect()
+}
+
 /// Sentences, one for each breach.
 pub(super) fn breaches(objects: &[Value]) -> Vec<String> {
     let mut found = names(objects);
@@ -465,6 +488,20 @@ mod tests {
         assert_eq!(calls(&[pod.clone()], &["fettle"]), BTreeSet::from([call]));
         pod["spec"]["containers"][0]["command"] = json!(["bash", "-c", "true"]);
         assert_eq!(calls(&[pod], &["fettle"]), BTreeSet::new());
+    }
+
+    #[test]
+    fn the_founding_figures_are_looked_for() {
+        let trigger = json!({"metadata": {"queueName": "agent-tasks", "value": "1"}});
+        let spec = json!({"pollingInterval": 10, "cooldownPeriod": 30, "minReplicaCount": 0, "maxReplicaCount": 10, "triggers": [trigger]});
+        let mut worker = deployment("worker", &[]);
+        worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1800.into();
+        let scaled = json!({"kind": "ScaledObject", "metadata": {"name": "fettle-worker"}, "spec": spec});
+        let mut objects = vec![worker, scaled];
+        assert_eq!(not_founding(&objects, "fettle-worker"), Vec::<String>::new());
+        objects[1]["spec"]["maxReplicaCount"] = 20.into();
+        let found = not_founding(&objects, "fettle-worker");
+        assert_eq!(found, ["ScaledObject fettle-worker has not 10 at /spec/maxReplicaCount"]);
     }
 
     #[test]
