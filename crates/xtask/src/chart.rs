@@ -41,7 +41,7 @@ const EXPECTED: &str = "# refused: ";
 /// A line of such a file: the cluster has nothing but Kubernetes.
 const BARE_CLUSTER: &str = "# apis: none";
 
-/// What a rendering is good for, by the name of its values.
+/// Manifests, by the name of the values that they were rendered with.
 type Renders = BTreeMap<String, String>;
 
 /// Checks the chart; gives what could not be looked at, as sentences.

@@ -40,7 +40,9 @@ impl Helm {
         let mut command = self.command(&["template", "fettle"], chart, values);
         command.args(["--namespace", "fettle"]);
         if let Apis::All = apis {
-            APIS.iter().for_each(|api| drop(command.args(["--api-versions", api])));
+            for api in APIS {
+                command.args(["--api-versions", api]);
+            }
         }
         said(command)
     }
