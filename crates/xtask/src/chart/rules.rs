@@ -47,7 +47,8 @@ pub(super) fn not_founding(objects: &[Value], name: &str) -> Vec<String> {
         objects.iter().find(|object| text(object, "/kind") == kind && text(object, "/metadata/name") == name)
     };
     let holds = |(kind, pointer, wanted): &&(&str, &str, &str)| {
-        find(kind).and_then(|object| object.pointer(pointer)).is_some_and(|value| value.to_string() == *wanted)
+        let found = find(kind).and_then(|object| object.pointer(pointer));
+        serde_json::from_str::<Value>(wanted).is_ok_and(|wanted| found == Some(&wanted))
     };
     let missing = FOUNDING.iter().filter(|figure| !holds(figure));
     missing.map(|(kind, pointer, wanted)| format!("{kind} {name} has not {wanted} at {pointer}")).collect()
