@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool speaks through the terminal")]
 
+mod chart;
 mod codegen;
 mod needs;
 mod process;
@@ -45,7 +46,13 @@ enum Command {
     },
     /// Compare the tree with the rules of its design
     Tidy,
-    /// Write the generated files: the systemd units, the OpenAPI document and the offline query data
+    /// Render the Helm chart with every example of values, and hold it against schemas and rules
+    Chart {
+        /// Write the snapshots of its renderings anew
+        #[arg(long)]
+        write: bool,
+    },
+    /// Write the generated files: the systemd units, the OpenAPI document, the offline query data, the chart's snapshots
     Codegen {
         /// Only say whether the committed files are current
         #[arg(long)]
@@ -101,6 +108,7 @@ fn main() -> ExitCode {
             test::run(&workspace, extent, filter.as_deref())
         }
         Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
+        Command::Chart { write } => chart_command(&workspace, write).map(|()| ExitCode::SUCCESS),
         Command::Codegen { check } => codegen::run(&workspace, check).map(|()| ExitCode::SUCCESS),
         Command::Demo { rest } => programs::demo(&workspace, &rest),
         Command::CrashMatrix { backend, rest } => programs::crash_matrix(&workspace, &backend, &rest),
@@ -114,4 +122,12 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn chart_command(workspace: &Workspace, write: bool) -> anyhow::Result<()> {
+    if write {
+        return chart::codegen(workspace)?.map_err(|why| anyhow::anyhow!("the snapshots cannot be written: {why}"));
+    }
+    chart::check(workspace)?.iter().for_each(|skipped| println!("SKIPPED: {skipped}"));
+    Ok(())
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::process::Stream;
 use crate::test_output::TestOutput;
 use crate::workspace::Workspace;
-use crate::{codegen, needs, process, programs, tidy};
+use crate::{chart, codegen, needs, process, programs, tidy};
 
 /// Where tests tell that they skipped themselves; `fettle_test_kit::skip` writes it.
 const SKIP_LOG: &str = "FETTLE_SKIP_LOG";
@@ -72,6 +72,10 @@ pub(crate) fn run(workspace: &Workspace, extent: Extent, filter: Option<&str>) -
         if built {
             report.stage("codegen", || codegen::run(workspace, true));
             report.stage("tests", || run_tests(workspace, filter, &mut tests));
+            report.stage("chart", || {
+                tests.skipped.extend(chart::check(workspace)?);
+                Ok(())
+            });
             if workspace.has_binary(programs::DEMO) {
                 report.stage("demo", || demo(workspace));
             }
@@ -86,7 +90,9 @@ pub(crate) fn run(workspace: &Workspace, extent: Extent, filter: Option<&str>) -
         }
     }
     if quick {
-        println!("\nleft out by --quick: needs, build of all targets, clippy, codegen, demo, crash-matrix, platform");
+        println!(
+            "\nleft out by --quick: needs, build of all targets, clippy, codegen, chart, demo, crash-matrix, platform"
+        );
     }
     println!("\n{}", report.table());
     println!("tests: {} passed, {} failed", tests.passed, tests.failed);

@@ -1,0 +1,87 @@
+{{/* fettle.toml: what the values say, and above it what follows from the cluster. Which secrets it names, and whose they are. */}}
+
+{{/* The whole configuration as YAML. */}}
+{{- define "fettle.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $fullname := include "fettle.fullname" . -}}
+{{- $own := dict
+      "server" (dict "listen" "0.0.0.0:8080" "internal_listen" "0.0.0.0:8081")
+      "auth" (dict "admin_key_file" "admin-key" "worker_key_file" "worker-key" "scale_key_file" "scale-key")
+      "agent" (dict "dashboard_url" (include "fettle.internalUrl" .) "workers" 1
+                    "sandbox" (dict "min_level" .Values.worker.sandbox.minLevel)) -}}
+{{- if .Values.postgres.enabled -}}
+{{- $_ := set $own "store" (dict "url" (printf "postgres://%s-postgres.%s.svc:5432/fettle" $fullname .Release.Namespace)
+      "user" "fettle" "password_file" "database-password" "tls" "off") -}}
+{{- end -}}
+{{- if .Values.redis.enabled -}}
+{{- $_ := set $own "transport" (dict "url" (printf "redis://%s-redis.%s.svc:6379" $fullname .Release.Namespace)
+      "password_file" "broker-password") -}}
+{{- else if .Values.rabbitmq.enabled -}}
+{{- $_ := set $own "transport" (dict "url" (printf "amqp://%s-rabbitmq.%s.svc:5672" $fullname .Release.Namespace)
+      "user" "fettle" "password_file" "broker-password") -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $config $own) -}}
+{{- end -}}
+
+{{/* Keys in `secrets.existingSecret` that workers get, as a JSON list. They run what strangers wrote: nothing else is theirs. */}}
+{{- define "fettle.workerFiles" -}}
+{{- $files := list -}}
+{{- with dig "forge" "read_token_file" "" .Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
+{{- with dig "transport" "worker_password_file" "" .Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
+{{- range dig "gateway" "models" list .Values.config -}}
+{{- with get . "api_key_file" -}}{{- $files = append $files (base .) -}}{{- end -}}
+{{- end -}}
+{{- $files | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{/* All keys in `secrets.existingSecret` that the values name, as a JSON list. */}}
+{{- define "fettle.files" -}}
+{{- $files := include "fettle.workerFiles" . | fromJsonArray -}}
+{{- $named := list (list "forge" "app_key_file") (list "forge" "write_token_file") (list "forge" "webhook_secret_file")
+      (list "forge" "webhook_secret_previous_file") (list "store" "password_file") (list "transport" "password_file") -}}
+{{- range $named -}}
+{{- with dig (index . 0) (index . 1) "" $.Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
+{{- end -}}
+{{- $files | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{/* TOML of a table: (dict "table" map "path" ""). Helm's own toToml writes whole numbers as floats, which are refused. */}}
+{{- define "fettle.toml" -}}
+{{- $path := .path -}}
+{{- $table := .table -}}
+{{- range $key := keys $table | sortAlpha }}
+{{- $value := get $table $key }}
+{{- if not (or (kindIs "map" $value) (kindIs "invalid" $value) (include "fettle.isTables" $value)) }}
+{{ $key }} = {{ include "fettle.tomlValue" $value }}
+{{- end }}
+{{- end }}
+{{- range $key := keys $table | sortAlpha }}
+{{- $value := get $table $key }}
+{{- $name := ternary $key (printf "%s.%s" $path $key) (empty $path) }}
+{{- if kindIs "map" $value }}
+
+[{{ $name }}]
+{{- include "fettle.toml" (dict "table" $value "path" $name) }}
+{{- else if include "fettle.isTables" $value }}
+{{- range $value }}
+
+[[{{ $name }}]]
+{{- include "fettle.toml" (dict "table" . "path" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "fettle.isTables" -}}
+{{- if kindIs "slice" . -}}{{- if . -}}{{- if kindIs "map" (first .) -}}yes{{- end -}}{{- end -}}{{- end -}}
+{{- end -}}
+
+{{- define "fettle.tomlValue" -}}
+{{- if kindIs "slice" . -}}
+[{{ range $index, $one := . }}{{ if $index }}, {{ end }}{{ include "fettle.tomlValue" $one }}{{ end }}]
+{{- else if or (kindIs "float64" .) (kindIs "int64" .) (kindIs "int" .) -}}
+{{- int64 . -}}
+{{- else -}}
+{{- toJson . -}}
+{{- end -}}
+{{- end -}}
