@@ -18,6 +18,8 @@ use crate::process::{self, Stream};
 use crate::workspace::Workspace;
 use render::{Apis, Helm};
 
+pub(crate) use tools::Missing;
+
 const CHART: &str = "charts/fettle";
 const SNAPSHOTS: &str = "charts/fettle/tests/snapshots";
 const REFUSED: &str = "charts/fettle/tests/refused";
@@ -45,10 +47,10 @@ const BARE_CLUSTER: &str = "# apis: none";
 type Renders = BTreeMap<String, String>;
 
 /// Checks the chart; gives what could not be looked at, as sentences.
-pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+pub(crate) fn check(workspace: &Workspace, helm: Missing) -> anyhow::Result<Vec<String>> {
     let root = workspace.root();
     let mut skipped = Vec::new();
-    let renders = match tools::helm(workspace)? {
+    let renders = match tools::helm(workspace, helm)? {
         Ok(helm) => {
             let renders = rendered(root, &helm)?;
             lint(root, &helm)?;
@@ -89,9 +91,9 @@ pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
 }
 
 /// Writes the snapshots anew; a sentence when that cannot be done here.
-pub(crate) fn codegen(workspace: &Workspace) -> anyhow::Result<Result<(), String>> {
+pub(crate) fn codegen(workspace: &Workspace, helm: Missing) -> anyhow::Result<Result<(), String>> {
     let root = workspace.root();
-    let helm = match tools::helm(workspace)? {
+    let helm = match tools::helm(workspace, helm)? {
         Ok(helm) => helm,
         Err(why) => return Ok(Err(why)),
     };

@@ -73,7 +73,7 @@ pub(crate) fn run(workspace: &Workspace, extent: Extent, filter: Option<&str>) -
             report.stage("codegen", || codegen::run(workspace, true));
             report.stage("tests", || run_tests(workspace, filter, &mut tests));
             report.stage("chart", || {
-                tests.skipped.extend(chart::check(workspace)?);
+                tests.skipped.extend(chart::check(workspace, chart::Missing::Leave)?);
                 Ok(())
             });
             if workspace.has_binary(programs::DEMO) {

@@ -19,10 +19,20 @@ const VALIDATOR: &str = "kubernetes-validate==1.37.0";
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 const INSTALL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
+/// Whether helm is built where it is not there: more than a thousand Go packages are compiled for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Build,
+    Leave,
+}
+
 /// Helm, built by Go. What is built is kept by its version.
-pub(super) fn helm(workspace: &Workspace) -> anyhow::Result<Result<Helm, String>> {
+pub(super) fn helm(workspace: &Workspace, missing: Missing) -> anyhow::Result<Result<Helm, String>> {
     let folder = workspace.built("", &format!("{CACHE}/helm-{HELM_VERSION}"));
     let program = folder.join("helm");
+    if !program.exists() && missing == Missing::Leave {
+        return Ok(Err("helm was not built yet; `cargo xtask chart` builds it once, which takes minutes".to_owned()));
+    }
     if !program.exists() {
         if !answers(&["go", "version"]) {
             return Ok(Err("there is no Go to build helm with".to_owned()));
