@@ -67,6 +67,9 @@ impl AnswerReader {
 
     /// What the bytes up to here tell. After `Finished` or `Failed` nothing comes any more.
     pub fn push(&mut self, chunk: &[u8]) -> Vec<Event> {
+        if self.story.is_over() {
+            return Vec::new();
+        }
         match &mut self.held {
             Held::Whole(whole) if whole.len() + chunk.len() > FRAME_MAX => {
                 self.story.break_off("The model's server gave an answer that is too long.");
@@ -82,6 +85,9 @@ impl AnswerReader {
 
     /// The upstream has closed. An answer without its end yields `Event::Failed`.
     pub fn finish(&mut self) -> Vec<Event> {
+        if self.story.is_over() {
+            return Vec::new();
+        }
         match &mut self.held {
             Held::Whole(whole) => {
                 let whole = whole.split().freeze();

@@ -25,6 +25,7 @@ mod protocol;
 mod refused;
 mod request;
 mod responses;
+mod signature;
 mod story;
 mod translate;
 mod upstream;

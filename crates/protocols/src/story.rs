@@ -34,7 +34,14 @@ impl Story {
 
     pub(crate) fn start(&mut self, id: Option<String>) {
         if !std::mem::replace(&mut self.started, true) {
-            self.events.push(Event::Started { id });
+            self.tell(Event::Started { id });
+        }
+    }
+
+    /// After its end an answer has nothing to tell.
+    fn tell(&mut self, event: Event) {
+        if !self.over {
+            self.events.push(event);
         }
     }
 
@@ -57,7 +64,7 @@ impl Story {
     fn say(&mut self, text: String, event: fn(String) -> Event) {
         if !text.is_empty() {
             self.end_call();
-            self.events.push(event(text));
+            self.tell(event(text));
         }
     }
 
@@ -66,23 +73,23 @@ impl Story {
         self.end_call();
         self.call_open = true;
         self.calls = true;
-        self.events.push(Event::CallBegun { id, name });
+        self.tell(Event::CallBegun { id, name });
     }
 
     pub(crate) fn arguments(&mut self, delta: String) {
         if self.call_open && !delta.is_empty() {
-            self.events.push(Event::CallArguments(delta));
+            self.tell(Event::CallArguments(delta));
         }
     }
 
     pub(crate) fn end_call(&mut self) {
         if std::mem::take(&mut self.call_open) {
-            self.events.push(Event::CallEnded);
+            self.tell(Event::CallEnded);
         }
     }
 
     pub(crate) fn usage(&mut self, usage: Usage) {
-        self.events.push(Event::Usage(usage));
+        self.tell(Event::Usage(usage));
     }
 
     /// Said at the end, because several protocols count tokens after it.
@@ -92,28 +99,24 @@ impl Story {
 
     /// The answer is complete.
     pub(crate) fn close(&mut self) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
-        }
-        self.end_call();
         let finish = self.finish.take().unwrap_or(Finish::Stop);
         // Ollama and Google call it a stop; who asked for calls is told of calls.
-        self.events.push(Event::Finished(if self.calls && finish == Finish::Stop { Finish::Calls } else { finish }));
+        self.end(Event::Finished(if self.calls && finish == Finish::Stop { Finish::Calls } else { finish }));
     }
 
     pub(crate) fn fail(&mut self, error: UpstreamError) {
-        if !std::mem::replace(&mut self.over, true) {
-            self.end_call();
-            self.events.push(Event::Failed(error.to_failure()));
-        }
+        self.end(Event::Failed(error.to_failure()));
     }
 
     /// The upstream says something that is not of its protocol, or stops in the middle.
     pub(crate) fn break_off(&mut self, sentence: &str) {
-        if !std::mem::replace(&mut self.over, true) {
-            self.end_call();
-            self.events.push(Event::Failed(Failure::UpstreamFailed { sentence: sentence.to_owned() }));
-        }
+        self.end(Event::Failed(Failure::UpstreamFailed { sentence: sentence.to_owned() }));
+    }
+
+    fn end(&mut self, event: Event) {
+        self.end_call();
+        self.tell(event);
+        self.over = true;
     }
 }
 

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::REDACTED;
 use crate::answer::{Head, Unreadable};
 use crate::event::{Event, Finish, Usage};
 use crate::finish;
 use crate::json::{self, Object};
+use crate::signature::{Maker, REDACTED};
 use crate::story::{Collected, Piece, Story};
 use crate::upstream::read_error_event;
 use crate::usage::{AnthropicUsage, lenient, write_anthropic};
@@ -116,7 +116,7 @@ impl Reader {
         match delta.r#type.as_deref() {
             Some("text_delta") => story.text(delta.text.unwrap_or_default()),
             Some("thinking_delta") => story.thinking(delta.thinking.unwrap_or_default()),
-            Some("signature_delta") => story.signature(delta.signature.unwrap_or_default()),
+            Some("signature_delta") => story.signature(Maker::Anthropic.read(delta.signature.unwrap_or_default())),
             Some("input_json_delta") => {
                 let json = delta.partial_json.unwrap_or_default();
                 if !json.is_empty() {
@@ -142,7 +142,7 @@ fn tell_block(block: Block<'_>, story: &mut Story) -> Result<(), Unreadable> {
         "text" => story.text(block.text.unwrap_or_default()),
         "thinking" => {
             story.thinking(block.thinking.unwrap_or_default());
-            story.signature(block.signature.unwrap_or_default());
+            story.signature(Maker::Anthropic.read(block.signature.unwrap_or_default()));
         }
         "redacted_thinking" => story.signature(format!("{REDACTED}{}", block.data.unwrap_or_default())),
         "tool_use" => story.begin_call(block.id.unwrap_or_default(), block.name.ok_or(Unreadable)?),
@@ -240,9 +240,10 @@ impl Writer {
         }
     }
 
-    /// Only after the beginning: a ping is no first event.
+    /// A ping is no first event; before that a comment does.
     pub(crate) fn ping(&self) -> Bytes {
-        if self.begun { Bytes::from_static(b"event: ping\ndata: {\"type\":\"ping\"}\n\n") } else { Bytes::new() }
+        let ping: &[u8] = if self.begun { b"event: ping\ndata: {\"type\":\"ping\"}\n\n" } else { b": \n\n" };
+        Bytes::from_static(ping)
     }
 
     fn sign(&mut self, signature: &str, out: &mut String) {
@@ -254,7 +255,7 @@ impl Writer {
         } else {
             self.open_thinking(out);
             self.delta(out, |delta| {
-                delta.put("type", "signature_delta").put("signature", signature);
+                delta.put("type", "signature_delta").put("signature", Maker::Anthropic.told(signature));
             });
         }
         self.close(out);
@@ -351,7 +352,10 @@ fn write_piece(block: &mut Object<'_>, piece: &Piece) {
             let signature = signature.as_deref().unwrap_or_default();
             match signature.strip_prefix(REDACTED) {
                 Some(data) if text.is_empty() => block.put("type", "redacted_thinking").put("data", data),
-                _ => block.put("type", "thinking").put("thinking", text).put("signature", signature),
+                _ => block
+                    .put("type", "thinking")
+                    .put("thinking", text)
+                    .put("signature", Maker::Anthropic.told(signature)),
             };
         }
         Piece::Call { id, name, arguments } => {

@@ -2,13 +2,13 @@
 
 use serde_json::value::RawValue;
 
-use super::REDACTED;
 use crate::json::{self, At, Fields, List, Object, items, string};
 use crate::notes::{Dropped, Notes, cannot_say};
 use crate::refused::Refused;
 use crate::request::{
     Effort, Format, Image, Input, Message, Part, Request, Role, Sampling, Thinking, Tool, ToolChoice, ToolKind, Weight,
 };
+use crate::signature::{Maker, REDACTED};
 use crate::translate::Target;
 
 /// The least budget for thoughts that Anthropic takes.
@@ -192,7 +192,7 @@ fn read_block(raw: &RawValue, at: &At<'_>, notes: &mut Notes) -> Result<Part, Re
         }
         "thinking" => Part::Thinking {
             text: block.require_text("thinking")?,
-            signature: block.text("signature")?.filter(|signature| !signature.is_empty()),
+            signature: block.text("signature")?.filter(|said| !said.is_empty()).map(|said| Maker::Anthropic.read(said)),
         },
         "redacted_thinking" => {
             let data = block.require_text("data")?;
@@ -319,10 +319,18 @@ fn write_block(list: &mut List<'_>, part: &Part, dropped: &mut Dropped) {
             block.put("type", "text").put("text", text);
         }),
         Part::Image(image) => list.object(|block| write_image(block, image)),
-        Part::Thinking { text, signature } => match signature {
-            Some(signature) => list.object(|block| write_thought(block, text, signature)),
-            None => dropped.add("thinking"), // a thought of another server, which this one would not believe
-        },
+        Part::Thinking { text, signature } => {
+            let signature = signature.as_deref().unwrap_or_default();
+            match (signature.strip_prefix(REDACTED), Maker::Anthropic.own(signature)) {
+                (Some(data), _) => list.object(|block| {
+                    block.put("type", "redacted_thinking").put("data", data);
+                }),
+                (None, Some(signature)) => list.object(|block| {
+                    block.put("type", "thinking").put("thinking", text).put("signature", signature);
+                }),
+                (None, None) => dropped.add("thinking"), // another server's, which this one would not believe
+            }
+        }
         Part::Call { id, name, arguments } => list.object(|block| {
             block.put("type", "tool_use").put("id", call_id(id)).put("name", name);
             block.raw("input", if arguments.trim().is_empty() { "{}" } else { arguments });
@@ -337,13 +345,6 @@ fn write_block(list: &mut List<'_>, part: &Part, dropped: &mut Dropped) {
             block.put_some("is_error", failed.then_some(true));
         }),
     }
-}
-
-fn write_thought(block: &mut Object<'_>, text: &str, signature: &str) {
-    match signature.strip_prefix(REDACTED) {
-        Some(data) => block.put("type", "redacted_thinking").put("data", data),
-        None => block.put("type", "thinking").put("thinking", text).put("signature", signature),
-    };
 }
 
 fn write_image(block: &mut Object<'_>, image: &Image) {

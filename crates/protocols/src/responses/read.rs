@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use crate::answer::{Unreadable, is_error};
 use crate::event::{Finish, Usage};
 use crate::finish;
+use crate::signature::Maker;
 use crate::story::Story;
 use crate::upstream::read_error_event;
 use crate::usage::{ResponsesUsage, lenient};
@@ -115,7 +116,9 @@ impl Reader {
                 }
                 story.end_call();
             }
-            "reasoning" if self.deltas_seen => story.signature(item.encrypted_content.unwrap_or_default()),
+            "reasoning" if self.deltas_seen => {
+                story.signature(Maker::OpenAi.read(item.encrypted_content.unwrap_or_default()))
+            }
             "message" if self.deltas_seen => {}
             _ => tell_item(item, story)?,
         }
@@ -136,7 +139,7 @@ fn tell_item(item: Item<'_>, story: &mut Story) -> Result<(), Unreadable> {
             for part in thoughts {
                 story.thinking(part.text.unwrap_or_default());
             }
-            story.signature(item.encrypted_content.unwrap_or_default());
+            story.signature(Maker::OpenAi.read(item.encrypted_content.unwrap_or_default()));
         }
         "function_call" => {
             story.begin_call(item.call_id.unwrap_or_default(), item.name.ok_or(Unreadable)?);

@@ -12,6 +12,7 @@ use crate::refused::Refused;
 use crate::request::{
     Format, Input, Message, Part, Request, Role, Sampling, Thinking, Tool, ToolChoice, ToolKind, Weight,
 };
+use crate::signature::Maker;
 use crate::translate::Target;
 
 /// What a tool that takes plain text is to a server that knows only functions.
@@ -292,7 +293,8 @@ fn read_thought(item: &mut Fields<'_, '_>) -> Result<Option<Part>, Refused> {
         told.push(texts.join("\n\n"));
     }
     let text = told.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
-    let signature = item.text("encrypted_content")?.filter(|signature| !signature.is_empty());
+    let said = item.text("encrypted_content")?.filter(|said| !said.is_empty());
+    let signature = said.map(|said| Maker::OpenAi.read(said));
     Ok((!text.is_empty() || signature.is_some()).then_some(Part::Thinking { text, signature }))
 }
 
@@ -426,12 +428,12 @@ fn write_message(list: &mut List<'_>, message: &Message, dropped: &mut Dropped) 
     for group in message.parts.chunk_by(|one, next| said(one) && said(next)) {
         match &group[0] {
             Part::Text(_) | Part::Image(_) => list.object(|item| write_said(item, message.role, group)),
-            Part::Thinking { text, signature } => match signature {
+            Part::Thinking { text, signature } => match signature.as_deref().and_then(|said| Maker::OpenAi.own(said)) {
                 Some(signature) => list.object(|item| {
                     item.put("type", "reasoning").list("summary", |summary| write_texts(summary, "summary_text", text));
                     item.put("encrypted_content", signature);
                 }),
-                None => dropped.add("thinking"), // a thought of another server, which this one would not believe
+                None => dropped.add("thinking"), // another server's, which this one would not believe
             },
             Part::Call { id, name, arguments } => list.object(|item| {
                 item.put("type", "function_call").put("call_id", id).put("name", name).put("arguments", arguments);

@@ -8,6 +8,7 @@ use crate::event::{Event, Finish, Usage};
 use crate::failure::Failure;
 use crate::json::{self, Object};
 use crate::request::ToolKind;
+use crate::signature::Maker;
 use crate::story::{Collected, Piece};
 use crate::usage::write_responses;
 
@@ -266,7 +267,7 @@ fn item_json(id: &str, piece: &Piece, head: &Head, status: &str) -> String {
                         summary.object(|part| write_part(part, piece));
                     }
                 });
-                item.put_some("encrypted_content", signature.as_ref());
+                item.put_some("encrypted_content", signature.as_ref().map(|signature| Maker::OpenAi.told(signature)));
             }
             Piece::Call { id: call, name, arguments } => {
                 let (told, namespace) = told_name(head, name);

@@ -12,11 +12,14 @@ fn sentence() -> String {
     "Because.".to_owned()
 }
 
-/// The table of the design, row by row: OpenAI's status, type and code, Anthropic's status and type, and the headers.
+/// OpenAI's status, type and code, Anthropic's status and type, and the headers.
+type Row = (Failure, u16, &'static str, Value, u16, &'static str, &'static [(&'static str, &'static str)]);
+
+/// The table of the design, row by row.
 #[test]
 fn each_failure_is_said_as_the_sdks_know_it() {
     let wait = Duration::from_millis(2500);
-    let rows: [(Failure, u16, &str, Value, u16, &str, &[(&str, &str)]); 12] = [
+    let rows: [Row; 12] = [
         (
             Failure::BadBody { field: Some("n".to_owned()), sentence: sentence() },
             400,

@@ -29,7 +29,7 @@ fn told() -> impl Strategy<Value = Told> {
     });
     prop_oneof![
         proptest::collection::vec(words(), 1..4).prop_map(Told::Text),
-        (proptest::collection::vec(words(), 1..4), proptest::option::of("[a-zA-Z0-9+/=]{4,12}"))
+        (proptest::collection::vec(words(), 1..4), proptest::option::of("anthropic:[a-zA-Z0-9+/=]{4,12}"))
             .prop_map(|(deltas, signature)| Told::Thinking(deltas, signature)),
         ("[a-z_]{1,10}", call).prop_map(|(name, deltas)| Told::Call(name, deltas)),
     ]
