@@ -67,7 +67,7 @@ const TEXTS: &[(&str, ExitClass)] = &[
     ("unknown model architecture", ExitClass::BadModel),
     ("error loading model", ExitClass::BadModel),
     ("failed to load model", ExitClass::BadModel),
-    ("tensor data is not within the file bounds", ExitClass::BadModel),
+    ("data is not within the file bounds", ExitClass::BadModel),
     ("safetensorerror", ExitClass::BadModel),
     ("safetensors_rust", ExitClass::BadModel),
     ("are not supported for now", ExitClass::BadModel),
