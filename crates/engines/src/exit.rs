@@ -91,7 +91,7 @@ const KILLED: i32 = 9;
 /// memory.
 pub fn classify<'l>(status: Status, lines: impl DoubleEndedIterator<Item = &'l str> + Clone, oom_killed: bool) -> Exit {
     if status == Status::NotStarted {
-        let said = lines.rev().next().map(shown).unwrap_or_default();
+        let said = lines.clone().next_back().map(shown).unwrap_or_default();
         return Exit { class: ExitClass::NotStarted, why: sentence("its program could not be started", &said) };
     }
     let found = TEXTS.iter().find_map(|(text, class)| {
