@@ -200,7 +200,7 @@ impl Actor {
             }
             if let State::Gone(exit) = &self.state {
                 let exit = exit.clone();
-                return self.is_gone(exit);
+                return self.leave(exit);
             }
             self.tell();
             self.act(act, &mut probes).await;
@@ -363,7 +363,7 @@ impl Actor {
         }
     }
 
-    fn is_gone(self, exit: Exit) {
+    fn leave(self, exit: Exit) {
         if let Some(group) = &self.record.cgroup {
             cgroup::remove(group);
         }

@@ -67,7 +67,7 @@ const TEXTS: &[(&str, ExitClass)] = &[
     ("unknown model architecture", ExitClass::BadModel),
     ("error loading model", ExitClass::BadModel),
     ("failed to load model", ExitClass::BadModel),
-    ("tensor data is not within the file bounds", ExitClass::BadModel),
+    ("data is not within the file bounds", ExitClass::BadModel),
     ("safetensorerror", ExitClass::BadModel),
     ("safetensors_rust", ExitClass::BadModel),
     ("are not supported for now", ExitClass::BadModel),
@@ -91,7 +91,7 @@ const KILLED: i32 = 9;
 /// memory.
 pub fn classify<'l>(status: Status, lines: impl DoubleEndedIterator<Item = &'l str> + Clone, oom_killed: bool) -> Exit {
     if status == Status::NotStarted {
-        let said = lines.rev().next().map(shown).unwrap_or_default();
+        let said = lines.clone().next_back().map(shown).unwrap_or_default();
         return Exit { class: ExitClass::NotStarted, why: sentence("its program could not be started", &said) };
     }
     let found = TEXTS.iter().find_map(|(text, class)| {

@@ -348,13 +348,8 @@ fn group_of(parent: &Utf8Path, engine: &EngineId, epoch: Epoch) -> String {
 }
 
 /// What everybody is told.
+#[derive(Default)]
 pub(crate) struct Board(watch::Sender<Arc<Vec<EngineProcess>>>);
-
-impl Default for Board {
-    fn default() -> Self {
-        Self(watch::Sender::default())
-    }
-}
 
 /// Less of a change is not told.
 const HOST_BYTES_STEP: i64 = 16 << 20;

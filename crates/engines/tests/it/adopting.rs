@@ -73,7 +73,7 @@ async fn an_engine_that_checks_out_goes_on() {
     left_behind(&home).await;
     let before = home.marked();
     let recipe = recipe(EngineKind::Command);
-    let (host, adopted) = next(&home, &[recipe.clone()]).await;
+    let (host, adopted) = next(&home, std::slice::from_ref(&recipe)).await;
     let ordered = order("m.1", 4, EngineKind::Command);
     assert_eq!(adopted, [Adopted { seat: ordered.seat, epoch: ordered.epoch, recipe }]);
     let ready = host.sees("m.1", "two processes", |one| one.pids == before).await;
