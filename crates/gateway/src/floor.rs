@@ -180,7 +180,7 @@ impl Floor {
                 owner: crowd.owner,
                 class: crowd.class,
                 requests: u32::try_from(crowd.requests).unwrap_or(u32::MAX),
-                oldest: crowd.oldest.into_std(),
+                oldest: crowd.oldest,
             }),
             Source::Provider(_) => None,
         });
@@ -201,7 +201,7 @@ impl Floor {
                     inflight: load.inflight,
                     warm_sessions: load.warm_sessions,
                     rate_milli: load.rate_milli,
-                    last_used: load.last_used.map(Instant::into_std),
+                    last_used: load.last_used,
                 })
             })
             .collect();

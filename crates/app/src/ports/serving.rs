@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use fettle_placement::device::{Device, Pool};
@@ -17,6 +17,7 @@ use fettle_placement::recipe::Recipe;
 use fettle_placement::view::Class;
 use secrecy::SecretString;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Devices and memory as last seen. `Millis` count from one origin of the process, see [`Since`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -50,19 +51,19 @@ pub struct Meter {
 
 /// The origin of all `Millis` of a process. Monotonic, so that a clock that is set changes no deadline.
 #[derive(Debug, Clone, Copy)]
-pub struct Since(tokio::time::Instant);
+pub struct Since(Instant);
 
 impl Since {
     pub fn now_is_zero() -> Self {
-        Self(tokio::time::Instant::now())
+        Self(Instant::now())
     }
 
     pub fn millis(self) -> Millis {
-        self.of(tokio::time::Instant::now().into_std())
+        self.of(Instant::now())
     }
 
     pub fn of(self, instant: Instant) -> Millis {
-        let since = instant.saturating_duration_since(self.0.into_std());
+        let since = instant.saturating_duration_since(self.0);
         Millis::new(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 }
