@@ -76,7 +76,6 @@ pub(super) const CRATES: &[Row] = &[
     // A stand-in for NVIDIA's library: it knows nothing of who loads it.
     Row { name: "fake-nvml", kind: Kind::Layer(&[]) },
     Row { name: "bench-queue", kind: Kind::Free },
-    Row { name: "bench-gateway", kind: Kind::Layer(&["app", "gateway", "placement", "test-kit"]) },
     Row { name: "bench-placement", kind: Kind::Layer(&["placement", "test-kit"]) },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
