@@ -44,10 +44,8 @@ mod tests {
             prop_assert_eq!(parts.iter().map(|part| u128::from(*part)).sum::<u128>(), u128::from(amount));
             let sum: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
             for (part, weight) in parts.iter().zip(&weights) {
-                if sum > 0 {
-                    let exact = u128::from(amount) * u128::from(*weight) / sum;
-                    prop_assert!(u128::from(*part) == exact || u128::from(*part) == exact + 1);
-                }
+                let exact = (u128::from(amount) * u128::from(*weight)).checked_div(sum);
+                prop_assert!(exact.is_none_or(|exact| [exact, exact + 1].contains(&u128::from(*part))));
             }
         }
     }

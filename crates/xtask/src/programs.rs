@@ -20,8 +20,6 @@ const SIMULATE: &str = "simulate";
 /// Of a package of its own, which builds without our programs.
 const BENCH_QUEUE: &str = "bench-queue";
 const BENCH_QUEUE_PACKAGE: &str = "fettle-bench-queue";
-const BENCH_GATEWAY: &str = "bench-gateway";
-const BENCH_GATEWAY_PACKAGE: &str = "fettle-bench-gateway";
 const BENCH_PLACEMENT: &str = "bench-placement";
 const BENCH_PLACEMENT_PACKAGE: &str = "fettle-bench-placement";
 /// The packages whose binaries stand beside each other when the system runs.
@@ -51,8 +49,6 @@ pub(crate) enum Bench {
     Recovery,
     /// The planner on simulated machines, beside other policies and the best packing
     Placement,
-    /// What the gateway adds, beside the same without it and nginx
-    Gateway,
 }
 
 #[derive(Clone, Copy)]
@@ -88,10 +84,6 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
             }
             build_packages(workspace, BENCH_QUEUE, Profile::Release, &[BENCH_QUEUE_PACKAGE], &[])?;
             return start(workspace, BENCH_QUEUE, Profile::Release, rest);
-        }
-        Bench::Gateway => {
-            build_packages(workspace, BENCH_GATEWAY, Profile::Release, &[BENCH_GATEWAY_PACKAGE], &[])?;
-            return start(workspace, BENCH_GATEWAY, Profile::Release, rest);
         }
         Bench::Placement => {
             build_packages(workspace, BENCH_PLACEMENT, Profile::Release, &[BENCH_PLACEMENT_PACKAGE], &[])?;

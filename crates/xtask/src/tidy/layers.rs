@@ -80,7 +80,6 @@ pub(super) const CRATES: &[Row] = &[
     // A stand-in for inference servers, which hold memory of that library's GPUs.
     Row { name: "fake-engine", kind: Kind::Layer(&["fake-nvml"]) },
     Row { name: "bench-queue", kind: Kind::Free },
-    Row { name: "bench-gateway", kind: Kind::Layer(&["app", "gateway", "placement", "test-kit"]) },
     Row { name: "bench-placement", kind: Kind::Layer(&["placement", "test-kit"]) },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
