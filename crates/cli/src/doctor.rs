@@ -1,5 +1,6 @@
 //! `fettle doctor`: can this machine do the work, and if not, what to do about it.
 
+mod gpus;
 mod machine;
 mod network;
 mod services;
@@ -127,6 +128,7 @@ async fn examine(common: &Common, flags: &Flags, environment: &Environment) -> V
         }
     }
     checks.extend(machine::toolchains(environment).await);
+    checks.push(gpus::check(&config).await);
     checks.extend(network::models(&config).await);
     checks.extend(services::store(&config).await);
     checks.extend(services::broker(&config).await);

@@ -51,14 +51,44 @@ pub struct Devices {
     buses: Vec<String>,
 }
 
-/// What is told of the library: each path that was tried, and what came of it.
-pub type Attempts = Vec<Attempt>;
+/// What a look at this machine finds, for `fettle doctor`. Each text is a path and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Looked {
+    Absent(Vec<String>),
+    Failed(Vec<String>),
+    Found { library: String, gpus: Vec<String> },
+}
+
+/// Loads the library, lists the GPUs, and lets go of it.
+pub async fn look(config: &Gpu) -> Looked {
+    let told = |attempts: &[Attempt]| attempts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (driver, attempts) = match Driver::start(paths(config), CALL_TIMEOUT).await {
+        Ok(started) => started,
+        Err(StartError::Absent(attempts)) => return Looked::Absent(told(&attempts)),
+        Err(StartError::Failed(attempts)) => return Looked::Failed(told(&attempts)),
+        Err(failed) => return Looked::Failed(vec![failed.to_string()]),
+    };
+    let seen = driver.enumerate().await;
+    driver.close(CALL_TIMEOUT).await;
+    let library = told(&attempts).pop().unwrap_or_default();
+    match seen {
+        Ok(seen) => {
+            let name = |gpu: fettle_gpu::observe::Gpu| format!("{} ({})", gpu.name.unwrap_or_default(), gpu.id);
+            Looked::Found { library, gpus: seen.gpus.into_iter().map(name).collect() }
+        }
+        Err(error) => Looked::Failed(vec![format!("{library}, but {error}")]),
+    }
+}
+
+fn paths(config: &Gpu) -> Vec<PathBuf> {
+    load::search(config.nvml_lib.as_deref().map(camino::Utf8Path::as_std_path))
+}
 
 impl Devices {
     pub fn new(config: &Gpu, quarantine: Quarantine, since: Since) -> Self {
         let settings = Settings { host_reserve: Bytes::new(config.host_reserve.0), ..Settings::default() };
         let paths = match config.mode {
-            GpuMode::Auto => Some(load::search(config.nvml_lib.as_deref().map(camino::Utf8Path::as_std_path))),
+            GpuMode::Auto => Some(paths(config)),
             GpuMode::Off => None,
         };
         Self { machine: Machine::new(settings), meters: Meters::default(), quarantine, since, paths, buses: Vec::new() }
