@@ -1,6 +1,7 @@
 //! Who asks, and what they may ask for: static keys and run tokens. Keys are compared in constant time and never shown.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use fettle_app::run_token::{self, RunClaims, RunTokenKey, TokenError};
@@ -10,7 +11,7 @@ use fettle_placement::id::OwnerId;
 use fettle_placement::view::Class;
 use fettle_protocols::Failure;
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
@@ -68,6 +69,7 @@ impl Access {
     pub(crate) fn identify(&self, headers: &HeaderMap, now: Timestamp) -> Result<Caller, Failure> {
         let Some(key) = shown_key(headers) else {
             let owner = self.without_key.clone().ok_or_else(|| bad_key("A key is needed."))?;
+            refuse_browsers(headers)?;
             return Ok(Caller { owner, class: Class::Interactive, models: None, run: None });
         };
         if key.starts_with(run_token::PREFIX)
@@ -87,7 +89,8 @@ impl Access {
                 Ok(Caller { owner: known.owner.clone(), class: known.class, models: known.models.clone(), run: None })
             }
             // SDKs insist on some key.
-            (None, Some(owner)) if self.keys.is_empty() => {
+            (None, Some(owner)) => {
+                refuse_browsers(headers)?;
                 Ok(Caller { owner: owner.clone(), class: Class::Interactive, models: None, run: None })
             }
             (None, _) => Err(bad_key("This key is not known here.")),
@@ -113,6 +116,20 @@ impl Access {
             run: Some(Box::new(claims)),
         })
     }
+}
+
+/// Where no key is needed, a page in somebody's browser could ask as well, and spend what the models cost: directly, which says
+/// `Origin`, or by a name of its own for this machine. Programs send neither.
+fn refuse_browsers(headers: &HeaderMap) -> Result<(), Failure> {
+    let named = headers.get(HOST).and_then(|host| host.to_str().ok()).is_none_or(|host| {
+        let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+        name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    });
+    if named && !headers.contains_key(ORIGIN) {
+        return Ok(());
+    }
+    let sentence = "Pages in a browser, and names other than localhost, may ask only with a key.";
+    Err(Failure::NotAllowed { sentence: sentence.to_owned() })
 }
 
 fn shown_key(headers: &HeaderMap) -> Option<&str> {
@@ -192,6 +209,24 @@ mod tests {
         assert_eq!((ben.owner.as_str(), ben.class), ("ben", Class::Batch));
         assert!(ben.may_ask("small").is_ok());
         assert!(matches!(ben.may_ask("large"), Err(Failure::NotAllowed { .. })));
+    }
+
+    #[test]
+    fn without_keys_a_page_in_a_browser_is_refused_and_programs_are_not() {
+        let mut settings = Settings::new("usage".into());
+        settings.without_key = Some(OwnerId::new("local"));
+        let access = Access::new(&mut settings).unwrap();
+        let asks = |headers: &HeaderMap| access.identify(headers, Timestamp::UNIX_EPOCH).is_ok();
+        for host in ["127.0.0.1:8484", "localhost:8484", "[::1]:8484", "localhost", "127.0.0.1"] {
+            assert!(asks(&shown("host", host)), "{host}");
+        }
+        assert!(!asks(&shown("host", "evil.example:8484")));
+        assert!(!asks(&shown("host", "192.168.1.1:8484")));
+        let mut page = shown("host", "127.0.0.1:8484");
+        page.insert(ORIGIN, HeaderValue::from_static("null"));
+        assert!(!asks(&page));
+        page.insert(AUTHORIZATION, HeaderValue::from_static("Bearer any"));
+        assert!(!asks(&page));
     }
 
     #[test]
