@@ -229,6 +229,9 @@ impl Actor {
         };
         // A cache of a sliding window beside the whole one is smaller, and is none that a context must fit into.
         self.record.kv_tokens = self.record.kv_tokens.max(look.kv_tokens);
+        if answered {
+            self.check_cache();
+        }
         let keeper = match (self.kept, look.kept) {
             (Some(_), _) if self.members.keeper.is_some() => Keeper::Alive,
             (Some(_), _) => Keeper::Ended,
@@ -345,7 +348,7 @@ impl Actor {
             Ok(()) = self.stop.changed(), if !stopped => {}
             () = self.shared.closing.cancelled(), if !closing => {}
             Some(answer) = probes.join_next() => match answer {
-                Ok(Answer::Token) => self.token_came(answered),
+                Ok(Answer::Token) => *answered = true,
                 Ok(Answer::Wrong(exit)) => self.refused = Some(exit),
                 Ok(Answer::NotYet) => tokio::time::sleep(duration(limits.look)).await,
                 Err(e) => warn!(error = &e as &dyn std::error::Error, "a question to an engine failed"),
@@ -353,13 +356,11 @@ impl Actor {
         }
     }
 
-    fn token_came(&mut self, answered: &mut bool) {
-        match self.record.kv_tokens {
-            Some(tokens) if tokens < self.ctx => {
-                let why = format!("its cache holds {tokens} tokens, and one context has {}", self.ctx);
-                self.refused = Some(Exit { class: ExitClass::OutOfMemory, why });
-            }
-            _ => *answered = true,
+    /// Of an engine that answers. Its log comes by way of the keeper, perhaps after its first answer.
+    fn check_cache(&mut self) {
+        if let Some(tokens) = self.record.kv_tokens.filter(|tokens| *tokens < self.ctx) {
+            let why = format!("its cache holds {tokens} tokens, and one context has {}", self.ctx);
+            self.refused.get_or_insert(Exit { class: ExitClass::OutOfMemory, why });
         }
     }
 
