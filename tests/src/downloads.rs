@@ -34,6 +34,43 @@ pub fn npm_file(name: &str, version: &str, file: &str) -> Option<PathBuf> {
     })
 }
 
+/// Packages of PyPI in a folder that `PYTHONPATH` may name; `None` when they cannot be had. `name` is the folder's.
+pub fn python_packages(name: &str, packages: &[&str]) -> Option<PathBuf> {
+    let kept = cache().join("python").join(format!("{name}-{}", packages.join("+")));
+    let get = || {
+        if kept.exists() {
+            return Ok(kept.clone());
+        }
+        let home = cache().join("python");
+        fs_err::create_dir_all(&home)?;
+        let work = tempfile::tempdir_in(&home)?;
+        let target = work.path().join("packages");
+        let output = Command::new("timeout")
+            .args([FETCH_SECONDS, "python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(["--no-compile", "--target"])
+            .arg(&target)
+            .args(packages)
+            .stdin(Stdio::null())
+            .output()
+            .context("while starting pip")?;
+        if !output.status.success() {
+            bail!("pip failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        // Whoever was faster has left the same.
+        if fs_err::rename(&target, &kept).is_err() && !kept.exists() {
+            bail!("{} cannot be made", kept.display());
+        }
+        Ok(kept.clone())
+    };
+    match get() {
+        Ok(path) => Some(path),
+        Err(error) => {
+            skip(&format!("what needs {} of PyPI: {error:#}", packages.join(", ")));
+            None
+        }
+    }
+}
+
 fn told(name: &str, version: &str, get: impl FnOnce() -> anyhow::Result<PathBuf>) -> Option<PathBuf> {
     match get() {
         Ok(path) => Some(path),

@@ -123,7 +123,8 @@ impl Access {
 fn refuse_browsers(headers: &HeaderMap) -> Result<(), Failure> {
     let named = headers.get(HOST).and_then(|host| host.to_str().ok()).is_none_or(|host| {
         let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
-        name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        name == "localhost"
+            || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     });
     if named && !headers.contains_key(ORIGIN) {
         return Ok(());

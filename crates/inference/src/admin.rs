@@ -159,7 +159,9 @@ async fn status(State(admin): State<Admin>) -> Result<Json<StatusView>, (StatusC
     let looked = told.wait_for(|status| !status.devices.is_empty());
     match tokio::time::timeout(FIRST_LOOK, looked).await {
         Ok(Ok(status)) => Ok(Json(view(&status, &admin.models))),
-        _ => Err((StatusCode::SERVICE_UNAVAILABLE, "the devices are still being looked for; ask again soon".to_owned())),
+        _ => {
+            Err((StatusCode::SERVICE_UNAVAILABLE, "the devices are still being looked for; ask again soon".to_owned()))
+        }
     }
 }
 

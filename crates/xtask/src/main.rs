@@ -126,7 +126,8 @@ fn main() -> ExitCode {
 
 fn chart_command(workspace: &Workspace, write: bool) -> anyhow::Result<()> {
     if write {
-        return chart::codegen(workspace, chart::Missing::Build)?.map_err(|why| anyhow::anyhow!("the snapshots cannot be written: {why}"));
+        return chart::codegen(workspace, chart::Missing::Build)?
+            .map_err(|why| anyhow::anyhow!("the snapshots cannot be written: {why}"));
     }
     chart::check(workspace, chart::Missing::Build)?.iter().for_each(|skipped| println!("SKIPPED: {skipped}"));
     Ok(())
