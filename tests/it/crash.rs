@@ -1,6 +1,5 @@
 //! A few cases of the crash matrix; `cargo xtask crash-matrix` runs them all.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use fettle_app::crash::Point;
 use fettle_tests::brokers::rabbitmq::RabbitServer;

@@ -188,8 +188,8 @@ impl Drop for Host {
     fn drop(&mut self) {
         // Its engines end with it; the folder that they use goes after them.
         self.process.take();
-        let end = std::time::Instant::now() + ORPHANS;
-        while !self.engines().is_empty() && std::time::Instant::now() < end {
+        let end = Instant::now() + ORPHANS;
+        while !self.engines().is_empty() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -223,6 +223,7 @@ fn the_flake_offers_the_same_for_both_architectures() {
             "default",
             "fettle",
             "fettle-dashboard",
+            "fettle-inference",
             "fettle-installer",
             "fettle-worker",
             "image-dashboard",

@@ -45,7 +45,7 @@ pub struct Ports {
     pub status: watch::Sender<Arc<Status>>,
     pub pulse: Pulse,
     /// Told once each, for logs, metrics and the admin API.
-    pub notices: tokio::sync::mpsc::UnboundedSender<Notice>,
+    pub notices: Box<dyn Fn(Notice) + Send + Sync>,
 }
 
 /// Adopts engines of an earlier life, then plans until `stop`. Nothing is planned before the first sample of the devices and
@@ -110,10 +110,7 @@ pub async fn run(mut placer: Placer, mut ports: Ports, since: Since, stop: Cance
 }
 
 fn tell(ports: &Ports, notices: Vec<Notice>) {
-    for notice in notices {
-        // Whoever listened has gone, which is no reason to stop serving.
-        let _ = ports.notices.send(notice);
-    }
+    notices.into_iter().for_each(|notice| (ports.notices)(notice));
 }
 
 #[cfg(test)]

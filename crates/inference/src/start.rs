@@ -97,7 +97,6 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (meters, metered) = watch::channel(Arc::default());
     let (in_change, changing) = watch::channel(false);
     let (status, told_status) = watch::channel(Arc::default());
-    let (notices, told) = mpsc::unbounded_channel();
     let (orders, ordered) = mpsc::channel(ORDERS);
 
     let settings = gateway_settings(config, data, keys, run_token_key, address)?;
@@ -110,6 +109,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     supervisor.spawn("the device watch", devices.watch(world, changing, ordered, stop.clone()));
 
     let pulse = vitals.pulse("placer", PLACED_WITHIN);
+    let events = Arc::new(Events::default());
     let ports = serving::Ports {
         host: engines.clone(),
         world: sampled,
@@ -119,7 +119,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         meters,
         in_change,
         status,
-        notices,
+        notices: Box::new(recorder(events.clone(), clock)),
         pulse,
     };
     let stopped = stop.clone();
@@ -129,8 +129,6 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         }
     });
 
-    let events = Arc::new(Events::default());
-    supervisor.spawn("the log of placements", record(told, events.clone(), clock, stop.clone()));
     let router = gateway.router();
     supervisor.spawn("the gateway's books", gateway.run(stop.clone()));
     let serving = fettle_api::serve(listener, router, stop.clone(), supervisor.tasks().clone());
@@ -160,21 +158,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
 }
 
 /// What was done and why, for the log and for whoever asks later.
-async fn record(
-    mut told: mpsc::UnboundedReceiver<Notice>,
-    events: Arc<Events>,
-    clock: Arc<dyn Clock>,
-    stop: tokio_util::sync::CancellationToken,
-) {
-    loop {
-        let notice = tokio::select! {
-            notice = told.recv() => notice,
-            () = stop.cancelled() => return,
-        };
-        let Some(notice) = notice else {
-            stop.cancelled().await;
-            return;
-        };
+fn recorder(events: Arc<Events>, clock: Arc<dyn Clock>) -> impl Fn(Notice) + Send + Sync {
+    move |notice| {
         let Notice { kind, model, engine, text } = &notice;
         let engine = engine.as_ref().map(tracing::field::display);
         match kind {
