@@ -47,10 +47,10 @@ const BARE_CLUSTER: &str = "# apis: none";
 type Renders = BTreeMap<String, String>;
 
 /// Checks the chart; gives what could not be looked at, as sentences.
-pub(crate) fn check(workspace: &Workspace, helm: Missing) -> anyhow::Result<Vec<String>> {
+pub(crate) fn check(workspace: &Workspace, missing: Missing) -> anyhow::Result<Vec<String>> {
     let root = workspace.root();
     let mut skipped = Vec::new();
-    let renders = match tools::helm(workspace, helm)? {
+    let renders = match tools::helm(workspace, missing)? {
         Ok(helm) => {
             let renders = rendered(root, &helm)?;
             lint(root, &helm)?;
@@ -63,7 +63,7 @@ pub(crate) fn check(workspace: &Workspace, helm: Missing) -> anyhow::Result<Vec<
             committed(root)?
         }
     };
-    match tools::validator(workspace)? {
+    match tools::validator(workspace, missing)? {
         Ok(python) => {
             let objects = validate(workspace, &python, &renders)?;
             judge(&objects)?;

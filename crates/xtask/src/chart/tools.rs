@@ -19,7 +19,7 @@ const VALIDATOR: &str = "kubernetes-validate==1.37.0";
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 const INSTALL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// Whether helm is built where it is not there: more than a thousand Go packages are compiled for it.
+/// Whether a tool is fetched and built where it is not there: helm alone is more than a thousand Go packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
     Build,
@@ -51,9 +51,12 @@ pub(super) fn helm(workspace: &Workspace, missing: Missing) -> anyhow::Result<Re
 }
 
 /// A Python with the schemas of Kubernetes.
-pub(super) fn validator(workspace: &Workspace) -> anyhow::Result<Result<Utf8PathBuf, String>> {
+pub(super) fn validator(workspace: &Workspace, missing: Missing) -> anyhow::Result<Result<Utf8PathBuf, String>> {
     let folder = workspace.built("", &format!("{CACHE}/{}", VALIDATOR.replace("==", "-")));
     let python = folder.join("bin/python");
+    if !installed(&python) && missing == Missing::Leave {
+        return Ok(Err(format!("{VALIDATOR} was not installed yet; `cargo xtask chart` installs it once")));
+    }
     if !installed(&python) {
         let mut venv = Command::new("python3");
         venv.args(["-m", "venv", "--clear"]).arg(&folder);
