@@ -3,7 +3,7 @@
 //!
 //! [`Placer::step`] is the whole decision, a function of what it remembers and of the [`Facts`] of one moment; [`run`] is the
 //! edge that brings the facts and carries out the commands. In a step, in this order: engines are as their processes say
-//! (`roster`); bytes are theirs whose processes have them (`seen`); memory that was left is free once it was seen free
+//! (`engine`); bytes are theirs whose processes have them (`seen`); memory that was left is free once it was seen free
 //! (`leaving`); the planner decides; seats whose room has been made are started; what is served is told.
 
 mod catalog;
@@ -44,7 +44,7 @@ pub struct Ports {
     pub in_change: watch::Sender<bool>,
     pub status: watch::Sender<Arc<Status>>,
     pub pulse: Pulse,
-    /// Told once each, for logs, metrics and the admin API.
+    /// Told once each, for the log and the admin API.
     pub notices: Box<dyn Fn(Notice) + Send + Sync>,
 }
 

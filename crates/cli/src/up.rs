@@ -59,7 +59,6 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         data: &data,
         listener: gateway_listener(&config).await?,
         keys: vec![fettle_inference::workers_key(gateway.key.clone())],
-        run_token_key: None,
         clock: Arc::new(system::SystemClock),
         ids: running.ids.clone(),
         registry: &registry,

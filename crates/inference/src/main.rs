@@ -82,7 +82,6 @@ async fn run() -> Result<()> {
         data: &data,
         listener,
         keys: keys.into_iter().collect(),
-        run_token_key: None,
         clock: Arc::new(system::SystemClock),
         ids: Arc::new(system::RandomIds),
         registry: &registry,

@@ -54,8 +54,6 @@ pub struct Start<'a> {
     pub listener: TcpListener,
     /// Keys beyond those of `gateway.keys_file`, such as the workers' of the same process.
     pub keys: Vec<StaticKey>,
-    /// What the dashboard signs run tokens with.
-    pub run_token_key: Option<SecretString>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
     pub registry: &'a Registry,
@@ -78,8 +76,7 @@ impl Running {
 
 /// Starts all parts. What is not there (a GPU, a model's files, an engine's program) is told and stops nothing else.
 pub async fn start(start: Start<'_>) -> Result<Running> {
-    let Start { config, environment, data, listener, keys, run_token_key, clock, ids, registry, vitals, supervisor } =
-        start;
+    let Start { config, environment, data, listener, keys, clock, ids, registry, vitals, supervisor } = start;
     let address = listener.local_addr().context("while listening")?;
     let since = Since::now_is_zero();
     let (catalog, refused) = catalog(config);
@@ -99,7 +96,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (status, told_status) = watch::channel(Arc::default());
     let (orders, ordered) = mpsc::channel(ORDERS);
 
-    let settings = gateway_settings(config, data, keys, run_token_key, address)?;
+    let settings = gateway_settings(config, data, keys, address)?;
     let parts = Parts { supply: supplied, meters: metered, clock: clock.clone(), ids };
     let (gateway, Told { demand, load }) = Gateway::new(settings, parts, registry)?;
     registry.register(Box::new(StatusCollector::new(told_status.clone())?))?;
@@ -229,7 +226,6 @@ fn gateway_settings(
     config: &Config,
     data: &DataDir,
     mut keys: Vec<StaticKey>,
-    run_token_key: Option<SecretString>,
     address: SocketAddr,
 ) -> Result<Settings> {
     if let Some(file) = &config.gateway.keys_file {
@@ -246,7 +242,6 @@ fn gateway_settings(
     }
     Ok(Settings {
         keys,
-        run_token_key,
         without_key: open.then(|| OwnerId::new(LOCAL)),
         names,
         providers,

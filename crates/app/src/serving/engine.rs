@@ -19,6 +19,8 @@ const MAX_BACKOFF: Millis = Millis::secs(300);
 const PROVEN: Millis = Millis::secs(60);
 /// By so much a recipe's claim grows after it ran out of memory.
 const RAISE: Slack = Slack { permille: 100, bytes: Bytes::mib(512) };
+/// More would make a model that fails for another reason too big for every device, and so refuse it for good.
+const MOST_RAISES: u32 = 4;
 
 #[derive(Debug, Clone)]
 pub(super) struct Held {
@@ -170,7 +172,7 @@ impl Failures {
     pub(super) fn count(&mut self, phase: Phase, class: ExitClass, now: Millis, foreign_grew: bool) -> Option<Millis> {
         self.in_a_row += 1;
         let too_small = class == ExitClass::OutOfMemory && !foreign_grew;
-        self.raised += u32::from(too_small);
+        self.raised = (self.raised + u32::from(too_small)).min(MOST_RAISES);
         // It loaded once, or will with more memory.
         if self.in_a_row == 1 && (too_small || phase == Phase::Serve) {
             return None;

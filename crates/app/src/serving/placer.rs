@@ -168,6 +168,8 @@ impl Placer {
                     held.ended = Some(Ended { at: facts.now, exit: exit.clone(), failed_in });
                     held.state = EngineState::Reclaiming;
                     held.address = None;
+                    // Whatever it took last is judged by what comes back.
+                    held.unseen = false;
                     if let Some(phase) = failed_in {
                         let when = match phase {
                             Phase::Load => "while it loaded",

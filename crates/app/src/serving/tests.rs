@@ -70,6 +70,30 @@ fn an_engine_that_dies_while_it_serves_is_loaded_again_and_later_each_time() {
 }
 
 #[test]
+fn one_that_dies_as_soon_as_it_is_ready_keeps_no_other_from_its_gpu() {
+    let mut machine = Machine::new(1, [model("a", 30), model("b", 30)]);
+    machine.ask("a");
+    for _ in 0..2 {
+        machine.run_until(60_000, |machine| machine.served("a").is_some());
+        machine.kill("a");
+        machine.run(2_000);
+    }
+    assert!(matches!(machine.state("a"), Some(EngineState::Backoff { .. })), "{:?}", machine.state("a"));
+    machine.ask("b");
+    machine.run(5_000);
+    assert!(machine.served("b").is_some());
+}
+
+#[test]
+fn one_that_never_has_enough_is_not_refused_for_good() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    machine.fate("a", Fate::FailsToLoad(ExitClass::OutOfMemory));
+    machine.ask("a");
+    machine.run(7_200_000);
+    assert!(machine.unserved("a").expect("a reason").retry_after.is_some());
+}
+
+#[test]
 fn one_that_ran_out_of_memory_is_given_more_and_tried_at_once() {
     let mut machine = Machine::new(1, [model("a", 40)]);
     machine.fate("a", Fate::NeedsMore(gib(43)));
