@@ -165,6 +165,36 @@ pub fn next<'w>(waiting: &'w [Waiting], lanes: &[Lane]) -> Option<&'w Waiting> {
         .map(|(_, job)| job)
 }
 
+/// A lane in which jobs stand, as [`count`] sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Whose slots its jobs take: a [`Place::slots_of`].
+    pub slots_of: String,
+    /// A [`Place::model`].
+    pub model: String,
+    /// Of its owner, the same in all the owner's lanes.
+    pub free_slots: u32,
+    /// What the model can still take, the same in all the model's lanes.
+    pub free_of_model: u32,
+    pub queued: u32,
+}
+
+/// How many jobs could be leased one after the other. Lanes give theirs in the order in which they are passed, which is that of
+/// their turns; an owner's lanes share its slots, and lanes of one model what it can take.
+pub fn count(lanes: impl IntoIterator<Item = Standing>) -> u32 {
+    let (mut slots, mut models) = (BTreeMap::new(), BTreeMap::new());
+    let mut count: u32 = 0;
+    for lane in lanes {
+        let free = slots.entry(lane.slots_of).or_insert(lane.free_slots);
+        let takes = models.entry(lane.model).or_insert(lane.free_of_model);
+        let given = lane.queued.min(*free).min(*takes);
+        *free -= given;
+        *takes -= given;
+        count = count.saturating_add(given);
+    }
+    count
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -222,6 +252,20 @@ mod tests {
         let full = Lane { free_slots: 0, ..lane(1, -1) };
         assert_eq!(seq_of_next(&waiting, &[full.clone(), lane(2, -1)]), Some(2));
         assert_eq!(seq_of_next(&waiting, &[full]), None);
+    }
+
+    #[test]
+    fn a_repository_has_its_slots_once_however_many_models_its_jobs_are_for() {
+        let standing = |repo: u64, model: &str, queued| Standing {
+            slots_of: format!("repo:{repo}"),
+            model: model.into(),
+            free_slots: 2,
+            free_of_model: 3,
+            queued,
+        };
+        assert_eq!(count([standing(77, "", 2), standing(77, "coder", 1)]), 2);
+        assert_eq!(count([standing(77, "", 1), standing(77, "coder", 5), standing(78, "coder", 5)]), 4);
+        assert_eq!(count([standing(1, "coder", 5), standing(2, "coder", 5)]), 3, "more than the model takes");
     }
 
     #[test]

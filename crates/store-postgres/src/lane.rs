@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use fettle_app::ports::ledger::Want;
 use fettle_domain::id::JobId;
 use fettle_domain::job::JobKind;
-use fettle_domain::turn::{AGING, Place, Slots};
+use fettle_domain::turn::{self, AGING, Place, Slots, Standing};
 use sqlx::PgConnection;
 
 use crate::error::{OrLedger, R, unreadable};
@@ -167,27 +167,35 @@ pub(crate) async fn next(tx: &mut Tx<'_>, want: &Want, max: i64) -> R<Vec<JobId>
 
 /// Jobs that leases would give one after the other, counted up to `max`.
 pub(crate) async fn count_next(conn: &mut PgConnection, slots: &Slots, want: &Want, max: u32) -> R<u32> {
-    let mut room = Room::read(conn, slots, want).await?;
+    let room = Room::read(conn, slots, want).await?;
+    let head_start = i64::try_from(AGING.as_micros()).map_err(unreadable)?;
     let lanes = sqlx::query!(
-        r#"SELECT pool_id, slots_of, queued AS "queued!" FROM lane CROSS JOIN LATERAL (
+        r#"SELECT lane.pool_id, lane.slots_of, counted.queued AS "queued!" FROM lane CROSS JOIN LATERAL (
+               SELECT job.runnable_at, job.priority, job.seq FROM job
+               WHERE job.lane_id = lane.id AND job.turn_at IS NOT NULL ORDER BY job.turn_at, job.seq LIMIT 1) AS first
+           CROSS JOIN LATERAL (
                SELECT count(*) AS queued FROM (
                    SELECT FROM job WHERE job.lane_id = lane.id AND job.turn_at IS NOT NULL LIMIT $2) AS first_ones) AS counted
-           WHERE lane.pool_id = ANY($1) AND queued > 0"#,
+           WHERE lane.pool_id = ANY($1)
+           ORDER BY greatest(first.runnable_at, lane.served_at) - first.priority * $3 * interval '1 microsecond', first.seq"#,
         &room.pools(),
         i64::from(max),
+        head_start as f64,
     )
     .fetch_all(conn)
     .await
     .or_ledger()?;
-    let mut count = 0;
+    let mut standing = Vec::with_capacity(lanes.len());
     for lane in lanes {
-        let free = room.free(slots, &lane.slots_of);
-        let model = room.pools.get(&lane.pool_id).and_then(|model| room.of_model.get_mut(model));
-        let Some(of_model) = model else { continue };
-        let taken = lane.queued.min(free).min(*of_model).max(0);
-        *of_model -= taken;
-        *room.held.entry(lane.slots_of).or_default() += taken;
-        count += taken;
+        let Some(model) = room.pools.get(&lane.pool_id) else { continue };
+        let free_of_model = room.of_model.get(model).copied().unwrap_or(0);
+        standing.push(Standing {
+            model: model.clone(),
+            free_slots: u32::try_from(room.free(slots, &lane.slots_of).max(0)).unwrap_or(u32::MAX),
+            free_of_model: u32::try_from(free_of_model.max(0)).unwrap_or(u32::MAX),
+            queued: u32::try_from(lane.queued).map_err(unreadable)?,
+            slots_of: lane.slots_of,
+        });
     }
-    Ok(u32::try_from(count.min(i64::from(max))).map_err(unreadable)?)
+    Ok(turn::count(standing).min(max))
 }

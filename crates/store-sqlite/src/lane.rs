@@ -1,11 +1,9 @@
 //! Lanes: where jobs stand in line, and which job is next. The rule is [`fettle_domain::turn`]'s; here it is kept in indexes.
 
-use std::collections::BTreeMap;
-
 use fettle_app::ports::ledger::{L, Want};
 use fettle_domain::id::JobId;
 use fettle_domain::job::JobKind;
-use fettle_domain::turn::{AGING, Place, Slots};
+use fettle_domain::turn::{self, AGING, Place, Slots, Standing};
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
@@ -143,32 +141,27 @@ pub(crate) fn next(tx: &mut Tx<'_>, want: &Want) -> L<Option<JobId>> {
 
 /// Jobs that [`next`] would give one after the other, counted up to `max`.
 pub(crate) fn count_next(conn: &Connection, slots: &Slots, want: &Want, max: u32) -> L<u32> {
-    let (mut count, per_repository) = (0, slots.per_repository);
-    let mut taken: BTreeMap<String, i64> = BTreeMap::new();
+    let mut standing = Vec::new();
     for pool in pools(conn, slots, want)? {
-        // Pools of one model share what it can take.
-        let taken = taken.entry(pool.model).or_default();
-        let most = (pool.free - *taken).min(i64::from(max));
         // A lane has at least one that can go, so as many lanes as are asked for are enough.
-        let of_pool: i64 = conn.one(
-            "SELECT coalesce(sum(min(slots - held, queued)), 0) AS count FROM (
-             SELECT CASE WHEN lane.slots_of LIKE 'repo:%' THEN ?3 ELSE ?2 + held END AS slots, held,
-                    (SELECT count(*) FROM (SELECT 1 FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL
-                                           LIMIT ?2)) AS queued
-             FROM (SELECT lane.id, lane.slots_of,
-                          (SELECT count(*) FROM lane AS beside JOIN job ON job.lane_id = beside.id
-                           WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS held
-                   FROM lane WHERE pool_id = ?1 AND turn_at IS NOT NULL LIMIT ?2) AS lane)",
-            params![pool.id, most, per_repository],
-            first,
+        let lanes: Vec<(i64, i64, String, u32, u32)> = conn.all(
+            "SELECT turn_at, turn_seq, slots_of,
+                    (SELECT count(*) FROM lane AS beside JOIN job ON job.lane_id = beside.id
+                     WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL),
+                    (SELECT count(*) FROM (SELECT 1 FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL LIMIT ?2))
+             FROM lane WHERE pool_id = ?1 AND turn_at IS NOT NULL ORDER BY turn_at, turn_seq LIMIT ?2",
+            params![pool.id, max],
+            |row| row.try_into(),
         )?;
-        *taken += of_pool.min(most);
-        count = u32::try_from(i64::from(count) + of_pool.min(most)).unwrap_or(max).min(max);
-        if count == max {
-            break;
-        }
+        let free_of_model = u32::try_from(pool.free).unwrap_or(u32::MAX);
+        standing.extend(lanes.into_iter().map(|(turn_at, turn_seq, slots_of, held, queued)| {
+            let free_slots = slots.of(&slots_of).saturating_sub(held);
+            let model = pool.model.clone();
+            ((turn_at, turn_seq), Standing { slots_of, model, free_slots, free_of_model, queued })
+        }));
     }
-    Ok(count)
+    standing.sort_by_key(|(turn, _)| *turn);
+    Ok(turn::count(standing.into_iter().map(|(_, lane)| lane)).min(max))
 }
 
 /// Puts everything in its place at start: what an older binary queued or moved without knowing of lanes, and lanes whose

@@ -13,7 +13,7 @@ use fettle_domain::job::{Job, JobKind, JobState, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::step::StepKind;
 use fettle_domain::task::TaskState;
-use fettle_domain::turn::{self, Lane, Slots, Waiting};
+use fettle_domain::turn::{self, Lane, Slots, Standing, Waiting};
 use jiff::Timestamp;
 use tokio::sync::MutexGuard;
 
@@ -178,22 +178,26 @@ fn waiting(rows: &Rows) -> impl Iterator<Item = Waiting> + '_ {
 
 /// Runs that [`next`] would give one after the other.
 pub(super) fn count_next(rows: &Rows, slots: &Slots, want: &Want, max: u32) -> u32 {
-    let mut count: u32 = 0;
-    let mut models: Vec<(&str, u32)> = Vec::new();
+    let mut standing = Vec::new();
     for lane in lanes(rows, slots, want) {
-        let index = usize::try_from(lane.id).unwrap_or(usize::MAX);
-        let queued = waiting(rows).filter(|job| job.lane == lane.id).count();
-        let could = lane.free_slots.min(u32::try_from(queued).unwrap_or(u32::MAX));
-        let model = rows.lanes[index].model.as_str();
-        match models.iter_mut().find(|(name, _)| *name == model) {
-            Some((_, sum)) => *sum += could,
-            None => models.push((model, could)),
-        }
+        let own = || waiting(rows).filter(|job| job.lane == lane.id);
+        let Some(first) = own().min_by_key(|job| (turn::in_lane(job.runnable_at, job.priority), job.seq)) else { continue };
+        let row = &rows.lanes[usize::try_from(lane.id).unwrap_or(usize::MAX)];
+        let turn = (turn::among_lanes(first.runnable_at, first.priority, lane.served_at), first.seq);
+        let free_of_model = free_of_model(rows, slots, want.kind, &row.model);
+        standing.push((
+            turn,
+            Standing {
+                slots_of: row.slots_of.clone(),
+                model: row.model.clone(),
+                free_slots: lane.free_slots,
+                free_of_model,
+                queued: u32::try_from(own().count()).unwrap_or(u32::MAX),
+            },
+        ));
     }
-    for (model, could) in models {
-        count = count.saturating_add(could.min(free_of_model(rows, slots, want.kind, model)));
-    }
-    count.min(max)
+    standing.sort_by_key(|(turn, _)| *turn);
+    turn::count(standing.into_iter().map(|(_, lane)| lane)).min(max)
 }
 
 fn serve(tx: &mut Tx<'_>, lane: usize) {

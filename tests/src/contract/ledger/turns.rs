@@ -187,8 +187,10 @@ pub async fn what_needs_a_label_waits_for_a_worker_that_has_it<S: Subject>(world
 }
 
 pub async fn a_repository_has_so_many_tasks_at_work_and_a_freed_slot_is_taken<S: Subject>(world: &mut World<S>) {
+    // For two models, whose jobs stand in lanes of their own.
     for issue in 1..=u64::from(PER_REPOSITORY) + 2 {
-        world.open(issue).await;
+        let plan = TaskPlan { model: (issue % 2 == 0).then(|| "other".to_owned()), ..world.plan(issue) };
+        world.ledger().open_task(None, &plan).await.unwrap();
     }
     assert_eq!(world.ledger().runnable(1000).await.unwrap(), PER_REPOSITORY);
     let mut held = Vec::new();
