@@ -12,6 +12,7 @@ use crate::ports::chain;
 use crate::ports::forge::{F, Forge, ForgeError};
 use crate::ports::ledger::{Admission, Admissions, TaskView};
 use crate::publishing::PublishOptions;
+use crate::run_token::RunTokens;
 
 /// A forge that does not answer is asked again after this; meanwhile the worker takes other work.
 const FORGE_PAUSE: Duration = Duration::from_secs(15);
@@ -21,12 +22,14 @@ pub struct Gate {
     pub forge: Arc<dyn Forge>,
     /// Its label is the one whose presence triggered; a Task triggered by it is not worked on once it is gone.
     pub options: Live<PublishOptions>,
+    /// `None`: no gateway checks any.
+    pub run_tokens: Option<RunTokens>,
 }
 
 #[async_trait]
 impl Admissions for Gate {
     async fn admit(&self, task: &TaskView) -> Admission {
-        let Some(repo) = &task.repo else { return Admission::Go { read_token: None } };
+        let Some(repo) = &task.repo else { return Admission::Go { read_token: None, run_token: None } };
         match self.ask(task, repo).await {
             Ok(admission) => admission,
             Err(ForgeError::RateLimited { wait }) => {
@@ -47,7 +50,8 @@ impl Gate {
         if let Some(reason) = withdrawn(&*self.forge, task, repo, &self.options.now().trigger_label).await? {
             return Ok(Admission::Withdrawn { reason });
         }
-        Ok(Admission::Go { read_token: self.forge.read_token(repo).await? })
+        let read_token = self.forge.read_token(repo).await?;
+        Ok(Admission::Go { read_token, run_token: self.run_tokens.as_ref().and_then(|tokens| tokens.token(task)) })
     }
 }
 

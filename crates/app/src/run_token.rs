@@ -3,16 +3,22 @@
 //!
 //! `fettle_run.<payload>.<signature>`: JSON and HMAC-SHA256 over the text before the last dot, both in base64 without padding.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use fettle_domain::budget::Limits;
 use fettle_domain::id::{JobId, RunId};
 use fettle_domain::lease::Fence;
 use fettle_placement::view::Class;
 use hmac::{Hmac, Mac};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
+
+use crate::ports::clock::Clock;
+use crate::ports::ledger::TaskView;
 
 /// How every run token begins, so that it is told from other keys.
 pub const PREFIX: &str = "fettle_run.";
@@ -20,6 +26,39 @@ pub const PREFIX: &str = "fettle_run.";
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// A shorter key could be guessed.
 const MIN_KEY_BYTES: usize = 32;
+
+/// A model call may still be under way when the Run's wall time is over, and it is the gateway's clock that ends the token.
+const GRACE: SignedDuration = SignedDuration::from_hours(2);
+
+/// Gives each Run its token, as the dashboard knows the Run.
+pub struct RunTokens {
+    pub key: RunTokenKey,
+    /// What a Run without a model of its own asks.
+    pub default_model: Option<String>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl RunTokens {
+    /// For the lease that the Run is under now; a later lease needs another. `None`: there is no model to ask.
+    pub fn token(&self, task: &TaskView) -> Option<SecretString> {
+        let model = task.model.clone().or_else(|| self.default_model.clone())?;
+        let limits = Limits::for_mode(task.mode);
+        let wall = i64::try_from(limits.wall_s).map_or(SignedDuration::MAX, SignedDuration::from_secs);
+        Some(self.key.sign(&RunClaims {
+            run: task.run.id,
+            job: task.run.job,
+            fence: Fence::new(task.run.fence),
+            models: vec![model],
+            budgets: RunBudgets {
+                tokens: Some(limits.prompt_tokens + limits.generated_tokens),
+                ..RunBudgets::default()
+            },
+            repository: task.repo.as_ref().map(|repo| repo.name.to_string()).unwrap_or_default(),
+            class: Class::Batch,
+            expires: self.clock.now().saturating_add(wall.saturating_add(GRACE)).expect("a span of hours fits"),
+        }))
+    }
+}
 
 /// What a token says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,9 +104,25 @@ pub enum TokenError {
 pub struct WeakKey;
 
 /// The key that dashboard and gateway share.
+#[derive(Clone)]
 pub struct RunTokenKey(Hmac<Sha256>);
 
+/// What the key made of the service key is made for; another purpose would have another key.
+const PURPOSE: &[u8] = b"fettle run tokens, version 1";
+
 impl RunTokenKey {
+    /// The installation's secret for this; without one, what follows from the service key, which all of its processes have.
+    /// Then whoever has the service key can make tokens: workers do.
+    pub fn choose(own: Option<&SecretString>, service_key: &SecretString) -> Result<Self, WeakKey> {
+        if let Some(own) = own {
+            return Self::new(own);
+        }
+        let service_key = Hmac::<Sha256>::new_from_slice(service_key.expose_secret().as_bytes());
+        let made =
+            service_key.expect("a key of HMAC may have any length").chain_update(PURPOSE).finalize().into_bytes();
+        Ok(Self(Hmac::new_from_slice(&made).expect("a key of HMAC may have any length")))
+    }
+
     /// Of the secret's bytes as they are.
     pub fn new(secret: &SecretString) -> Result<Self, WeakKey> {
         let bytes = secret.expose_secret().as_bytes();
@@ -207,5 +262,16 @@ mod tests {
     #[test]
     fn a_short_key_is_refused() {
         assert!(RunTokenKey::new(&"short".to_owned().into()).is_err());
+    }
+
+    #[test]
+    fn without_a_secret_of_its_own_the_key_follows_from_the_service_key_and_is_not_it() {
+        let service_key: SecretString = "a service key of more than thirty-two bytes".to_owned().into();
+        let token = RunTokenKey::choose(None, &service_key).unwrap().sign(&claims());
+        let checked = |key: RunTokenKey| key.verify(token.expose_secret(), Timestamp::UNIX_EPOCH);
+        assert_eq!(checked(RunTokenKey::choose(None, &service_key).unwrap()), Ok(claims()));
+        assert_eq!(checked(RunTokenKey::new(&service_key).unwrap()), Err(TokenError::Forged));
+        let own = "the installation's own secret for run tokens".to_owned().into();
+        assert_eq!(checked(RunTokenKey::choose(Some(&own), &service_key).unwrap()), Err(TokenError::Forged));
     }
 }

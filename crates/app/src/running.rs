@@ -56,6 +56,8 @@ pub struct RunContext {
     pub recorded: Vec<StepRecord>,
     /// Read access to the Run's repository.
     pub read_token: Option<SecretString>,
+    /// What the Run shows to the gateway of models.
+    pub run_token: Option<SecretString>,
     /// Cancelled when the work must stop.
     pub cancel: CancellationToken,
 }
@@ -222,14 +224,14 @@ impl Worker {
     ) -> Result<RunResult, RunEnd> {
         let lease = held.lease();
         let recorded = persist(held, || self.leases.steps(&lease)).await?;
-        let read_token = match persist(held, || self.leases.admit(&lease)).await? {
-            Admission::Go { read_token } => read_token,
+        let (read_token, run_token) = match persist(held, || self.leases.admit(&lease)).await? {
+            Admission::Go { read_token, run_token } => (read_token, run_token),
             Admission::Withdrawn { reason } => return Ok(withdrawn(order, reason)),
             Admission::Later { wait, why } => return Err(RunEnd::Defer { wait, why }),
             Admission::Refused { why } => return Err(RunEnd::Retry(why)),
         };
         let journal = Arc::new(LedgerJournal { leases: self.leases.clone(), held: held.clone() });
-        let context = RunContext { journal, recorded, read_token, cancel: held.work_token() };
+        let context = RunContext { journal, recorded, read_token, run_token, cancel: held.work_token() };
         let working = self.runner.run(order, context);
         tokio::pin!(working);
         let mut beats = tokio::time::interval(BEAT_EVERY);

@@ -188,8 +188,13 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         test_command: flags.test.clone(),
     };
     let journal = Arc::new(MemoryJournal::new(cancel.clone()));
-    let context =
-        RunContext { journal: journal.clone(), recorded: Vec::new(), read_token: None, cancel: cancel.clone() };
+    let context = RunContext {
+        journal: journal.clone(),
+        recorded: Vec::new(),
+        read_token: None,
+        run_token: None,
+        cancel: cancel.clone(),
+    };
     let solved = solve(&agent, flags, &brief, &context).await;
     progress.done();
     if flags.keep {

@@ -15,9 +15,8 @@ use fettle_runtime::reload::{Keys, Reload};
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::systemd::Manager;
 use fettle_runtime::{secrets, shutdown, system, telemetry};
-use fettle_worker::{AgentParts, ModelGateway, WorkerParts, timing};
+use fettle_worker::{AgentParts, WorkerParts, timing};
 use prometheus::Registry;
-use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tracing::{error, info, warn};
 
@@ -52,13 +51,12 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     })
     .await?;
     tell(&config, &data, &credentials, running.address);
-    let gateway = ModelGateway { url: String::new(), key: SecretString::from(running.ids.uuid().to_string()) };
     let inference = fettle_inference::start(fettle_inference::Start {
         config: &config,
         environment,
         data: &data,
         listener: gateway_listener(&config).await?,
-        keys: vec![fettle_inference::workers_key(gateway.key.clone())],
+        run_token_key: Some(credentials.run_token_key()?),
         clock: Arc::new(system::SystemClock),
         ids: running.ids.clone(),
         registry: &registry,
@@ -67,7 +65,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     })
     .await?;
     info!("models are served on http://{}, by the APIs of OpenAI, Anthropic and Ollama", inference.address);
-    let gateway = ModelGateway { url: format!("http://{}", inference.address), ..gateway };
+    let gateway = format!("http://{}", inference.address);
     config.agent.unmet_needs().iter().for_each(|unmet| warn!("missing: {unmet}"));
 
     let paths = Live::new(config.forge.paths.clone());

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use camino::Utf8Path;
 use fettle_api::WebhookSecrets;
 use fettle_app::ports::clock::IdSource;
+use fettle_app::run_token::RunTokenKey;
 use fettle_domain::secret::KnownSecrets;
 use fettle_github::GitHubAuth;
 use fettle_runtime::config::Config;
@@ -16,6 +17,7 @@ pub struct Credentials {
     /// The admin key was made at this start.
     pub first_start: bool,
     pub worker_key: SecretString,
+    run_token_key: Option<SecretString>,
     pub scale_key: Option<SecretString>,
     pub webhook: Option<SecretString>,
     pub webhook_previous: Option<SecretString>,
@@ -45,6 +47,7 @@ impl Credentials {
             admin_key,
             first_start,
             worker_key,
+            run_token_key: optional(&config.gateway.run_token_key_file)?,
             scale_key: optional(&config.auth.scale_key_file)?,
             webhook: optional(&forge.webhook_secret_file)?,
             webhook_previous: optional(&forge.webhook_secret_previous_file)?,
@@ -84,6 +87,11 @@ impl Credentials {
         Ok(())
     }
 
+    /// What tokens of Runs are signed with, and checked with in this process.
+    pub fn run_token_key(&self) -> Result<RunTokenKey> {
+        RunTokenKey::choose(self.run_token_key.as_ref(), &self.worker_key).context("gateway.run_token_key_file")
+    }
+
     /// How the forge is asked.
     pub fn forge_auth(&self, config: &Config) -> GitHubAuth {
         match (config.forge.app_id, &self.app_key) {
@@ -108,6 +116,7 @@ impl Credentials {
         let differing = [
             ("the admin key", one(&self.admin_key) != one(&fresh.admin_key)),
             ("auth.worker_key_file", one(&self.worker_key) != one(&fresh.worker_key)),
+            ("gateway.run_token_key_file", optional(&self.run_token_key) != optional(&fresh.run_token_key)),
             ("auth.scale_key_file", optional(&self.scale_key) != optional(&fresh.scale_key)),
             ("forge.read_token_file", optional(&self.read_token) != optional(&fresh.read_token)),
             ("forge.write_token_file", optional(&self.write_token) != optional(&fresh.write_token)),
@@ -130,6 +139,7 @@ impl Credentials {
         let named = [
             ("admin key", Some(&self.admin_key)),
             ("worker key", Some(&self.worker_key)),
+            ("key of run tokens", self.run_token_key.as_ref()),
             ("scale key", self.scale_key.as_ref()),
             ("webhook secret", self.webhook.as_ref()),
             ("previous webhook secret", self.webhook_previous.as_ref()),

@@ -27,6 +27,7 @@ use fettle_app::publishing::{PUBLISHED_WITHIN, Pace, Publisher};
 use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
 use fettle_app::reconciling::{Reconcilers, WORKED_WITHIN};
 use fettle_app::ringing::{RUNG_WITHIN, ring};
+use fettle_app::run_token::RunTokens;
 use fettle_app::submitting::Submitting;
 use fettle_app::telling::Teller;
 use fettle_app::vitals::Vitals;
@@ -166,12 +167,17 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let forge = Arc::new(GitHub::new(options)?);
     let intake_options = Live::new(exchange::intake_options(config));
     let publishing = Live::new(exchange::publish_options(config, credentials));
+    let run_tokens = RunTokens {
+        key: credentials.run_token_key()?,
+        default_model: config.gateway.models.first().map(|model| model.name.clone()),
+        clock: clock.clone(),
+    };
     let opening = Opening {
         timing,
         slots: slots(config),
         clock: clock.clone(),
         ids: ids.clone(),
-        admissions: Arc::new(Gate { forge: forge.clone(), options: publishing.clone() }),
+        admissions: Arc::new(Gate { forge: forge.clone(), options: publishing.clone(), run_tokens: Some(run_tokens) }),
     };
     let store = Store::open(config, data, opening).await.context("while opening the ledger")?;
     let ledger = store.ledger();

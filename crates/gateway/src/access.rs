@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
 
-use crate::settings::{Settings, SettingsError, StaticKey};
+use crate::settings::{Settings, StaticKey};
 
 /// Above it, jobs whose last token has expired are forgotten.
 const MANY_JOBS: usize = 4_096;
@@ -55,15 +55,13 @@ struct Newest {
 }
 
 impl Access {
-    pub(crate) fn new(settings: &mut Settings) -> Result<Self, SettingsError> {
-        let key = settings.run_token_key.take();
-        let run_tokens = key.as_ref().map(RunTokenKey::new).transpose().map_err(SettingsError::RunTokenKey)?;
-        Ok(Self {
+    pub(crate) fn new(settings: &mut Settings) -> Self {
+        Self {
             keys: std::mem::take(&mut settings.keys),
-            run_tokens,
+            run_tokens: settings.run_token_key.take(),
             without_key: settings.without_key.take(),
             fences: Mutex::new(HashMap::new()),
-        })
+        }
     }
 
     pub(crate) fn identify(&self, headers: &HeaderMap, now: Timestamp) -> Result<Caller, Failure> {
@@ -165,7 +163,7 @@ mod tests {
 
     fn access() -> Access {
         let mut settings = Settings::new("usage".into());
-        settings.run_token_key = Some(SIGNING.to_owned().into());
+        settings.run_token_key = Some(RunTokenKey::new(&SIGNING.to_owned().into()).unwrap());
         settings.keys = vec![
             StaticKey {
                 key: "open sesame".to_owned().into(),
@@ -180,7 +178,7 @@ mod tests {
                 models: Some(vec!["small".to_owned()]),
             },
         ];
-        Access::new(&mut settings).unwrap()
+        Access::new(&mut settings)
     }
 
     fn shown(name: &'static str, value: &str) -> HeaderMap {
@@ -216,7 +214,7 @@ mod tests {
     fn without_keys_a_page_in_a_browser_is_refused_and_programs_are_not() {
         let mut settings = Settings::new("usage".into());
         settings.without_key = Some(OwnerId::new("local"));
-        let access = Access::new(&mut settings).unwrap();
+        let access = Access::new(&mut settings);
         let asks = |headers: &HeaderMap| access.identify(headers, Timestamp::UNIX_EPOCH).is_ok();
         for host in ["127.0.0.1:8484", "localhost:8484", "[::1]:8484", "localhost", "127.0.0.1"] {
             assert!(asks(&shown("host", host)), "{host}");
@@ -247,7 +245,7 @@ mod tests {
     fn without_configured_keys_any_key_is_the_one_owners() {
         let mut settings = Settings::new("usage".into());
         settings.without_key = Some(OwnerId::new("everybody"));
-        let access = Access::new(&mut settings).unwrap();
+        let access = Access::new(&mut settings);
         for headers in [HeaderMap::new(), shown("x-api-key", "whatever")] {
             assert_eq!(access.identify(&headers, Timestamp::UNIX_EPOCH).unwrap().owner.as_str(), "everybody");
         }

@@ -70,7 +70,7 @@ impl Gateway {
         let budgets = Arc::new(Budgets::default());
         recall(&budgets, &store.reader(), clock.now());
         let front = Front {
-            access: Access::new(&mut settings)?,
+            access: Access::new(&mut settings),
             budgets,
             names: Names::new(&settings),
             floor,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use fettle_app::run_token::RunTokenKey;
 use fettle_placement::id::OwnerId;
 use fettle_placement::view::Class;
 use secrecy::SecretString;
@@ -17,11 +18,10 @@ const STICKY_TTL: Duration = Duration::from_secs(600);
 /// Most providers allow no more at once, and all of them say so with 429.
 const PROVIDER_PARALLEL: u32 = 64;
 
-#[derive(Debug)]
 pub struct Settings {
     pub keys: Vec<StaticKey>,
     /// What the dashboard signs run tokens with. `None`: there are none.
-    pub run_token_key: Option<SecretString>,
+    pub run_token_key: Option<RunTokenKey>,
     /// Whom requests without any key come from. `None`: they are refused.
     pub without_key: Option<OwnerId>,
     /// Profiles and aliases: what a name stands for, in order of preference. Members are models of this machine or
@@ -184,8 +184,6 @@ pub enum SettingsError {
     BaseUrl { name: String },
     #[error("the API key of provider {name} holds characters that cannot be sent")]
     ApiKey { name: String },
-    #[error("the key of run tokens is too short")]
-    RunTokenKey(#[source] fettle_app::run_token::WeakKey),
     #[error("the certificates of this machine cannot be read")]
     Certificates(#[source] fettle_app::ports::BoxError),
     #[error("a metric is registered twice")]

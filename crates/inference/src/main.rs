@@ -8,9 +8,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::Parser;
+use fettle_app::run_token::RunTokenKey;
 use fettle_app::vitals::Vitals;
 use fettle_inference::health::Health;
-use fettle_inference::{LISTEN, Start, start, workers_key};
+use fettle_inference::{LISTEN, Start, start};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
@@ -70,8 +71,7 @@ async fn run() -> Result<()> {
         let serving = fettle_api::serve(listener, health.router(), stop, supervisor.tasks().clone());
         supervisor.spawn("the health listener", serving);
     }
-    // Workers show the key that they show to the dashboard.
-    let keys = config.auth.worker_key_file.as_deref().map(secrets::read).transpose()?.map(workers_key);
+    let run_token_key = run_token_key(&config, &data)?;
     let address = config.gateway.listen.as_deref().unwrap_or(LISTEN);
     let listener = TcpListener::bind(address)
         .await
@@ -81,7 +81,7 @@ async fn run() -> Result<()> {
         environment: &environment,
         data: &data,
         listener,
-        keys: keys.into_iter().collect(),
+        run_token_key,
         clock: Arc::new(system::SystemClock),
         ids: Arc::new(system::RandomIds),
         registry: &registry,
@@ -102,4 +102,25 @@ async fn run() -> Result<()> {
     let ended = supervisor.ended().await;
     running.close().await;
     Ok(ended?)
+}
+
+/// As the dashboard has it: a secret of its own, or what follows from the service key. Neither, and no Run of a dashboard can ask.
+fn run_token_key(config: &Config, data: &DataDir) -> Result<Option<RunTokenKey>> {
+    let own = config.gateway.run_token_key_file.as_deref().map(secrets::read).transpose()?;
+    let service_key = match &config.auth.worker_key_file {
+        Some(file) => Some(secrets::read(file)?),
+        // Of a dashboard with the same data folder.
+        None => data.worker_key().exists().then(|| secrets::read(&data.worker_key())).transpose()?,
+    };
+    let key = match (own, service_key) {
+        (Some(own), _) => RunTokenKey::new(&own),
+        (None, Some(service_key)) => RunTokenKey::choose(None, &service_key),
+        (None, None) => {
+            warn!(
+                "workers will be refused: set auth.worker_key_file, or gateway.run_token_key_file, as the dashboard has it"
+            );
+            return Ok(None);
+        }
+    };
+    Ok(Some(key.context("gateway.run_token_key_file")?))
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::serving::Since;
+use fettle_app::run_token::RunTokenKey;
 use fettle_app::serving::{self, Notice, NoticeKind, Placer};
 use fettle_app::vitals::Vitals;
 use fettle_engines::settings::{Answers, Command, Launcher, Limits, LlamaServer, Program, Programs};
@@ -52,8 +53,8 @@ pub struct Start<'a> {
     pub environment: &'a Environment,
     pub data: &'a DataDir,
     pub listener: TcpListener,
-    /// Keys beyond those of `gateway.keys_file`, such as the workers' of the same process.
-    pub keys: Vec<StaticKey>,
+    /// What tokens of Runs are checked with. `None`: nothing is known of Runs here.
+    pub run_token_key: Option<RunTokenKey>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
     pub registry: &'a Registry,
@@ -76,7 +77,7 @@ impl Running {
 
 /// Starts all parts. What is not there (a GPU, a model's files, an engine's program) is told and stops nothing else.
 pub async fn start(start: Start<'_>) -> Result<Running> {
-    let Start { config, environment, data, listener, keys, clock, ids, registry, vitals, supervisor } = start;
+    let Start { config, environment, data, listener, run_token_key, clock, ids, registry, vitals, supervisor } = start;
     let address = listener.local_addr().context("while listening")?;
     let since = Since::now_is_zero();
     let (catalog, refused) = catalog(config);
@@ -96,7 +97,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (status, told_status) = watch::channel(Arc::default());
     let (orders, ordered) = mpsc::channel(ORDERS);
 
-    let settings = gateway_settings(config, data, keys, address)?;
+    let settings = Settings { run_token_key, ..gateway_settings(config, data, address)? };
     let parts = Parts { supply: supplied, meters: metered, clock: clock.clone(), ids };
     let (gateway, Told { demand, load }) = Gateway::new(settings, parts, registry)?;
     registry.register(Box::new(StatusCollector::new(told_status.clone())?))?;
@@ -194,11 +195,6 @@ fn engine_settings(config: &Config, environment: &Environment, data: &DataDir) -
     })
 }
 
-/// What workers show: their requests can wait for those of people.
-pub fn workers_key(key: SecretString) -> StaticKey {
-    StaticKey { key, owner: OwnerId::new("workers"), class: Class::Batch, models: None }
-}
-
 /// Programs as configured, else by their usual names.
 fn programs(config: &Config) -> Programs {
     let configured = |kind| config.gpu.engines.get(&kind);
@@ -222,15 +218,8 @@ fn programs(config: &Config) -> Programs {
     }
 }
 
-fn gateway_settings(
-    config: &Config,
-    data: &DataDir,
-    mut keys: Vec<StaticKey>,
-    address: SocketAddr,
-) -> Result<Settings> {
-    if let Some(file) = &config.gateway.keys_file {
-        keys.extend(static_keys(file)?);
-    }
+fn gateway_settings(config: &Config, data: &DataDir, address: SocketAddr) -> Result<Settings> {
+    let keys = config.gateway.keys_file.as_deref().map(static_keys).transpose()?.unwrap_or_default();
     let open = address.ip().is_loopback() && config.gateway.keys_file.is_none();
     let elsewhere = config.gateway.models.iter().filter(|model| !model.is_local());
     let mut names = BTreeMap::new();

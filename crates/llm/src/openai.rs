@@ -10,11 +10,12 @@ mod request;
 mod turn;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fettle_app::ports::model::{Model, ModelError, ModelInfo, ModelRequest, Progress, RawTurn};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use fettle_app::ports::model::{Model, ModelError, ModelInfo, ModelRequest, Progress, RawTurn, RunAccess};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
@@ -31,6 +32,9 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait for usage and end mark once the model has finished: some servers send neither and stay connected.
 const AFTER_FINISH_LIMIT: Duration = Duration::from_secs(10);
+/// By which the gateway finds where a conversation's beginning is warm.
+const SESSION: HeaderName = HeaderName::from_static("x-session-id");
+const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 /// How much of a failure is read, and for how long: a sentence and its code.
 const MAX_FAILURE_BYTES: usize = 64 * 1024;
 const FAILURE_BODY_LIMIT: Duration = Duration::from_secs(10);
@@ -48,6 +52,9 @@ pub struct OpenAiOptions {
     pub model: String,
     /// Sent as a bearer token. Local engines need none.
     pub api_key: Option<SecretString>,
+    /// The server is Fettle's gateway: a Run shows its own token instead of `api_key`, and says which Run it is. Other
+    /// servers are told nothing of Runs.
+    pub is_gateway: bool,
     /// Sampling parameters of the model's bundle, put into each request as they are (`temperature`, `top_p`, …).
     pub extra: Map<String, Value>,
     /// [`STALL_LIMIT`], but for tests.
@@ -62,6 +69,7 @@ impl OpenAiOptions {
             base_url: base_url.into(),
             model: model.into(),
             api_key: None,
+            is_gateway: false,
             extra: Map::new(),
             stall_limit: STALL_LIMIT,
         }
@@ -79,6 +87,7 @@ pub enum OptionsError {
     Client { model: String, source: reqwest::Error },
 }
 
+#[derive(Clone)]
 pub struct OpenAiCompatible {
     info: ModelInfo,
     client: Client,
@@ -86,27 +95,27 @@ pub struct OpenAiCompatible {
     /// The base URL for people.
     shown: String,
     model: String,
-    api_key: Option<SecretString>,
+    /// What is sent as the key.
+    key: Option<SecretString>,
+    /// The key, and who asks.
+    headers: HeaderMap,
+    is_gateway: bool,
     extra: Map<String, Value>,
     stall_limit: Duration,
 }
 
 impl OpenAiCompatible {
     pub fn new(options: OpenAiOptions) -> Result<Self, OptionsError> {
-        let OpenAiOptions { info, base_url, model, api_key, extra, stall_limit } = options;
+        let OpenAiOptions { info, base_url, model, api_key, is_gateway, extra, stall_limit } = options;
         let named = || info.name.clone();
         let url = completions_url(&base_url).ok_or_else(|| OptionsError::BaseUrl { model: named() })?;
 
         let shown = shown(&base_url);
         let mut headers = HeaderMap::new();
         if let Some(key) = &api_key {
-            let value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()));
-            let mut value = value.map_err(|_| OptionsError::ApiKey { model: named() })?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
+            headers.insert(AUTHORIZATION, bearer(key).ok_or_else(|| OptionsError::ApiKey { model: named() })?);
         }
         let mut client = Client::builder()
-            .default_headers(headers)
             .user_agent(concat!("fettle/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_LIMIT)
             .redirect(redirect::Policy::none());
@@ -114,13 +123,14 @@ impl OpenAiCompatible {
             client = client.no_proxy();
         }
         let client = client.build().map_err(|source| OptionsError::Client { model: named(), source })?;
-        Ok(Self { info, client, url, shown, model, api_key, extra, stall_limit })
+        Ok(Self { info, client, url, shown, model, key: api_key, headers, is_gateway, extra, stall_limit })
     }
 
     async fn ask(&self, request: &ModelRequest, progress: &Progress<'_>) -> Result<RawTurn, ModelError> {
         let accept = if request.stream { "text/event-stream" } else { "application/json" };
         let body = request::body(&self.model, &self.extra, request);
-        let sent = self.client.post(self.url.clone()).header(ACCEPT, accept).json(&body).send();
+        let asking = self.client.post(self.url.clone()).headers(self.headers.clone()).header(ACCEPT, accept);
+        let sent = asking.json(&body).send();
         let response = match timeout(self.stall_limit, sent).await {
             Err(_) => return Err(self.stalled(self.stall_limit)),
             Ok(Err(error)) => return Err(self.broken(error)),
@@ -183,7 +193,7 @@ impl OpenAiCompatible {
     }
 
     fn asked(&self) -> Asked<'_> {
-        Asked { url: &self.shown, key: self.api_key.as_ref() }
+        Asked { url: &self.shown, key: self.key.as_ref(), is_gateway: self.is_gateway }
     }
 
     fn undecodable(&self, error: DecodeError, begun: &Begun) -> ModelError {
@@ -251,6 +261,21 @@ impl Model for OpenAiCompatible {
         &self.info
     }
 
+    fn for_run(&self, run: RunAccess) -> Arc<dyn Model> {
+        let mut own = self.clone();
+        if self.is_gateway {
+            let said = |text: String| HeaderValue::from_str(&text).expect("an id is plain text");
+            own.headers.insert(SESSION, said(run.run.to_string()));
+            own.headers.insert(CORRELATION, said(run.correlation.to_string()));
+            // A token that cannot be sent was not made by our dashboard; the gateway will say that one is missing.
+            if let Some((token, value)) = run.token.and_then(|token| bearer(&token).map(|value| (token, value))) {
+                own.headers.insert(AUTHORIZATION, value);
+                own.key = Some(token);
+            }
+        }
+        Arc::new(own)
+    }
+
     async fn call(
         &self,
         request: &ModelRequest,
@@ -264,6 +289,12 @@ impl Model for OpenAiCompatible {
             answer = self.ask(request, progress) => answer,
         }
     }
+}
+
+fn bearer(key: &SecretString) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// The base URL without user, password, query and fragment: some providers take a key in the query.

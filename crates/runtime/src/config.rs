@@ -300,6 +300,7 @@ impl Config {
             &mut transport.password_file,
             &mut transport.worker_password_file,
             &mut gateway.keys_file,
+            &mut gateway.run_token_key_file,
         ];
         single.into_iter().chain(gateway.models.iter_mut().map(|model| &mut model.api_key_file)).flatten()
     }
@@ -341,6 +342,7 @@ impl Config {
             ("transport.password_file", &self.transport.password_file),
             ("transport.worker_password_file", &self.transport.worker_password_file),
             ("gateway.keys_file", &self.gateway.keys_file),
+            ("gateway.run_token_key_file", &self.gateway.run_token_key_file),
         ];
         let named = named.into_iter().filter_map(|(key, file)| Some((key.to_owned(), file.as_deref()?)));
         let models = self.gateway.models.iter().filter_map(|model| {

@@ -167,7 +167,7 @@ impl Leases for PostgresLedger {
         .await?;
         Ok(match &self.admissions {
             Some(admissions) => admissions.admit(&task).await,
-            None => Admission::Go { read_token: None },
+            None => Admission::Go { read_token: None, run_token: None },
         })
     }
 }

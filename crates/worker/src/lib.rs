@@ -29,7 +29,6 @@ use fettle_runtime::environment::Environment;
 use fettle_runtime::reload::{Keys, LOG};
 use fettle_runtime::{secrets, system};
 use fettle_sandbox::{ProcessSandbox, SandboxOptions, helper_beside_current_exe};
-use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -151,16 +150,9 @@ fn prepare_options(config: &Config, environment: &Environment, data: &DataDir) -
     })
 }
 
-/// Where workers find all models, and what they show there.
-#[derive(Debug, Clone)]
-pub struct ModelGateway {
-    /// The gateway's root, as in `http://gpu-host:8484`.
-    pub url: String,
-    pub key: SecretString,
-}
-
-/// The configured models, the first being the default. With a gateway none is asked but that, and no provider's key is read.
-pub fn models(config: &Config, gateway: Option<&ModelGateway>) -> Result<Vec<Arc<dyn Model>>> {
+/// The configured models, the first being the default. With a gateway, as in `http://gpu-host:8484`, none is asked but that, and
+/// no provider's key is read.
+pub fn models(config: &Config, gateway: Option<&str>) -> Result<Vec<Arc<dyn Model>>> {
     let through = |model| match gateway {
         Some(gateway) => through(gateway, model),
         None => self::model(model),
@@ -168,11 +160,10 @@ pub fn models(config: &Config, gateway: Option<&ModelGateway>) -> Result<Vec<Arc
     config.gateway.models.iter().map(through).collect()
 }
 
-fn through(gateway: &ModelGateway, config: &ModelConfig) -> Result<Arc<dyn Model>> {
+fn through(gateway: &str, config: &ModelConfig) -> Result<Arc<dyn Model>> {
     let info = ModelInfo { name: config.name.clone(), context_tokens: config.context };
-    let url = format!("{}/v1", gateway.url.trim_end_matches('/'));
-    let mut options = OpenAiOptions::new(info, url, config.name.clone());
-    options.api_key = Some(gateway.key.clone());
+    let url = format!("{}/v1", gateway.trim_end_matches('/'));
+    let options = OpenAiOptions { is_gateway: true, ..OpenAiOptions::new(info, url, config.name.clone()) };
     Ok(Arc::new(OpenAiCompatible::new(options).context("while setting up the gateway (gateway.url)")?))
 }
 

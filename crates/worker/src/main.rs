@@ -21,7 +21,7 @@ use fettle_runtime::reload::Reload;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::systemd::Manager;
 use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
-use fettle_worker::{AgentParts, KEYS, ModelGateway, WorkerParts, agent, models, timing, work};
+use fettle_worker::{AgentParts, KEYS, WorkerParts, agent, models, timing, work};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -112,8 +112,7 @@ async fn run() -> Result<()> {
         keep: false,
         paths: paths.clone(),
     };
-    let gateway = config.gateway.url.clone().map(|url| ModelGateway { url, key: key.clone() });
-    let agent = agent(parts, models(&config, gateway.as_ref())?).await?;
+    let agent = agent(parts, models(&config, config.gateway.url.as_deref())?).await?;
     let status = format!("Working for {dashboard} at sandbox level {}", agent.sandbox.report().level.name());
     info!("working for {dashboard} at sandbox level {}", agent.sandbox.report().level.name());
     let parts = WorkerParts {

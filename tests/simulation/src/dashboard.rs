@@ -76,7 +76,7 @@ impl World {
         let (clock, ids) = (self.nature.clock(who), self.nature.clone());
         let (forge, broker) = (self.forge.seen_by(who), self.broker.of(who));
         let options = Live::new(PublishOptions { trigger_label: LABEL.to_owned(), ..PublishOptions::default() });
-        let memory = self.open_ledger(who, Gate { forge: forge.clone(), options: options.clone() });
+        let memory = self.open_ledger(who, Gate { forge: forge.clone(), options: options.clone(), run_tokens: None });
         let ledger: Arc<dyn Ledger> = memory.clone();
         let intake_options = Live::new(IntakeOptions {
             rules: IntakeRules { label: LABEL.to_owned(), label_mode: Mode::Quickfix, allowed_bots: Vec::new() },

@@ -85,7 +85,7 @@ async fn run(flags: &Flags, backend: &Backend) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(MISSING));
         }
     };
-    println!("{:<64}{:>8}{:>7}{:>7}  {:<42}{:<9}recovered", "case", "again", "twice", "took", "effects", "verdict");
+    println!("{:<64}{:>8}{:>7}{:>9}  {:<42}{:<9}recovered", "case", "again", "twice", "took", "effects", "verdict");
     let rows = match flags.faulted {
         Some(wanted) => until_faulted(wanted, flags, on, seed, &calm, backend).await?,
         None => all(&cases, flags.jobs, &calm, backend).await,
@@ -187,7 +187,7 @@ fn tell(row: &Row) {
     let (took, verdict) =
         (format!("{:.1} s", row.took_ms as f64 / 1000.0), if row.held() { "held" } else { "VIOLATED" });
     let Row { case, paid_twice, effects, recovered, .. } = row;
-    println!("{case:<64}{again:>8}{paid_twice:>7}{took:>7}  {effects:<42}{verdict:<9}{}", recovered.join("; then "));
+    println!("{case:<64}{again:>8}{paid_twice:>7}{took:>9}  {effects:<42}{verdict:<9}{}", recovered.join("; then "));
     for breach in &row.breaches {
         println!("    {breach}");
     }

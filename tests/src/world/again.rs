@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::Signal;
 
-use super::{Launch, PATIENCE, Process, TestBox, address_for_workers, canary, ready, ready_with};
+use super::{Launch, PATIENCE, Process, TestBox, address_for_workers, canary, message, ready, ready_with};
 
 /// Who serves the API: `fettle up` or the dashboard.
 pub const SERVER: usize = 0;
@@ -76,11 +76,25 @@ impl TestBox {
         Ok(nth)
     }
 
+    /// Starts the gateway to all models; workers that are started later ask there. Gives the folder of its usage records.
+    pub async fn start_inference(&mut self, environment: &[(&'static str, &str)]) -> anyhow::Result<Utf8PathBuf> {
+        let nth = self.programs.len();
+        let mut environment: Vec<_> = environment.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        environment.push(("FETTLE_GATEWAY__LISTEN", "127.0.0.1:0".to_owned()));
+        let program = Program::start("fettle-inference", &[], &self.root, nth, environment, None)?;
+        let address = |line: &str| Some(message(line)?.split_once(" models on ")?.1.to_owned());
+        self.gateway = Some(program.process.logged("the gateway answers", PATIENCE, address).await?);
+        let usage = program.data.join("usage");
+        self.programs.push(program);
+        Ok(usage)
+    }
+
     /// Starts a worker beside a dashboard of its own.
     pub fn start_worker(&mut self, armed: Option<&str>) -> anyhow::Result<()> {
         let internal = self.internal.as_ref().context("only a dashboard of its own takes workers")?;
         let mut environment = self.leases.environment();
         environment.push(("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}")));
+        environment.extend(self.gateway.iter().map(|url| ("FETTLE_GATEWAY__URL", url.clone())));
         let nth = self.programs.len();
         self.programs.push(Program::start("fettle-worker", WORKER_ARGUMENTS, &self.root, nth, environment, armed)?);
         Ok(())

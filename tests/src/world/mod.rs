@@ -140,6 +140,8 @@ pub struct TestBox {
     programs: Vec<Program>,
     /// Where a dashboard of its own listens for workers.
     internal: Option<String>,
+    /// Where workers ask for models, when not at the model's server.
+    gateway: Option<String>,
     /// The dashboard that `api` and `internal` are of.
     serving: usize,
     leases: Leases,
@@ -246,6 +248,7 @@ impl TestBox {
             webhook_secret,
             programs: vec![server],
             internal,
+            gateway: None,
             serving: SERVER,
             leases: setup.leases,
             root,

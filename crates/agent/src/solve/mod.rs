@@ -19,7 +19,7 @@ use camino::Utf8PathBuf;
 use fettle_app::live::Live;
 use fettle_app::ports::git::{BaseRef, Repositories, Source};
 use fettle_app::ports::ledger::RunOrder;
-use fettle_app::ports::model::Model;
+use fettle_app::ports::model::{Model, RunAccess};
 use fettle_app::ports::sandbox::Sandbox;
 use fettle_app::running::{RunContext, RunEnd, Runner};
 use fettle_domain::budget::{Limits, MIN_CONTEXT_TOKENS};
@@ -107,7 +107,11 @@ impl Runner for Agent {
             limits: Limits::for_mode(order.mode),
             test_command: None,
         };
-        let model = self.model(order.model.as_deref())?;
+        let model = self.model(order.model.as_deref())?.for_run(RunAccess {
+            token: context.run_token.clone(),
+            run: order.run,
+            correlation: order.correlation,
+        });
         self.solve(&model, &brief, &context).await
     }
 }

@@ -173,8 +173,11 @@ pub(crate) enum FencedWord {
 #[serde(tag = "admission", rename_all = "snake_case")]
 pub(crate) enum AdmissionBody {
     Go {
-        /// The one secret on this wire; only on the internal listener.
+        /// The two secrets on this wire; only on the internal listener.
         read_token: Option<String>,
+        /// Dashboards of before the gateway say nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run_token: Option<String>,
     },
     Withdrawn {
         reason: String,
@@ -191,8 +194,9 @@ pub(crate) enum AdmissionBody {
 impl From<Admission> for AdmissionBody {
     fn from(admission: Admission) -> Self {
         match admission {
-            Admission::Go { read_token } => {
-                Self::Go { read_token: read_token.map(|token| token.expose_secret().to_owned()) }
+            Admission::Go { read_token, run_token } => {
+                let shown = |token: Option<SecretString>| token.map(|token| token.expose_secret().to_owned());
+                Self::Go { read_token: shown(read_token), run_token: shown(run_token) }
             }
             Admission::Withdrawn { reason } => Self::Withdrawn { reason },
             Admission::Later { wait, why } => Self::Later { wait_ms: millis(wait), why },
@@ -204,7 +208,10 @@ impl From<Admission> for AdmissionBody {
 impl From<AdmissionBody> for Admission {
     fn from(body: AdmissionBody) -> Self {
         match body {
-            AdmissionBody::Go { read_token } => Self::Go { read_token: read_token.map(SecretString::from) },
+            AdmissionBody::Go { read_token, run_token } => {
+                let [read_token, run_token] = [read_token, run_token].map(|token| token.map(SecretString::from));
+                Self::Go { read_token, run_token }
+            }
             AdmissionBody::Withdrawn { reason } => Self::Withdrawn { reason },
             AdmissionBody::Later { wait_ms, why } => Self::Later { wait: Duration::from_millis(wait_ms), why },
             AdmissionBody::Refused { why } => Self::Refused { why },

@@ -264,7 +264,10 @@ impl Leases for FakeLedger {
         self.well().await?;
         let live = self.inner.lock().unwrap().jobs.contains_key(&lease.job);
         Ok(match live {
-            true => Admission::Go { read_token: Some(SecretString::from("read-only-token")) },
+            true => Admission::Go {
+                read_token: Some(SecretString::from("read-only-token")),
+                run_token: Some(SecretString::from("fettle_run.token")),
+            },
             false => Admission::Withdrawn { reason: "the issue was closed meanwhile".to_owned() },
         })
     }

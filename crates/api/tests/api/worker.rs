@@ -82,10 +82,11 @@ async fn a_run_is_leased_journaled_and_completed_over_http_as_in_process() {
     assert_eq!(client.record(&leased.lease, &step(1)).await.unwrap(), Fenced::Applied);
     assert_eq!(client.steps(&leased.lease).await.unwrap(), [step(0), step(1)]);
 
-    let Admission::Go { read_token: Some(token) } = client.admit(&leased.lease).await.unwrap() else {
-        panic!("the Run may begin, with a token")
+    let admission = client.admit(&leased.lease).await.unwrap();
+    let Admission::Go { read_token: Some(read), run_token: Some(run) } = admission else {
+        panic!("the Run may begin, with its tokens")
     };
-    assert_eq!(token.expose_secret(), "read-only-token");
+    assert_eq!((read.expose_secret(), run.expose_secret()), ("read-only-token", "fettle_run.token"));
 
     assert_eq!(client.complete_run(&leased.lease, &result()).await.unwrap(), Fenced::Applied);
     assert_eq!(client.complete_run(&leased.lease, &result()).await.unwrap(), Fenced::AlreadyApplied);

@@ -224,6 +224,8 @@ pub enum Admission {
         /// Read access to the Run's one repository; the dashboard mints it, the worker keeps it in memory. `None`: none
         /// needed or none configured there.
         read_token: Option<SecretString>,
+        /// What the Run shows to the gateway of models. `None`: the dashboard makes none.
+        run_token: Option<SecretString>,
     },
     /// A person has taken the wish back since; the sentence says how.
     Withdrawn { reason: String },

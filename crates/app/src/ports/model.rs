@@ -1,6 +1,10 @@
 //! A language model as the solve loop sees it: a conversation goes in, one raw turn comes out.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use fettle_domain::id::{CorrelationId, RunId};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -139,9 +143,22 @@ pub enum ModelError {
 /// Told each piece of text as it streams. An alias, because `async_trait` would give the `&str` one fixed lifetime.
 pub type Progress<'a> = dyn Fn(&str) + Send + Sync + 'a;
 
+/// Who asks. A gateway is shown it with each request; it is recorded nowhere, and no provider sees it.
+#[derive(Debug, Clone)]
+pub struct RunAccess {
+    /// As the dashboard made it for this lease.
+    pub token: Option<SecretString>,
+    /// Its requests go where the beginning of its conversation is warm.
+    pub run: RunId,
+    pub correlation: CorrelationId,
+}
+
 #[async_trait]
 pub trait Model: Send + Sync {
     fn info(&self) -> &ModelInfo;
+
+    /// The same model, asked by one Run.
+    fn for_run(&self, run: RunAccess) -> Arc<dyn Model>;
 
     /// One call. The adapter owns connect and stall timeouts (15 min without a byte) and retries nothing.
     /// `progress` is told each piece of text as it streams, for people who watch.

@@ -102,7 +102,7 @@ impl World {
             class: Class::Interactive,
             models: None,
         }];
-        settings.run_token_key = Some(SIGNING.to_owned().into());
+        settings.run_token_key = Some(RunTokenKey::new(&SIGNING.to_owned().into()).unwrap());
         change(&mut settings);
         let (supply, supplied) = watch::channel(Arc::new(supply));
         let (meters, metered) = watch::channel(Arc::default());

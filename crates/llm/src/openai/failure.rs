@@ -94,6 +94,7 @@ pub(super) struct Asked<'a> {
     /// The base URL, without what may be secret in it.
     pub(super) url: &'a str,
     pub(super) key: Option<&'a SecretString>,
+    pub(super) is_gateway: bool,
 }
 
 /// The cause behind `Unavailable`, for operators.
@@ -136,6 +137,9 @@ pub(super) fn of_status(
         300..400 => ModelError::Refused(format!("{url} answered {status}, and redirects are not followed")),
         // 408 and 425 ask for another try.
         408 | 425 | 500.. => ModelError::Unavailable(Box::new(Cause::Status { url: url.to_owned(), status, sentence })),
+        401 | 403 if asked.is_gateway => ModelError::Refused(format!(
+            "{url} answered {status}: {sentence}; dashboard and gateway need the same gateway.run_token_key_file, or without it the same auth.worker_key_file"
+        )),
         401 | 403 => ModelError::Refused(format!(
             "{url} answered {status}: {sentence}; look at the file with its key (api_key_file, or --model-key-file)"
         )),
@@ -205,7 +209,7 @@ fn fit_to_show(sentence: &str, max_chars: usize, key: Option<&SecretString>) -> 
 mod tests {
     use super::*;
 
-    const ASKED: Asked<'static> = Asked { url: "http://x/v1", key: None };
+    const ASKED: Asked<'static> = Asked { url: "http://x/v1", key: None, is_gateway: false };
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs

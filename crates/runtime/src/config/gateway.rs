@@ -27,6 +27,9 @@ pub struct Gateway {
     pub url: Option<String>,
     /// Keys of people and programs, one a line: a name, a space, the key. Absent: whoever reaches a loopback address may ask.
     pub keys_file: Option<Utf8PathBuf>,
+    /// What the dashboard signs the tokens of Runs with, and the gateway checks them with: at least 32 characters. Absent: a key
+    /// made of the service key, which workers have as well.
+    pub run_token_key_file: Option<Utf8PathBuf>,
     /// How long a request waits for a model that has to be loaded.
     pub max_wait: Span,
     /// The first one is used unless a Task names another.
@@ -35,7 +38,14 @@ pub struct Gateway {
 
 impl Default for Gateway {
     fn default() -> Self {
-        Self { listen: None, url: None, keys_file: None, max_wait: Span(Duration::from_secs(300)), models: Vec::new() }
+        Self {
+            listen: None,
+            url: None,
+            keys_file: None,
+            run_token_key_file: None,
+            max_wait: Span(Duration::from_secs(300)),
+            models: Vec::new(),
+        }
     }
 }
 
