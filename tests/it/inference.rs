@@ -27,6 +27,8 @@ struct Host {
     state: State,
     nvml: Installed,
     models: String,
+    /// Whether models are examined when they are ready; most tests count who asks them.
+    conformance: &'static str,
     process: Option<Process>,
     gateway: String,
     http: reqwest::Client,
@@ -51,7 +53,17 @@ impl Host {
         let nvml = Installed::new(root.join("nvml").as_std_path(), &state).unwrap();
         fettle_runtime::install_tls();
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-        Self { root, state, nvml, models: String::new(), process: None, gateway: String::new(), http, _home: home }
+        Self {
+            root,
+            state,
+            nvml,
+            models: String::new(),
+            conformance: "off",
+            process: None,
+            gateway: String::new(),
+            http,
+            _home: home,
+        }
     }
 
     /// A model of `gib` whose engine is `kind` and takes 2 GiB less, of GPU `nth`.
@@ -82,8 +94,9 @@ impl Host {
     async fn up(mut self) -> Self {
         fs_err::create_dir_all(self.root.join("weights")).unwrap();
         let config = format!(
-            "[gateway]\nlisten = \"127.0.0.1:0\"\nmax_wait = \"5s\"\n\
+            "[gateway]\nlisten = \"127.0.0.1:0\"\nmax_wait = \"5s\"\nconformance = \"{}\"\n\
              [gpu]\nnvml_lib = \"{}\"\nmin_residency = \"500ms\"\n{}",
+            self.conformance,
             self.nvml.library().display(),
             self.models
         );
@@ -381,4 +394,34 @@ async fn without_a_gpu_models_elsewhere_are_served_and_gpus_explains_itself() {
 /// As it is now, with what engines have entered.
 fn read_state(host: &Host) -> State {
     serde_json::from_slice(&fs_err::read(host.root.join("nvml/nvml.json")).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_model_that_calls_no_tool_is_found_out_when_it_is_ready_and_that_is_known_after_a_restart() {
+    let mut host = Host::with_gpus(&[80]).model("talker", "vllm", 20, 1, says("I would look at the file."));
+    host.conformance = "auto";
+    let mut host = host.up().await;
+    assert_eq!(host.answers("talker").await, "I would look at the file.");
+    let listed = async |host: &Host| {
+        let answer = host.http.get(format!("{}/v1/models/talker", host.gateway)).send().await.unwrap();
+        answer.json::<Value>().await.unwrap()["fettle"]["tool_calls"]["chat_only"]["why"].clone()
+    };
+    let end = Instant::now() + PATIENCE;
+    while listed(&host).await.is_null() {
+        assert!(Instant::now() < end, "{}", host.process.as_ref().unwrap().tail());
+        sleep(Duration::from_millis(100)).await;
+    }
+    let why = listed(&host).await.as_str().unwrap().to_owned();
+    assert!(why.contains("native calls were right 0 of") && why.contains("98 % are needed"), "{why}");
+
+    host.process.take().unwrap().stop().unwrap();
+    host.start().await;
+    assert_eq!(listed(&host).await, why, "nobody has asked for it yet");
+
+    let checked = host.fettle(&["models", "check", "talker"]);
+    let text = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1), "{text}{}", String::from_utf8_lossy(&checked.stderr));
+    assert!(text.contains("talker: for chat only") && text.contains("each tool"), "{text}");
+    let unknown = host.fettle(&["models", "check", "nobody"]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no model is called `nobody`"));
 }

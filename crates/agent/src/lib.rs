@@ -2,6 +2,7 @@
 //!
 //! Everything that comes from a model is foreign input. Nothing here talks to a network, a database or a git library.
 
+pub mod conformance;
 pub mod dialect;
 pub mod ecosystem;
 pub mod edit;

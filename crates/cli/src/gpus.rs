@@ -12,11 +12,11 @@ use fettle_placement::quantity::{Bytes, Millis};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
-use crate::Common;
 use crate::progress::{note, one_line};
+use crate::{Common, conformance};
 
 /// The process answers from what it knows; it asks no driver first.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -68,6 +68,11 @@ pub(crate) struct ModelFlags {
 enum ModelCommand {
     /// Say what a model's files would take of a GPU, without loading anything.
     Estimate(EstimateFlags),
+    /// Ask a model some hundred small questions, and say how it calls tools best; that takes minutes.
+    Check {
+        /// As configured: the name of a [[gateway.models]] entry.
+        model: String,
+    },
 }
 
 #[derive(clap::Args)]
@@ -141,7 +146,11 @@ pub(crate) async fn models(common: &Common, flags: &ModelFlags, environment: &En
     if let Some(ModelCommand::Estimate(estimate)) = &flags.command {
         return estimated(estimate);
     }
-    let status: StatusView = Process::of(common, environment)?.get("status").await?;
+    let process = Process::of(common, environment)?;
+    if let Some(ModelCommand::Check { model }) = &flags.command {
+        return conformance::check(&process, model, flags.json).await;
+    }
+    let status: StatusView = process.get("status").await?;
     let mut out = std::io::stdout().lock();
     if flags.json {
         let shown =
@@ -195,8 +204,11 @@ pub(crate) async fn placements(common: &Common, flags: &PlacementFlags, environm
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is asked over the socket; the host's name means nothing there.
+const ADMIN: &str = "http://inference/admin/v1/";
+
 /// The inference process of this machine, over its socket.
-struct Process {
+pub(crate) struct Process {
     socket: Utf8PathBuf,
     http: reqwest::Client,
 }
@@ -221,11 +233,24 @@ impl Process {
         self.send(Method::POST, what, Some(body)).await.map(drop)
     }
 
+    /// For what takes its time.
+    pub(crate) async fn order_and_wait<T: DeserializeOwned>(&self, what: &[&str], limit: Duration) -> Result<T> {
+        let mut url = Url::parse(ADMIN).context("while naming what is asked for")?;
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(what);
+        }
+        Ok(self.answered(self.http.post(url).timeout(limit)).await?.json().await?)
+    }
+
     async fn send(&self, method: Method, what: &str, body: Option<&serde_json::Value>) -> Result<reqwest::Response> {
-        let mut request = self.http.request(method, format!("http://inference/admin/v1/{what}"));
+        let mut request = self.http.request(method, format!("{ADMIN}{what}"));
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.answered(request).await
+    }
+
+    async fn answered(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response> {
         let response = request.send().await.with_context(|| self.away())?;
         match response.status() {
             status if status.is_success() => Ok(response),

@@ -4,6 +4,7 @@ mod admin;
 mod carry;
 mod check_config;
 mod client;
+mod conformance;
 mod doctor;
 mod fix;
 mod follow;

@@ -1,5 +1,6 @@
 //! The endpoint's addresses: what is asked where, and errors in the shape of whatever API they belong to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -8,6 +9,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use fettle_app::ports::model::ToolCalls;
 use fettle_protocols::{
     ErrorAnswer, Failure, Family, ModelEntry, Peek, Protocol, write_count_tokens, write_error, write_model,
     write_models, write_ollama_show, write_ollama_version,
@@ -205,13 +207,26 @@ fn listed(front: &Front, headers: &HeaderMap) -> Result<Vec<ModelEntry>, Failure
     let caller = front.access.identify(headers, front.clock.now())?;
     let mut models = front.names.list(&front.floor.known());
     models.retain(|model| caller.may_ask(&model.id).is_ok());
+    let examined = front.examined.borrow();
+    models.iter_mut().for_each(|model| tell_of(model, &examined));
     Ok(models)
 }
 
 fn one(front: &Front, headers: &HeaderMap, id: String) -> Result<ModelEntry, Failure> {
     let caller = front.access.identify(headers, front.clock.now())?;
     let found = front.names.find_entry(&id, &front.floor.known());
-    found.filter(|model| caller.may_ask(&model.id).is_ok()).ok_or(Failure::UnknownModel { model: id })
+    let found = found.filter(|model| caller.may_ask(&model.id).is_ok());
+    let mut model = found.ok_or(Failure::UnknownModel { model: id })?;
+    tell_of(&mut model, &front.examined.borrow());
+    Ok(model)
+}
+
+/// What was found of the model's tool calls, if anything was.
+fn tell_of(model: &mut ModelEntry, examined: &BTreeMap<String, ToolCalls>) {
+    if let Some(calls) = examined.get(&model.id) {
+        model.tools = matches!(calls, ToolCalls::Form { .. });
+        model.fettle = Some(serde_json::json!({ "tool_calls": calls }));
+    }
 }
 
 fn by_headers(headers: &HeaderMap) -> Protocol {

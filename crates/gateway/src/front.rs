@@ -1,6 +1,7 @@
 //! One request from its arrival to the first byte of its answer: who asks, for what, whether it is paid for, where it goes,
 //! and whether it is tried again.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::model::ToolCalls;
 use fettle_protocols::{
     Edit, Failure, Head, Peek, Protocol, Request, ToolKind, WatchOptions, edit, read_error, read_request, write_request,
 };
@@ -17,6 +19,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
@@ -77,6 +80,8 @@ pub(crate) struct Front {
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) max_wait: Duration,
     pub(crate) timeouts: Timeouts,
+    /// How models call tools, by name.
+    pub(crate) examined: watch::Receiver<Arc<BTreeMap<String, ToolCalls>>>,
 }
 
 /// A request that was read and found good.

@@ -1,10 +1,12 @@
 //! The gateway put together: the endpoint as a router, and one task that keeps its books true.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::model::ToolCalls;
 use fettle_app::ports::serving::{Demand, EngineMeter, Load, Supply};
 use jiff::SignedDuration;
 use prometheus::Registry;
@@ -38,6 +40,8 @@ pub struct Parts {
     pub supply: watch::Receiver<Arc<Supply>>,
     /// Of engines whose devices are measured.
     pub meters: watch::Receiver<Arc<Vec<EngineMeter>>>,
+    /// How models call tools, by name; whoever lists models is told.
+    pub examined: watch::Receiver<Arc<BTreeMap<String, ToolCalls>>>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
 }
@@ -61,7 +65,7 @@ impl Gateway {
     /// Reads what runs have spent in an earlier life; blocks for as long as that takes. Its metrics are in `registry`.
     pub fn new(mut settings: Settings, parts: Parts, registry: &Registry) -> Result<(Self, Told), SettingsError> {
         check(&settings)?;
-        let Parts { supply, meters, clock, ids } = parts;
+        let Parts { supply, meters, examined, clock, ids } = parts;
         let tracker = TaskTracker::new();
         let metrics = Arc::new(Metrics::register(registry).map_err(SettingsError::Metrics)?);
         let floor = Arc::new(Floor::new(&settings, Wiring::new(tracker.clone())?, Arc::clone(&metrics))?);
@@ -81,6 +85,7 @@ impl Gateway {
             ids,
             max_wait: settings.queue.max_wait,
             timeouts: settings.timeouts,
+            examined,
         };
         let (demand, demand_told) = watch::channel(Arc::default());
         let (load, load_told) = watch::channel(Arc::default());

@@ -112,6 +112,7 @@ fn entry(id: &str, owned_by: &str, context_tokens: Option<u64>) -> ModelEntry {
         tools: true,
         thinking: false,
         size_bytes: None,
+        fettle: None,
     }
 }
 

@@ -16,9 +16,10 @@ use fettle_placement::engine::EngineState;
 use fettle_placement::id::DeviceId;
 use fettle_placement::memory_ledger::Account;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::devices::Order;
+use crate::examiner::{Report, Wish};
 
 /// Whoever asks waits for it so long; a driver that wakes its GPUs may take longer.
 const FIRST_LOOK: Duration = Duration::from_secs(4);
@@ -140,6 +141,7 @@ pub struct Admin {
     pub models: Arc<Vec<String>>,
     pub events: Arc<Events>,
     pub orders: mpsc::Sender<Order>,
+    pub wishes: mpsc::Sender<Wish>,
 }
 
 impl Admin {
@@ -147,6 +149,7 @@ impl Admin {
         Router::new()
             .route("/admin/v1/status", get(status))
             .route("/admin/v1/events", get(events))
+            .route("/admin/v1/models/{name}/examine", post(examine))
             .route("/admin/v1/devices/{id}/quarantine", post(quarantine))
             .route("/admin/v1/devices/{id}/release", post(release))
             .with_state(self)
@@ -181,6 +184,16 @@ async fn quarantine(
 async fn release(State(admin): State<Admin>, Path(id): Path<String>) -> Result<StatusCode, (StatusCode, String)> {
     let device = known(&admin, &id)?;
     order(&admin, Order::Release(device)).await
+}
+
+/// Asks the model some hundred questions and answers when that is done, minutes later.
+async fn examine(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Report>, (StatusCode, String)> {
+    let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the process is shutting down".to_owned());
+    let (answer, answered) = oneshot::channel();
+    admin.wishes.try_send(Wish { model: name, answer }).map_err(|_| {
+        (StatusCode::SERVICE_UNAVAILABLE, "other models are being examined; ask again when they are done".to_owned())
+    })?;
+    answered.await.map_err(|_| gone())?.map(Json).map_err(|why| (StatusCode::CONFLICT, why))
 }
 
 /// By its whole id or the beginning of one.

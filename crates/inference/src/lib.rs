@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod catalog;
 pub mod devices;
+pub mod examiner;
 pub mod health;
 mod meters;
 pub mod metrics;

@@ -33,6 +33,7 @@ use tracing::{error, info, warn};
 use crate::admin::{Admin, Events};
 use crate::catalog::catalog;
 use crate::devices::Devices;
+use crate::examiner::{self, Examiner};
 use crate::metrics::StatusCollector;
 use crate::quarantine::Quarantine;
 
@@ -88,6 +89,11 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let engines = Arc::new(Engines::open(engine_settings(config, environment, data)?, since)?);
 
     let (world, sampled) = watch::channel(Arc::default());
+    let (tell_examined, examined) = watch::channel(Arc::default());
+    let (wishes, wished) = mpsc::channel(ORDERS);
+    let key = SecretString::from(ids.uuid().to_string());
+    let (own_key, own_url) = (examiners_key(key.clone()), format!("http://{address}"));
+    let known = catalog.clone();
     let first_epoch = u64::try_from(clock.now().as_millisecond()).unwrap_or_default();
     let placer = Placer::new(catalog, first_epoch);
     // Requests that come before the first step wait; they are not told that their model is unknown.
@@ -97,15 +103,32 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (status, told_status) = watch::channel(Arc::default());
     let (orders, ordered) = mpsc::channel(ORDERS);
 
-    let settings = Settings { run_token_key, ..gateway_settings(config, data, address)? };
-    let parts = Parts { supply: supplied, meters: metered, clock: clock.clone(), ids };
+    let mut settings = Settings { run_token_key, ..gateway_settings(config, data, address)? };
+    settings.keys.push(own_key);
+    let parts = Parts { supply: supplied.clone(), meters: metered, examined, clock: clock.clone(), ids };
     let (gateway, Told { demand, load }) = Gateway::new(settings, parts, registry)?;
+    let examiner = Examiner::new(
+        config,
+        &known,
+        examiner::Parts {
+            mode: config.gateway.conformance,
+            url: own_url,
+            key,
+            folder: data.examined(),
+            supply: supplied,
+            demand: demand.clone(),
+            wishes: wished,
+            told: tell_examined,
+            clock: clock.clone(),
+        },
+    );
     registry.register(Box::new(StatusCollector::new(told_status.clone())?))?;
 
     let stop = supervisor.shutdown().clone();
     let devices = Devices::new(&config.gpu, Quarantine::open(data.quarantine()), since);
     supervisor.spawn("the device watch", devices.watch(world, changing, ordered, stop.clone()));
 
+    supervisor.spawn("the examiner", examiner.run(stop.clone()));
     let pulse = vitals.pulse("placer", PLACED_WITHIN);
     let events = Arc::new(Events::default());
     let ports = serving::Ports {
@@ -132,7 +155,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let serving = fettle_api::serve(listener, router, stop.clone(), supervisor.tasks().clone());
     supervisor.spawn("the gateway", serving);
 
-    let admin = Admin { status: told_status, models: Arc::new(models), events, orders };
+    let admin = Admin { status: told_status, models: Arc::new(models), events, orders, wishes };
     match admin_socket(data) {
         Ok(socket) => {
             let server = axum::serve(socket, admin.router());
@@ -193,6 +216,11 @@ fn engine_settings(config: &Config, environment: &Environment, data: &DataDir) -
         programs: programs(config),
         limits: Limits::default(),
     })
+}
+
+/// An examination comes after whoever waits.
+fn examiners_key(key: SecretString) -> StaticKey {
+    StaticKey { key, owner: OwnerId::new("examiner"), class: Class::Batch, models: None }
 }
 
 /// Programs as configured, else by their usual names.

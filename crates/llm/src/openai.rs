@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fettle_app::ports::model::{Model, ModelError, ModelInfo, ModelRequest, Progress, RawTurn, RunAccess};
+use fettle_app::ports::model::{Model, ModelError, ModelInfo, ModelRequest, Progress, RawTurn, RunAccess, ToolCalls};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,8 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(15 * 60);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait for usage and end mark once the model has finished: some servers send neither and stay connected.
 const AFTER_FINISH_LIMIT: Duration = Duration::from_secs(10);
+/// The gateway knows its list by heart. A Run that is told nothing goes on all the same.
+const LISTED_LIMIT: Duration = Duration::from_secs(5);
 /// By which the gateway finds where a conversation's beginning is warm.
 const SESSION: HeaderName = HeaderName::from_static("x-session-id");
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
@@ -124,6 +127,16 @@ impl OpenAiCompatible {
         }
         let client = client.build().map_err(|source| OptionsError::Client { model: named(), source })?;
         Ok(Self { info, client, url, shown, model, key: api_key, headers, is_gateway, extra, stall_limit })
+    }
+
+    /// What the gateway says of the model.
+    async fn listed(&self) -> Result<Listed, reqwest::Error> {
+        let mut url = self.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop().pop().extend(["models", &self.model]);
+        }
+        let answer = self.client.get(url).headers(self.headers.clone()).send().await?.error_for_status()?;
+        answer.json().await
     }
 
     async fn ask(&self, request: &ModelRequest, progress: &Progress<'_>) -> Result<RawTurn, ModelError> {
@@ -226,6 +239,17 @@ impl OpenAiCompatible {
     }
 }
 
+/// An entry of the gateway's list, as far as it is of interest here.
+#[derive(Deserialize)]
+struct Listed {
+    fettle: Option<ListedByFettle>,
+}
+
+#[derive(Deserialize)]
+struct ListedByFettle {
+    tool_calls: Option<ToolCalls>,
+}
+
 /// How an answer with a success status began.
 struct Begun {
     status: u16,
@@ -259,6 +283,21 @@ enum Broken {
 impl Model for OpenAiCompatible {
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    async fn tool_calls(&self) -> Option<ToolCalls> {
+        if !self.is_gateway {
+            return None;
+        }
+        let said = timeout(LISTED_LIMIT, self.listed()).await;
+        match said {
+            Ok(Ok(listed)) => listed.fettle.and_then(|own| own.tool_calls),
+            Ok(Err(error)) => {
+                debug!(model.name = %self.info.name, "the gateway does not tell of it: {}", error.without_url());
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     fn for_run(&self, run: RunAccess) -> Arc<dyn Model> {

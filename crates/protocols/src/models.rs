@@ -20,6 +20,8 @@ pub struct ModelEntry {
     pub thinking: bool,
     /// Bytes of the model's files, where known.
     pub size_bytes: Option<u64>,
+    /// What Fettle adds to OpenAI's form, under a name of its own.
+    pub fettle: Option<serde_json::Value>,
 }
 
 /// `GET /v1/models` of OpenAI and Anthropic, Ollama's `GET /api/tags`. All models in one page.
@@ -98,7 +100,7 @@ fn write_entries(out: &mut Object<'_>, key: &str, models: &[ModelEntry], write: 
 fn write_openai(out: &mut Object<'_>, model: &ModelEntry) {
     out.put("id", &model.id).put("object", "model").put("created", model.created).put("owned_by", &model.owned_by);
     // vLLM's name, which clients look for.
-    out.put_some("max_model_len", model.context_tokens);
+    out.put_some("max_model_len", model.context_tokens).put_some("fettle", model.fettle.as_ref());
 }
 
 fn write_anthropic(out: &mut Object<'_>, model: &ModelEntry) {

@@ -20,7 +20,7 @@ mod intake;
 mod store;
 mod transport;
 
-pub use gateway::{EngineConfig, Gateway, Gpu, GpuMode, ModelConfig, ModelKind, RecipeConfig};
+pub use gateway::{Conformance, EngineConfig, Gateway, Gpu, GpuMode, ModelConfig, ModelKind, RecipeConfig};
 pub use intake::IntakeMode;
 pub use store::{Store, Tls};
 pub use transport::{BrokerKind, Transport, kind_of};

@@ -83,6 +83,11 @@ impl DataDir {
     }
 
     /// What models were used for.
+    /// What was found of how models call tools.
+    pub fn examined(&self) -> Utf8PathBuf {
+        self.root.join("examined")
+    }
+
     pub fn usage(&self) -> Utf8PathBuf {
         self.root.join("usage")
     }

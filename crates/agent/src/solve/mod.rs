@@ -11,6 +11,8 @@ mod steps;
 mod story;
 mod talk;
 
+pub(crate) use compaction::estimate_tokens;
+
 use std::sync::Arc;
 use std::time::Duration;
 

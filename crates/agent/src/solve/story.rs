@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use camino::Utf8Path;
 use fettle_app::crash::{self, Point};
 use fettle_app::ports::chain;
 use fettle_app::ports::git::CheckoutKind;
 use fettle_app::ports::journal::Stop;
-use fettle_app::ports::model::Model;
+use fettle_app::ports::model::{Model, ToolCalls};
 use fettle_app::ports::sandbox::Access;
 use fettle_app::running::{RunContext, RunEnd};
 use fettle_domain::budget::Spent;
@@ -27,7 +28,7 @@ use super::ground::{Footing, Ground, describe};
 use super::steps::{Fresh, Steps, digest};
 use super::talk::{Ended, Phase, Said, Talk, TalkParts, git_end};
 use super::{Agent, Brief, context};
-use crate::dialect::{Dialect, instructions};
+use crate::conformance::Form;
 use crate::removal;
 use crate::tools::{ToolBox, ToolBoxOptions, specs};
 use crate::verify::{ProveRequest, WorkspaceTests, prove, reproduces};
@@ -79,8 +80,9 @@ impl Story<'_> {
             self.agent.repositories.unbundle(self.key(), &bundle).await.map_err(git_end)?;
             tree_on_disk = state.tree;
         }
+        let form = self.form(&mut steps).await?;
         let tools = self.lay_out(&ground, &folder, tree_on_disk).await?;
-        let mut talk = self.talk(&ground, steps, tools, &folder);
+        let mut talk = self.talk(&ground, steps, tools, &folder, form);
         let result = self.phases(&ground, &mut talk, &folder).await;
         match result {
             Err(Ended::Limit(limit)) => self.stopped_by(limit, &ground, &mut talk, &folder).await,
@@ -420,10 +422,36 @@ impl Story<'_> {
         Ok(ToolBox::new(options).map_err(|e| RunEnd::Retry(chain(&e)))?)
     }
 
-    fn talk(&self, ground: &Ground, steps: Steps, tools: ToolBox, folder: &RunFolder) -> Talk {
+    /// How the model is asked for calls. What was known when the Run began stays so for all of it.
+    async fn form(&self, steps: &mut Steps) -> Result<Form, Ended> {
+        let input = digest(&"how the model calls tools");
+        if steps.replaying() {
+            // Only where something was known is it on record; the next step is then a model call.
+            let known = steps.next_recorded() == Some(StepKind::Decide);
+            let form = if known { steps.replay::<Form>(StepKind::Decide, input).await? } else { None };
+            return Ok(form.unwrap_or_default());
+        }
+        let name = &self.model.info().name;
+        let (form, title) = match self.model.tool_calls().await {
+            None => return Ok(Form::default()),
+            Some(ToolCalls::ChatOnly { why }) => {
+                return Err(RunEnd::Never(format!("the model `{name}` is for chat only: {why}")).into());
+            }
+            Some(ToolCalls::Form { dialect, edits, stream, right, asked }) => {
+                let Some(form) = Form::named(&dialect, &edits, stream) else { return Ok(Form::default()) };
+                (form, format!("tools are called in the {dialect} form: {right} of {asked} were right in it"))
+            }
+        };
+        let (spent, took) = (Spent::default(), Duration::ZERO);
+        let fresh = Fresh { kind: StepKind::Decide, title, input, value: &form, spent, workspace: None, took };
+        steps.record(fresh).await?;
+        Ok(form)
+    }
+
+    fn talk(&self, ground: &Ground, steps: Steps, tools: ToolBox, folder: &RunFolder, form: Form) -> Talk {
         let issue_mark = context::mark(self.brief.run, "issue");
         let fence_mark = context::mark(self.brief.run, "fence");
-        let system = context::rules(&instructions(Dialect::Native, &specs(), &fence_mark), &issue_mark);
+        let system = context::rules(&form.instructions(&specs(), &fence_mark), &issue_mark);
         let facts = context::RepositoryFacts {
             commands: &ground.commands,
             guide: ground.guide.clone(),
@@ -442,6 +470,7 @@ impl Story<'_> {
             by_products: ground.commands.by_products.clone(),
             limits: self.brief.limits,
             fence_mark,
+            form,
             cancel: self.context.cancel.clone(),
         };
         Talk::new(parts, steps, tools, system, task)

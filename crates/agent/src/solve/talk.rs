@@ -30,6 +30,7 @@ use tracing::info;
 use super::compaction::{estimate_tokens, fit, working_context};
 use super::context;
 use super::steps::{Fresh, Steps, digest};
+use crate::conformance::Form;
 use crate::dialect::{self, Dialect, ParsedCall, ParsedTurn, Retry};
 use crate::tools::{self, Call, ToolBox, ToolResult};
 
@@ -107,6 +108,8 @@ pub(crate) struct TalkParts {
     pub(crate) by_products: Vec<RepoPath>,
     pub(crate) limits: Limits,
     pub(crate) fence_mark: String,
+    /// At the beginning.
+    pub(crate) form: Form,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -154,14 +157,14 @@ struct How {
 
 impl Talk {
     pub(crate) fn new(parts: TalkParts, steps: Steps, tools: ToolBox, system: String, task: String) -> Self {
-        let tree = parts.base_tree;
+        let (tree, dialect) = (parts.base_tree, parts.form.dialect);
         Self {
             parts,
             steps,
             tools,
             tree,
             fix_starts_from: None,
-            dialect: Dialect::Native,
+            dialect,
             messages: vec![Message::System { text: system }, Message::User { text: task }],
             journaled: 0,
             loops: LoopWatch::default(),
@@ -191,7 +194,8 @@ impl Talk {
 
     /// Talks until the model finishes the phase or its `calls` are used up, which are counted down.
     pub(crate) async fn converse(&mut self, phase: Phase, calls: &mut u32) -> Result<Said, Ended> {
-        let mut how = How { stream: true, max_tokens: TURN_TOKENS };
+        let usual = How { stream: self.parts.form.stream, max_tokens: TURN_TOKENS };
+        let mut how = usual;
         while *calls > 0 {
             *calls -= 1;
             self.tell_soft_limit();
@@ -201,7 +205,7 @@ impl Talk {
                 how = retry;
                 continue;
             }
-            how = How { stream: true, max_tokens: TURN_TOKENS };
+            how = usual;
             self.judge_form(&parsed)?;
             self.messages.push(dialect::render_turn(self.dialect, &self.parts.fence_mark, &parsed));
             let (texts, finished) = self.act(&parsed, phase).await?;

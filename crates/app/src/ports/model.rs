@@ -153,9 +153,33 @@ pub struct RunAccess {
     pub correlation: CorrelationId,
 }
 
+/// How a model calls tools, as an examination found. Names are those of `agent`: what travels between programs of different
+/// versions is text, and who does not know a name goes on as if nobody had examined the model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolCalls {
+    Form {
+        dialect: String,
+        /// The way of changing a file that it knows best.
+        edits: String,
+        /// Answers with calls may be streamed.
+        stream: bool,
+        /// Right answers, of those asked.
+        right: u32,
+        asked: u32,
+    },
+    /// It calls none well enough; the sentence says how well.
+    ChatOnly { why: String },
+}
+
 #[async_trait]
 pub trait Model: Send + Sync {
     fn info(&self) -> &ModelInfo;
+
+    /// `None`: nobody has examined it, or its server does not tell.
+    async fn tool_calls(&self) -> Option<ToolCalls> {
+        None
+    }
 
     /// The same model, asked by one Run.
     fn for_run(&self, run: RunAccess) -> Arc<dyn Model>;

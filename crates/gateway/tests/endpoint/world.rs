@@ -106,8 +106,9 @@ impl World {
         change(&mut settings);
         let (supply, supplied) = watch::channel(Arc::new(supply));
         let (meters, metered) = watch::channel(Arc::default());
+        let (_, examined) = watch::channel(Arc::default());
         let registry = Registry::new();
-        let parts = Parts { supply: supplied, meters: metered, clock: Arc::new(Fixed), ids: Arc::new(Fixed) };
+        let parts = Parts { supply: supplied, meters: metered, examined, clock: Arc::new(Fixed), ids: Arc::new(Fixed) };
         let (gateway, told) = Gateway::new(settings, parts, &registry).unwrap();
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -243,6 +243,7 @@ fn models_are_listed_in_each_familys_shape() {
         tools: true,
         thinking: true,
         size_bytes: Some(5),
+        fettle: None,
     };
     let list = |family| serde_json::from_slice::<Value>(&write_models(family, std::slice::from_ref(&model))).unwrap();
     let openai =

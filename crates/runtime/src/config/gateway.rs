@@ -30,6 +30,9 @@ pub struct Gateway {
     /// What the dashboard signs the tokens of Runs with, and the gateway checks them with: at least 32 characters. Absent: a key
     /// made of the service key, which workers have as well.
     pub run_token_key_file: Option<Utf8PathBuf>,
+    /// `auto`: a model of this machine is asked some hundred small questions when it is first ready, and is called tools by as it
+    /// answered best. `off`: only when somebody asks for it, by `fettle models check`.
+    pub conformance: Conformance,
     /// How long a request waits for a model that has to be loaded.
     pub max_wait: Span,
     /// The first one is used unless a Task names another.
@@ -43,10 +46,19 @@ impl Default for Gateway {
             url: None,
             keys_file: None,
             run_token_key_file: None,
+            conformance: Conformance::Auto,
             max_wait: Span(Duration::from_secs(300)),
             models: Vec::new(),
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Conformance {
+    #[default]
+    Auto,
+    Off,
 }
 
 /// `[[gateway.models]]`: one elsewhere has `base_url`, one on this machine has `path` or `recipes`.

@@ -67,7 +67,11 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "broker", kind: Kind::Layer(&["app", "broker-rabbitmq", "broker-redis", "runtime"]) },
     Row { name: "dashboard", kind: Kind::Layer(BELOW_BINARIES) },
     Row { name: "worker", kind: Kind::Layer(BELOW_BINARIES) },
-    Row { name: "inference", kind: Kind::Layer(&["api", "app", "engines", "gateway", "gpu", "placement", "runtime"]) },
+    // It examines models with the agent's own parser, as a client of its own gateway.
+    Row {
+        name: "inference",
+        kind: Kind::Layer(&["agent", "api", "app", "engines", "gateway", "gpu", "llm", "placement", "runtime"]),
+    },
     // It runs the other binaries' libraries in one process.
     Row { name: "cli", kind: Kind::Free },
     Row { name: "installer", kind: Kind::Layer(USE_CASES_AND_RUNTIME) },
