@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod clients;
+mod guard;
 mod runs;
 
 use std::process::{Command, Output};
@@ -29,6 +30,7 @@ struct Host {
     models: String,
     /// Whether models are examined when they are ready; most tests count who asks them.
     conformance: &'static str,
+    environment: Vec<(&'static str, String)>,
     process: Option<Process>,
     gateway: String,
     http: reqwest::Client,
@@ -59,6 +61,7 @@ impl Host {
             nvml,
             models: String::new(),
             conformance: "off",
+            environment: Vec::new(),
             process: None,
             gateway: String::new(),
             http,
@@ -117,6 +120,7 @@ impl Host {
     fn place(&self, command: &mut Command) {
         command.arg("--config").arg(self.root.join("fettle.toml")).arg("--data-dir").arg(self.root.join("data"));
         command.env_clear().current_dir(&self.root).env("HOME", &self.root).envs(toolchains());
+        command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
     }
 
     fn fettle(&self, arguments: &[&str]) -> Output {

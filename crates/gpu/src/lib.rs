@@ -2,6 +2,7 @@
 //! nothing about engines, never resets or changes a device, and never lets a stuck driver hold up its caller.
 
 pub mod driver;
+pub mod guard;
 pub mod health;
 pub mod host;
 pub mod islands;

@@ -11,6 +11,7 @@ use fettle_gpu::host;
 use fettle_gpu::load::{self, Attempt};
 use fettle_gpu::machine::{Machine, Settings};
 use fettle_gpu::xids::Xids;
+use fettle_placement::device::PoolKind;
 use fettle_placement::id::DeviceId;
 use fettle_placement::quantity::Bytes;
 use fettle_runtime::config::{Gpu, GpuMode};
@@ -49,6 +50,8 @@ pub struct Devices {
     /// `None`: NVML is not looked for.
     paths: Option<Vec<PathBuf>>,
     buses: Vec<String>,
+    /// Why the guard lets nothing be loaded where GPU and host share their memory.
+    guarded: watch::Receiver<Option<String>>,
 }
 
 /// What a look at this machine finds, for `fettle doctor`. Each text is a path and what came of it.
@@ -85,13 +88,14 @@ fn paths(config: &Gpu) -> Vec<PathBuf> {
 }
 
 impl Devices {
-    pub fn new(config: &Gpu, quarantine: Quarantine, since: Since) -> Self {
+    pub fn new(config: &Gpu, quarantine: Quarantine, since: Since, guarded: watch::Receiver<Option<String>>) -> Self {
         let settings = Settings { host_reserve: Bytes::new(config.host_reserve.0), ..Settings::default() };
         let paths = match config.mode {
             GpuMode::Auto => Some(paths(config)),
             GpuMode::Off => None,
         };
-        Self { machine: Machine::new(settings), meters: Meters::default(), quarantine, since, paths, buses: Vec::new() }
+        let (machine, meters) = (Machine::new(settings), Meters::default());
+        Self { machine, meters, quarantine, since, paths, buses: Vec::new(), guarded }
     }
 
     /// Tells the world in `world` until `stop`. `in_change`: whether an engine loads or leaves just now.
@@ -271,7 +275,10 @@ impl Devices {
     }
 
     fn world(&mut self) -> World {
-        let (mut devices, pools) = self.machine.devices_and_pools(self.since.millis());
+        let (mut devices, mut pools) = self.machine.devices_and_pools(self.since.millis());
+        for pool in pools.iter_mut().filter(|pool| pool.kind == PoolKind::Unified && pool.frozen.is_none()) {
+            pool.frozen.clone_from(&self.guarded.borrow());
+        }
         self.quarantine.follow(&mut devices);
         let processes = self.machine.processes().map(|(pool, process)| DeviceProcess {
             pool,

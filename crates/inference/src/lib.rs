@@ -4,6 +4,7 @@ pub mod admin;
 pub mod catalog;
 pub mod devices;
 pub mod examiner;
+pub mod guard;
 pub mod health;
 mod meters;
 pub mod metrics;

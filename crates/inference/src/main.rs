@@ -10,6 +10,7 @@ use camino::Utf8PathBuf;
 use clap::Parser;
 use fettle_app::run_token::RunTokenKey;
 use fettle_app::vitals::Vitals;
+use fettle_inference::guard;
 use fettle_inference::health::Health;
 use fettle_inference::{LISTEN, Start, start};
 use fettle_runtime::config::Config;
@@ -35,11 +36,23 @@ struct Flags {
     /// Serve health and metrics at this address, as in 127.0.0.1:9484; without it nothing does.
     #[arg(long, value_name = "ADDRESS")]
     internal_listen: Option<SocketAddr>,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run().await {
+#[derive(clap::Subcommand)]
+enum Command {
+    Guard(guard::Flags),
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let done = match &flags.command {
+        // Without a runtime, whose threads would be in its way.
+        Some(Command::Guard(guard)) => guard::watch(guard),
+        None => serve(&flags),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // What and why for a person; a backtrace would only hide it.
@@ -49,9 +62,9 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<()> {
+#[tokio::main]
+async fn serve(flags: &Flags) -> Result<()> {
     install_tls();
-    let flags = Flags::parse();
     let environment = Environment::of_process();
     let config = Config::load(flags.config.as_deref(), &environment)?;
     telemetry::init(&config.telemetry, "fettle-inference", &environment).map_err(anyhow::Error::msg)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use fettle_app::ports::clock::{Clock, IdSource};
-use fettle_app::ports::serving::Since;
+use fettle_app::ports::serving::{EngineHost as _, Since};
 use fettle_app::run_token::RunTokenKey;
 use fettle_app::serving::{self, Notice, NoticeKind, Placer};
 use fettle_app::vitals::Vitals;
@@ -34,6 +34,7 @@ use crate::admin::{Admin, Events};
 use crate::catalog::catalog;
 use crate::devices::Devices;
 use crate::examiner::{self, Examiner};
+use crate::guard::{Guarding, guard};
 use crate::metrics::StatusCollector;
 use crate::quarantine::Quarantine;
 
@@ -94,6 +95,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let key = SecretString::from(ids.uuid().to_string());
     let (own_key, own_url) = (examiners_key(key.clone()), format!("http://{address}"));
     let known = catalog.clone();
+    let recipes = catalog.models.iter().flat_map(|model| &model.recipes);
+    let files_of_weights = recipes.map(|recipe| recipe.weights.clone()).filter(|path| path.is_file()).collect();
     let first_epoch = u64::try_from(clock.now().as_millisecond()).unwrap_or_default();
     let placer = Placer::new(catalog, first_epoch);
     // Requests that come before the first step wait; they are not told that their model is unknown.
@@ -125,7 +128,19 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     registry.register(Box::new(StatusCollector::new(told_status.clone())?))?;
 
     let stop = supervisor.shutdown().clone();
-    let devices = Devices::new(&config.gpu, Quarantine::open(data.quarantine()), since);
+    // Where it is needed, nothing is loaded before it is there.
+    let (closed, guarded) = watch::channel(Some("the guard over this machine's memory is not running yet".to_owned()));
+    let guarding = Guarding {
+        folder: data.guard(),
+        world: sampled.clone(),
+        engines: engines.processes(),
+        status: told_status.clone(),
+        files: files_of_weights,
+        meminfo: environment.find("FETTLE_TEST_MEMINFO").map(Utf8PathBuf::from),
+        closed,
+    };
+    supervisor.spawn("the guard's owner", guard(guarding, stop.clone()));
+    let devices = Devices::new(&config.gpu, Quarantine::open(data.quarantine()), since, guarded);
     supervisor.spawn("the device watch", devices.watch(world, changing, ordered, stop.clone()));
 
     supervisor.spawn("the examiner", examiner.run(stop.clone()));

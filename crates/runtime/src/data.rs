@@ -83,6 +83,11 @@ impl DataDir {
     }
 
     /// What models were used for.
+    /// Between the supervisor of engines and the guard over the memory that they share with everybody.
+    pub fn guard(&self) -> Utf8PathBuf {
+        self.root.join("guard")
+    }
+
     /// What was found of how models call tools.
     pub fn examined(&self) -> Utf8PathBuf {
         self.root.join("examined")

@@ -1,9 +1,11 @@
 //! Runs of workers in other processes ask for models at the gateway, each as itself.
 
 use std::ops::ControlFlow;
+use std::process::Command;
 
+use fettle_tests::model::{Answer, Script};
 use fettle_tests::world::repository::solving;
-use fettle_tests::world::{Layout, PATIENCE, Setup, TestBox};
+use fettle_tests::world::{Layout, PATIENCE, Setup, TestBox, program};
 use serde_json::Value;
 
 use crate::webhook::assert_solved_once;
@@ -53,4 +55,29 @@ async fn a_gateway_with_another_key_refuses_and_the_run_says_what_to_set() {
     fettle.api.follow_task(task["id"].as_str().unwrap(), PATIENCE, hear).await.unwrap();
     assert!(said.contains("answered 401") && said.contains("gateway.run_token_key_file"), "{said}");
     assert_eq!(fettle.model.request_count(), 0);
+}
+
+#[tokio::test]
+async fn a_run_with_a_model_that_calls_no_tool_ends_before_it_has_cost_anything() {
+    let script = Script::always(Answer::text("I would look at the file."));
+    let setup = Setup { layout: Layout::Dashboard, ..Setup::with(script) };
+    let mut fettle = TestBox::start(setup).await.unwrap();
+    let usage = fettle.start_inference(&[]).await.unwrap();
+    fettle.start_worker(None).unwrap();
+    let data = usage.parent().unwrap();
+    let mut check = Command::new(program("fettle").unwrap());
+    check.args(["models", "check", "scripted", "--data-dir"]).arg(data).arg("--config").arg(fettle.config());
+    let checked = check.output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    assert!(said.contains("fenced: ") && said.contains("scripted: for chat only: native calls were right"), "{said}");
+
+    let asked = fettle.model.request_count();
+    fettle.expect_error("failed for good");
+    let issue = fettle.issue();
+    let task = fettle.solve(issue).await.unwrap();
+    assert_eq!(task["state"], "done", "{task:#}");
+    let comments = fettle.answers_on(issue);
+    assert!(comments.iter().any(|comment| comment.contains("for chat only")), "{comments:#?}");
+    assert_eq!(fettle.model.request_count(), asked);
 }
