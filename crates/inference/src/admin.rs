@@ -1,20 +1,23 @@
 //! The admin API of `fettle gpus` and `fettle models`: what is where and why, and orders about devices. It is told from the last
 //! step of the placer and asks nobody. Served on a Unix socket that only this user reaches.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use camino::Utf8PathBuf;
 use fettle_app::ports::serving::Meter;
-use fettle_app::serving::{Notice, Status};
+use fettle_app::serving::{Catalog, Notice, Status};
+use fettle_engines::{Engines, LogFrom, LogMark, LogPart};
 use fettle_placement::device::{Device, Health, Pool};
 use fettle_placement::engine::EngineState;
-use fettle_placement::id::DeviceId;
+use fettle_placement::id::{DeviceId, RecipeId};
 use fettle_placement::memory_ledger::Account;
+use fettle_placement::quantity::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
@@ -22,6 +25,8 @@ use crate::devices::Order;
 
 /// Whoever asks waits for it so long; a driver that wakes its GPUs may take longer.
 const FIRST_LOOK: Duration = Duration::from_secs(4);
+/// Of a log, for whoever did not look yet: a screen or ten.
+const LOG_AT_FIRST: Bytes = Bytes::new(64 << 10);
 /// Events that are kept for whoever looks later.
 const MAX_EVENTS: usize = 1_000;
 
@@ -53,6 +58,8 @@ pub struct PoolView {
     pub claimed: u64,
     pub foreign: u64,
     pub available: u64,
+    /// Kept free for what grows unseen.
+    pub margin: u64,
     /// How far what is told as used and as free differ.
     pub skew: u64,
     /// Why it offers nothing, if it does not.
@@ -71,6 +78,8 @@ pub struct EngineView {
     pub in_flight: u32,
     pub reload_ms: u64,
     pub pinned: bool,
+    /// The file or folder that it was told to load; absent where a program knows by itself.
+    pub weights: Option<Utf8PathBuf>,
     /// Why it is there, in one sentence.
     pub why: String,
 }
@@ -102,6 +111,22 @@ pub struct EventView {
     pub model: String,
     pub engine: Option<String>,
     pub text: String,
+}
+
+/// A part of an engine's log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogView {
+    pub engine: String,
+    pub text: String,
+    /// Where it goes on; to be given as `from` together with the engine's name.
+    pub next: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct LogQuery {
+    /// An engine or a model.
+    name: String,
+    from: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -137,9 +162,28 @@ impl Events {
 #[derive(Clone)]
 pub struct Admin {
     pub status: watch::Receiver<Arc<Status>>,
-    pub models: Arc<Vec<String>>,
+    pub catalog: Arc<Served>,
+    pub engines: Arc<Engines>,
     pub events: Arc<Events>,
     pub orders: mpsc::Sender<Order>,
+}
+
+/// What the configuration has for this machine, as far as it is shown.
+#[derive(Debug, Default)]
+pub struct Served {
+    pub models: Vec<String>,
+    pub weights: BTreeMap<RecipeId, Utf8PathBuf>,
+}
+
+impl Served {
+    pub fn of(catalog: &Catalog) -> Self {
+        let recipes = catalog.models.iter().flat_map(|model| &model.recipes);
+        let named = recipes.filter(|recipe| recipe.weights != "");
+        Self {
+            models: catalog.models.iter().map(|model| model.id.to_string()).collect(),
+            weights: named.map(|recipe| (recipe.recipe.id.clone(), recipe.weights.clone())).collect(),
+        }
+    }
 }
 
 impl Admin {
@@ -147,6 +191,7 @@ impl Admin {
         Router::new()
             .route("/admin/v1/status", get(status))
             .route("/admin/v1/events", get(events))
+            .route("/admin/v1/log", get(log))
             .route("/admin/v1/devices/{id}/quarantine", post(quarantine))
             .route("/admin/v1/devices/{id}/release", post(release))
             .with_state(self)
@@ -158,7 +203,7 @@ async fn status(State(admin): State<Admin>) -> Result<Json<StatusView>, (StatusC
     let mut told = admin.status.clone();
     let looked = told.wait_for(|status| !status.devices.is_empty());
     match tokio::time::timeout(FIRST_LOOK, looked).await {
-        Ok(Ok(status)) => Ok(Json(view(&status, &admin.models))),
+        Ok(Ok(status)) => Ok(Json(view(&status, &admin.catalog))),
         _ => {
             Err((StatusCode::SERVICE_UNAVAILABLE, "the devices are still being looked for; ask again soon".to_owned()))
         }
@@ -167,6 +212,31 @@ async fn status(State(admin): State<Admin>) -> Result<Json<StatusView>, (StatusC
 
 async fn events(State(admin): State<Admin>) -> Json<Vec<EventView>> {
     Json(admin.events.all())
+}
+
+async fn log(State(admin): State<Admin>, Query(query): Query<LogQuery>) -> Result<Json<LogView>, (StatusCode, String)> {
+    let bad = || (StatusCode::BAD_REQUEST, "`from` is not what an earlier part ended with".to_owned());
+    let from = match &query.from {
+        None => LogFrom::Last(LOG_AT_FIRST),
+        Some(text) => LogFrom::Mark(mark(text).ok_or_else(bad)?),
+    };
+    let unread =
+        |error: std::io::Error| (StatusCode::INTERNAL_SERVER_ERROR, format!("its log cannot be read: {error}"));
+    match admin.engines.log(&query.name, from).await.map_err(unread)? {
+        Some(LogPart { engine, text, end }) => {
+            Ok(Json(LogView { engine: engine.to_string(), text, next: format!("{}-{}", end.inode, end.offset) }))
+        }
+        None => {
+            let known = admin.catalog.models.contains(&query.name);
+            let why = if known { "has never been loaded here" } else { "is no model or engine of this machine" };
+            Err((StatusCode::NOT_FOUND, format!("`{}` {why}", query.name)))
+        }
+    }
+}
+
+fn mark(text: &str) -> Option<LogMark> {
+    let (inode, offset) = text.split_once('-')?;
+    Some(LogMark { inode: inode.parse().ok()?, offset: offset.parse().ok()? })
 }
 
 async fn quarantine(
@@ -200,14 +270,14 @@ async fn order(admin: &Admin, order: Order) -> Result<StatusCode, (StatusCode, S
     Ok(StatusCode::ACCEPTED)
 }
 
-/// `models`: as configured, also those that no engine runs.
-pub fn view(status: &Status, models: &[String]) -> StatusView {
+/// Models as configured, also those that no engine runs.
+pub fn view(status: &Status, served: &Served) -> StatusView {
     let meter = |device: &Device| status.meters.iter().find(|meter| meter.device == device.id);
     StatusView {
         devices: status.devices.iter().map(|device| device_view(device, meter(device))).collect(),
         pools: status.pools.iter().map(|(pool, account)| pool_view(pool, account)).collect(),
-        models: models.to_vec(),
-        engines: status.engines.iter().map(engine_view).collect(),
+        models: served.models.clone(),
+        engines: status.engines.iter().map(|engine| engine_view(engine, served)).collect(),
         refused: status
             .refused
             .iter()
@@ -254,12 +324,13 @@ fn pool_view(pool: &Pool, account: &Account) -> PoolView {
         claimed: account.holds().get(),
         foreign: account.foreign().get(),
         available: account.avail().get(),
+        margin: pool.margin.get(),
         skew: account.skew().get(),
         closed: account.closed().map(ToString::to_string),
     }
 }
 
-fn engine_view(status: &fettle_app::serving::EngineStatus) -> EngineView {
+fn engine_view(status: &fettle_app::serving::EngineStatus, served: &Served) -> EngineView {
     let engine = &status.engine;
     let amounts = |list: &[(fettle_placement::id::PoolId, fettle_placement::quantity::Bytes)]| {
         list.iter().map(|(pool, bytes)| (pool.to_string(), bytes.get())).collect()
@@ -275,6 +346,7 @@ fn engine_view(status: &fettle_app::serving::EngineStatus) -> EngineView {
         in_flight: engine.inflight,
         reload_ms: engine.reload.get(),
         pinned: engine.pinned,
+        weights: served.weights.get(&engine.seat.recipe).cloned(),
         why: status.why.clone(),
     }
 }

@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use crate::admin::{Admin, Events};
+use crate::admin::{Admin, Events, Served};
 use crate::catalog::catalog;
 use crate::devices::Devices;
 use crate::metrics::StatusCollector;
@@ -83,7 +83,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     for (model, why) in &refused {
         error!(model, "the model `{model}` is not served: {why:#}");
     }
-    let models: Vec<String> = catalog.models.iter().map(|model| model.id.to_string()).collect();
+    let served = Arc::new(Served::of(&catalog));
     let engines = Arc::new(Engines::open(engine_settings(config, environment, data)?, since)?);
 
     let (world, sampled) = watch::channel(Arc::default());
@@ -99,7 +99,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let settings = gateway_settings(config, data, keys, address)?;
     let parts = Parts { supply: supplied, meters: metered, clock: clock.clone(), ids };
     let (gateway, Told { demand, load }) = Gateway::new(settings, parts, registry)?;
-    registry.register(Box::new(StatusCollector::new(told_status.clone())?))?;
+    registry.register(Box::new(StatusCollector::new(told_status.clone(), engines.clone())?))?;
 
     let stop = supervisor.shutdown().clone();
     let devices = Devices::new(&config.gpu, Quarantine::open(data.quarantine()), since);
@@ -131,7 +131,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let serving = fettle_api::serve(listener, router, stop.clone(), supervisor.tasks().clone());
     supervisor.spawn("the gateway", serving);
 
-    let admin = Admin { status: told_status, models: Arc::new(models), events, orders };
+    let admin = Admin { status: told_status, catalog: served, engines: engines.clone(), events, orders };
     match admin_socket(data) {
         Ok(socket) => {
             let server = axum::serve(socket, admin.router());
