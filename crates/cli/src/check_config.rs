@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use fettle_app::ports::chain;
+use fettle_domain::budget::MIN_CONTEXT_TOKENS;
 use fettle_runtime::config::{BrokerKind, Config, ConfigError, IntakeMode, kind_of};
 use fettle_runtime::environment::Environment;
 use fettle_runtime::secrets;
@@ -107,8 +108,19 @@ fn warnings(config: &Config, environment: &Environment) -> Vec<String> {
     warnings.extend(config.agent.unmet_needs());
     warnings.extend(alone_in_company(config).map(str::to_owned));
     warnings.extend(half_of_the_tokens(config).map(str::to_owned));
+    warnings.extend(narrow(config));
     warnings.extend(secrets::exposed(config, None, environment));
     warnings
+}
+
+/// Models of this machine with a window that no Run's prompt has room in.
+fn narrow(config: &Config) -> impl Iterator<Item = String> {
+    config.gateway.models.iter().filter(|model| !model.serves_runs()).map(|model| {
+        format!(
+            "gateway.models `{}`: its context of {} tokens is enough for other programs, and too small for Runs, which need {MIN_CONTEXT_TOKENS}",
+            model.name, model.context
+        )
+    })
 }
 
 /// Dashboards on one database do each other's work, so they need the same credentials, and clients the same keys.

@@ -185,6 +185,22 @@ pub(crate) fn http(base: &Url) -> Result<reqwest::Client> {
     builder.build().context("could not set up the HTTP client")
 }
 
+/// Of a server of large files: `silence` bounds each wait and not the whole. It may send us on, but not out of TLS.
+pub(crate) fn files(base: &Url, silence: Duration, redirects: usize) -> Result<reqwest::blocking::Client> {
+    let policy = redirect::Policy::custom(move |next| {
+        let leaves_tls =
+            next.previous().last().is_some_and(|from| from.scheme() == "https") && next.url().scheme() != "https";
+        if leaves_tls || next.previous().len() > redirects { next.stop() } else { next.follow() }
+    });
+    let builder = reqwest::blocking::Client::builder()
+        .user_agent(concat!("fettle/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_LIMIT)
+        .timeout(silence)
+        .redirect(policy);
+    let builder = if is_loopback(base) { builder.no_proxy() } else { builder };
+    builder.build().context("could not set up the HTTP client")
+}
+
 /// Where the dashboard listens: as given, as the running one has written down, or as configured.
 pub(crate) fn address(common: &Common, flags: &Dashboard, config: &Config, environment: &Environment) -> Result<Url> {
     if let Some(url) = &flags.url {

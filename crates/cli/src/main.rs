@@ -4,17 +4,19 @@ mod admin;
 mod carry;
 mod check_config;
 mod client;
-mod conformance;
 mod doctor;
 mod fix;
 mod follow;
 mod gpus;
+mod inference_process;
 mod journal;
 mod log;
+mod models;
 mod progress;
 mod served;
 mod snapshot;
 mod submit;
+mod table;
 mod tasks;
 mod up;
 mod wire;
@@ -69,8 +71,8 @@ enum Command {
     Task(tasks::TaskFlags),
     /// Show this machine's GPUs: memory, load, health, and who has what of them.
     Gpus(gpus::GpuFlags),
-    /// Show the models that this machine runs, with their engines.
-    Models(gpus::ModelFlags),
+    /// Show the models that this machine runs, with their engines; bring models here, look at their logs.
+    Models(models::Flags),
     /// Say why each model is where it is, and why a request waits.
     Placements(gpus::PlacementFlags),
     /// For operators: jobs that were given up, the audit, and moving the ledger.
@@ -101,7 +103,7 @@ async fn main() -> ExitCode {
         Command::Tasks(list) => tasks::list(&flags.common, list, &environment).await,
         Command::Task(task) => tasks::one(&flags.common, task, &environment).await,
         Command::Gpus(gpus) => gpus::gpus(&flags.common, gpus, &environment).await,
-        Command::Models(models) => gpus::models(&flags.common, models, &environment).await,
+        Command::Models(models) => models::run(&flags.common, models, &environment).await,
         Command::Placements(placements) => gpus::placements(&flags.common, placements, &environment).await,
         Command::Admin(admin) => admin::run(&flags.common, admin, &environment).await,
         Command::Doctor(doctor) => doctor::run(&flags.common, doctor, &environment).await,

@@ -22,9 +22,9 @@ use crate::exit::{self, LAST_LINES, Status};
 use crate::host::Shared;
 use crate::launch::Hand;
 use crate::life::{self, Act, Keeper, Seen, State, Work};
-use crate::log::Tail;
+use crate::log::{self, Tail};
 use crate::probe::{Answer, Client};
-use crate::record::{Folder, Kept, Record, Spec, file_name, write_private};
+use crate::record::{Folder, Kept, Record, Spec, write_private};
 use crate::settings::INHERITED;
 use crate::sight::Members;
 use crate::table::{MARKER, MARKER_HOME, Mark, Usage};
@@ -105,7 +105,7 @@ pub(crate) async fn start(shared: Arc<Shared>, order: LaunchOrder, stop: watch::
 /// Goes on with an engine of an earlier life that checked out.
 pub(crate) async fn take_up(shared: Arc<Shared>, record: Record, recipe: Recipe, stop: watch::Receiver<bool>) {
     let folder = Folder::of(&shared.settings.folder, &record.engine);
-    let tail = Tail::from_end(log_of(&shared, &record.engine), LAST_LINES);
+    let tail = Tail::from_end(log::path_of(&shared.settings.logs, &record.engine), LAST_LINES);
     let hand = shared.launcher.take_up(&record);
     let actor = Actor {
         shared,
@@ -130,10 +130,6 @@ fn never_started(shared: &Shared, engine: &EngineId, epoch: Epoch, exit: Exit) {
     shared.board.tell(engine, epoch, ProcessState::Gone(exit), BTreeSet::new(), Bytes::ZERO);
 }
 
-pub(crate) fn log_of(shared: &Shared, engine: &EngineId) -> Utf8PathBuf {
-    shared.settings.logs.join(format!("{}.log", file_name(engine)))
-}
-
 /// All that has to be on disk before there is a process.
 fn prepare(shared: &Shared, order: &LaunchOrder) -> Result<(Record, Folder, Tail, Recipe), Refused> {
     let settings = &shared.settings;
@@ -153,7 +149,7 @@ fn prepare(shared: &Shared, order: &LaunchOrder) -> Result<(Record, Folder, Tail
     for (path, text) in &launch.files {
         write_private(path, text.as_bytes()).map_err(not_written)?;
     }
-    let log = log_of(shared, &record.engine);
+    let log = log::path_of(&shared.settings.logs, &record.engine);
     let inherited = settings.environment.iter().filter(|(name, _)| INHERITED.contains(&name.as_str()));
     let mut env: BTreeMap<_, _> = inherited.map(|(name, value)| (name.clone(), value.clone())).collect();
     env.extend(launch.env);
@@ -223,7 +219,8 @@ impl Actor {
             Ok(look) => look,
             Err(e) => {
                 warn!(engine.id = %self.record.engine, error = &e as &dyn std::error::Error, "looking at an engine failed");
-                self.tail = Some(Tail::from_end(log_of(&self.shared, &self.record.engine), LAST_LINES));
+                self.tail =
+                    Some(Tail::from_end(log::path_of(&self.shared.settings.logs, &self.record.engine), LAST_LINES));
                 return None;
             }
         };

@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::actor::{self, duration, log_of};
+use crate::actor::{self, duration};
 use crate::launch::{self, Launcher};
+use crate::log::LogMark;
 use crate::probe::Client;
 use crate::record::{Folder, Kept, Record, make_private};
 use crate::settings::Settings;
@@ -37,6 +38,22 @@ pub struct Engines {
     runtime: tokio::runtime::Handle,
     stops: Mutex<BTreeMap<EngineId, (Epoch, watch::Sender<bool>)>>,
     _lock: std::fs::File,
+}
+
+/// From where on a log is read.
+#[derive(Debug, Clone, Copy)]
+pub enum LogFrom {
+    /// Only so much of its end.
+    Last(Bytes),
+    /// Where an earlier part ended.
+    Mark(LogMark),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogPart {
+    pub engine: EngineId,
+    pub text: String,
+    pub end: LogMark,
 }
 
 /// What actors and the sweep share.
@@ -83,10 +100,21 @@ impl Engines {
         })
     }
 
-    /// The end of an engine's log, of this life and of earlier ones. Also of an engine that is gone.
-    pub async fn logs(&self, engine: &EngineId, max_bytes: u64) -> io::Result<String> {
-        let path = log_of(&self.shared, engine);
-        tokio::task::spawn_blocking(move || log::read_end(&path, max_bytes)).await?
+    /// What an engine says and has said, of this life and of earlier ones, also of one that is gone. `name` is an engine's, or a
+    /// model's: then it is the engine of it that spoke last. `None`: nobody of that name ever spoke.
+    pub async fn log(&self, name: &str, from: LogFrom) -> io::Result<Option<LogPart>> {
+        let (logs, name) = (self.shared.settings.logs.clone(), name.to_owned());
+        let read = move || match log::find(&logs, &name)? {
+            None => Ok(None),
+            Some((engine, path)) => {
+                let (text, end) = match from {
+                    LogFrom::Last(bytes) => log::read_end(&path, bytes.get())?,
+                    LogFrom::Mark(mut mark) => (mark.read_on(&path, log::AT_ONCE)?, mark),
+                };
+                Ok(Some(LogPart { engine, text: String::from_utf8_lossy(&text).into_owned(), end }))
+            }
+        };
+        tokio::task::spawn_blocking(read).await?
     }
 
     /// Processes without an engine that were ended since the start.

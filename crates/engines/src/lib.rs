@@ -20,5 +20,6 @@ pub mod settings;
 mod sight;
 pub mod table;
 
-pub use host::Engines;
+pub use host::{Engines, LogFrom, LogPart};
+pub use log::LogMark;
 pub use settings::Settings;

@@ -5,18 +5,66 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use fettle_placement::id::EngineId;
 
+use crate::record::file_name;
+
+/// A model has no more engines: they are counted in a byte.
+const MAX_NUMBER: u8 = u8::MAX;
 /// Of one line; a longer one is cut.
 const LINE_BYTES: usize = 4096;
 /// Read at once; what is more waits for the next look.
-const AT_ONCE: u64 = 4 << 20;
+pub(crate) const AT_ONCE: u64 = 4 << 20;
+
+/// A place in a log, which finds its file again when that has become the older one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogMark {
+    pub inode: u64,
+    pub offset: u64,
+}
+
+impl LogMark {
+    /// Where it ends now; also of one that is not there yet.
+    fn end_of(path: &Utf8Path) -> Self {
+        fs_err::metadata(path)
+            .map_or(Self { inode: 0, offset: 0 }, |about| Self { inode: about.ino(), offset: about.len() })
+    }
+
+    /// What was written since, at most `most` bytes of each file.
+    pub(crate) fn read_on(&mut self, path: &Utf8Path, most: u64) -> io::Result<Vec<u8>> {
+        let mut new = Vec::new();
+        let about = match fs_err::metadata(path) {
+            Ok(about) => about,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(new),
+            Err(e) => return Err(e),
+        };
+        if about.ino() != self.inode {
+            // The file we read has become the older one, if it was not replaced twice meanwhile.
+            let older = older(path);
+            if let Some(before) = fs_err::metadata(&older).ok().filter(|before| before.ino() == self.inode) {
+                self.offset += read_from(&older, self.offset, most, &mut new)?;
+                if self.offset < before.len() {
+                    return Ok(new);
+                }
+            }
+            *self = Self { inode: about.ino(), offset: 0 };
+        }
+        self.offset += read_from(path, self.offset, most, &mut new)?;
+        Ok(new)
+    }
+}
+
+fn read_from(path: &Utf8Path, offset: u64, most: u64, into: &mut Vec<u8>) -> io::Result<u64> {
+    let mut file = fs_err::File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    Ok(file.take(most).read_to_end(into)? as u64)
+}
 
 /// Follows a log from where it began to, over the change of files.
 #[derive(Debug)]
 pub(crate) struct Tail {
     path: Utf8PathBuf,
-    inode: u64,
-    offset: u64,
+    mark: LogMark,
     /// The beginning of a line that has no end yet.
     partial: Vec<u8>,
     /// Bytes of the lines that counted.
@@ -29,35 +77,13 @@ pub(crate) struct Tail {
 impl Tail {
     /// Of what comes from now on.
     pub(crate) fn from_end(path: Utf8PathBuf, keep: usize) -> Self {
-        let (inode, offset) = fs_err::metadata(&path).map_or((0, 0), |about| (about.ino(), about.len()));
-        Self { path, inode, offset, partial: Vec::new(), bytes: 0, lines: VecDeque::new(), keep }
+        let mark = LogMark::end_of(&path);
+        Self { path, mark, partial: Vec::new(), bytes: 0, lines: VecDeque::new(), keep }
     }
 
     /// Reads what is new and gives each line to `see`, which says whether it counts as progress.
     pub(crate) fn look(&mut self, mut see: impl FnMut(&str) -> bool) -> io::Result<()> {
-        let about = match fs_err::metadata(&self.path) {
-            Ok(about) => about,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(e),
-        };
-        if about.ino() != self.inode {
-            // The file we read has become the older one, if it was not replaced twice meanwhile.
-            let older = older(&self.path);
-            if fs_err::metadata(&older).is_ok_and(|about| about.ino() == self.inode) {
-                self.read(&older, &mut see)?;
-            }
-            (self.inode, self.offset) = (about.ino(), 0);
-        }
-        let path = self.path.clone();
-        self.read(&path, &mut see)
-    }
-
-    fn read(&mut self, path: &Utf8Path, see: &mut impl FnMut(&str) -> bool) -> io::Result<()> {
-        let mut file = fs_err::File::open(path)?;
-        file.seek(SeekFrom::Start(self.offset))?;
-        let mut new = Vec::new();
-        self.offset += file.take(AT_ONCE).read_to_end(&mut new)? as u64;
-        for byte in new {
+        for byte in self.mark.read_on(&self.path, AT_ONCE)? {
             // A bar that goes back to the beginning of its line is a line each time.
             if byte != b'\n' && byte != b'\r' {
                 if self.partial.len() < LINE_BYTES {
@@ -82,32 +108,54 @@ impl Tail {
     }
 }
 
+/// The log of the engine `name`, or of the engine of the model `name` that wrote last.
+pub(crate) fn find(logs: &Utf8Path, name: &str) -> io::Result<Option<(EngineId, Utf8PathBuf)>> {
+    let of_model = (1..=MAX_NUMBER).map(|number| format!("{name}.{number}"));
+    let mut newest: Option<(std::time::SystemTime, EngineId, Utf8PathBuf)> = None;
+    for engine in std::iter::once(name.to_owned()).chain(of_model).map(EngineId::new) {
+        let path = path_of(logs, &engine);
+        let written = match fs_err::metadata(&path) {
+            Ok(about) => about.modified()?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        if newest.as_ref().is_none_or(|(before, ..)| *before < written) {
+            newest = Some((written, engine, path));
+        }
+    }
+    Ok(newest.map(|(_, engine, path)| (engine, path)))
+}
+
+/// Where an engine's keeper writes.
+pub(crate) fn path_of(logs: &Utf8Path, engine: &EngineId) -> Utf8PathBuf {
+    logs.join(format!("{}.log", file_name(engine)))
+}
+
 /// As rolling-file names it.
 fn older(path: &Utf8Path) -> Utf8PathBuf {
     Utf8PathBuf::from(format!("{path}.1"))
 }
 
-/// The last `max_bytes` of both files, from the beginning of a line on.
-pub(crate) fn read_end(path: &Utf8Path, max_bytes: u64) -> io::Result<String> {
+/// The last `most` bytes of both files, from the beginning of a line on, and where they end.
+pub(crate) fn read_end(path: &Utf8Path, most: u64) -> io::Result<(Vec<u8>, LogMark)> {
+    let end = LogMark::end_of(path);
     let mut text = Vec::new();
-    for part in [older(path), path.to_owned()] {
-        match fs_err::File::open(&part) {
-            Ok(mut file) => {
-                let length = file.metadata()?.len();
-                file.seek(SeekFrom::Start(length.saturating_sub(max_bytes)))?;
-                file.take(max_bytes).read_to_end(&mut text)?;
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-        }
+    let missing = most.saturating_sub(end.offset);
+    let older = older(path);
+    if let Some(before) = fs_err::metadata(&older).ok().filter(|_| missing > 0) {
+        read_from(&older, before.len().saturating_sub(missing), missing, &mut text)?;
     }
-    let max = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-    if text.len() <= max {
-        return Ok(String::from_utf8_lossy(&text).into_owned());
+    let cut = end.offset > most || !text.is_empty();
+    if end.inode != 0 {
+        let from = end.offset.saturating_sub(most);
+        read_from(path, from, end.offset - from, &mut text)?;
     }
-    let cut = &text[text.len() - max..];
-    let from = cut.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    Ok(String::from_utf8_lossy(&cut[from..]).into_owned())
+    // What was cut off may have been the beginning of its first line.
+    if cut && text.len() as u64 >= most {
+        let first = text.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        text.drain(..first);
+    }
+    Ok((text, end))
 }
 
 #[cfg(test)]
@@ -147,8 +195,40 @@ mod tests {
         .unwrap();
         assert_eq!(seen, ["one", "two", "three", "10%", "20%", "four"]);
         assert_eq!(tail.bytes, 3 + 3 + 3 + 3 + 4);
-        assert_eq!(read_end(&path, 17).unwrap(), "10%\r20%\rfour\n");
-        assert!(read_end(&path, 1000).unwrap().starts_with("of an earlier life\none\n"));
+        let end = |most| String::from_utf8(read_end(&path, most).unwrap().0).unwrap();
+        assert_eq!(end(17), "10%\r20%\rfour\n");
+        assert_eq!(end(9), "");
+        assert!(end(1000).starts_with("of an earlier life\none\n"));
+    }
+
+    #[test]
+    fn a_mark_reads_all_of_a_file_that_was_changed_before_it_goes_on_with_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap().join("log");
+        append(&path, "one\n");
+        let (text, mut mark) = read_end(&path, 100).unwrap();
+        assert_eq!(text, b"one\n");
+        append(&path, "two\nthree\n");
+        fs_err::rename(&path, older(&path)).unwrap();
+        append(&path, "four\n");
+        assert_eq!(mark.read_on(&path, 4).unwrap(), b"two\n");
+        assert_eq!(mark.read_on(&path, 100).unwrap(), b"three\nfour\n");
+        assert_eq!(mark.read_on(&path, 100).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_model_has_the_log_of_whichever_engine_of_it_wrote_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = Utf8Path::from_path(folder.path()).unwrap();
+        let (first, second) = (EngineId::new("mistral:7b.1"), EngineId::new("mistral:7b.2"));
+        assert_eq!(find(logs, "mistral:7b").unwrap(), None);
+        append(&path_of(logs, &second), "x\n");
+        append(&path_of(logs, &first), "x\n");
+        let earlier = std::time::SystemTime::UNIX_EPOCH;
+        std::fs::File::open(path_of(logs, &first)).unwrap().set_modified(earlier).unwrap();
+        assert_eq!(find(logs, "mistral:7b").unwrap().unwrap().0, second);
+        assert_eq!(find(logs, "mistral:7b.1").unwrap().unwrap().0, first);
+        assert_eq!(find(logs, "../mistral:7b").unwrap(), None);
     }
 
     #[test]

@@ -1,20 +1,24 @@
 //! The admin API of `fettle gpus` and `fettle models`: what is where and why, and orders about devices. It is told from the last
 //! step of the placer and asks nobody. Served on a Unix socket that only this user reaches.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use camino::Utf8PathBuf;
+use fettle_app::ports::model::ToolCalls;
 use fettle_app::ports::serving::Meter;
-use fettle_app::serving::{Notice, Status};
+use fettle_app::serving::{Catalog, Notice, Status};
+use fettle_engines::{Engines, LogFrom, LogMark, LogPart};
 use fettle_placement::device::{Device, Health, Pool};
 use fettle_placement::engine::EngineState;
-use fettle_placement::id::DeviceId;
+use fettle_placement::id::{DeviceId, RecipeId};
 use fettle_placement::memory_ledger::Account;
+use fettle_placement::quantity::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -23,6 +27,8 @@ use crate::examiner::{Report, Wish};
 
 /// Whoever asks waits for it so long; a driver that wakes its GPUs may take longer.
 const FIRST_LOOK: Duration = Duration::from_secs(4);
+/// Of a log, for whoever did not look yet: a screen or ten.
+const LOG_AT_FIRST: Bytes = Bytes::new(64 << 10);
 /// Events that are kept for whoever looks later.
 const MAX_EVENTS: usize = 1_000;
 
@@ -54,6 +60,8 @@ pub struct PoolView {
     pub claimed: u64,
     pub foreign: u64,
     pub available: u64,
+    /// Kept free for what grows unseen.
+    pub margin: u64,
     /// How far what is told as used and as free differ.
     pub skew: u64,
     /// Why it offers nothing, if it does not.
@@ -72,6 +80,8 @@ pub struct EngineView {
     pub in_flight: u32,
     pub reload_ms: u64,
     pub pinned: bool,
+    /// The file or folder that it was told to load; absent where a program knows by itself.
+    pub weights: Option<Utf8PathBuf>,
     /// Why it is there, in one sentence.
     pub why: String,
 }
@@ -93,6 +103,9 @@ pub struct StatusView {
     pub models: Vec<String>,
     pub engines: Vec<EngineView>,
     pub refused: Vec<RefusalView>,
+    /// Of models that were examined, also of those elsewhere.
+    #[serde(default)]
+    pub tool_calls: BTreeMap<String, ToolCalls>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -103,6 +116,27 @@ pub struct EventView {
     pub model: String,
     pub engine: Option<String>,
     pub text: String,
+}
+
+/// A part of an engine's log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogView {
+    pub engine: String,
+    pub text: String,
+    /// Where it goes on; to be given as `from` together with the engine's name.
+    pub next: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct LogQuery {
+    /// An engine or a model.
+    name: String,
+    from: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ExamineBody {
+    model: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,10 +172,30 @@ impl Events {
 #[derive(Clone)]
 pub struct Admin {
     pub status: watch::Receiver<Arc<Status>>,
-    pub models: Arc<Vec<String>>,
+    pub catalog: Arc<Served>,
+    pub engines: Arc<Engines>,
     pub events: Arc<Events>,
     pub orders: mpsc::Sender<Order>,
     pub wishes: mpsc::Sender<Wish>,
+    pub examined: watch::Receiver<Arc<BTreeMap<String, ToolCalls>>>,
+}
+
+/// What the configuration has for this machine, as far as it is shown.
+#[derive(Debug, Default)]
+pub struct Served {
+    pub models: Vec<String>,
+    pub weights: BTreeMap<RecipeId, Utf8PathBuf>,
+}
+
+impl Served {
+    pub fn of(catalog: &Catalog) -> Self {
+        let recipes = catalog.models.iter().flat_map(|model| &model.recipes);
+        let named = recipes.filter(|recipe| recipe.weights != "");
+        Self {
+            models: catalog.models.iter().map(|model| model.id.to_string()).collect(),
+            weights: named.map(|recipe| (recipe.recipe.id.clone(), recipe.weights.clone())).collect(),
+        }
+    }
 }
 
 impl Admin {
@@ -149,7 +203,8 @@ impl Admin {
         Router::new()
             .route("/admin/v1/status", get(status))
             .route("/admin/v1/events", get(events))
-            .route("/admin/v1/models/{name}/examine", post(examine))
+            .route("/admin/v1/examine", post(examine))
+            .route("/admin/v1/log", get(log))
             .route("/admin/v1/devices/{id}/quarantine", post(quarantine))
             .route("/admin/v1/devices/{id}/release", post(release))
             .with_state(self)
@@ -161,7 +216,10 @@ async fn status(State(admin): State<Admin>) -> Result<Json<StatusView>, (StatusC
     let mut told = admin.status.clone();
     let looked = told.wait_for(|status| !status.devices.is_empty());
     match tokio::time::timeout(FIRST_LOOK, looked).await {
-        Ok(Ok(status)) => Ok(Json(view(&status, &admin.models))),
+        Ok(Ok(status)) => Ok(Json(StatusView {
+            tool_calls: BTreeMap::clone(&admin.examined.borrow()),
+            ..view(&status, &admin.catalog)
+        })),
         _ => {
             Err((StatusCode::SERVICE_UNAVAILABLE, "the devices are still being looked for; ask again soon".to_owned()))
         }
@@ -170,6 +228,31 @@ async fn status(State(admin): State<Admin>) -> Result<Json<StatusView>, (StatusC
 
 async fn events(State(admin): State<Admin>) -> Json<Vec<EventView>> {
     Json(admin.events.all())
+}
+
+async fn log(State(admin): State<Admin>, Query(query): Query<LogQuery>) -> Result<Json<LogView>, (StatusCode, String)> {
+    let bad = || (StatusCode::BAD_REQUEST, "`from` is not what an earlier part ended with".to_owned());
+    let from = match &query.from {
+        None => LogFrom::Last(LOG_AT_FIRST),
+        Some(text) => LogFrom::Mark(mark(text).ok_or_else(bad)?),
+    };
+    let unread =
+        |error: std::io::Error| (StatusCode::INTERNAL_SERVER_ERROR, format!("its log cannot be read: {error}"));
+    match admin.engines.log(&query.name, from).await.map_err(unread)? {
+        Some(LogPart { engine, text, end }) => {
+            Ok(Json(LogView { engine: engine.to_string(), text, next: format!("{}-{}", end.inode, end.offset) }))
+        }
+        None => {
+            let known = admin.catalog.models.contains(&query.name);
+            let why = if known { "has never been loaded here" } else { "is no model or engine of this machine" };
+            Err((StatusCode::NOT_FOUND, format!("`{}` {why}", query.name)))
+        }
+    }
+}
+
+fn mark(text: &str) -> Option<LogMark> {
+    let (inode, offset) = text.split_once('-')?;
+    Some(LogMark { inode: inode.parse().ok()?, offset: offset.parse().ok()? })
 }
 
 async fn quarantine(
@@ -187,10 +270,13 @@ async fn release(State(admin): State<Admin>, Path(id): Path<String>) -> Result<S
 }
 
 /// Asks the model some hundred questions and answers when that is done, minutes later.
-async fn examine(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Report>, (StatusCode, String)> {
+async fn examine(
+    State(admin): State<Admin>,
+    Json(body): Json<ExamineBody>,
+) -> Result<Json<Report>, (StatusCode, String)> {
     let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the process is shutting down".to_owned());
     let (answer, answered) = oneshot::channel();
-    admin.wishes.try_send(Wish { model: name, answer }).map_err(|_| {
+    admin.wishes.try_send(Wish { model: body.model, answer }).map_err(|_| {
         (StatusCode::SERVICE_UNAVAILABLE, "other models are being examined; ask again when they are done".to_owned())
     })?;
     answered.await.map_err(|_| gone())?.map(Json).map_err(|why| (StatusCode::CONFLICT, why))
@@ -213,14 +299,15 @@ async fn order(admin: &Admin, order: Order) -> Result<StatusCode, (StatusCode, S
     Ok(StatusCode::ACCEPTED)
 }
 
-/// `models`: as configured, also those that no engine runs.
-pub fn view(status: &Status, models: &[String]) -> StatusView {
+/// Models as configured, also those that no engine runs.
+pub fn view(status: &Status, served: &Served) -> StatusView {
     let meter = |device: &Device| status.meters.iter().find(|meter| meter.device == device.id);
     StatusView {
         devices: status.devices.iter().map(|device| device_view(device, meter(device))).collect(),
         pools: status.pools.iter().map(|(pool, account)| pool_view(pool, account)).collect(),
-        models: models.to_vec(),
-        engines: status.engines.iter().map(engine_view).collect(),
+        models: served.models.clone(),
+        engines: status.engines.iter().map(|engine| engine_view(engine, served)).collect(),
+        tool_calls: BTreeMap::new(),
         refused: status
             .refused
             .iter()
@@ -267,12 +354,13 @@ fn pool_view(pool: &Pool, account: &Account) -> PoolView {
         claimed: account.holds().get(),
         foreign: account.foreign().get(),
         available: account.avail().get(),
+        margin: pool.margin.get(),
         skew: account.skew().get(),
         closed: account.closed().map(ToString::to_string),
     }
 }
 
-fn engine_view(status: &fettle_app::serving::EngineStatus) -> EngineView {
+fn engine_view(status: &fettle_app::serving::EngineStatus, served: &Served) -> EngineView {
     let engine = &status.engine;
     let amounts = |list: &[(fettle_placement::id::PoolId, fettle_placement::quantity::Bytes)]| {
         list.iter().map(|(pool, bytes)| (pool.to_string(), bytes.get())).collect()
@@ -288,6 +376,7 @@ fn engine_view(status: &fettle_app::serving::EngineStatus) -> EngineView {
         in_flight: engine.inflight,
         reload_ms: engine.reload.get(),
         pinned: engine.pinned,
+        weights: served.weights.get(&engine.seat.recipe).cloned(),
         why: status.why.clone(),
     }
 }

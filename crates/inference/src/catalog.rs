@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::serving::{Catalog, LocalModel, LocalRecipe};
+use fettle_engines::models::weights;
 use fettle_placement::device::ComputeCapability;
 use fettle_placement::estimate::{estimate, measured};
 use fettle_placement::footprint::{Footprint, Parts, Slack, Source};
@@ -12,8 +13,6 @@ use fettle_placement::recipe::{EngineKind, Recipe, RunsOn, SleepLevel};
 use fettle_placement::view::Policy;
 use fettle_runtime::config::{Config, Gpu, ModelConfig, RecipeConfig};
 use sha2::{Digest as _, Sha256};
-
-use crate::weights;
 
 /// Bytes that a disk gives in a millisecond, to foresee the first load; later ones are measured.
 const LOADED_PER_MILLI: u64 = 1 << 20;

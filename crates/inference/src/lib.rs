@@ -10,6 +10,5 @@ mod meters;
 pub mod metrics;
 pub mod quarantine;
 mod start;
-pub mod weights;
 
 pub use start::{LISTEN, Running, Start, start};

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fettle_app::ports::serving::Meter;
 use fettle_app::serving::Status;
+use fettle_engines::Engines;
 use fettle_placement::device::{Device, DeviceKind, Health, Pool, PoolKind};
 use fettle_placement::memory_ledger::Account;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, Opts};
+use prometheus::{GaugeVec, IntCounter, Opts};
 use tokio::sync::watch;
 
 use crate::admin::state_name;
@@ -20,6 +21,8 @@ const MIB: f64 = (1 << 20) as f64;
 /// Reads the placer's last step whenever somebody asks.
 pub struct StatusCollector {
     status: watch::Receiver<Arc<Status>>,
+    host: Arc<Engines>,
+    orphans: IntCounter,
     /// One at a time: they are filled anew for each who asks.
     families: Mutex<Families>,
     described: Vec<Desc>,
@@ -42,7 +45,7 @@ impl StatusCollector {
     /// # Errors
     ///
     /// When a name is not one that Prometheus takes, which a test would have seen.
-    pub fn new(status: watch::Receiver<Arc<Status>>) -> Result<Self, prometheus::Error> {
+    pub fn new(status: watch::Receiver<Arc<Status>>, host: Arc<Engines>) -> Result<Self, prometheus::Error> {
         let device = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &DEVICE_LABELS);
         let own = |name: &str, help: &str, labels: &[&str]| GaugeVec::new(Opts::new(name, help), labels);
         let families = Families {
@@ -57,8 +60,10 @@ impl StatusCollector {
             health: own("fettle_device_health", "1 for the health that a device has.", &["device", "health"])?,
             engines: own("fettle_engine_state", "Engines of a model in a state.", &["model", "state"])?,
         };
-        let described = families.all().into_iter().flat_map(|family| family.desc()).cloned().collect();
-        Ok(Self { status, families: Mutex::new(families), described })
+        let orphans =
+            IntCounter::new("fettle_orphans_killed_total", "Processes that engines left behind and that were ended.")?;
+        let described = families.all().into_iter().flat_map(|family| family.desc()).chain(orphans.desc());
+        Ok(Self { status, described: described.cloned().collect(), host, orphans, families: Mutex::new(families) })
     }
 }
 
@@ -134,6 +139,9 @@ impl Collector for StatusCollector {
         let status = Arc::clone(&self.status.borrow());
         let families = self.families.lock().unwrap_or_else(PoisonError::into_inner);
         families.fill(&status);
-        families.all().into_iter().flat_map(Collector::collect).collect()
+        // The host counts; this is what it counted.
+        self.orphans.reset();
+        self.orphans.inc_by(self.host.orphans_ended());
+        families.all().into_iter().flat_map(Collector::collect).chain(self.orphans.collect()).collect()
     }
 }

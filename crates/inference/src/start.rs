@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use crate::admin::{Admin, Events};
+use crate::admin::{Admin, Events, Served};
 use crate::catalog::catalog;
 use crate::devices::Devices;
 use crate::examiner::{self, Examiner};
@@ -86,7 +86,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     for (model, why) in &refused {
         error!(model, "the model `{model}` is not served: {why:#}");
     }
-    let models: Vec<String> = catalog.models.iter().map(|model| model.id.to_string()).collect();
+    let served = Arc::new(Served::of(&catalog));
     let engines = Arc::new(Engines::open(engine_settings(config, environment, data)?, since)?);
 
     let (world, sampled) = watch::channel(Arc::default());
@@ -108,7 +108,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
 
     let mut settings = Settings { run_token_key, ..gateway_settings(config, data, address)? };
     settings.keys.push(own_key);
-    let parts = Parts { supply: supplied.clone(), meters: metered, examined, clock: clock.clone(), ids };
+    let parts =
+        Parts { supply: supplied.clone(), meters: metered, examined: examined.clone(), clock: clock.clone(), ids };
     let (gateway, Told { demand, load }) = Gateway::new(settings, parts, registry)?;
     let examiner = Examiner::new(
         config,
@@ -125,7 +126,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             clock: clock.clone(),
         },
     );
-    registry.register(Box::new(StatusCollector::new(told_status.clone())?))?;
+    registry.register(Box::new(StatusCollector::new(told_status.clone(), engines.clone())?))?;
 
     let stop = supervisor.shutdown().clone();
     // Where it is needed, nothing is loaded before it is there.
@@ -170,7 +171,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let serving = fettle_api::serve(listener, router, stop.clone(), supervisor.tasks().clone());
     supervisor.spawn("the gateway", serving);
 
-    let admin = Admin { status: told_status, models: Arc::new(models), events, orders, wishes };
+    let admin =
+        Admin { status: told_status, catalog: served, engines: engines.clone(), events, orders, wishes, examined };
     match admin_socket(data) {
         Ok(socket) => {
             let server = axum::serve(socket, admin.router());

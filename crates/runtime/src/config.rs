@@ -630,7 +630,10 @@ mod tests {
             ("[forge]\nintake = \"poll\"\nlabel = \"a,b\"", "has a comma"),
             ("[telemetry]\nlog = \"fettle=loud\"", "telemetry.log: `fettle=loud`"),
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"http://x\"\ncontext = 1000", "32768 tokens are needed"),
+            ("[[gateway.models]]\nname = \"a\"\npath = \"/m.gguf\"\ncontext = 0", "context is 0"),
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"ftp://x\"", "base_url"),
+            ("[gateway]\nmodels_dir = \"models\"", "not an absolute path"),
+            ("[gateway]\nmirror = \"ftp://x\"", "gateway.mirror"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(word) && error.starts_with("fettle.toml: "), "{text}: {error}");

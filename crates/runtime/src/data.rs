@@ -10,6 +10,7 @@ use crate::environment::Environment;
 pub struct DataDir {
     root: Utf8PathBuf,
     cache: Utf8PathBuf,
+    models: Utf8PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +42,8 @@ impl DataDir {
         let absolute = camino::absolute_utf8(&root).map_err(make)?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&absolute).map_err(make)?;
         let cache = config.agent.cache_dir.clone().unwrap_or_else(|| absolute.join("cache"));
-        Ok(Self { root: absolute, cache })
+        let models = config.gateway.models_dir.clone().unwrap_or_else(|| absolute.join("models"));
+        Ok(Self { root: absolute, cache, models })
     }
 
     pub fn root(&self) -> &Utf8Path {
@@ -109,6 +111,11 @@ impl DataDir {
     /// The engines' home: kernels that one life compiled serve the next.
     pub fn engine_home(&self) -> Utf8PathBuf {
         self.cache.join("engines")
+    }
+
+    /// Weights that `fettle models add` brought here.
+    pub fn models(&self) -> &Utf8Path {
+        &self.models
     }
 
     /// The publisher's mirrors; never shared with a worker of another process.

@@ -1,3 +1,5 @@
+use std::io::Read as _;
+
 use fettle_placement::device::ComputeCapability;
 use fettle_placement::estimate::estimate;
 use fettle_placement::id::RecipeId;
@@ -62,15 +64,73 @@ fn id(name: &str) -> ModelId {
     ModelId::new(name)
 }
 
+fn at(path: &Utf8Path) -> Local {
+    Local { path: path.to_owned(), links: Links::Refuse }
+}
+
+fn add(here: &Here, name: &str, source: &dyn Source) -> Result<Model, StoreError> {
+    here.store.add(&id(name), source, &mut |_| ())
+}
+
+fn verify(here: &Here, name: &str) -> Vec<(String, Flaw)> {
+    here.store.verify(&id(name), &mut |_| ()).unwrap()
+}
+
+/// Somebody elsewhere with one file, whose digest is told.
+struct Elsewhere {
+    name: &'static str,
+    content: Vec<u8>,
+    told: Vec<u8>,
+    /// After so many bytes of an answer it breaks off.
+    breaks_at: Option<usize>,
+    ranges: bool,
+    asked_from: std::cell::RefCell<Vec<u64>>,
+}
+
+impl Elsewhere {
+    fn with(content: &[u8]) -> Self {
+        let (content, told) = (content.to_vec(), content.to_vec());
+        Self { name: "a.gguf", content, told, breaks_at: None, ranges: true, asked_from: Vec::new().into() }
+    }
+}
+
+impl Source for Elsewhere {
+    fn offered(&self) -> Result<Vec<Offered>, SourceError> {
+        let sha256 = Some(hex::encode(Sha256::digest(&self.told)));
+        Ok(vec![Offered { name: self.name.to_owned(), bytes: self.told.len() as u64, sha256 }])
+    }
+
+    fn open(&self, _: &Offered, from: u64) -> Result<Opened, SourceError> {
+        self.asked_from.borrow_mut().push(from);
+        let from = if self.ranges { from } else { 0 };
+        let rest = self.content[usize::try_from(from).unwrap()..].to_vec();
+        let bytes: Box<dyn std::io::Read> = match self.breaks_at {
+            Some(at) => Box::new(std::io::Cursor::new(rest[..at].to_vec()).chain(Broken)),
+            None => Box::new(std::io::Cursor::new(rest)),
+        };
+        Ok(Opened { from, bytes })
+    }
+}
+
+struct Broken;
+
+impl std::io::Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ConnectionReset.into())
+    }
+}
+
 #[test]
 fn a_file_is_kept_estimated_and_removed() {
     let here = Here::new();
     let bytes = gguf();
     let file = here.write("a.gguf", &bytes);
-    let model = here.store.add(&id("Qwen/3"), &file).unwrap();
+    let mut last = None;
+    let model = here.store.add(&id("Qwen/3"), &at(&file), &mut |seen| last = Some((seen.done, seen.total))).unwrap();
     assert_eq!(model.bytes(), Bytes::new(bytes.len() as u64));
-    assert_eq!(here.store.list().unwrap(), [model]);
-    assert!(matches!(here.store.add(&id("Qwen/3"), &file), Err(StoreError::There(_))));
+    assert_eq!(last, Some((bytes.len() as u64, bytes.len() as u64)));
+    assert_eq!(here.store.list().unwrap(), [Entry::Whole(model)]);
+    assert!(matches!(add(&here, "Qwen/3", &at(&file)), Err(StoreError::There(_))));
     assert!(here.store.weights(&id("Qwen/3")).unwrap().ends_with("files/a.gguf"));
     let facts = here.store.facts(&id("Qwen/3")).unwrap();
     let recipe = Recipe {
@@ -97,7 +157,7 @@ fn a_file_is_kept_estimated_and_removed() {
 }
 
 #[test]
-fn a_folder_is_kept_with_what_its_links_lead_to() {
+fn links_of_a_folder_are_refused_unless_they_are_to_be_followed() {
     let here = Here::new();
     let config = br#"{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 4096}"#;
     let header =
@@ -106,12 +166,15 @@ fn a_folder_is_kept_with_what_its_links_lead_to() {
     let blob = here.write("blobs/1", &file);
     let folder = here.write("snapshot/config.json", config).parent().unwrap().to_owned();
     here.write("snapshot/original/old.bin", b"x");
+    here.write("snapshot/.gitattributes", b"x");
     std::os::unix::fs::symlink(&blob, folder.join("model.safetensors")).unwrap();
-    let model = here.store.add(&id("m"), &folder).unwrap();
+    let refused = add(&here, "m", &at(&folder)).unwrap_err();
+    assert!(matches!(&refused, StoreError::Offer(e) if e.to_string().contains("is a link")), "{refused:?}");
+    let model = add(&here, "m", &Local { path: folder, links: Links::Follow }).unwrap();
     let names: Vec<&str> = model.files.iter().map(|file| file.name.as_str()).collect();
     assert_eq!(names, ["config.json", "model.safetensors"]);
     fs_err::remove_file(blob).unwrap();
-    assert_eq!(here.store.verify(&id("m")).unwrap(), []);
+    assert_eq!(verify(&here, "m"), []);
     assert_eq!(here.store.facts(&id("m")).unwrap().weights.sum(), Bytes::new(64));
     assert!(here.store.weights(&id("m")).unwrap().ends_with("files"));
 }
@@ -120,19 +183,117 @@ fn a_folder_is_kept_with_what_its_links_lead_to() {
 fn what_is_no_model_is_not_kept() {
     let here = Here::new();
     let notes = here.write("notes.txt", b"hello");
-    assert!(matches!(here.store.add(&id("m"), &notes), Err(StoreError::NoWeights(_))));
+    assert!(matches!(add(&here, "m", &at(&notes)), Err(StoreError::NoWeights)));
     let broken = here.write("a.gguf", b"garbage");
-    assert!(matches!(here.store.add(&id("m"), &broken), Err(StoreError::Header(HeaderError::Gguf { .. }))));
+    assert!(matches!(add(&here, "m", &at(&broken)), Err(StoreError::Weights(WeightsError::Gguf { .. }))));
     let short = here.write("a.gguf", &gguf()[..1_500_000]);
-    assert!(matches!(here.store.add(&id("m"), &short), Err(StoreError::Header(HeaderError::Gguf { .. }))));
+    assert!(matches!(add(&here, "m", &at(&short)), Err(StoreError::Weights(WeightsError::CutOff(_)))));
     assert_eq!(here.store.list().unwrap(), []);
-    // What an interrupted one left is no model, and is done again.
-    let whole = here.write("a.gguf", &gguf());
-    here.store.add(&id("m"), &whole).unwrap();
-    let place = here.store.folder(&id("m"));
-    fs_err::remove_file(place.join(MANIFEST)).unwrap();
+}
+
+#[test]
+fn an_interrupted_one_is_no_model_and_goes_on_where_it_stopped() {
+    let here = Here::new();
+    let content = gguf();
+    let mut elsewhere = Elsewhere { breaks_at: Some(1_000_000), ..Elsewhere::with(&content) };
+    assert!(matches!(add(&here, "m", &elsewhere), Err(StoreError::Source { .. })));
+    assert_eq!(here.store.list().unwrap(), [Entry::Partial { id: id("m"), bytes: Bytes::new(1_000_000) }]);
+    assert!(matches!(here.store.get(&id("m")), Err(StoreError::Absent(_))));
+    elsewhere.breaks_at = None;
+    add(&here, "m", &elsewhere).unwrap();
+    assert_eq!(*elsewhere.asked_from.borrow(), [0, 1_000_000]);
+    assert_eq!(verify(&here, "m"), []);
+}
+
+#[test]
+fn a_beginning_of_something_else_is_brought_anew_and_so_is_one_that_cannot_be_gone_on_with() {
+    let here = Here::new();
+    let content = gguf();
+    let mut other = content.clone();
+    other[999_999] ^= 1;
+    let broken = Elsewhere { breaks_at: Some(1_000_000), ..Elsewhere::with(&other) };
+    assert!(add(&here, "m", &broken).is_err());
+    let changed = Elsewhere::with(&content);
+    add(&here, "m", &changed).unwrap();
+    assert_eq!(*changed.asked_from.borrow(), [1_000_000, 0]);
+    assert!(add(&here, "n", &broken).is_err());
+    let undivided = Elsewhere { ranges: false, ..Elsewhere::with(&content) };
+    add(&here, "n", &undivided).unwrap();
+    assert_eq!(*undivided.asked_from.borrow(), [1_000_000]);
+    assert_eq!(verify(&here, "n"), []);
+}
+
+#[test]
+fn bytes_that_are_not_as_they_were_told_are_not_kept() {
+    let here = Here::new();
+    let content = gguf();
+    let mut other = content.clone();
+    other[9] ^= 1;
+    let changed = Elsewhere { content: other, ..Elsewhere::with(&content) };
+    assert!(matches!(add(&here, "m", &changed), Err(StoreError::Changed { .. })));
+    let long = Elsewhere { content: [&content[..], b"x"].concat(), ..Elsewhere::with(&content) };
+    assert!(matches!(add(&here, "m", &long), Err(StoreError::Long { .. })));
     assert_eq!(here.store.list().unwrap(), []);
-    here.store.add(&id("m"), &whole).unwrap();
+    let short = Elsewhere { content: content[..9].to_vec(), ..Elsewhere::with(&content) };
+    assert!(matches!(add(&here, "m", &short), Err(StoreError::Short { got: 9, .. })));
+}
+
+#[test]
+fn hostile_names_and_sizes_are_refused_before_anything_is_asked_for() {
+    let here = Here::new();
+    let content = gguf();
+    for name in ["../a.gguf", "/a.gguf", ".gguf", "a/b.gguf", "a\u{1b}[2J.gguf"] {
+        let hostile = Elsewhere { name, ..Elsewhere::with(&content) };
+        assert!(matches!(add(&here, "m", &hostile), Err(StoreError::Name(NameError::File(_)))), "{name}");
+        assert!(hostile.asked_from.borrow().is_empty());
+    }
+    assert!(matches!(add(&here, "../m", &Elsewhere::with(&content)), Err(StoreError::Name(NameError::Model(_)))));
+    struct Many(Vec<Offered>);
+    impl Source for Many {
+        fn offered(&self) -> Result<Vec<Offered>, SourceError> {
+            Ok(self.0.clone())
+        }
+        fn open(&self, _: &Offered, _: u64) -> Result<Opened, SourceError> {
+            Err("nothing is to be asked for".into())
+        }
+    }
+    let one = |nth: usize, bytes| Offered { name: format!("{nth}.gguf"), bytes, sha256: None };
+    let many = Many((0..=bring::MAX_FILES).map(|nth| one(nth, 1)).collect());
+    assert!(matches!(add(&here, "m", &many), Err(StoreError::TooManyFiles { .. })));
+    assert!(matches!(add(&here, "m", &Many(vec![one(0, u64::MAX), one(1, 9)])), Err(StoreError::TooLarge { .. })));
+    // More than any disk of a test has.
+    assert!(matches!(add(&here, "m", &Many(vec![one(0, 2 << 40)])), Err(StoreError::NoRoom { .. })));
+    assert_eq!(here.store.list().unwrap(), []);
+}
+
+#[test]
+fn a_link_in_the_store_is_not_written_through() {
+    let here = Here::new();
+    let victim = here.write("victim", b"precious");
+    let content = gguf();
+    let broken = Elsewhere { breaks_at: Some(9), ..Elsewhere::with(&content) };
+    assert!(add(&here, "m", &broken).is_err());
+    let partial = here.store.files(&id("m")).join("a.gguf");
+    fs_err::remove_file(&partial).unwrap();
+    std::os::unix::fs::symlink(&victim, &partial).unwrap();
+    add(&here, "m", &Elsewhere::with(&content)).unwrap();
+    assert_eq!(fs_err::read(victim).unwrap(), b"precious");
+}
+
+#[test]
+fn one_at_a_time_works_on_a_model() {
+    let here = Here::new();
+    let file = here.write("a.gguf", &gguf());
+    let mut met = None;
+    here.store
+        .add(&id("m"), &at(&file), &mut |_| {
+            met.get_or_insert_with(|| (add(&here, "m", &at(&file)), here.store.remove(&id("m"))));
+        })
+        .unwrap();
+    let (added, removed) = met.unwrap();
+    assert!(matches!(added, Err(StoreError::Busy(_))), "{added:?}");
+    assert!(matches!(removed, Err(StoreError::Busy(_))), "{removed:?}");
+    here.store.remove(&id("m")).unwrap();
 }
 
 #[test]
@@ -140,23 +301,14 @@ fn a_file_that_changed_is_found() {
     let here = Here::new();
     let bytes = gguf();
     let file = here.write("a.gguf", &bytes);
-    here.store.add(&id("m"), &file).unwrap();
+    add(&here, "m", &at(&file)).unwrap();
     let kept = here.store.weights(&id("m")).unwrap();
     let mut changed = bytes.clone();
     changed[bytes.len() - 1] ^= 1;
     fs_err::write(&kept, &changed).unwrap();
-    assert_eq!(here.store.verify(&id("m")).unwrap(), [("a.gguf".to_owned(), Flaw::Digest)]);
+    assert_eq!(verify(&here, "m"), [("a.gguf".to_owned(), Flaw::Digest)]);
     fs_err::write(&kept, b"GGUF").unwrap();
-    assert_eq!(here.store.verify(&id("m")).unwrap(), [("a.gguf".to_owned(), Flaw::Size { bytes: 4 })]);
+    assert_eq!(verify(&here, "m"), [("a.gguf".to_owned(), Flaw::Size { bytes: 4 })]);
     fs_err::remove_file(&kept).unwrap();
-    assert_eq!(here.store.verify(&id("m")).unwrap(), [("a.gguf".to_owned(), Flaw::Missing)]);
-}
-
-#[test]
-fn ready_models_are_found_by_name() {
-    for name in ["codellama:13b", "deepseek-coder:6.7b", "mistral:7b"] {
-        let found = ready::find(name).unwrap();
-        assert!(found.file.ends_with(".gguf") && found.ctx > 0 && found.parallel > 0);
-    }
-    assert_eq!(ready::find("gpt-4"), None);
+    assert_eq!(verify(&here, "m"), [("a.gguf".to_owned(), Flaw::Missing)]);
 }

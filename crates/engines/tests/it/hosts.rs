@@ -11,7 +11,7 @@ use fettle_app::ports::serving::{
 };
 use fettle_engines::settings::{Answers, Command, Launcher, Limits, LlamaServer, Program, Programs};
 use fettle_engines::table::{Mark, Table};
-use fettle_engines::{Engines, Settings};
+use fettle_engines::{Engines, LogFrom, Settings};
 use fettle_fake_engine::{Behaviour, Gpu};
 use fettle_fake_nvml::State;
 use fettle_placement::device::ComputeCapability;
@@ -204,7 +204,7 @@ impl Host {
     }
 
     pub(crate) async fn log(&self, engine: &str) -> String {
-        self.engines.logs(&EngineId::new(engine), 64 << 10).await.unwrap()
+        self.engines.log(engine, LogFrom::Last(Bytes::mib(1))).await.unwrap().unwrap().text
     }
 }
 

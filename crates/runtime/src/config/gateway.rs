@@ -35,6 +35,11 @@ pub struct Gateway {
     pub conformance: Conformance,
     /// How long a request waits for a model that has to be loaded.
     pub max_wait: Span,
+    /// Where `fettle models add NAME` finds models, as in `https://files.example.org/models`: below it a folder for each, with its
+    /// files and their `SHA256SUMS`.
+    pub mirror: Option<String>,
+    /// Where `fettle models add` keeps them; default: `models` in the data folder.
+    pub models_dir: Option<Utf8PathBuf>,
     /// The first one is used unless a Task names another.
     pub models: Vec<ModelConfig>,
 }
@@ -48,6 +53,8 @@ impl Default for Gateway {
             run_token_key_file: None,
             conformance: Conformance::Auto,
             max_wait: Span(Duration::from_secs(300)),
+            mirror: None,
+            models_dir: None,
             models: Vec::new(),
         }
     }
@@ -78,7 +85,7 @@ pub struct ModelConfig {
     pub model: Option<String>,
     #[serde(default)]
     pub api_key_file: Option<Utf8PathBuf>,
-    /// The window in tokens; less than 32768 is refused.
+    /// The window in tokens. Runs need 32768: less is refused of a server elsewhere, and of this machine only others can use it.
     #[serde(default = "default_context")]
     pub context: u64,
     /// Runs that use it at a time, by all workers together; default: as many as there are workers.
@@ -206,6 +213,11 @@ impl ModelConfig {
         self.base_url.as_deref().or(self.kind.default_url())
     }
 
+    /// Whether a Run's prompt has room in its window.
+    pub fn serves_runs(&self) -> bool {
+        self.context >= MIN_CONTEXT_TOKENS
+    }
+
     /// The name that its server knows it by.
     pub fn wire_name(&self) -> &str {
         self.model.as_deref().unwrap_or(&self.name)
@@ -238,10 +250,13 @@ impl ModelConfig {
             }
             _ => {}
         }
+        if self.context == 0 {
+            return refused("context is 0: it could read nothing".into());
+        }
         if self.parallel == Some(0) {
             return refused("parallel is 0: no Run could use it".into());
         }
-        if self.context < MIN_CONTEXT_TOKENS {
+        if !self.is_local() && !self.serves_runs() {
             return refused(format!(
                 "context {} is too small, since the prompt alone would fill it; {MIN_CONTEXT_TOKENS} tokens are needed",
                 self.context
@@ -318,6 +333,14 @@ impl Gateway {
             && !(url.starts_with("http://") || url.starts_with("https://"))
         {
             return Err(format!("gateway.url: `{url}` is not an http or https URL"));
+        }
+        if let Some(url) = &self.mirror
+            && !(url.starts_with("http://") || url.starts_with("https://"))
+        {
+            return Err(format!("gateway.mirror: `{url}` is not an http or https URL"));
+        }
+        if let Some(path) = self.models_dir.as_ref().filter(|path| !path.is_absolute()) {
+            return Err(format!("gateway.models_dir: `{path}` is not an absolute path"));
         }
         let mut names: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
         names.sort_unstable();

@@ -1,4 +1,4 @@
-//! `fettle models check`: what an examination of a model found, as people read it.
+//! What examinations of models found, as people read it.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -8,14 +8,14 @@ use anyhow::Result;
 use fettle_app::ports::model::ToolCalls;
 use fettle_inference::examiner::{Report, in_words};
 
-use crate::gpus::Process;
+use crate::inference_process::Process;
 
 /// An examination takes five minutes at most, and another may come before it.
 const EXAMINED_LIMIT: Duration = Duration::from_secs(11 * 60);
 
-/// Exit status 0 when the model calls tools well enough to work on issues, 1 when it does not.
 pub(crate) async fn check(process: &Process, model: &str, json: bool) -> Result<ExitCode> {
-    let report: Report = process.order_and_wait(&["models", model, "examine"], EXAMINED_LIMIT).await?;
+    let report: Report =
+        process.order_and_wait("examine", &serde_json::json!({ "model": model }), EXAMINED_LIMIT).await?;
     let mut out = std::io::stdout().lock();
     if json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
