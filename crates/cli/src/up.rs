@@ -59,6 +59,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         data: &data,
         listener: gateway_listener(&config).await?,
         keys: vec![fettle_inference::workers_key(gateway.key.clone())],
+        engines: fettle_inference::EnginesAre::Children,
         clock: Arc::new(system::SystemClock),
         ids: running.ids.clone(),
         registry: &registry,

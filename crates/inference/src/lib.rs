@@ -10,4 +10,4 @@ pub mod quarantine;
 mod start;
 pub mod weights;
 
-pub use start::{LISTEN, Running, Start, start, workers_key};
+pub use start::{EnginesAre, LISTEN, Running, Start, start, workers_key};

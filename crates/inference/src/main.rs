@@ -8,14 +8,15 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::Parser;
+use fettle_api::PartsHealth;
 use fettle_app::vitals::Vitals;
 use fettle_inference::health::Health;
-use fettle_inference::{LISTEN, Start, start, workers_key};
+use fettle_inference::{EnginesAre, LISTEN, Start, start, workers_key};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::supervisor::Supervisor;
-use fettle_runtime::systemd::Manager;
+use fettle_runtime::systemd::{GATEWAY, Manager, PassedSockets, SocketError};
 use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
 use prometheus::Registry;
 use tokio::net::TcpListener;
@@ -34,11 +35,17 @@ struct Flags {
     /// Serve health and metrics at this address, as in 127.0.0.1:9484; without it nothing does.
     #[arg(long, value_name = "ADDRESS")]
     internal_listen: Option<SocketAddr>,
+    /// Each engine is a unit of systemd, `fettle-engine@<name>`, and goes on while this process starts anew. For the unit of
+    /// this process, which makes the folders that those look into.
+    #[arg(long)]
+    engine_units: bool,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run().await {
+fn main() -> ExitCode {
+    let environment = Environment::of_process();
+    // Before the runtime's threads begin.
+    let sockets = PassedSockets::take(&environment, &[GATEWAY]);
+    match run(environment, sockets) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // What and why for a person; a backtrace would only hide it.
@@ -48,10 +55,11 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<()> {
+#[tokio::main]
+async fn run(environment: Environment, sockets: Result<PassedSockets, SocketError>) -> Result<()> {
     install_tls();
     let flags = Flags::parse();
-    let environment = Environment::of_process();
+    let passed = sockets?.listener(GATEWAY);
     let config = Config::load(flags.config.as_deref(), &environment)?;
     telemetry::init(&config.telemetry, "fettle-inference", &environment).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
@@ -60,29 +68,37 @@ async fn run() -> Result<()> {
     let _hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);
     let (registry, vitals) = (Registry::new(), Arc::new(Vitals::default()));
+    let clock = Arc::new(system::SystemClock);
+    let health = Arc::new(PartsHealth::new(clock.clone(), vitals.clone(), env!("CARGO_PKG_VERSION")));
     if let Some(address) = flags.internal_listen {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("could not listen on {address}; choose another address with --internal-listen"))?;
         info!("health listens on http://{}", listener.local_addr().context("while listening")?);
-        let health = Health { registry: registry.clone(), vitals: vitals.clone() };
+        let health = Health { registry: registry.clone(), parts: health.clone() };
         let stop = supervisor.shutdown().clone();
         let serving = fettle_api::serve(listener, health.router(), stop, supervisor.tasks().clone());
         supervisor.spawn("the health listener", serving);
     }
     // Workers show the key that they show to the dashboard.
     let keys = config.auth.worker_key_file.as_deref().map(secrets::read).transpose()?.map(workers_key);
-    let address = config.gateway.listen.as_deref().unwrap_or(LISTEN);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("could not listen on {address}; choose another address with gateway.listen"))?;
+    let listener = match passed {
+        // It was bound before this process began, and stays open when it ends.
+        Some(socket) => TcpListener::from_std(socket).context("while taking the passed socket")?,
+        None => {
+            let address = config.gateway.listen.as_deref().unwrap_or(LISTEN);
+            let refused = || format!("could not listen on {address}; choose another address with gateway.listen");
+            TcpListener::bind(address).await.with_context(refused)?
+        }
+    };
     let running = start(Start {
         config: &config,
         environment: &environment,
         data: &data,
         listener,
         keys: keys.into_iter().collect(),
-        clock: Arc::new(system::SystemClock),
+        engines: if flags.engine_units { EnginesAre::Units } else { EnginesAre::Children },
+        clock,
         ids: Arc::new(system::RandomIds),
         registry: &registry,
         vitals: &vitals,
@@ -96,9 +112,11 @@ async fn run() -> Result<()> {
         running.address
     );
     manager.feed_watchdog(&vitals, &supervisor);
+    health.serving();
     manager.serving(&format!("Serving models on {}", running.address));
     supervisor.shutdown().cancelled().await;
     manager.stopping();
+    health.draining();
     let ended = supervisor.ended().await;
     running.close().await;
     Ok(ended?)

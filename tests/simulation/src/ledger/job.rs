@@ -181,7 +181,9 @@ pub(super) fn count_next(rows: &Rows, slots: &Slots, want: &Want, max: u32) -> u
     let mut standing = Vec::new();
     for lane in lanes(rows, slots, want) {
         let own = || waiting(rows).filter(|job| job.lane == lane.id);
-        let Some(first) = own().min_by_key(|job| (turn::in_lane(job.runnable_at, job.priority), job.seq)) else { continue };
+        let Some(first) = own().min_by_key(|job| (turn::in_lane(job.runnable_at, job.priority), job.seq)) else {
+            continue;
+        };
         let row = &rows.lanes[usize::try_from(lane.id).unwrap_or(usize::MAX)];
         let turn = (turn::among_lanes(first.runnable_at, first.priority, lane.served_at), first.seq);
         let free_of_model = free_of_model(rows, slots, want.kind, &row.model);
