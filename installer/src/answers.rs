@@ -12,6 +12,9 @@ use crate::layout::MAX_WORKERS;
 pub struct Answers {
     /// How many workers run: as many issues are worked on at a time. 1 to 99.
     pub workers: u8,
+    /// Whether this host has the inference service: the gateway to all models, which workers then ask, and the engines of models
+    /// that run here. Without a GPU it serves models elsewhere, and what runs on the CPU.
+    pub inference: bool,
     /// Becomes `fettle.toml`, when there is none yet; sections and keys as there.
     pub settings: toml::Table,
     /// Secrets by file name, as `settings` names them: where each is now. They are copied, never shown.
@@ -99,6 +102,7 @@ impl Default for Answers {
     fn default() -> Self {
         Self {
             workers: 1,
+            inference: true,
             settings: toml::Table::new(),
             secrets: BTreeMap::new(),
             retire: Vec::new(),

@@ -148,7 +148,11 @@ impl Session<'_> {
         let context = Context {
             release,
             purpose: preflight::Purpose::Apply,
-            ports: preflight::Ports { workers: answers.workers, ..preflight::Ports::default() },
+            ports: preflight::Ports {
+                workers: answers.workers,
+                inference: preflight::Ports::default().inference.filter(|_| answers.inference),
+                ..preflight::Ports::default()
+            },
             ..Context::of(aim.mode())
         };
         let asked = Preflight { mode: Some(aim.mode()), ignore: ignore.to_vec(), context };
@@ -485,12 +489,15 @@ impl Session<'_> {
 
     fn smoke(&mut self, url: Option<&str>, token_file: Option<&Utf8Path>, only: Option<&str>) -> Ends<Exit> {
         // Without root the receipt cannot be read; then the usual one worker is taken for granted.
-        let workers = match self.receipt() {
-            Ok(Some(receipt)) => receipt.workers(),
-            Ok(None) => Vec::new(),
-            Err(_) => vec![1],
+        let (workers, inference) = match self.receipt() {
+            Ok(Some(receipt)) => (receipt.workers(), receipt.has_inference()),
+            Ok(None) => (Vec::new(), false),
+            Err(_) => {
+                let asked = self.host.ask(Utf8Path::new("systemctl"), &["is-active", layout::INFERENCE]);
+                (vec![1], asked.is_ok_and(|said| said.ok))
+            }
         };
-        let smoke = Smoke::of_host(url, token_file, workers).map_err(ended(Exit::Usage))?;
+        let smoke = Smoke::of_host(url, token_file, workers, inference).map_err(ended(Exit::Usage))?;
         let reporter = &mut *self.reporter;
         let told = |tried: &Tried| {
             let word = match tried.state {

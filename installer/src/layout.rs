@@ -19,7 +19,7 @@ pub const LOGS: &str = "/var/log/fettle";
 pub const RUNTIME: &str = "/run/fettle";
 /// When the timer of backups last elapsed, as systemd remembers it.
 pub const TIMER_STAMP: &str = "/var/lib/systemd/timers/stamp-fettle-backup.timer";
-pub const SLICES: [&str; 2] = ["fettle-worker.slice", "fettle.slice"];
+pub const SLICES: [&str; 3] = ["fettle-worker.slice", ENGINES, "fettle.slice"];
 pub const HOME: &str = "/var/lib/fettle-installer";
 
 /// Beside what a restoration exchanges, on the same file system: what is new and what is replaced wait in it.
@@ -28,10 +28,22 @@ pub const STAGING: &str = ".restore";
 pub const DASHBOARD: &str = "fettle-dashboard.service";
 pub const TARGET: &str = "fettle.target";
 pub const SOCKETS: [&str; 2] = ["fettle-dashboard.socket", "fettle-dashboard-internal.socket"];
+pub const INFERENCE: &str = "fettle-inference.service";
+pub const INFERENCE_SOCKET: &str = "fettle-inference.socket";
+/// Engines are units in it. Stopped, it ends them all.
+pub const ENGINES: &str = "fettle-engine.slice";
+/// What begins so belongs to the inference service, in each folder of a release that has units, users or rules.
+pub const INFERENCE_FILES: [&str; 2] = ["fettle-inference", "fettle-engine"];
+/// Where the inference service tells its health.
+pub const INFERENCE_ADDRESS: &str = "http://127.0.0.1:8485";
+/// Where it serves models unless the configuration says something else.
+pub const GATEWAY: &str = "127.0.0.1:8484";
 pub const BACKUP_TIMER: &str = "fettle-backup.timer";
 /// Runs the dashboard; may read the configuration.
 pub const USER: &str = "fettle";
 pub const WORKER_USER: &str = "fettle-worker";
+/// Runs the gateway and the engines; may read the configuration.
+pub const INFERENCE_USER: &str = "fettle-inference";
 /// Two digits name an instance, and its port.
 pub const MAX_WORKERS: u8 = 99;
 
@@ -42,6 +54,15 @@ pub fn worker(instance: u8) -> String {
 /// Where a worker tells its health.
 pub fn worker_address(instance: u8) -> String {
     format!("http://127.0.0.1:92{instance:02}")
+}
+
+/// The service that a connection to the socket starts.
+pub fn behind(socket: &str) -> Option<&'static str> {
+    match socket {
+        INFERENCE_SOCKET => Some(INFERENCE),
+        socket if SOCKETS.contains(&socket) => Some(DASHBOARD),
+        _ => None,
+    }
 }
 
 /// The address at which this host itself reaches a listener.

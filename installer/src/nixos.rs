@@ -9,7 +9,7 @@ use crate::action::{Action, Gate, Keeping, Way};
 use crate::answers::Answers;
 use crate::host::Attrs;
 use crate::journal::Product;
-use crate::layout::{self, CONFIG_DIR, DASHBOARD};
+use crate::layout::{self, CONFIG_DIR, DASHBOARD, INFERENCE};
 use crate::plan::{self, Plan, WORKER_KEY};
 
 /// Its owner imports it, with a placeholder at first.
@@ -37,11 +37,15 @@ pub fn plan(answers: &Answers, version: &str, program: Utf8PathBuf) -> Plan {
     actions.push(Action::NixosModule { path: MODULE.into(), text: module(answers) });
     actions.push(Action::NixosRebuild { way: Way::Forth });
     let workers = 1..=answers.workers;
-    let units = std::iter::once(DASHBOARD.to_owned()).chain(workers.clone().map(layout::worker)).collect();
+    let inference = answers.inference.then(|| INFERENCE.to_owned());
+    let units =
+        std::iter::once(DASHBOARD.to_owned()).chain(inference).chain(workers.clone().map(layout::worker)).collect();
     // A new value of a secret is no change to NixOS.
     actions.push(Action::Restart { units, way: Way::Forth });
     let dashboard = format!("http://{}/readyz", layout::local(&config.server.internal_listen));
+    let inference = answers.inference.then(|| format!("{}/readyz", layout::INFERENCE_ADDRESS));
     let urls = std::iter::once(dashboard)
+        .chain(inference)
         .chain(workers.map(|worker| format!("{}/readyz", layout::worker_address(worker))))
         .collect();
     actions
@@ -89,6 +93,7 @@ pub fn module(answers: &Answers) -> String {
         ("settings".to_owned(), plan::settings(answers).into()),
         ("secrets".to_owned(), secrets.into()),
         ("worker".to_owned(), workers.into()),
+        ("inference".to_owned(), toml::Table::from_iter([("enable".to_owned(), answers.inference.into())]).into()),
         ("backup".to_owned(), backup.into()),
     ]);
     let mut text = format!("{HEAD}{{\n  services.fettle = ");
@@ -166,6 +171,7 @@ mod tests {
             "  services.fettle = {\n",
             "    \"backup\" = {\n      \"enable\" = false;\n      \"keep\" = 7;\n    };\n",
             "    \"enable\" = true;\n",
+            "    \"inference\" = {\n      \"enable\" = true;\n    };\n",
             "    \"secrets\" = {\n      \"hook\" = \"/etc/fettle-secrets/hook\";\n      \"worker.key\" = \"/etc/fettle-secrets/worker.key\";\n    };\n",
             "    \"settings\" = {\n",
             "      \"auth\" = {\n        \"worker_key_file\" = \"secrets/worker.key\";\n      };\n",

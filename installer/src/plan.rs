@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_runtime::config::Config;
+use fettle_runtime::config::{Config, ModelConfig, ModelKind};
 use fettle_runtime::environment::Environment;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,10 @@ use crate::action::{ActResult, Action, Check, Gate, Keeping, Manifest, Way};
 use crate::answers::{self, Answers};
 use crate::host::{Attrs, HostView, Owner};
 use crate::journal::{Product, Step};
-use crate::layout::{self, BACKUP_TIMER, CONFIG, CURRENT, DASHBOARD, RELEASES, SECRETS, SOCKETS, STATE, TARGET, USER};
+use crate::layout::{
+    self, BACKUP_TIMER, CONFIG, CURRENT, DASHBOARD, INFERENCE, INFERENCE_SOCKET, RELEASES, SECRETS, SOCKETS, STATE,
+    TARGET, USER,
+};
 use crate::receipt::{GENERATIONS, Receipt};
 
 /// Bytes of a generated secret: 256 bits.
@@ -89,12 +92,13 @@ impl Planning<'_> {
             Ok(config) => config,
             Err(error) => return self.refusals.push(error.to_string()),
         };
+        self.reachable(&config);
         let credentials = self.credentials(&config);
         self.programs();
         self.users();
         self.folders();
         self.configuration(text, &credentials);
-        let units: Vec<String> = std::iter::once(DASHBOARD.to_owned()).chain(self.workers()).collect();
+        let units: Vec<String> = self.services().collect();
         self.actions.push(Action::Restart { units: units.clone(), way: Way::Back });
         self.actions.push(Action::Reload { way: Way::Back });
         self.actions.push(Action::SwitchRelease { path: CURRENT.into(), target: self.release.path() });
@@ -102,6 +106,7 @@ impl Planning<'_> {
             self.commands();
         }
         self.units(&config, &credentials);
+        self.rules();
         self.actions.push(Action::Reload { way: Way::Forth });
         self.apparmor();
         self.actions.push(Action::Restart { units, way: Way::Forth });
@@ -114,6 +119,12 @@ impl Planning<'_> {
         self.retire();
         self.start();
         self.gate(&config);
+    }
+
+    /// What is restarted, in this order: workers ask the others.
+    fn services(&self) -> impl Iterator<Item = String> + use<> {
+        let inference = self.answers.inference.then(|| INFERENCE.to_owned());
+        std::iter::once(DASHBOARD.to_owned()).chain(inference).chain(self.workers())
     }
 
     fn workers(&self) -> impl Iterator<Item = String> + use<> {
@@ -132,7 +143,9 @@ impl Planning<'_> {
     fn shared(&self, folder: &str) -> Vec<(String, String)> {
         let inside =
             self.release.shared.iter().filter(|(path, _)| path.parent().is_some_and(|parent| parent == folder));
-        inside.filter_map(|(path, text)| Some((path.file_name()?.to_owned(), text.clone()))).collect()
+        let named = inside.filter_map(|(path, text)| Some((path.file_name()?.to_owned(), text.clone())));
+        let of_inference = |name: &str| layout::INFERENCE_FILES.iter().any(|start| name.starts_with(start));
+        named.filter(|(name, _)| self.answers.inference || !of_inference(name)).collect()
     }
 
     fn programs(&mut self) {
@@ -199,6 +212,22 @@ impl Planning<'_> {
         self.actions.push(Action::CheckConfig { program, config: CONFIG.into() });
     }
 
+    /// Errors with models that no worker could ask.
+    fn reachable(&mut self, config: &Config) {
+        if self.answers.inference || config.gateway.url.is_some() {
+            return;
+        }
+        let needs = |model: &&ModelConfig| {
+            !matches!(model.kind, ModelKind::OpenaiCompatible | ModelKind::Openai) || model.is_local()
+        };
+        self.refusals.extend(config.gateway.models.iter().filter(needs).map(|model| {
+            format!(
+                "the model `{}` is reached through a gateway: set inference = true in the answers, or gateway.url to another host's",
+                model.name
+            )
+        }));
+    }
+
     /// Per unit: name and path of each secret that it gets.
     fn credentials(&mut self, config: &Config) -> BTreeMap<&'static str, BTreeMap<String, Utf8PathBuf>> {
         let mut credentials: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
@@ -220,8 +249,8 @@ impl Planning<'_> {
                 ));
                 continue;
             }
-            for unit in receivers(&key) {
-                let earlier = credentials.entry(*unit).or_default().insert(name.clone(), path.clone());
+            for unit in self.receivers(&key, config) {
+                let earlier = credentials.entry(unit).or_default().insert(name.clone(), path.clone());
                 if earlier.is_some_and(|earlier| earlier != path) {
                     self.refusals.push(format!(
                         "two secrets have the file name {name}; a unit tells them apart by it, so rename one"
@@ -232,6 +261,25 @@ impl Planning<'_> {
         credentials
     }
 
+    /// Who needs a secret, by its key in the configuration. The worker never gets what can write to the forge, nor the models'
+    /// keys when it asks a gateway.
+    fn receivers(&self, key: &str, config: &Config) -> Vec<&'static str> {
+        let mut units = vec![DASHBOARD];
+        let is_of_models = key.starts_with("gateway.models");
+        let asks_gateway = self.answers.inference || config.gateway.url.is_some();
+        if matches!(key, "auth.worker_key_file" | "forge.read_token_file" | "transport.worker_password_file")
+            // The dashboard asks no model; it looks for these keys in whatever is about to leave.
+            || is_of_models && !asks_gateway
+        {
+            units.push(WORKERS);
+        }
+        // Workers show it the key that they show to the dashboard.
+        if self.answers.inference && (is_of_models || matches!(key, "auth.worker_key_file" | "gateway.keys_file")) {
+            units.push(INFERENCE);
+        }
+        units
+    }
+
     fn units(&mut self, config: &Config, credentials: &BTreeMap<&'static str, BTreeMap<String, Utf8PathBuf>>) {
         for (name, text) in self.shared("units") {
             self.file(layout::unit_file(&name), text, "systemd runs Fettle by it");
@@ -240,14 +288,35 @@ impl Planning<'_> {
             let lines: String = secrets.iter().map(|(name, path)| format!("LoadCredential={name}:{path}\n")).collect();
             self.drop_in(unit, "10-secrets.conf", format!("[Service]\n{lines}"), "systemd hands the unit its secrets");
         }
-        let listens = [&config.server.listen, &config.server.internal_listen];
-        for (socket, address) in SOCKETS.iter().zip(listens) {
+        let gateway = config.gateway.listen.as_deref().unwrap_or(layout::GATEWAY);
+        let listens = [&config.server.listen, &config.server.internal_listen].map(String::as_str);
+        let inference = self.answers.inference.then_some((INFERENCE_SOCKET, gateway));
+        for (socket, address) in SOCKETS.into_iter().zip(listens).chain(inference) {
             // An empty value first: an address given again would be added to the unit's own.
             let text = format!("[Socket]\nListenStream=\nListenStream={address}\n");
             let unit = self.shared("units").into_iter().find(|(name, _)| name == socket);
             if !unit.is_some_and(|(_, text)| text.lines().any(|line| line == format!("ListenStream={address}"))) {
                 self.drop_in(socket, "10-listen.conf", text, "the configuration names another address");
             }
+        }
+        // Not in fettle.toml: that is the operator's, and this goes with the service.
+        if self.answers.inference && config.gateway.url.is_none() {
+            let text = format!("[Service]\nEnvironment=FETTLE_GATEWAY__URL=http://{}\n", layout::local(gateway));
+            self.drop_in(WORKERS, "10-gateway.conf", text, "workers ask this host's gateway for all models");
+        }
+    }
+
+    /// The inference service's user may start and end engines.
+    fn rules(&mut self) {
+        if !self.answers.inference {
+            return;
+        }
+        // Where there is no polkit yet, it finds the rule when it comes.
+        self.dir("/etc/polkit-1", 0o755, Keeping::System);
+        self.dir("/etc/polkit-1/rules.d", 0o755, Keeping::System);
+        for (name, text) in self.shared("polkit") {
+            let path = Utf8Path::new("/etc/polkit-1/rules.d").join(name);
+            self.file(path, text, "engines are units, which the inference service starts and ends");
         }
     }
 
@@ -277,14 +346,16 @@ impl Planning<'_> {
 
     fn start(&mut self) {
         let timer = self.answers.backup.nightly.then(|| BACKUP_TIMER.to_owned());
-        let wanted =
-            SOCKETS.map(str::to_owned).into_iter().chain([DASHBOARD.to_owned()]).chain(self.workers()).chain(timer);
-        let wanted: Vec<String> = wanted.collect();
+        let socket = self.answers.inference.then_some(INFERENCE_SOCKET);
+        let sockets = SOCKETS.into_iter().chain(socket).map(str::to_owned);
+        let wanted: Vec<String> = sockets.chain(self.services()).chain(timer).collect();
         for unit in wanted.iter().cloned().chain([TARGET.to_owned()]) {
             self.actions.push(Action::Enable { unit });
         }
+        // Taken back after the service that starts engines, it ends those that are left.
+        let engines = self.answers.inference.then(|| layout::ENGINES.to_owned());
         // Sockets first: what connects while a service starts waits and is not refused.
-        for unit in wanted.into_iter().chain([TARGET.to_owned()]) {
+        for unit in engines.into_iter().chain(wanted).chain([TARGET.to_owned()]) {
             self.actions.push(Action::Start { unit });
         }
     }
@@ -292,7 +363,8 @@ impl Planning<'_> {
     fn gate(&mut self, config: &Config) {
         let dashboard = format!("http://{}/readyz", layout::local(&config.server.internal_listen));
         let workers = (1..=self.answers.workers).map(|worker| format!("{}/readyz", layout::worker_address(worker)));
-        let urls = std::iter::once(dashboard).chain(workers).collect();
+        let inference = self.answers.inference.then(|| format!("{}/readyz", layout::INFERENCE_ADDRESS));
+        let urls = std::iter::once(dashboard).chain(inference).chain(workers).collect();
         let version = self.release.manifest.version.clone();
         self.actions.push(Action::HealthGate { gate: Gate { urls, version, limit_s: self.answers.gate_timeout } });
         if self.answers.smoke {
@@ -328,16 +400,6 @@ pub(crate) fn secrets(answers: &Answers, folder: &Utf8Path) -> Vec<Action> {
     let copied = answers.secrets.iter();
     let copied = copied.map(|(name, from)| Action::CopySecret { from: from.clone(), path: folder.join(name) });
     key.into_iter().chain(copied).collect()
-}
-
-/// Who needs a secret, by its key in the configuration. The worker never gets what can write to the forge.
-fn receivers(key: &str) -> &'static [&'static str] {
-    match key {
-        "auth.worker_key_file" | "forge.read_token_file" | "transport.worker_password_file" => &[DASHBOARD, WORKERS],
-        // The dashboard asks no model; it looks for these keys in whatever is about to leave.
-        key if key.starts_with("gateway.models") => &[DASHBOARD, WORKERS],
-        _ => &[DASHBOARD],
-    }
 }
 
 /// Nothing in it means something else in a unit: no blank, no `%`, no `:`, no end of the line.

@@ -6,7 +6,9 @@ use fettle_app::ports::sandbox::SandboxLevel;
 use fettle_runtime::config::PrepareNetwork;
 
 use crate::facts::{ConfigFacts, HostFacts, Kind, ReceiptFacts, Stat, Strength, Unknown};
-use crate::layout::{BACKUP_TIMER, BACKUPS, CONFIG, DASHBOARD, SECRETS, STATE, TARGET, USER, WORKER_USER};
+use crate::layout::{
+    BACKUP_TIMER, BACKUPS, CONFIG, DASHBOARD, INFERENCE, INFERENCE_USER, SECRETS, STATE, TARGET, USER, WORKER_USER,
+};
 use crate::preflight::{level, size};
 use crate::report::{Check, Checked, Finding, fail, pass, warn};
 
@@ -324,7 +326,8 @@ fn preparation(facts: &HostFacts, (): &()) -> Checked {
 }
 
 fn services(facts: &HostFacts, (): &()) -> Checked {
-    for name in [DASHBOARD, TARGET] {
+    let inference = facts.unit(INFERENCE)?.is_there().then_some(INFERENCE);
+    for name in [DASHBOARD, TARGET].into_iter().chain(inference) {
         let unit = facts.unit(name)?;
         if !unit.is_active() {
             let state = if unit.active.is_empty() { "not there" } else { &unit.active };
@@ -357,9 +360,12 @@ fn workers(facts: &HostFacts) -> Result<Vec<(&String, &crate::facts::Unit)>, Unk
 
 fn watchdog(facts: &HostFacts, (): &()) -> Checked {
     let dashboard = facts.unit(DASHBOARD)?;
+    let inference = facts.unit(INFERENCE)?;
     let workers = workers(facts)?;
     let named = workers.iter().map(|(name, unit)| (name.as_str(), *unit));
-    let unwatched = std::iter::once((DASHBOARD, &dashboard)).chain(named).find(|(_, unit)| unit.watchdog_s == 0);
+    let inference = inference.is_there().then_some((INFERENCE, &inference));
+    let unwatched =
+        std::iter::once((DASHBOARD, &dashboard)).chain(inference).chain(named).find(|(_, unit)| unit.watchdog_s == 0);
     match unwatched {
         Some((name, _)) => fail(
             format!("systemd does not watch {name}"),
@@ -396,7 +402,7 @@ fn models(facts: &HostFacts, (): &()) -> Checked {
 fn docker(facts: &HostFacts, (): &()) -> Checked {
     let groups = facts.names.groups.get()?;
     let inside = |name: &str| groups.get("docker").is_some_and(|docker| docker.members.iter().any(|one| one == name));
-    match [WORKER_USER, USER].into_iter().find(|name| inside(name)) {
+    match [WORKER_USER, INFERENCE_USER, USER].into_iter().find(|name| inside(name)) {
         Some(name) => fail(
             format!("{name} is in the group docker, which is as good as root"),
             format!("Run `gpasswd -d {name} docker`."),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::{Action, Trace};
 use crate::host::{Attrs, Host, HostError, HostView};
 use crate::journal::{Product, Progress, Purpose, Step};
+use crate::layout;
 
 pub const SCHEMA: u32 = 1;
 /// Generations that can be gone back to; older releases are removed.
@@ -106,6 +107,11 @@ impl Receipt {
             _ => None,
         });
         units.filter_map(|unit| unit.strip_prefix("fettle-worker@")?.strip_suffix(".service")?.parse().ok()).collect()
+    }
+
+    /// Whether the inference service is installed here.
+    pub fn has_inference(&self) -> bool {
+        self.known().any(|entry| matches!(&entry.action, Action::Start { unit } if unit == layout::INFERENCE))
     }
 
     pub fn find(&self, id: &str) -> Option<&Entry> {

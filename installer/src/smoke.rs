@@ -24,6 +24,10 @@ const KEY_BYTES: u64 = 4096;
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// A probe waits behind whatever the workers do now; with an idle worker it takes a second.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
+/// A model of this host that has to be loaded first.
+const MODEL_LIMIT: Duration = Duration::from_secs(330);
+/// One folder for each GPU, made by the driver.
+const GPUS: &str = "/proc/driver/nvidia/gpus";
 const LOOK: Duration = Duration::from_millis(200);
 
 /// What is tried, in this order, and what a pass means.
@@ -32,9 +36,9 @@ const LIST: [(&str, &str); 9] = [
     ("SM02", "login: an account logs in and out, and a wrong password is refused"),
     ("SM03", "queue: a Task that does nothing is queued, leased and done"),
     ("SM04", "webhook: a signed delivery is taken, a badly signed one is refused"),
-    ("SM05", "inference: an engine says one token"),
+    ("SM05", "inference: an engine of this host says one token through the gateway"),
     ("SM06", "events: what happened to the Task of SM03 is streamed"),
-    ("SM07", "GPU: a service sees every GPU of the host"),
+    ("SM07", "GPU: the inference service sees every GPU of the host"),
     ("SM08", "sandbox: every worker's walls stand"),
     ("SM09", "metrics: every process tells them, and no secret is in them"),
 ];
@@ -61,8 +65,9 @@ pub struct Tried {
 pub struct Smoke {
     /// Base URLs without a slash at the end.
     pub public: String,
-    /// The dashboard's, then one for each worker.
+    /// The dashboard's, then one for each worker, then that of the inference service.
     pub internal: Vec<String>,
+    pub inference: Option<Inference>,
     /// Units of workers.
     pub workers: Vec<String>,
     pub admin_key: Option<String>,
@@ -72,6 +77,18 @@ pub struct Smoke {
     client: Client,
     /// The Task of SM03, for whoever needs one.
     probe: OnceCell<Result<String, Miss>>,
+}
+
+/// The inference service, as far as it is installed here.
+pub struct Inference {
+    /// Of the gateway.
+    pub gateway: String,
+    /// Where it tells its health.
+    pub internal: String,
+    /// The first model whose engines run on this host.
+    pub model: Option<String>,
+    /// What is shown to the gateway, where it wants to see something.
+    pub key: Option<String>,
 }
 
 type Seen = Result<String, Miss>;
@@ -90,7 +107,12 @@ impl Smoke {
     /// As the configuration of this host says. What only root may read is left out for anybody else, and so is what needs it.
     ///
     /// Errors with a sentence when there is no readable configuration and no `url`.
-    pub fn of_host(url: Option<&str>, token_file: Option<&Utf8Path>, workers: Vec<u8>) -> Result<Self, String> {
+    pub fn of_host(
+        url: Option<&str>,
+        token_file: Option<&Utf8Path>,
+        workers: Vec<u8>,
+        inference: bool,
+    ) -> Result<Self, String> {
         let text = fs_err::read_to_string(CONFIG);
         let config = match (&text, url) {
             (Ok(text), _) => Config::parse(CONFIG, text, &Environment::default()).map_err(|error| error.to_string())?,
@@ -112,6 +134,14 @@ impl Smoke {
         let secret = config.forge.webhook_secret_file.as_ref();
         let webhook_secret = secret.and_then(|file| read(Utf8Path::new(layout::CONFIG_DIR).join(file)));
         let health = workers.iter().map(|worker| layout::worker_address(*worker));
+        let gateway = config.gateway.listen.as_deref().unwrap_or(layout::GATEWAY);
+        let worker_key = config.auth.worker_key_file.as_ref().filter(|_| config.gateway.keys_file.is_some());
+        let inference = inference.then(|| Inference {
+            gateway: format!("http://{}", layout::local(gateway)),
+            internal: layout::INFERENCE_ADDRESS.to_owned(),
+            model: config.gateway.models.iter().find(|model| model.is_local()).map(|model| model.name.clone()),
+            key: worker_key.and_then(|file| read(Utf8Path::new(layout::CONFIG_DIR).join(file))),
+        });
         Ok(Self {
             public: url.map_or_else(
                 || format!("http://{}", layout::local(&config.server.listen)),
@@ -119,7 +149,9 @@ impl Smoke {
             ),
             internal: std::iter::once(format!("http://{}", layout::local(&config.server.internal_listen)))
                 .chain(health)
+                .chain(inference.as_ref().map(|inference| inference.internal.clone()))
                 .collect(),
+            inference,
             workers: workers.into_iter().map(layout::worker).collect(),
             admin_key,
             webhook_secret,
@@ -161,9 +193,9 @@ impl Smoke {
             "SM02" => later("accounts"),
             "SM03" => self.queue().map(|task| format!("{task} was done")),
             "SM04" => self.webhook(),
-            "SM05" => later("inference of its own"),
+            "SM05" => self.inference(),
             "SM06" => self.events(),
-            "SM07" => later("service that uses a GPU"),
+            "SM07" => self.gpus(),
             "SM08" => self.sandbox(),
             _ => self.metrics(),
         }
@@ -228,12 +260,64 @@ impl Smoke {
     }
 
     fn all_busy(&self) -> bool {
-        let workers = self.internal.iter().skip(1);
+        let workers = self.internal.iter().skip(1).take(self.workers.len());
         let busy = |base: &String| {
             let answer = self.client.get(format!("{base}/leased")).send();
             answer.is_ok_and(|answer| answer.status().is_success())
         };
         !self.workers.is_empty() && workers.into_iter().all(busy)
+    }
+
+    fn inference_here(&self) -> Result<&Inference, Miss> {
+        self.inference.as_ref().ok_or_else(|| Miss::Skipped("the inference service is not installed here".to_owned()))
+    }
+
+    /// Models elsewhere are not asked: that costs money, and this host is as well without them.
+    fn inference(&self) -> Seen {
+        let Inference { gateway, model, key, .. } = self.inference_here()?;
+        let Some(model) = model else {
+            return Err(Miss::Skipped("no model of this host is configured, and none elsewhere is asked".to_owned()));
+        };
+        let body = json!({ "model": model, "max_tokens": 1, "messages": [{ "role": "user", "content": "1" }] });
+        let mut request = self.client.post(format!("{gateway}/v1/chat/completions")).timeout(MODEL_LIMIT).json(&body);
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        let answer = request.send().map_err(failed)?;
+        let status = answer.status().as_u16();
+        let body: Value = answer.json().map_err(failed)?;
+        let said = || body["error"]["message"].as_str().unwrap_or("no reason").to_owned();
+        match status {
+            200 if body["choices"][0]["message"].is_object() => Ok(format!("`{model}` answers")),
+            200 => Err(Miss::Failed(format!("`{model}` answers with something else: {body}"))),
+            401 => Err(no_key("a key of the gateway (auth.worker_key_file)")),
+            // Others have the memory: that is how it is meant.
+            429 | 503 if body["error"]["code"] != "model_unplaceable" => {
+                Err(Miss::Skipped(format!("`{model}` is not served just now: {}", said())))
+            }
+            status => Err(Miss::Failed(format!("`{model}` is answered with {status}: {}", said()))),
+        }
+    }
+
+    fn gpus(&self) -> Seen {
+        let host = match fs_err::read_dir(GPUS) {
+            Ok(entries) => entries.count(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(failed(error)),
+        };
+        if host == 0 {
+            return Err(Miss::Skipped("this host has no NVIDIA GPU, or its driver is not loaded".to_owned()));
+        }
+        let base = &self.inference_here()?.internal;
+        let text = self.client.get(format!("{base}/metrics")).send().and_then(Response::text).map_err(failed)?;
+        let of = |kind: &str| text.lines().filter(|line| line.starts_with(kind)).count();
+        let (whole, slices) = (of("fettle_device_health{device=\"GPU-"), of("fettle_device_health{device=\"MIG-"));
+        match whole {
+            seen if seen == host => Ok(format!("all {host}")),
+            // A GPU that is cut into slices is not told beside them.
+            _ if slices > 0 => Ok(format!("{whole} of {host} whole, and {slices} MIG slices")),
+            seen => Err(Miss::Failed(format!("it sees {seen} of {host}: `fettle doctor` says what NVML answers"))),
+        }
     }
 
     /// A ping opens no Task, whoever sends it.

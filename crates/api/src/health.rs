@@ -197,6 +197,43 @@ impl Health {
     }
 }
 
+/// The health of a process that is nothing but its parts.
+pub struct PartsHealth {
+    clock: Arc<dyn Clock>,
+    vitals: Arc<Vitals>,
+    version: &'static str,
+    stage: Stage,
+}
+
+impl PartsHealth {
+    /// Starting: healthy, and not ready.
+    pub fn new(clock: Arc<dyn Clock>, vitals: Arc<Vitals>, version: &'static str) -> Self {
+        let stage = Stage::starting(clock.now());
+        Self { clock, vitals, version, stage }
+    }
+
+    /// All parts run; requests may come.
+    pub fn serving(&self) {
+        self.stage.enter(Phase::Serving, self.clock.now());
+    }
+
+    /// What is under way is brought to an end.
+    pub fn draining(&self) {
+        self.stage.enter(Phase::Draining, self.clock.now());
+    }
+
+    /// The answer to whether the process makes progress.
+    pub fn live(&self) -> Response {
+        answer(self.version, parts(&self.vitals, self.clock.now()).collect())
+    }
+
+    /// The answer to whether it may get work.
+    pub fn ready(&self) -> Response {
+        let live = parts(&self.vitals, self.clock.now());
+        answer(self.version, std::iter::once(self.stage.check()).chain(live).collect())
+    }
+}
+
 /// One check for each part that must come round.
 pub(crate) fn parts(vitals: &Vitals, now: Timestamp) -> impl Iterator<Item = Check> {
     vitals.observe().into_iter().map(move |vital: Vital| Check {

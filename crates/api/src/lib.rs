@@ -29,7 +29,7 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use health::{Health, ProbeTiming};
+pub use health::{Health, PartsHealth, ProbeTiming};
 pub use metrics::HttpMetrics;
 pub use serve::serve;
 pub use state::{ApiState, Parts, WebhookSecrets};

@@ -57,6 +57,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         data: &data,
         listener: gateway_listener(&config).await?,
         run_token_key: Some(credentials.run_token_key()?),
+        engines: fettle_inference::EnginesAre::Children,
         clock: Arc::new(system::SystemClock),
         ids: running.ids.clone(),
         registry: &registry,

@@ -14,7 +14,7 @@ use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::reload::Reload;
 use fettle_runtime::supervisor::Supervisor;
-use fettle_runtime::systemd::{Manager, PassedSockets, SocketError};
+use fettle_runtime::systemd::{INTERNAL, Manager, PUBLIC, PassedSockets, SocketError};
 use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
 use prometheus::Registry;
 use tracing::{info, warn};
@@ -41,7 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     let environment = Environment::of_process();
     // Before the runtime's threads begin.
-    let sockets = PassedSockets::take(&environment);
+    let sockets = PassedSockets::take(&environment, &[PUBLIC, INTERNAL]);
     match run(environment, sockets) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 async fn run(environment: Environment, sockets: Result<PassedSockets, SocketError>) -> Result<()> {
     install_tls();
     let flags = Flags::parse();
-    let sockets = sockets?;
+    let mut sockets = sockets?;
     fettle_runtime::arm_crash_point(&environment);
     let config = Config::load(flags.config.as_deref(), &environment)?;
     if let Some(Command::Migrate) = flags.command {
@@ -69,8 +69,9 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
     secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
     let server = &config.server;
-    let listener = passed_or_listen(sockets.public, &server.listen, "server.listen", &data).await?;
-    let internal = passed_or_listen(sockets.internal, &server.internal_listen, "server.internal_listen", &data).await?;
+    let listener = passed_or_listen(sockets.listener(PUBLIC), &server.listen, "server.listen", &data).await?;
+    let internal = sockets.listener(INTERNAL);
+    let internal = passed_or_listen(internal, &server.internal_listen, "server.internal_listen", &data).await?;
     let supervisor = Supervisor::default();
     let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);

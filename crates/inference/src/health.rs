@@ -8,34 +8,34 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use fettle_app::vitals::Vitals;
+use fettle_api::PartsHealth;
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 
 #[derive(Clone)]
 pub struct Health {
     pub registry: Registry,
-    pub vitals: Arc<Vitals>,
+    pub parts: Arc<PartsHealth>,
 }
 
 impl Health {
     pub fn router(self) -> Router {
         let mut router = Router::new().route("/metrics", get(metrics));
-        for path in ["/healthz", "/livez", "/health/live", "/readyz", "/health/ready"] {
-            router = router.route(path, get(health));
+        for path in ["/healthz", "/livez", "/health/live"] {
+            router = router.route(path, get(live));
+        }
+        for path in ["/readyz", "/health/ready"] {
+            router = router.route(path, get(ready));
         }
         router.with_state(self)
     }
 }
 
-/// Well as long as each part comes round.
-async fn health(State(health): State<Health>) -> Response {
-    let still: Vec<&str> =
-        health.vitals.observe().into_iter().filter(|part| !part.is_well()).map(|part| part.name).collect();
-    if still.is_empty() {
-        (StatusCode::OK, "ok\n").into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("stands still: {}\n", still.join(", "))).into_response()
-    }
+async fn live(State(health): State<Health>) -> Response {
+    health.parts.live()
+}
+
+async fn ready(State(health): State<Health>) -> Response {
+    health.parts.ready()
 }
 
 async fn metrics(State(health): State<Health>) -> Response {

@@ -11,4 +11,4 @@ pub mod metrics;
 pub mod quarantine;
 mod start;
 
-pub use start::{LISTEN, Running, Start, start};
+pub use start::{EnginesAre, LISTEN, Running, Start, start};

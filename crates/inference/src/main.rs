@@ -8,16 +8,17 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::Parser;
+use fettle_api::PartsHealth;
 use fettle_app::run_token::RunTokenKey;
 use fettle_app::vitals::Vitals;
 use fettle_inference::guard;
 use fettle_inference::health::Health;
-use fettle_inference::{LISTEN, Start, start};
+use fettle_inference::{EnginesAre, LISTEN, Start, start};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::supervisor::Supervisor;
-use fettle_runtime::systemd::Manager;
+use fettle_runtime::systemd::{GATEWAY, Manager, PassedSockets, SocketError};
 use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
 use prometheus::Registry;
 use tokio::net::TcpListener;
@@ -36,6 +37,10 @@ struct Flags {
     /// Serve health and metrics at this address, as in 127.0.0.1:9484; without it nothing does.
     #[arg(long, value_name = "ADDRESS")]
     internal_listen: Option<SocketAddr>,
+    /// Each engine is a unit of systemd, `fettle-engine@<name>`, and goes on while this process starts anew. For the unit of
+    /// this process, which makes the folders that those look into.
+    #[arg(long)]
+    engine_units: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -50,7 +55,12 @@ fn main() -> ExitCode {
     let done = match &flags.command {
         // Without a runtime, whose threads would be in its way.
         Some(Command::Guard(guard)) => guard::watch(guard),
-        None => serve(&flags),
+        None => {
+            let environment = Environment::of_process();
+            // Before the runtime's threads begin.
+            let sockets = PassedSockets::take(&environment, &[GATEWAY]);
+            serve(&flags, environment, sockets)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,9 +73,9 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn serve(flags: &Flags) -> Result<()> {
+async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSockets, SocketError>) -> Result<()> {
     install_tls();
-    let environment = Environment::of_process();
+    let passed = sockets?.listener(GATEWAY);
     let config = Config::load(flags.config.as_deref(), &environment)?;
     telemetry::init(&config.telemetry, "fettle-inference", &environment).map_err(anyhow::Error::msg)?;
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
@@ -74,28 +84,36 @@ async fn serve(flags: &Flags) -> Result<()> {
     let _hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);
     let (registry, vitals) = (Registry::new(), Arc::new(Vitals::default()));
+    let clock = Arc::new(system::SystemClock);
+    let health = Arc::new(PartsHealth::new(clock.clone(), vitals.clone(), env!("CARGO_PKG_VERSION")));
     if let Some(address) = flags.internal_listen {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("could not listen on {address}; choose another address with --internal-listen"))?;
         info!("health listens on http://{}", listener.local_addr().context("while listening")?);
-        let health = Health { registry: registry.clone(), vitals: vitals.clone() };
+        let health = Health { registry: registry.clone(), parts: health.clone() };
         let stop = supervisor.shutdown().clone();
         let serving = fettle_api::serve(listener, health.router(), stop, supervisor.tasks().clone());
         supervisor.spawn("the health listener", serving);
     }
     let run_token_key = run_token_key(&config, &data)?;
-    let address = config.gateway.listen.as_deref().unwrap_or(LISTEN);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("could not listen on {address}; choose another address with gateway.listen"))?;
+    let listener = match passed {
+        // It was bound before this process began, and stays open when it ends.
+        Some(socket) => TcpListener::from_std(socket).context("while taking the passed socket")?,
+        None => {
+            let address = config.gateway.listen.as_deref().unwrap_or(LISTEN);
+            let refused = || format!("could not listen on {address}; choose another address with gateway.listen");
+            TcpListener::bind(address).await.with_context(refused)?
+        }
+    };
     let running = start(Start {
         config: &config,
         environment: &environment,
         data: &data,
         listener,
         run_token_key,
-        clock: Arc::new(system::SystemClock),
+        engines: if flags.engine_units { EnginesAre::Units } else { EnginesAre::Children },
+        clock,
         ids: Arc::new(system::RandomIds),
         registry: &registry,
         vitals: &vitals,
@@ -109,9 +127,11 @@ async fn serve(flags: &Flags) -> Result<()> {
         running.address
     );
     manager.feed_watchdog(&vitals, &supervisor);
+    health.serving();
     manager.serving(&format!("Serving models on {}", running.address));
     supervisor.shutdown().cancelled().await;
     manager.stopping();
+    health.draining();
     let ended = supervisor.ended().await;
     running.close().await;
     Ok(ended?)

@@ -49,6 +49,18 @@ const PLACED_WITHIN: Duration = Duration::from_secs(10);
 /// The program beside ours that outlives no engine and lets none outlive it.
 const KEEPER: &str = "fettle-engine-keeper";
 
+/// The program that starts and stops units.
+const SYSTEMCTL: &str = "systemctl";
+
+/// How engines are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EnginesAre {
+    /// Children, which end with this process.
+    Children,
+    /// Units `fettle-engine@<name>`, which outlive it. Their unit names the folders that systemd makes for this process.
+    Units,
+}
+
 /// What inference is started with.
 pub struct Start<'a> {
     pub config: &'a Config,
@@ -57,6 +69,7 @@ pub struct Start<'a> {
     pub listener: TcpListener,
     /// What tokens of Runs are checked with. `None`: nothing is known of Runs here.
     pub run_token_key: Option<RunTokenKey>,
+    pub engines: EnginesAre,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
     pub registry: &'a Registry,
@@ -79,7 +92,8 @@ impl Running {
 
 /// Starts all parts. What is not there (a GPU, a model's files, an engine's program) is told and stops nothing else.
 pub async fn start(start: Start<'_>) -> Result<Running> {
-    let Start { config, environment, data, listener, run_token_key, clock, ids, registry, vitals, supervisor } = start;
+    let Start { config, environment, data, listener, run_token_key, engines, clock, ids, registry, vitals, supervisor } =
+        start;
     let address = listener.local_addr().context("while listening")?;
     let since = Since::now_is_zero();
     let (catalog, refused) = catalog(config);
@@ -87,7 +101,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         error!(model, "the model `{model}` is not served: {why:#}");
     }
     let served = Arc::new(Served::of(&catalog));
-    let engines = Arc::new(Engines::open(engine_settings(config, environment, data)?, since)?);
+    let engines = Arc::new(Engines::open(engine_settings(config, environment, data, engines)?, since)?);
 
     let (world, sampled) = watch::channel(Arc::default());
     let (tell_examined, examined) = watch::channel(Arc::default());
@@ -218,17 +232,31 @@ fn admin_socket(data: &DataDir) -> Result<UnixListener> {
     UnixListener::bind(&path).with_context(|| format!("could not listen on {path}"))
 }
 
-fn engine_settings(config: &Config, environment: &Environment, data: &DataDir) -> Result<EngineSettings> {
+fn engine_settings(
+    config: &Config,
+    environment: &Environment,
+    data: &DataDir,
+    engines: EnginesAre,
+) -> Result<EngineSettings> {
+    let (launcher, folder, logs) = match engines {
+        EnginesAre::Children => (Launcher::Direct, data.engines(), data.engine_logs()),
+        EnginesAre::Units => {
+            let made = "--engine-units is for the unit fettle-inference.service, for which systemd makes folders";
+            let runtime = environment.runtime_dir().with_context(|| format!("{made}: RUNTIME_DIRECTORY names none"))?;
+            let logs = environment.logs_dir().with_context(|| format!("{made}: LOGS_DIRECTORY names none"))?;
+            (Launcher::Systemd { systemctl: SYSTEMCTL.into() }, runtime.join("engines"), logs.join("engines"))
+        }
+    };
     let keeper = std::env::current_exe().context("while looking for this program's folder")?;
     let keeper = Utf8PathBuf::try_from(keeper)?.with_file_name(KEEPER);
     let environment: BTreeMap<String, String> =
         environment.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     Ok(EngineSettings {
-        folder: data.engines(),
-        logs: data.engine_logs(),
+        folder,
+        logs,
         cache: data.engine_home(),
         keeper,
-        launcher: Launcher::Direct,
+        launcher,
         environment,
         programs: programs(config),
         limits: Limits::default(),

@@ -39,6 +39,11 @@ impl Environment {
         self.first_of("LOGS_DIRECTORY")
     }
 
+    /// What does not outlive the boot of the machine: the first entry of `$RUNTIME_DIRECTORY`.
+    pub fn runtime_dir(&self) -> Option<Utf8PathBuf> {
+        self.first_of("RUNTIME_DIRECTORY")
+    }
+
     /// The first entry of `$STATE_DIRECTORY`, else `$XDG_STATE_HOME/fettle`, else `$HOME/.local/state/fettle`.
     pub fn default_data_dir(&self) -> Option<Utf8PathBuf> {
         if let Some(state) = self.first_of("STATE_DIRECTORY") {

@@ -3,6 +3,7 @@
 //! Whether there is anything to hand over or to tell is read from [`Environment`]; the two libraries behind this module then
 //! read `NOTIFY_SOCKET`, `LISTEN_FDS` and `LISTEN_PID` of the process themselves. Nothing else does.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +18,10 @@ use tracing::{error, info, warn};
 use crate::environment::Environment;
 use crate::supervisor::Supervisor;
 
-/// Names of passed sockets (`FileDescriptorName=`).
-const PUBLIC: &str = "public";
-const INTERNAL: &str = "internal";
+/// Names of passed sockets (`FileDescriptorName=`): of the dashboard its two, of the inference process its one.
+pub const PUBLIC: &str = "public";
+pub const INTERNAL: &str = "internal";
+pub const GATEWAY: &str = "gateway";
 /// Of three signs of life in a period, two may be late.
 const FEEDS_PER_PERIOD: u32 = 3;
 
@@ -31,8 +33,8 @@ pub enum SocketError {
     Count(String),
     #[error("{count} sockets were passed with the names `{names}`: each needs one, by FileDescriptorName=")]
     Names { count: usize, names: String },
-    #[error("a socket named `{0}` was passed: FileDescriptorName= must be `{PUBLIC}` or `{INTERNAL}`")]
-    Unknown(String),
+    #[error("a socket named `{name}` was passed: FileDescriptorName= must be {}", listed(.known))]
+    Unknown { name: String, known: &'static [&'static str] },
     #[error("two sockets named `{0}` were passed: only one can be served")]
     Twice(String),
     #[error("the passed socket `{0}` is not a TCP socket that listens (ListenStream= with an address and port)")]
@@ -47,17 +49,14 @@ pub enum SocketError {
 
 /// Sockets that were bound before this process began and live on after it, so that a restart refuses no connection.
 #[derive(Debug, Default)]
-pub struct PassedSockets {
-    pub public: Option<TcpListener>,
-    pub internal: Option<TcpListener>,
-}
+pub struct PassedSockets(BTreeMap<String, TcpListener>);
 
 impl PassedSockets {
-    /// Takes what was passed to this process; nothing without `LISTEN_FDS` and our own `LISTEN_PID`. They listen, do not
-    /// block, and are closed in programs that this process starts.
+    /// Takes what was passed to this process, which serves the names in `known`; nothing without `LISTEN_FDS` and our own
+    /// `LISTEN_PID`. They listen, do not block, and are closed in programs that this process starts.
     ///
     /// Called once, before any other thread: the library takes `LISTEN_FDS` and `LISTEN_PID` out of the environment.
-    pub fn take(environment: &Environment) -> Result<Self, SocketError> {
+    pub fn take(environment: &Environment, known: &'static [&'static str]) -> Result<Self, SocketError> {
         let names = names(environment, std::process::id())?;
         let mut taken = Self::default();
         if names.is_empty() {
@@ -65,12 +64,10 @@ impl PassedSockets {
         }
         let mut passed = ListenFd::from_env();
         for (index, name) in names.into_iter().enumerate() {
-            let place = match name.as_str() {
-                PUBLIC => &mut taken.public,
-                INTERNAL => &mut taken.internal,
-                _ => return Err(SocketError::Unknown(name)),
-            };
-            if place.is_some() {
+            if !known.contains(&name.as_str()) {
+                return Err(SocketError::Unknown { name, known });
+            }
+            if taken.0.contains_key(&name) {
                 return Err(SocketError::Twice(name));
             }
             // It checks family and type; that somebody has called `listen` is ours to check.
@@ -83,10 +80,19 @@ impl PassedSockets {
                 return Err(SocketError::NotListening(name));
             }
             socket.set_nonblocking(true).map_err(unusable)?;
-            *place = Some(socket);
+            taken.0.insert(name, socket);
         }
         Ok(taken)
     }
+
+    /// The socket of this name, once.
+    pub fn listener(&mut self, name: &str) -> Option<TcpListener> {
+        self.0.remove(name)
+    }
+}
+
+fn listed(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ")
 }
 
 /// One name for each socket that was passed to the process `own`, in the order of the sockets.

@@ -26,7 +26,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("fettle-worker", "fettle-worker"),
 ];
 /// Folders below `systemd/` that go into the tree as they are.
-const SHARED: &[&str] = &["apparmor", "sysusers", "tmpfiles", "units"];
+const SHARED: &[&str] = &["apparmor", "polkit", "sysusers", "tmpfiles", "units"];
 const SHARE: &str = "share/fettle";
 const MANIFEST: &str = "manifest.json";
 /// The oldest schema of the ledger whose programs can still work on the one that this release leaves.

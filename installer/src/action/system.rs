@@ -2,7 +2,7 @@
 
 use super::{ActError, ActResult, Action, Check, Description, Trace, Way};
 use crate::host::{Host, HostView, UnitVerb};
-use crate::layout::{DASHBOARD, SOCKETS};
+use crate::layout;
 
 pub(super) fn describe(action: &Action) -> Description {
     let (what, why, revert) = match action {
@@ -219,8 +219,8 @@ pub(super) fn revert(action: &Action, host: &mut dyn Host, before: &Trace) -> Ac
         (Action::Start { unit }, Trace::Unit { state }) if !state.active => {
             host.units(UnitVerb::Stop, unit)?;
             // A connection that came while only the service was stopped has started it again.
-            if SOCKETS.contains(&unit.as_str()) {
-                host.units(UnitVerb::Stop, DASHBOARD)?;
+            if let Some(service) = layout::behind(unit) {
+                host.units(UnitVerb::Stop, service)?;
             }
         }
         _ => {}

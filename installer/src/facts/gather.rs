@@ -28,8 +28,8 @@ pub struct Wanted {
 }
 
 const FOLDERS: [&str; 5] = [layout::STATE, layout::BACKUPS, "/opt/fettle", "/nix", "/tmp"];
-const USERS: [&str; 2] = [layout::USER, layout::WORKER_USER];
-const GROUPS: [&str; 3] = [layout::USER, layout::WORKER_USER, "docker"];
+const USERS: [&str; 3] = [layout::USER, layout::WORKER_USER, layout::INFERENCE_USER];
+const GROUPS: [&str; 4] = [layout::USER, layout::WORKER_USER, layout::INFERENCE_USER, "docker"];
 const PROGRAMS_WANTED: [&str; 7] = [
     "apparmor_parser",
     "nix",
@@ -39,8 +39,9 @@ const PROGRAMS_WANTED: [&str; 7] = [
     "unattended-upgrade",
     "unshare",
 ];
-const UNITS: [&str; 28] = [
+const UNITS: [&str; 29] = [
     layout::DASHBOARD,
+    layout::INFERENCE,
     layout::TARGET,
     layout::BACKUP_TIMER,
     "apt-daily-upgrade.timer",

@@ -36,13 +36,15 @@ impl Mode {
 pub struct Ports {
     pub public: u16,
     pub internal: u16,
+    /// Where models are served, and health of that is told; none without the inference service.
+    pub inference: Option<[u16; 2]>,
     /// One port each, from 9201 on.
     pub workers: u8,
 }
 
 impl Default for Ports {
     fn default() -> Self {
-        Self { public: 8080, internal: 8081, workers: 1 }
+        Self { public: 8080, internal: 8081, inference: Some([8484, 8485]), workers: 1 }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Context, GIB, Mode, size};
 use crate::facts::{HostFacts, JournalFacts, ReceiptFacts};
-use crate::layout::{BACKUPS, STATE, USER, WORKER_USER};
+use crate::layout::{BACKUPS, INFERENCE_USER, STATE, USER, WORKER_USER};
 use crate::receipt::SCHEMA;
 use crate::report::{Check, Checked, fail, pass, warn};
 
@@ -133,7 +133,7 @@ fn docker(facts: &HostFacts, _: &Context) -> Checked {
     }
     let groups = facts.names.groups.get()?;
     let inside = |name: &str| groups.get("docker").is_some_and(|docker| docker.members.iter().any(|one| one == name));
-    match [WORKER_USER, USER].into_iter().find(|name| inside(name)) {
+    match [WORKER_USER, INFERENCE_USER, USER].into_iter().find(|name| inside(name)) {
         Some(name) => fail(
             format!("{name} is in the group docker"),
             format!("Run `gpasswd -d {name} docker`: commands that a model thought of must not reach root."),

@@ -7,6 +7,7 @@ use crate::report::{Check, Checked, fail, pass, warn};
 pub(super) const PORTS: &[Check<Context>] = &[
     Check { id: "PF020", name: "ports of the dashboard", run: dashboard },
     Check { id: "PF021", name: "ports of the workers", run: workers },
+    Check { id: "PF024", name: "ports of the inference service", run: inference },
     Check { id: "PF022", name: "host name", run: host_name },
     Check { id: "PF023", name: "name servers", run: resolvers },
 ];
@@ -30,6 +31,13 @@ fn dashboard(facts: &HostFacts, context: &Context) -> Checked {
 fn workers(facts: &HostFacts, context: &Context) -> Checked {
     let ports: Vec<u16> = (1..=u16::from(context.ports.workers)).map(|worker| WORKERS + worker).collect();
     free(facts, &ports, "Stop that process: the health of a worker is told on a port that cannot be chosen.")
+}
+
+fn inference(facts: &HostFacts, context: &Context) -> Checked {
+    let Some(ports) = context.ports.inference else { return pass("not needed") };
+    let remedy = "Stop that process, choose another port in gateway.listen (8485 tells health and cannot be chosen), or answer \
+                  inference = false.";
+    free(facts, &ports, remedy)
 }
 
 fn free(facts: &HostFacts, ports: &[u16], remedy: &str) -> Checked {

@@ -22,12 +22,18 @@ fn release(host: &mut FakeHost, version: &str) -> Release {
     let source = format!("/srv/fettle-{version}");
     let shared = [
         ("sysusers/fettle.conf", SYSUSERS.to_owned()),
+        ("sysusers/fettle-inference.conf", "u fettle-inference - \"Fettle's models\"\n".to_owned()),
+        ("polkit/50-fettle.rules", "polkit.addRule();\n".to_owned()),
         ("tmpfiles/fettle.conf", "d /run/fettle 0755\n".to_owned()),
         ("apparmor/fettle-worker", "profile".to_owned()),
         ("units/fettle.target", format!("# {version}")),
         ("units/fettle-dashboard.service", format!("# {version}")),
         ("units/fettle-dashboard.socket", "ListenStream=127.0.0.1:8080\n".to_owned()),
         ("units/fettle-dashboard-internal.socket", "ListenStream=127.0.0.1:8081\n".to_owned()),
+        ("units/fettle-inference.service", format!("# {version}")),
+        ("units/fettle-inference.socket", "ListenStream=127.0.0.1:8484\n".to_owned()),
+        ("units/fettle-engine@.service", format!("# {version}")),
+        ("units/fettle-engine.slice", String::new()),
         ("units/fettle-worker@.service", format!("# {version}")),
         ("units/fettle-backup.service", String::new()),
         ("units/fettle-backup.timer", String::new()),
@@ -421,6 +427,81 @@ fn fewer_workers_are_the_only_change_and_more_come_back() {
     assert!(!host.unit("fettle-worker@03.service").unwrap().active);
     assert_eq!(apply(&mut host, &release, &answers(3)).unwrap().unwrap(), Outcome::Done);
     same(&host.without(HOME), &three.without(HOME), "");
+}
+
+#[test]
+fn without_the_inference_service_nothing_of_it_stays_and_it_comes_back() {
+    let (mut host, release) = fresh();
+    let answers = |inference| Answers { inference, ..Answers::default() };
+    assert_eq!(apply(&mut host, &release, &answers(true)).unwrap().unwrap(), Outcome::Done);
+    let with = host.clone();
+    assert!(host.unit("fettle-inference.service").unwrap().active);
+    assert_eq!(apply(&mut host, &release, &answers(false)).unwrap().unwrap(), Outcome::Done);
+    // Engines are in the slice: it goes after what starts them.
+    for unit in ["fettle-inference.socket", "fettle-inference.service", "fettle-engine.slice"] {
+        assert!(!host.unit(unit).unwrap().active, "{unit}");
+        assert!(host.text(&format!("/etc/systemd/system/{unit}")).is_none(), "{unit}");
+    }
+    for file in ["polkit-1/rules.d/50-fettle.rules", "systemd/system/fettle-worker@.service.d/10-gateway.conf"] {
+        assert!(with.text(&format!("/etc/{file}")).is_some() && host.text(&format!("/etc/{file}")).is_none(), "{file}");
+    }
+    assert_eq!(apply(&mut host, &release, &answers(true)).unwrap().unwrap(), Outcome::Done);
+    same(&host.without(HOME), &with.without(HOME), "");
+}
+
+#[test]
+fn workers_ask_the_gateway_of_the_host_and_get_no_key_of_a_model() {
+    let secrets = |plan: &Plan, unit: &str| {
+        let file = format!("/etc/systemd/system/{unit}.d/10-secrets.conf");
+        let text = plan.actions.iter().find_map(|action| match action {
+            Action::File { path, text, .. } if *path == file => Some(text.clone()),
+            _ => None,
+        });
+        let text = text.unwrap_or_default();
+        let names = text.lines().filter_map(|line| line.strip_prefix("LoadCredential=")?.split_once(':'));
+        names.map(|(name, _)| name.to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    let gateway = |plan: &Plan| {
+        plan.actions.iter().find_map(|action| match action {
+            Action::File { path, text, .. } if path.ends_with("fettle-worker@.service.d/10-gateway.conf") => {
+                Some(text.lines().last().unwrap().to_owned())
+            }
+            _ => None,
+        })
+    };
+    let (mut host, release) = fresh();
+    let planned = |host: &mut FakeHost, inference: bool, more: &str| {
+        let config = format!(
+            "[auth]\nworker_key_file = \"secrets/worker.key\"\n[[gateway.models]]\nname = \"m\"\n\
+             base_url = \"http://127.0.0.1:1/v1\"\napi_key_file = \"secrets/m.key\"\n{more}"
+        );
+        host.put("/etc/fettle/fettle.toml", &config, 0o640);
+        let secrets = std::iter::once("/etc/fettle/secrets/m.key".into()).collect();
+        plan(
+            &release,
+            &Facts { config: Some(config), secrets, ..Facts::default() },
+            &Answers { inference, ..Answers::default() },
+        )
+    };
+    let with = planned(&mut host, true, "[gateway]\nlisten = \"127.0.0.1:9999\"\n");
+    assert_eq!(with.refusals, Vec::<String>::new());
+    assert_eq!(secrets(&with, "fettle-worker@.service"), "worker.key");
+    assert_eq!(secrets(&with, "fettle-inference.service"), "m.key worker.key");
+    assert_eq!(secrets(&with, "fettle-dashboard.service"), "m.key worker.key");
+    assert_eq!(gateway(&with).unwrap(), "Environment=FETTLE_GATEWAY__URL=http://127.0.0.1:9999");
+
+    let without = planned(&mut host, false, "");
+    assert_eq!(secrets(&without, "fettle-worker@.service"), "m.key worker.key");
+    assert_eq!((secrets(&without, "fettle-inference.service").as_str(), gateway(&without)), ("", None));
+
+    let local = "[[gateway.models]]\nname = \"here\"\npath = \"/srv/m.gguf\"\n";
+    let refused = planned(&mut host, false, local).refusals;
+    assert!(
+        matches!(refused.as_slice(), [why] if why.contains("`here`") && why.contains("inference = true")),
+        "{refused:?}"
+    );
+    let elsewhere = planned(&mut host, false, &format!("{local}[gateway]\nurl = \"http://gpu-host:8484\"\n"));
+    assert_eq!((elsewhere.refusals.len(), gateway(&elsewhere)), (0, None));
 }
 
 #[test]

@@ -153,7 +153,8 @@ pub(super) fn collect(look: &dyn Look, paths: &Paths, anonymous: bool) -> Result
     add("logs/installer.jsonl", text(&paths.logs.join("installer.jsonl")).unwrap_or_default());
     let dashboard = format!("http://{}", layout::local(&config.server.internal_listen));
     let workers = (1..=workers).map(|instance| (format!("worker-{instance:02}"), layout::worker_address(instance)));
-    for (name, at) in std::iter::once(("dashboard".to_owned(), dashboard)).chain(workers) {
+    let inference = ("inference".to_owned(), layout::INFERENCE_ADDRESS.to_owned());
+    for (name, at) in [("dashboard".to_owned(), dashboard), inference].into_iter().chain(workers) {
         for page in ["healthz", "metrics"] {
             add(&format!("{page}/{name}.txt"), look.answer(&format!("{at}/{page}")));
         }

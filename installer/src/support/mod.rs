@@ -98,6 +98,7 @@ fn write(output: &Utf8Path, bytes: &[u8]) -> Ends<()> {
 /// Our units, whether they run or not.
 fn units(workers: u8) -> Vec<String> {
     let single = [layout::TARGET, layout::DASHBOARD, layout::BACKUP_TIMER, "fettle-backup.service"];
-    let single = single.into_iter().chain(layout::SOCKETS).map(str::to_owned);
+    let inference = [layout::INFERENCE, layout::INFERENCE_SOCKET, layout::ENGINES];
+    let single = single.into_iter().chain(layout::SOCKETS).chain(inference).map(str::to_owned);
     single.chain((1..=workers).map(layout::worker)).collect()
 }

@@ -22,7 +22,7 @@ const PROGRAMS: [&str; 7] = [
     "fettle-worker",
 ];
 /// Folders of `systemd/` that a release carries.
-const SHARED: [&str; 4] = ["units", "sysusers", "tmpfiles", "apparmor"];
+const SHARED: [&str; 5] = ["units", "sysusers", "tmpfiles", "apparmor", "polkit"];
 const STRIP_LIMIT: Duration = Duration::from_secs(120);
 
 /// What is in a tree.

@@ -10,7 +10,7 @@ use super::machine::run;
 
 const SUITE: &str = "bookworm";
 /// systemd as PID 1 with D-Bus for `systemctl`; Python for what a test does to the ledger behind Fettle's back.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,ca-certificates,python3,procps";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,polkitd,ca-certificates,python3,procps";
 /// Some hundred megabytes over a slow line.
 const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(8 * 60);
 const ARCHIVE_LIMIT: Duration = Duration::from_secs(3 * 60);
@@ -48,7 +48,7 @@ impl Root {
             }
         }
         fs_err::create_dir_all(cache)?;
-        let archive = cache.join(format!("{SUITE}-1.tar"));
+        let archive = cache.join(format!("{SUITE}-2.tar"));
         if !archive.is_file() {
             let folder = cache.join(format!("{SUITE}-making"));
             let _ = fs_err::remove_dir_all(&folder);

@@ -14,10 +14,17 @@ use super::machine::{Machine, Said};
 use super::release::{Kind, lay};
 use super::root::Root;
 use super::trace::Trace;
+use crate::world::program;
 
 const PUBLIC: &str = "127.0.0.1:8080";
 const INTERNAL: &str = "127.0.0.1:8081";
 const WORKER: &str = "127.0.0.1:9201";
+const GATEWAY: &str = "127.0.0.1:8484";
+const INFERENCE: &str = "127.0.0.1:8485";
+const INFERENCE_UNIT: &str = "fettle-inference.service";
+/// A model of the machine, by an engine of the tests' making.
+const LOCAL_MODEL: &str = "small";
+const ENGINE: &str = "srv/engine";
 /// The way to the installer, inside.
 const INSTALLER: &str = "/srv/good/bin/fettle-installer";
 const INSTALLED: &str = "/opt/fettle/current/bin/fettle-installer";
@@ -72,6 +79,7 @@ pub fn tell(root: &Root, folder: &Utf8Path, systemd: &Utf8Path, own: &Utf8Path, 
     let place = folder.join("machine");
     root.unpack(&place)?;
     lay(Kind::Good, systemd, &place.join("srv/good"))?;
+    fs_err::copy(program("fettle-fake-engine")?, place.join(ENGINE))?;
     if depth == Depth::Full {
         lay(Kind::Rebuilt, systemd, &place.join("srv/rebuilt"))?;
         lay(Kind::Broken, systemd, &place.join("srv/broken"))?;
@@ -103,6 +111,7 @@ impl Teller {
         self.step("a second apply writes nothing", Self::again)?;
         self.step("a Task through the hardened services", |teller| stage.task(teller.machine()))?;
         self.step("the smoke list, as root and as anybody", Self::smoke)?;
+        self.step("an engine is a unit that outlives who started it", Self::engine)?;
         self.step("a support bundle holds no secret", |teller| teller.support_bundle(&stage))?;
         self.step("a nightly backup, behind its own walls", Self::nightly_backup)?;
         self.step("a backup comes back over what is there", Self::restore_over)?;
@@ -125,6 +134,7 @@ impl Teller {
     fn full(&mut self, stage: &mut Stage) -> anyhow::Result<()> {
         self.step("each service comes back after kill -9", Self::kill_services)?;
         self.step("a frozen dashboard is ended by the watchdog", |teller| teller.frozen("fettle-dashboard.service"))?;
+        self.step("a frozen gateway is ended by the watchdog", |teller| teller.frozen(INFERENCE_UNIT))?;
         self.step("a blocked ledger is noticed by the watchdog", Self::blocked_ledger)?;
         self.step("an upgrade refuses no connection", Self::upgrade)?;
         self.step("a broken upgrade is switched back", Self::broken_upgrade)?;
@@ -170,6 +180,10 @@ impl Teller {
             (INTERNAL, "/metrics", 200),
             (WORKER, "/healthz", 200),
             (WORKER, "/readyz", 200),
+            (INFERENCE, "/healthz", 200),
+            (INFERENCE, "/readyz", 200),
+            (INFERENCE, "/metrics", 200),
+            (GATEWAY, "/v1/models", 200),
             (PUBLIC, "/healthz", 404),
             (PUBLIC, "/api/v1/tasks", 401),
         ] {
@@ -206,7 +220,11 @@ except Exception as e: print(0)\""
     fn ready(&self, limit: Duration) -> anyhow::Result<Duration> {
         let begun = Instant::now();
         loop {
-            if self.get(INTERNAL, "/readyz")? == 200 && self.get(WORKER, "/readyz")? == 200 {
+            let mut ready = true;
+            for address in [INTERNAL, INFERENCE, WORKER] {
+                ready &= self.get(address, "/readyz")? == 200;
+            }
+            if ready {
                 return Ok(begun.elapsed());
             }
             ensure!(begun.elapsed() < limit, "not ready after {} s", limit.as_secs());
@@ -228,12 +246,95 @@ except Exception as e: print(0)\""
 
     fn smoke(&mut self) -> anyhow::Result<()> {
         let said = self.installer(INSTALLED, "smoke")?.whole()?;
-        ensure!(said.text.contains("6 passed, 0 failed, 3 skipped"), "{}", said.text);
+        ensure!(said.text.contains("7 passed, 0 failed, 2 skipped"), "{}", said.text);
         let nobody = format!("setpriv --reuid=65534 --regid=65534 --clear-groups {INSTALLED}");
         let said = self.installer(&nobody, &format!("smoke --url http://{PUBLIC}"))?.whole()?;
         ensure!(said.text.contains(" 0 failed") && said.text.contains("SM01 passed"), "{}", said.text);
         let said = self.installer(INSTALLED, "production-checks")?;
         ensure!(said.code == Some(10) && said.text.contains("PC"), "{:?}: {}", said.code, said.text);
+        Ok(())
+    }
+
+    /// One answer of the machine's own model; a request that comes while the gateway starts anew waits.
+    fn ask(&self) -> anyhow::Result<()> {
+        let line = format!(
+            "python3 -c \"
+import json, urllib.request
+body = json.dumps({{'model': '{LOCAL_MODEL}', 'messages': [{{'role': 'user', 'content': 'hi'}}]}}).encode()
+request = urllib.request.Request('http://{GATEWAY}/v1/chat/completions', body, {{'content-type': 'application/json'}})
+print(json.load(urllib.request.urlopen(request, timeout=60))['choices'][0]['message']['role'])\""
+        );
+        let said = self.machine().run(&line)?.whole()?;
+        ensure!(said.text == "assistant", "{}", said.text);
+        Ok(())
+    }
+
+    /// The one engine's unit and process.
+    fn one_engine(&self) -> anyhow::Result<(String, u32)> {
+        let list = "systemctl list-units 'fettle-engine@*' --state=active --plain --no-legend --full";
+        let said = self.machine().run(list)?.whole()?;
+        let units: Vec<&str> = said.text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        let [unit] = units.as_slice() else { bail!("there is to be one engine: {}", said.text) };
+        let pid = self.pid(unit)?;
+        ensure!(pid != 0, "{unit} has no process");
+        Ok(((*unit).to_owned(), pid))
+    }
+
+    fn engine(&mut self) -> anyhow::Result<()> {
+        self.ask()?;
+        let (unit, pid) = self.one_engine()?;
+        let said = self.machine().run(&format!("ps -o user:32= -p {pid}; cat /proc/{pid}/cgroup"))?.whole()?;
+        let slice = format!("0::/fettle.slice/fettle-engine.slice/");
+        ensure!(said.text.starts_with("fettle-inference") && said.text.contains(&slice), "{}", said.text);
+        // Keys of providers are the gateway's, and both have one user.
+        let key = "/run/credentials/fettle-inference.service/model-key";
+        let said = self.machine().run(&format!("cat {key} && ! nsenter --mount --target {pid} cat {key}"))?;
+        ensure!(said.ok() && said.text.starts_with(MODEL_KEY), "{}", said.text);
+        self.polkit(&unit)?;
+
+        self.machine().run(&format!("systemctl restart {INFERENCE_UNIT}"))?.whole()?;
+        self.same_engine(pid).context("after a restart of the service")?;
+        self.machine().run(&format!("systemctl stop {INFERENCE_UNIT} fettle-inference.socket"))?.whole()?;
+        self.machine().run(&format!("systemctl start fettle-inference.socket {INFERENCE_UNIT}"))?.whole()?;
+        self.same_engine(pid).context("after a stop and a start of the service")?;
+        let service = self.pid(INFERENCE_UNIT)?;
+        self.machine().run(&format!("kill -9 {service}"))?.whole()?;
+        self.changed(INFERENCE_UNIT, service, BACK_LIMIT)?;
+        self.same_engine(pid).context("after kill -9 of the service")?;
+
+        self.machine().run(&format!("kill -9 {pid}"))?.whole()?;
+        self.ask().context("after kill -9 of what keeps the engine")?;
+        ensure!(self.one_engine()?.1 != pid, "an engine without its keeper goes on");
+        Ok(())
+    }
+
+    /// The gateway's user ends an engine, and nothing else.
+    fn polkit(&self, engine: &str) -> anyhow::Result<()> {
+        let nobody_else =
+            "setpriv --reuid=fettle-inference --regid=fettle-inference --clear-groups systemctl --no-ask-password";
+        for refused in [
+            "stop fettle-worker@01.service".to_owned(),
+            "kill fettle-dashboard.service".to_owned(),
+            "start fettle-engine@UPPER.service".to_owned(),
+            format!("set-property --runtime {engine} MemoryMax=1G"),
+            "daemon-reload".to_owned(),
+        ] {
+            let said = self.machine().run(&format!("{nobody_else} {refused}"))?;
+            ensure!(!said.ok() && said.text.contains("authentication required"), "{refused}: {}", said.text);
+        }
+        for allowed in ["start", "kill", "restart", "stop", "reset-failed"] {
+            // It has no order and ends at once; asked for by its own folder, it is nobody's.
+            let said = self.machine().run(&format!("{nobody_else} {allowed} fettle-engine@none.service"))?;
+            ensure!(!said.text.contains("authentication required"), "{allowed}: {}", said.text);
+        }
+        Ok(())
+    }
+
+    fn same_engine(&self, pid: u32) -> anyhow::Result<()> {
+        self.ready(BACK_LIMIT)?;
+        self.ask()?;
+        let now = self.one_engine()?.1;
+        ensure!(now == pid, "the engine has the process {now} and not {pid}");
         Ok(())
     }
 
@@ -389,7 +490,7 @@ except Exception as e: print(0)\""
     }
 
     fn kill_services(&mut self) -> anyhow::Result<()> {
-        for unit in ["fettle-dashboard.service", "fettle-worker@01.service"] {
+        for unit in ["fettle-dashboard.service", INFERENCE_UNIT, "fettle-worker@01.service"] {
             let before = self.pid(unit)?;
             self.machine().run(&format!("kill -9 {before}"))?.whole()?;
             self.changed(unit, before, BACK_LIMIT)?;
@@ -440,6 +541,8 @@ time.sleep(200)";
     }
 
     fn upgrade(&mut self) -> anyhow::Result<()> {
+        self.ask()?;
+        let (_, engine) = self.one_engine()?;
         let hammer = Hammer::start(self.machine(), &self.own)?;
         let said =
             self.installer("/srv/rebuilt/bin/fettle-installer", "upgrade --yes --ignore PF010 --to /srv/rebuilt");
@@ -449,6 +552,7 @@ time.sleep(200)";
         let _ = writeln!(std::io::stdout(), "            {seen}");
         let current = self.machine().run("readlink /opt/fettle/current")?.whole()?;
         ensure!(self.generations()? == 2, "{}", current.text);
+        self.same_engine(engine).context("after the upgrade")?;
         Ok(())
     }
 
@@ -485,6 +589,11 @@ time.sleep(200)";
     }
 
     fn uninstall(&mut self) -> anyhow::Result<()> {
+        self.ask()?;
+        self.one_engine()?;
+        // Nobody is there to end its engine.
+        let service = self.pid(INFERENCE_UNIT)?;
+        self.machine().run(&format!("kill -9 {service}"))?.whole()?;
         self.installer(INSTALLED, "uninstall --yes")?.whole()?;
         let left = self
             .machine()
@@ -492,6 +601,8 @@ time.sleep(200)";
         ensure!(left.ok(), "what is the operator's was removed: {}", left.text);
         let gone = self.machine().run("ls -d /opt/fettle /etc/systemd/system/fettle* 2>/dev/null")?;
         ensure!(gone.text.is_empty(), "these stayed: {}", gone.text);
+        let orphans = self.machine().run("ps -o pid=,args= -u fettle-inference")?;
+        ensure!(orphans.text.is_empty(), "orphans: {}", orphans.text);
         Ok(())
     }
 
@@ -576,6 +687,10 @@ impl Stage {
              write_token_file = 'secrets/write-token'\nwebhook_secret_file = 'secrets/webhook-secret'\n\n\
              [settings.agent.sandbox]\nprepare_network = 'none'\nmin_level = 'full'\n\n\
              [[settings.gateway.models]]\nname = 'scripted'\nbase_url = {}\napi_key_file = 'secrets/model-key'\n\n\
+             [[settings.gateway.models]]\nname = '{LOCAL_MODEL}'\npath = '/var/lib/fettle/models'\n\
+             recipes = [{{ engine = 'command', device = 'cpu', memory = '64MiB' }}]\n\n\
+             [settings.gpu]\nmode = 'off'\nhost_reserve = '1GiB'\n\n\
+             [settings.gpu.engines.command]\nprogram = '/{ENGINE}'\nargs = ['--socket', '{{socket}}', '--model', '{{model}}']\n\n\
              [secrets]\nread-token = '/srv/read-token'\nwrite-token = '/srv/write-token'\nwebhook-secret = '/srv/webhook-secret'\n\
              model-key = {{ file = '/srv/models.env', variable = 'MODEL_KEY' }}\n",
             self.facts["forge"], self.facts["host"], self.facts["model"],
