@@ -34,9 +34,20 @@
 {{- $files | uniq | sortAlpha | toJson -}}
 {{- end -}}
 
+{{/* Those that the gateway gets: what it asks providers with, and what it knows callers by. */}}
+{{- define "fettle.gatewayFiles" -}}
+{{- $files := list -}}
+{{- range dig "gateway" "models" list .Values.config -}}
+{{- with get . "api_key_file" -}}{{- $files = append $files (base .) -}}{{- end -}}
+{{- end -}}
+{{- with dig "gateway" "keys_file" "" .Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
+{{- with dig "gateway" "run_token_key_file" "" .Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
+{{- $files | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
 {{/* All keys in `secrets.existingSecret` that the values name, as a JSON list. */}}
 {{- define "fettle.files" -}}
-{{- $files := include "fettle.workerFiles" . | fromJsonArray -}}
+{{- $files := concat (include "fettle.workerFiles" . | fromJsonArray) (include "fettle.gatewayFiles" . | fromJsonArray) -}}
 {{- $named := list (list "forge" "app_key_file") (list "forge" "write_token_file") (list "forge" "webhook_secret_file")
       (list "forge" "webhook_secret_previous_file") (list "store" "password_file") (list "transport" "password_file") -}}
 {{- range $named -}}

@@ -123,7 +123,7 @@ async fn memory_that_runs_out_fast_costs_the_engine_that_loads_and_no_other() {
     watched.falls(40.0, 11.0, 14.0).await;
     assert_eq!(watched.ended(1).await, Signal::KILL.as_raw());
     watched.available(40.0);
-    watched.says("freeze").await;
+    watched.says("calm").await;
     assert!(watched.lives(0) && watched.lives(2), "what has loaded already stays");
 }
 
@@ -131,7 +131,8 @@ async fn memory_that_runs_out_fast_costs_the_engine_that_loads_and_no_other() {
 async fn memory_that_runs_out_slowly_asks_the_engine_of_lowest_priority() {
     let mut watched = Watched::start(&["ready 1 1", "ready 0 2"], 20.0);
     watched.says("calm").await;
-    watched.falls(17.0, 13.5, 4.0).await;
+    // So slowly that a test that is held up for a second falls less at once than is foreseen.
+    watched.falls(15.0, 13.7, 0.5).await;
     assert_eq!(watched.ended(1).await, Signal::TERM.as_raw());
     watched.available(20.0);
     watched.says("calm").await;

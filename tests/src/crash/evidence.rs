@@ -163,7 +163,7 @@ impl Counted {
     fn of(fettle: &TestBox, issue: u64) -> Self {
         let requests = fettle.forge.requests();
         let posted = |end: &str, about: &dyn Fn(&Value) -> bool| {
-            // One that died with its sender was not carried out; if it was, what it left is counted beside it.
+            // One whose body did not come whole was not carried out.
             let is = |status: Option<u16>| status.is_some_and(|status| (200..300).contains(&status));
             let to = requests.iter().filter(|r| r.method == "POST" && r.path.ends_with(end) && is(r.status));
             to.filter(|request| about(request.body.as_ref().unwrap_or(&Value::Null))).count()

@@ -65,9 +65,15 @@ pub(super) async fn serve(listener: TcpListener, forge: Arc<Forge>, cancel: Canc
             tokio::task::yield_now().await;
             continue;
         };
-        let (forge, cancel) = (Arc::clone(&forge), cancel.clone());
+        let (forge, cancel, requests) = (Arc::clone(&forge), cancel.clone(), connections.clone());
         connections.spawn(async move {
-            let service = service_fn(|request| exchange(&forge, request));
+            let service = service_fn(|request| {
+                let (forge, cancel) = (Arc::clone(&forge), cancel.clone());
+                // A forge carries out what it was asked, whether or not somebody is left to hear of it.
+                let exchanged =
+                    requests.spawn(async move { cancel.run_until_cancelled(exchange(&forge, request)).await });
+                async move { exchanged.await.ok().flatten().unwrap_or(Err(Cut)) }
+            });
             let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             // Ends with the caller's or our own cut; neither is news.
             let _ended = cancel.run_until_cancelled(connection).await;
