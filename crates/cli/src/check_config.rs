@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use fettle_app::ports::chain;
+use fettle_app::run_token::RunTokenKey;
 use fettle_domain::budget::MIN_CONTEXT_TOKENS;
 use fettle_runtime::config::{BrokerKind, Config, ConfigError, IntakeMode, kind_of};
 use fettle_runtime::environment::Environment;
@@ -104,6 +105,7 @@ pub(crate) fn summary(config: &Config) -> String {
 /// What is accepted and still will not do what it seems to.
 fn warnings(config: &Config, environment: &Environment) -> Vec<String> {
     let mut warnings = missing_secrets(config);
+    warnings.extend(useless_keys(config));
     warnings.extend(blind(config));
     warnings.extend(config.agent.unmet_needs());
     warnings.extend(alone_in_company(config).map(str::to_owned));
@@ -162,6 +164,17 @@ fn half_of_the_tokens(config: &Config) -> Option<&'static str> {
 fn missing_secrets(config: &Config) -> Vec<String> {
     let tried = config.secret_files().into_iter().map(|(key, file)| (key, secrets::read(file)));
     tried.filter_map(|(key, read)| Some(format!("{key}: {}", chain(&read.err()?)))).collect()
+}
+
+/// Of the gateway: files that are there, and that it will refuse to start with.
+fn useless_keys(config: &Config) -> Vec<String> {
+    let gateway = &config.gateway;
+    let there = |file: &Option<camino::Utf8PathBuf>| file.clone().filter(|file| file.is_file());
+    let keys = there(&gateway.keys_file).and_then(|file| fettle_inference::keys::read(&file).err());
+    let run_tokens = there(&gateway.run_token_key_file)
+        .and_then(|file| Some(RunTokenKey::new(&secrets::read(&file).ok()?).err()?.to_string()));
+    let keys = keys.map(|error| format!("gateway.keys_file: {error:#}"));
+    keys.into_iter().chain(run_tokens.map(|error| format!("gateway.run_token_key_file: {error}"))).collect()
 }
 
 #[cfg(test)]

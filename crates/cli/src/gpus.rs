@@ -163,7 +163,7 @@ fn row(device: &DeviceView, pools: &[PoolView]) -> [String; 11] {
     };
     [
         short(&device.id),
-        device.name.clone(),
+        one_line(&device.name),
         device.pool.split_once(':').map_or_else(|| device.pool.clone(), |(kind, id)| format!("{kind}:{}", short(id))),
         or_dash(memory),
         gib(pool.map(|pool| pool.claimed)),

@@ -84,6 +84,9 @@ enum Command {
     Check {
         /// As configured: the name of a [[gateway.models]] entry.
         model: String,
+        /// Also where its server may want money for that.
+        #[arg(long)]
+        yes: bool,
         /// Print one JSON object instead of text.
         #[arg(long)]
         json: bool,
@@ -122,7 +125,11 @@ struct EstimateFlags {
 pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environment) -> Result<ExitCode> {
     match &flags.command {
         Some(Command::Estimate(estimate)) => estimated(estimate),
-        Some(Command::Check { model, json }) => {
+        Some(Command::Check { model, yes, json }) => {
+            let config = Config::load(common.config.as_deref(), environment)?;
+            if !yes {
+                conformance::may_cost(&config, model)?;
+            }
             conformance::check(&Process::of(common, environment)?, model, *json).await
         }
         Some(Command::Add(add)) => Here::of(common, environment)?.add(add).await,

@@ -14,7 +14,7 @@ use fettle_runtime::environment::Environment;
 use fettle_runtime::reload::{Keys, Reload};
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::systemd::Manager;
-use fettle_runtime::{secrets, shutdown, system, telemetry};
+use fettle_runtime::{open_files, secrets, shutdown, system, telemetry};
 use fettle_worker::{AgentParts, WorkerParts, timing};
 use prometheus::Registry;
 use tokio::net::TcpListener;
@@ -25,6 +25,7 @@ use crate::Common;
 pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()> {
     let config = Config::load(common.config.as_deref(), environment)?;
     let logs = telemetry::init(&config.telemetry, "fettle", environment).map_err(anyhow::Error::msg)?;
+    open_files::take();
     let data = DataDir::open(common.data_dir.as_deref(), &config, environment)?;
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
     secrets::exposed(&config, Some(&data), environment).iter().for_each(|exposed| warn!("{exposed}"));
@@ -66,7 +67,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     })
     .await?;
     info!("models are served on http://{}, by the APIs of OpenAI, Anthropic and Ollama", inference.address);
-    let gateway = format!("http://{}", inference.address);
+    let gateway = inference.url.clone();
     config.agent.unmet_needs().iter().for_each(|unmet| warn!("missing: {unmet}"));
 
     let paths = Live::new(config.forge.paths.clone());

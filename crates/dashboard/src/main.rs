@@ -15,7 +15,7 @@ use fettle_runtime::environment::Environment;
 use fettle_runtime::reload::Reload;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::systemd::{INTERNAL, Manager, PUBLIC, PassedSockets, SocketError};
-use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
+use fettle_runtime::{install_tls, open_files, secrets, shutdown, system, telemetry};
 use prometheus::Registry;
 use tracing::{info, warn};
 
@@ -65,6 +65,7 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
         return Ok(());
     }
     let logs = telemetry::init(&config.telemetry, "fettle-dashboard", &environment).map_err(anyhow::Error::msg)?;
+    open_files::take();
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
     secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));

@@ -4,6 +4,7 @@
 //! model, and is begun again later. What was found is kept for as long as weights, recipe and server stay the same.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +27,10 @@ use tracing::{info, warn};
 
 /// Of a whole examination. A model that needs longer for four hundred short answers is too slow to work with.
 const LIMIT: Duration = Duration::from_secs(5 * 60);
-/// After an examination that came to no end.
+/// After an examination that came to no end; twice as long after each further one.
 const AGAIN_AFTER: Duration = Duration::from_secs(10 * 60);
+/// A model that is too slow for it today is too slow tomorrow.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(24 * 3600);
 /// How soon a model that became ready is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Questions at once to a model elsewhere.
@@ -64,6 +67,26 @@ struct Subject {
     /// What is known was seen of this very process's engine, or nothing has to be.
     settled: bool,
     not_before: Option<Instant>,
+    /// Examinations in a row that came to no end.
+    unfinished: u32,
+    /// What the bundle is made of beside files, and these.
+    described: Vec<String>,
+    weights: Vec<Utf8PathBuf>,
+}
+
+impl Subject {
+    fn put_off(&mut self, now: Instant) {
+        let wait = AGAIN_AFTER.saturating_mul(1 << self.unfinished.min(8)).min(AGAIN_AT_MOST);
+        self.unfinished += 1;
+        self.not_before = Some(now + wait);
+    }
+
+    /// As the files are now.
+    fn bundle(&self) -> String {
+        let stamps = self.weights.iter().map(|weights| stamp(weights));
+        let of: Vec<String> = self.described.iter().cloned().chain(stamps).collect();
+        hex::encode(&Sha256::digest(of.join("\n"))[..16])
+    }
 }
 
 /// What an examiner works with.
@@ -103,10 +126,14 @@ impl Examiner {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Some(wish) = self.parts.wishes.recv() => {
-                    let answer = self.examined(&wish.model, Extent::Whole, &stop).await;
-                    // Whoever asked may have gone.
-                    let _ = wish.answer.send(answer.map_err(|why| format!("{why:#}")));
+                Some(Wish { model, mut answer }) = self.parts.wishes.recv() => {
+                    tokio::select! {
+                        // Whoever asked has gone, and with him who pays for it.
+                        () = answer.closed() => info!("the examination of `{model}` is given up: nobody waits for it"),
+                        examined = self.examined(&model, Extent::Whole, &stop) => {
+                            let _ = answer.send(examined.map_err(|why| format!("{why:#}")));
+                        }
+                    }
                 }
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
@@ -117,7 +144,7 @@ impl Examiner {
                     Err(why) => {
                         warn!(model.id = name, "how `{name}` calls tools is not known: {why:#}");
                         if let Some(subject) = self.subjects.get_mut(&name) {
-                            subject.not_before = Some(Instant::now() + AGAIN_AFTER);
+                            subject.put_off(Instant::now());
                         }
                     }
                 }
@@ -127,7 +154,11 @@ impl Examiner {
 
     /// Asks, keeps what was found and tells it. A smoke run that goes badly becomes a whole one.
     async fn examined(&mut self, name: &str, extent: Extent, stop: &CancellationToken) -> Result<Report> {
-        let subject = self.subjects.get(name).with_context(|| format!("no model is called `{name}`"))?.clone();
+        let subject = self.subjects.get_mut(name).with_context(|| format!("no model is called `{name}`"))?;
+        let bundle = subject.bundle();
+        let extent = if subject.bundle == bundle { extent } else { Extent::Whole };
+        subject.bundle = bundle;
+        let subject = subject.clone();
         let mut seen = self.ask(name, &subject, extent, stop).await?;
         if let (Extent::Smoke(_), [only]) = (extent, seen.as_slice()) {
             if let Some(known) = subject.report.filter(|_| only.score.asked - only.score.right <= SMOKE_LUCK) {
@@ -153,6 +184,7 @@ impl Examiner {
         let info = ModelInfo { name: name.to_owned(), context_tokens: subject.context_tokens };
         let mut options = OpenAiOptions::new(info, format!("{}/v1", self.parts.url), name);
         options.api_key = Some(self.parts.key.clone());
+        options.is_gateway = true;
         let model = OpenAiCompatible::new(options)?;
         let examination = Examination { extent, parallel: subject.parallel, limit: LIMIT };
         let cancel = stop.child_token();
@@ -169,6 +201,7 @@ impl Examiner {
         if let Some(subject) = self.subjects.get_mut(name) {
             subject.report = Some(report);
             subject.settled = true;
+            subject.unfinished = 0;
         }
         self.tell();
     }
@@ -233,28 +266,53 @@ pub fn in_words(calls: &ToolCalls) -> String {
 fn subjects(config: &Config, catalog: &Catalog) -> BTreeMap<String, Subject> {
     let local = catalog.models.iter().filter_map(|model| {
         let recipe = model.recipes.first()?;
-        let all: Vec<String> =
-            model.recipes.iter().map(|one| format!("{} {}", one.recipe.id, stamp(&one.weights))).collect();
+        let all = model.recipes.iter().map(|one| one.recipe.id.to_string()).collect();
+        let weights = model.recipes.iter().map(|one| one.weights.clone()).collect();
         let (context_tokens, parallel) = (u64::from(recipe.recipe.ctx), usize::from(recipe.recipe.parallel));
-        Some((model.id.to_string(), subject(context_tokens, &all, parallel, true)))
+        Some((model.id.to_string(), subject(context_tokens, all, weights, parallel, true)))
     });
     let elsewhere = config.gateway.models.iter().filter(|model| !model.is_local()).map(|model| {
-        let server = [format!("{:?} {:?} {}", model.kind, model.server(), model.wire_name())];
-        (model.name.clone(), subject(model.context, &server, PARALLEL_ELSEWHERE, false))
+        let server = vec![format!("{:?} {:?} {}", model.kind, model.server(), model.wire_name())];
+        (model.name.clone(), subject(model.context, server, Vec::new(), PARALLEL_ELSEWHERE, false))
     });
     local.chain(elsewhere).collect()
 }
 
-fn subject(context_tokens: u64, of: &[String], parallel: usize, is_local: bool) -> Subject {
-    let bundle = hex::encode(&Sha256::digest(of.join("\n"))[..16]);
-    Subject { context_tokens, bundle, parallel, is_local, report: None, settled: false, not_before: None }
+fn subject(
+    context_tokens: u64,
+    described: Vec<String>,
+    weights: Vec<Utf8PathBuf>,
+    parallel: usize,
+    is_local: bool,
+) -> Subject {
+    let subject = Subject {
+        context_tokens,
+        bundle: String::new(),
+        parallel,
+        is_local,
+        report: None,
+        settled: false,
+        not_before: None,
+        unfinished: 0,
+        described,
+        weights,
+    };
+    Subject { bundle: subject.bundle(), ..subject }
 }
 
-/// Whether files are still the same: reading all of their bytes would take longer than the examination.
+/// Whether files are still the same, of a folder all that lie in it: reading all of their bytes would take longer than the
+/// examination.
 fn stamp(weights: &Utf8Path) -> String {
-    let Ok(about) = fs_err::metadata(weights) else { return String::new() };
-    let modified = about.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-    format!("{} {}", about.len(), modified.map_or(0, |at| at.as_secs()))
+    let about = |path: &Utf8Path| {
+        let about = fs_err::metadata(path).ok()?;
+        let modified = about.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(format!("{} {} {}", path.file_name().unwrap_or_default(), about.len(), modified.as_nanos()))
+    };
+    let within = weights.read_dir_utf8().into_iter().flatten().flatten().filter_map(|entry| about(entry.path()));
+    let mut all: Vec<String> = within.collect();
+    all.extend(about(weights).filter(|_| !weights.is_dir()));
+    all.sort_unstable();
+    all.join("\n")
 }
 
 fn file(folder: &Utf8Path, bundle: &str) -> Utf8PathBuf {
@@ -269,7 +327,7 @@ fn recall(folder: &Utf8Path, model: &str, bundle: &str) -> Option<Report> {
 }
 
 fn keep(folder: &Utf8Path, report: &Report) -> Result<()> {
-    fs_err::create_dir_all(folder)?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let (whole, begun) = (file(folder, &report.bundle), folder.join("begun"));
     fs_err::write(&begun, serde_json::to_vec_pretty(report)?)?;
     Ok(fs_err::rename(begun, whole)?)
@@ -316,7 +374,7 @@ mod tests {
     }
 
     fn one(name: &str, change: impl FnOnce(&mut Subject)) -> BTreeMap<String, Subject> {
-        let mut subject = subject(32_768, &[name.to_owned()], 1, true);
+        let mut subject = subject(32_768, vec![name.to_owned()], Vec::new(), 1, true);
         change(&mut subject);
         BTreeMap::from([(name.to_owned(), subject)])
     }
@@ -355,6 +413,29 @@ mod tests {
         assert_eq!(asked(&known, &ready("coder"), &calm), Some(Extent::Smoke(Dialect::Xml)));
         let refused = one("coder", |one| one.report = Some(found(Dialect::Xml, 5)));
         assert_eq!(asked(&refused, &ready("coder"), &calm), Some(Extent::Whole));
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_in_its_folder_is_another_bundle() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Utf8Path::from_path(home.path()).unwrap().to_owned();
+        fs_err::write(folder.join("model.safetensors"), "one").unwrap();
+        let subject = subject(32_768, vec!["recipe".to_owned()], vec![folder.clone()], 1, true);
+        assert_eq!(subject.bundle(), subject.bundle);
+        fs_err::write(folder.join("model.safetensors"), "another").unwrap();
+        assert_ne!(subject.bundle(), subject.bundle);
+    }
+
+    #[test]
+    fn a_model_that_is_too_slow_is_asked_ever_more_rarely() {
+        let mut subject = subject(32_768, Vec::new(), Vec::new(), 1, true);
+        let now = Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            subject.put_off(now);
+            waits.push(subject.not_before.unwrap() - now);
+        }
+        assert_eq!((waits[0], waits[1], waits[11]), (AGAIN_AFTER, AGAIN_AFTER * 2, AGAIN_AT_MOST));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::systemd::{GATEWAY, Manager, PassedSockets, SocketError};
-use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
+use fettle_runtime::{install_tls, open_files, secrets, shutdown, system, telemetry};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -78,6 +78,7 @@ async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSo
     let passed = sockets?.listener(GATEWAY);
     let config = Config::load(flags.config.as_deref(), &environment)?;
     telemetry::init(&config.telemetry, "fettle-inference", &environment).map_err(anyhow::Error::msg)?;
+    open_files::take();
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
     let supervisor = Supervisor::default();

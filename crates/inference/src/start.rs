@@ -1,7 +1,8 @@
 //! All parts of inference put together: who samples, who plans, who runs engines, who answers.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ use crate::catalog::catalog;
 use crate::devices::Devices;
 use crate::examiner::{self, Examiner};
 use crate::guard::{Guarding, guard};
+use crate::keys;
 use crate::metrics::StatusCollector;
 use crate::quarantine::Quarantine;
 
@@ -80,6 +82,8 @@ pub struct Start<'a> {
 pub struct Running {
     /// Of the gateway.
     pub address: SocketAddr,
+    /// Where the same machine reaches it.
+    pub url: String,
     engines: Arc<Engines>,
 }
 
@@ -107,7 +111,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (tell_examined, examined) = watch::channel(Arc::default());
     let (wishes, wished) = mpsc::channel(ORDERS);
     let key = SecretString::from(ids.uuid().to_string());
-    let (own_key, own_url) = (examiners_key(key.clone()), format!("http://{address}"));
+    let (own_key, url) = (examiners_key(key.clone()), reached_at(address));
     let known = catalog.clone();
     let recipes = catalog.models.iter().flat_map(|model| &model.recipes);
     let files_of_weights = recipes.map(|recipe| recipe.weights.clone()).filter(|path| path.is_file()).collect();
@@ -130,7 +134,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         &known,
         examiner::Parts {
             mode: config.gateway.conformance,
-            url: own_url,
+            url: url.clone(),
             key,
             folder: data.examined(),
             supply: supplied,
@@ -206,7 +210,17 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             });
         }
     }
-    Ok(Running { address, engines })
+    Ok(Running { address, url, engines })
+}
+
+/// From this machine: a listener on every address is on loopback too.
+fn reached_at(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, address.port()))
 }
 
 /// What was done and why, for the log and for whoever asks later.
@@ -229,7 +243,10 @@ fn admin_socket(data: &DataDir) -> Result<UnixListener> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    UnixListener::bind(&path).with_context(|| format!("could not listen on {path}"))
+    let listener = UnixListener::bind(&path).with_context(|| format!("could not listen on {path}"))?;
+    // The folder keeps others out, where it is as we make it.
+    fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 fn engine_settings(
@@ -292,7 +309,7 @@ fn programs(config: &Config) -> Programs {
 }
 
 fn gateway_settings(config: &Config, data: &DataDir, address: SocketAddr) -> Result<Settings> {
-    let keys = config.gateway.keys_file.as_deref().map(static_keys).transpose()?.unwrap_or_default();
+    let keys = config.gateway.keys_file.as_deref().map(keys::read).transpose()?.unwrap_or_default();
     let open = address.ip().is_loopback() && config.gateway.keys_file.is_none();
     let elsewhere = config.gateway.models.iter().filter(|model| !model.is_local());
     let mut names = BTreeMap::new();
@@ -328,51 +345,4 @@ fn provider(model: &ModelConfig) -> Result<Provider> {
         models: vec![listed],
         ..Provider::new(model.name.replace('/', "-"), kind)
     })
-}
-
-/// One key a line: whose it is, a space, the key. Empty lines and those that begin with `#` say nothing.
-fn static_keys(file: &camino::Utf8Path) -> Result<Vec<StaticKey>> {
-    use secrecy::ExposeSecret as _;
-    let text = secrets::read(file)?;
-    let lines = text.expose_secret().lines().map(str::trim).enumerate();
-    let keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).map(|(nth, line)| {
-        let (owner, key) = line
-            .split_once(char::is_whitespace)
-            .with_context(|| format!("{file}, line {}: it needs a name, a space and a key", nth + 1))?;
-        Ok(StaticKey {
-            key: SecretString::from(key.trim().to_owned()),
-            owner: OwnerId::new(owner),
-            class: Class::Interactive,
-            models: None,
-        })
-    });
-    let keys = keys.collect::<Result<Vec<_>>>()?;
-    anyhow::ensure!(!keys.is_empty(), "{file} has no key: nobody could ask");
-    Ok(keys)
-}
-
-#[cfg(test)]
-mod tests {
-    use camino::Utf8Path;
-
-    use super::*;
-
-    fn keys(text: &str) -> Result<Vec<StaticKey>> {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("keys");
-        fs_err::write(&file, text).unwrap();
-        static_keys(Utf8Path::from_path(&file).unwrap())
-    }
-
-    #[test]
-    fn keys_have_names() {
-        let keys = keys("# people\nalice sk-one\n\nci   sk-two\n").unwrap();
-        assert_eq!(keys.iter().map(|key| key.owner.to_string()).collect::<Vec<_>>(), ["alice", "ci"]);
-    }
-
-    #[test]
-    fn a_key_without_a_name_is_refused_by_its_line_and_not_repeated() {
-        let error = format!("{:#}", keys("alice sk-one\nsk-secret\n").map(|_| ()).unwrap_err());
-        assert!(error.contains("line 2") && !error.contains("sk-secret"), "{error}");
-    }
 }

@@ -122,7 +122,8 @@ impl OpenAiCompatible {
             .user_agent(concat!("fettle/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_LIMIT)
             .redirect(redirect::Policy::none());
-        if is_loopback(&url) {
+        // What is our own is reached without anybody between, who would read keys and code.
+        if is_gateway || is_loopback(&url) {
             client = client.no_proxy();
         }
         let client = client.build().map_err(|source| OptionsError::Client { model: named(), source })?;

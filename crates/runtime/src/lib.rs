@@ -4,6 +4,7 @@
 pub mod config;
 pub mod data;
 pub mod environment;
+pub mod open_files;
 pub mod reload;
 pub mod secrets;
 pub mod shutdown;

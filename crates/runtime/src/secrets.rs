@@ -84,7 +84,15 @@ pub fn exposed(config: &Config, data: Option<&DataDir>, environment: &Environmen
     // systemd makes this folder for the service alone; the modes in it are not ours to change.
     let systemd = environment.find("CREDENTIALS_DIRECTORY");
     let ours = |file: &&Utf8Path| systemd.is_none_or(|folder| !file.starts_with(folder));
-    files.into_iter().filter(ours).filter_map(told_if_open).collect()
+    let folder = data.and_then(|data| told_if_entered(data.root()));
+    files.into_iter().filter(ours).filter_map(told_if_open).chain(folder).collect()
+}
+
+/// Ledger, patches and usage lie below it, each with the modes of whoever made it.
+fn told_if_entered(folder: &Utf8Path) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = fs_err::metadata(folder).ok()?.permissions().mode() & 0o777;
+    (mode & 0o055 != 0).then(|| format!("{folder} can be entered by others than its owner; run `chmod 700 {folder}`"))
 }
 
 /// Nothing about a file that is not there: whoever needs it tells that.

@@ -66,7 +66,7 @@ async fn a_run_with_a_model_that_calls_no_tool_ends_before_it_has_cost_anything(
     fettle.start_worker(None).unwrap();
     let data = usage.parent().unwrap();
     let mut check = Command::new(program("fettle").unwrap());
-    check.args(["models", "check", "scripted", "--data-dir"]).arg(data).arg("--config").arg(fettle.config());
+    check.args(["models", "check", "scripted", "--yes", "--data-dir"]).arg(data).arg("--config").arg(fettle.config());
     let checked = check.output().unwrap();
     let said = String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
     assert_eq!(checked.status.code(), Some(1), "{said}");

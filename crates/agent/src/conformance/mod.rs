@@ -12,10 +12,12 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use fettle_app::ports::model::{ToolCalls, ToolSpec};
+use fettle_app::ports::model::{Message, ToolCalls, ToolSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::dialect::{Dialect, instructions};
+use crate::solve::estimate_tokens;
+use crate::tools::specs;
 use cases::PATCH_FORM;
 
 pub use cases::{Case, CaseKind, cases};
@@ -172,6 +174,12 @@ pub fn told(seen: &[Seen]) -> ToolCalls {
             }
         }
     }
+}
+
+/// About how many tokens an examination sends in one dialect; each further one sends as many again.
+pub fn prompt_tokens(window: u64) -> u64 {
+    let rules = estimate_tokens(&[Message::System { text: instructions(Dialect::Xml, &specs(), "") }]);
+    cases(window).iter().map(|case| rules + estimate_tokens(&case.messages(Dialect::Xml, ""))).sum()
 }
 
 fn needed(dialect: Dialect) -> u32 {

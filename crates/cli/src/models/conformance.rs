@@ -4,14 +4,29 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use fettle_agent::conformance::prompt_tokens;
 use fettle_app::ports::model::ToolCalls;
 use fettle_inference::examiner::{Report, in_words};
+use fettle_runtime::config::Config;
 
 use crate::inference_process::Process;
 
 /// An examination takes five minutes at most, and another may come before it.
 const EXAMINED_LIMIT: Duration = Duration::from_secs(11 * 60);
+
+/// Refuses where somebody may have to be paid, and says how much for.
+pub(crate) fn may_cost(config: &Config, model: &str) -> Result<()> {
+    let mut models = config.gateway.models.iter();
+    if let Some(elsewhere) = models.find(|known| known.name == model && !known.is_local()) {
+        let millions = prompt_tokens(elsewhere.context) as f64 / 1e6;
+        bail!(
+            "`{model}` is answered by {}, which may cost money: some 220 questions with about {millions:.1} million tokens in all, and as many again for each form that it does not know well. Add --yes to ask them",
+            elsewhere.server().unwrap_or("a server elsewhere")
+        );
+    }
+    Ok(())
+}
 
 pub(crate) async fn check(process: &Process, model: &str, json: bool) -> Result<ExitCode> {
     let report: Report =

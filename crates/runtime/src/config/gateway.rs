@@ -347,6 +347,12 @@ impl Gateway {
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(format!("gateway.models: two models are called `{}`", pair[0]));
         }
+        // As which they are asked for at the gateway, where a slash stands between server and model.
+        let mut plain: Vec<(String, &str)> = names.iter().map(|name| (name.replace('/', "-"), *name)).collect();
+        plain.sort_unstable();
+        if let Some(pair) = plain.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(format!("gateway.models: `{}` and `{}` differ by a slash alone", pair[0].1, pair[1].1));
+        }
         self.models.iter().try_for_each(ModelConfig::check)
     }
 }
