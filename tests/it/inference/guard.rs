@@ -129,8 +129,8 @@ async fn memory_that_runs_out_fast_costs_the_engine_that_loads_and_no_other() {
 
 #[tokio::test]
 async fn memory_that_runs_out_slowly_asks_the_engine_of_lowest_priority() {
-    let mut watched = Watched::start(&["ready 1 1", "ready 0 2"], 20.0);
-    watched.says("calm").await;
+    let mut watched = Watched::start(&["ready 1 1", "ready 0 2"], 15.1);
+    watched.says("freeze").await;
     // So slowly that a test that is held up for a second falls less at once than is foreseen.
     watched.falls(15.0, 13.7, 0.5).await;
     assert_eq!(watched.ended(1).await, Signal::TERM.as_raw());

@@ -104,12 +104,30 @@ fn names(calls: &[&Call]) -> String {
     calls.iter().map(|call| call.tool()).collect::<Vec<_>>().join(", ")
 }
 
+/// Of a call, as much as tells one from another.
+const SHOWN_CHARS: usize = 70;
+
+fn shown(call: &Call) -> String {
+    let text = format!("{} {}", call.tool(), call.arguments());
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+fn shown_all(calls: &[&Call]) -> String {
+    if calls.is_empty() {
+        return "nothing".to_owned();
+    }
+    calls.iter().map(|call| shown(call)).collect::<Vec<_>>().join(", ")
+}
+
 fn same_calls(wanted: &[Call], calls: &[&Call]) -> Option<String> {
     let mut left: Vec<&Call> = calls.to_vec();
     for want in wanted {
         match left.iter().position(|call| alike(want, call)) {
             Some(at) => drop(left.remove(at)),
-            None => return Some(format!("{want:?} was asked for; it called {calls:?}")),
+            None => return Some(format!("{} was asked for; it called {}", shown(want), shown_all(calls))),
         }
     }
     (!left.is_empty()).then(|| format!("it also called {}", names(&left)))
@@ -151,9 +169,9 @@ fn edited(path: &str, before: &str, calls: &[&Call]) -> Result<String, String> {
             {
                 patch::apply(before.as_bytes(), hunks).map_err(|why| refused(&why))?
             }
-            other => return Err(format!("the patch changes something else: {other:?}")),
+            _ => return Err("the patch changes something else".to_owned()),
         },
-        other => return Err(format!("an edit of {path} was asked for; it called {other:?}")),
+        other => return Err(format!("an edit of {path} was asked for; it called {}", shown(other))),
     };
     String::from_utf8(edited.bytes).map_err(|_| "the edit leaves no text".to_owned())
 }

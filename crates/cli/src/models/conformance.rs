@@ -15,6 +15,9 @@ use crate::inference_process::Process;
 /// An examination takes five minutes at most, and another may come before it.
 const EXAMINED_LIMIT: Duration = Duration::from_secs(11 * 60);
 
+/// Of each form; `--json` has more.
+const SHOWN_WRONG: usize = 3;
+
 /// Refuses where somebody may have to be paid, and says how much for.
 pub(crate) fn may_cost(config: &Config, model: &str) -> Result<()> {
     let mut models = config.gateway.models.iter();
@@ -52,7 +55,7 @@ fn text(report: &Report) -> String {
                 serde_json::to_value(kind).ok().and_then(|name| name.as_str().map(|name| name.replace('_', " ")));
             text.push_str(&format!("  {:<14} {score}\n", kind.unwrap_or_default()));
         }
-        for (case, fault) in &seen.wrong {
+        for (case, fault) in seen.wrong.iter().take(SHOWN_WRONG) {
             text.push_str(&format!("  {case}: {}\n", fettle_domain::outgoing::visible(&fault.replace('\n', " "))));
         }
     }
