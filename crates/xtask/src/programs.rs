@@ -45,6 +45,8 @@ pub(crate) enum Bench {
     Idle,
     /// The ledger as a queue, beside raw Redis Streams, apalis, RQ and Celery; and, unless `--quick`, what `recovery` says
     Queue,
+    /// How soon the guard over memory that GPU and host share acts
+    Guard,
     /// How soon a Run goes on after its worker is gone, and what is paid again
     Recovery,
     /// The planner on simulated machines, beside other policies and the best packing
@@ -76,6 +78,7 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
         }
         Bench::Intake => "intake",
         Bench::Idle => "idle",
+        Bench::Guard => "guard",
         Bench::Recovery => "recovery",
         Bench::Queue => {
             // It starts the other benchmark for what needs the real programs.

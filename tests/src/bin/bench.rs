@@ -1,4 +1,4 @@
-//! `bench`: measures the release programs beside it. `cargo xtask bench intake|idle|recovery` builds and starts it.
+//! `bench`: measures the release programs beside it. `cargo xtask bench intake|idle|guard|recovery` builds and starts it.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
-use fettle_tests::bench::{IntakeOptions, Report, idle, intake, recovery};
+use fettle_tests::bench::{IntakeOptions, Report, guard, idle, intake, recovery};
 
 /// Prints a table of targets and figures. A missed target is no failure of the benchmark; a lost delivery is.
 #[derive(Parser)]
@@ -32,6 +32,8 @@ enum What {
     },
     /// Start, memory and CPU time without work
     Idle,
+    /// How soon the guard over memory that GPU and host share acts, and whether it acts without need
+    Guard,
     /// How soon a Run goes on after its worker is gone, and what is paid again
     Recovery,
 }
@@ -65,6 +67,7 @@ async fn measure(flags: &Flags) -> anyhow::Result<Report> {
     match flags.what {
         What::Intake { rounds } => intake(IntakeOptions { folder: &folder, rounds: rounds.into() }).await,
         What::Idle => idle(&folder).await,
+        What::Guard => guard().await,
         What::Recovery => recovery().await,
     }
 }
