@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod clients;
+mod models;
+mod tiny_model;
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -26,6 +28,7 @@ struct Host {
     state: State,
     nvml: Installed,
     models: String,
+    max_wait: &'static str,
     process: Option<Process>,
     gateway: String,
     http: reqwest::Client,
@@ -50,7 +53,17 @@ impl Host {
         let nvml = Installed::new(root.join("nvml").as_std_path(), &state).unwrap();
         fettle_runtime::install_tls();
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-        Self { root, state, nvml, models: String::new(), process: None, gateway: String::new(), http, _home: home }
+        Self {
+            root,
+            state,
+            nvml,
+            models: String::new(),
+            max_wait: "5s",
+            process: None,
+            gateway: String::new(),
+            http,
+            _home: home,
+        }
     }
 
     /// A model of `gib` whose engine is `kind` and takes 2 GiB less, of GPU `nth`.
@@ -81,8 +94,9 @@ impl Host {
     async fn up(mut self) -> Self {
         fs_err::create_dir_all(self.root.join("weights")).unwrap();
         let config = format!(
-            "[gateway]\nlisten = \"127.0.0.1:0\"\nmax_wait = \"5s\"\n\
+            "[gateway]\nlisten = \"127.0.0.1:0\"\nmax_wait = \"{}\"\n\
              [gpu]\nnvml_lib = \"{}\"\nmin_residency = \"500ms\"\n{}",
+            self.max_wait,
             self.nvml.library().display(),
             self.models
         );
@@ -138,9 +152,15 @@ impl Host {
 
     async fn ask(&self, model: &str) -> (u16, Value) {
         let body = json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }] });
+        let (status, text) = self.post(&body).await;
+        (status, serde_json::from_str(&text).unwrap())
+    }
+
+    /// A chat completion, as it comes.
+    async fn post(&self, body: &Value) -> (u16, String) {
         let url = format!("{}/v1/chat/completions", self.gateway);
-        let answer = self.http.post(url).json(&body).send().await.unwrap();
-        (answer.status().as_u16(), answer.json().await.unwrap())
+        let answer = self.http.post(url).json(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     async fn answers(&self, model: &str) -> String {
