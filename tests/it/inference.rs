@@ -2,6 +2,7 @@
 //! are NVIDIA's library as tests build it, loaded by the unmodified program; engines are processes of their own.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod agents;
 mod clients;
 mod engines;
 mod models;
