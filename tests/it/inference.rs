@@ -2,9 +2,13 @@
 //! are NVIDIA's library as tests build it, loaded by the unmodified program; engines are processes of their own.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod agents;
 mod clients;
+mod engines;
 mod guard;
+mod models;
 mod runs;
+mod tiny_model;
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -31,6 +35,7 @@ struct Host {
     /// Whether models are examined when they are ready; most tests count who asks them.
     conformance: &'static str,
     environment: Vec<(&'static str, String)>,
+    max_wait: &'static str,
     process: Option<Process>,
     gateway: String,
     http: reqwest::Client,
@@ -62,6 +67,7 @@ impl Host {
             models: String::new(),
             conformance: "off",
             environment: Vec::new(),
+            max_wait: "5s",
             process: None,
             gateway: String::new(),
             http,
@@ -97,8 +103,9 @@ impl Host {
     async fn up(mut self) -> Self {
         fs_err::create_dir_all(self.root.join("weights")).unwrap();
         let config = format!(
-            "[gateway]\nlisten = \"127.0.0.1:0\"\nmax_wait = \"5s\"\nconformance = \"{}\"\n\
+            "[gateway]\nlisten = \"127.0.0.1:0\"\nmax_wait = \"{}\"\nconformance = \"{}\"\n\
              [gpu]\nnvml_lib = \"{}\"\nmin_residency = \"500ms\"\n{}",
+            self.max_wait,
             self.conformance,
             self.nvml.library().display(),
             self.models
@@ -156,9 +163,15 @@ impl Host {
 
     async fn ask(&self, model: &str) -> (u16, Value) {
         let body = json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }] });
+        let (status, text) = self.post(&body).await;
+        (status, serde_json::from_str(&text).unwrap())
+    }
+
+    /// A chat completion, as it comes.
+    async fn post(&self, body: &Value) -> (u16, String) {
         let url = format!("{}/v1/chat/completions", self.gateway);
-        let answer = self.http.post(url).json(&body).send().await.unwrap();
-        (answer.status().as_u16(), answer.json().await.unwrap())
+        let answer = self.http.post(url).json(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     async fn answers(&self, model: &str) -> String {

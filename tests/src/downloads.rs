@@ -71,6 +71,16 @@ pub fn python_packages(name: &str, packages: &[&str]) -> Option<PathBuf> {
     }
 }
 
+/// What `cargo xtask test --engines` has made under this name; `None` where it has not.
+pub fn engines(name: &str) -> Option<PathBuf> {
+    let kept = cache().join("engines").join(name);
+    if kept.join("version").exists() {
+        return fs_err::canonicalize(kept).ok();
+    }
+    skip(&format!("what needs {name} itself: `cargo xtask test --engines` fetches and builds it"));
+    None
+}
+
 fn told(name: &str, version: &str, get: impl FnOnce() -> anyhow::Result<PathBuf>) -> Option<PathBuf> {
     match get() {
         Ok(path) => Some(path),

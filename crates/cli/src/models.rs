@@ -35,6 +35,7 @@ const LOG_AGAIN: Duration = Duration::from_millis(500);
 const GIB: f64 = (1 << 30) as f64;
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Flags {
     /// Print one JSON object instead of a table.
     #[arg(long)]
@@ -195,14 +196,18 @@ impl Here {
             model.bytes(),
             model.digest()
         ));
-        if listing::configured(&config, &weights).is_empty() {
-            let entry = entry::Entry::of(&id, &weights)?;
-            note(&entry.takes()?);
-            note("Put this into fettle.toml and start Fettle anew:\n");
-            write!(std::io::stdout().lock(), "{}", entry.toml())?;
-        } else {
+        if !listing::configured(&config, &weights).is_empty() {
             note("The configuration has it already: start Fettle anew, unless it has run since.");
+            return Ok(ExitCode::SUCCESS);
         }
+        let entry = entry::Entry::of(&id, &weights)?;
+        note(&entry.takes()?);
+        if config.gateway.models.iter().any(|model| model.name == id.as_str()) {
+            note("Put this into fettle.toml in place of the entry of that name, and start Fettle anew:\n");
+        } else {
+            note("Put this into fettle.toml and start Fettle anew:\n");
+        }
+        write!(std::io::stdout().lock(), "{}", entry.toml())?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -341,7 +346,10 @@ fn hinted(error: StoreError) -> anyhow::Error {
     Hinted { text, source }.into()
 }
 
-fn verified(store: &Store, wanted: Option<ModelId>) -> Result<Vec<(ModelId, Vec<(String, Flaw)>)>> {
+/// A model with its files that are not what they were.
+type Verified = (ModelId, Vec<(String, Flaw)>);
+
+fn verified(store: &Store, wanted: Option<ModelId>) -> Result<Vec<Verified>> {
     let ids = match wanted {
         Some(id) => vec![id],
         None => store.list()?.into_iter().filter_map(|entry| entry.whole().map(|model| model.id)).collect(),

@@ -2,6 +2,7 @@
 
 use fettle_app::ports::clock::IdSource;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use uuid::Uuid;
 
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
 const REQUEST: HeaderName = HeaderName::from_static("x-request-id");
@@ -9,6 +10,8 @@ const REQUEST: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_AS_ANTHROPIC: HeaderName = HeaderName::from_static("request-id");
 /// Pass through as they are.
 const TRACES: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+/// What ids of requests that we made begin with.
+const OWN: &str = "req";
 /// A longer id is replaced by one of ours.
 const MAX_ID_BYTES: usize = 128;
 
@@ -20,7 +23,7 @@ pub(crate) struct Thread {
 
 impl Thread {
     pub(crate) fn of(headers: &HeaderMap, ids: &dyn IdSource) -> Self {
-        let request = given(headers, &REQUEST).unwrap_or_else(|| made("req", ids));
+        let request = given(headers, &REQUEST).unwrap_or_else(|| made(OWN, ids));
         let correlation = given(headers, &CORRELATION).unwrap_or_else(|| made("corr", ids));
         Self { request, correlation }
     }
@@ -40,7 +43,7 @@ impl Thread {
     }
 
     pub(crate) fn tell_target(&self, caller: &HeaderMap, headers: &mut HeaderMap) {
-        headers.insert(REQUEST, self.request.clone());
+        headers.insert(REQUEST, as_uuid(&self.request));
         headers.insert(CORRELATION, self.correlation.clone());
         for name in &TRACES {
             if let Some(value) = caller.get(name) {
@@ -57,14 +60,20 @@ fn given(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
     (!value.is_empty() && value.len() <= MAX_ID_BYTES && value.as_bytes().iter().all(plain)).then(|| value.clone())
 }
 
+/// An id of our own as a plain UUID, whose digits it is; a caller's as it is. Servers with starlette-context, such as
+/// llama-cpp-python's, refuse requests with any other.
+fn as_uuid(request: &HeaderValue) -> HeaderValue {
+    let digits = request.to_str().ok().and_then(|id| id.strip_prefix(OWN)?.strip_prefix('_'));
+    let uuid = digits.and_then(|digits| Uuid::try_parse(digits).ok());
+    uuid.and_then(|uuid| HeaderValue::try_from(uuid.to_string()).ok()).unwrap_or_else(|| request.clone())
+}
+
 fn made(prefix: &str, ids: &dyn IdSource) -> HeaderValue {
     HeaderValue::try_from(format!("{prefix}_{}", ids.uuid().simple())).expect("an id is a prefix and hex digits")
 }
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     struct Seven;
@@ -72,6 +81,20 @@ mod tests {
     impl IdSource for Seven {
         fn uuid(&self) -> Uuid {
             Uuid::from_u128(7)
+        }
+    }
+
+    #[test]
+    fn a_target_gets_our_ids_as_uuids_and_the_callers_as_they_are() {
+        let told = |given: &[(HeaderName, HeaderValue)]| {
+            let given: HeaderMap = given.iter().cloned().collect();
+            let mut headers = HeaderMap::new();
+            Thread::of(&given, &Seven).tell_target(&given, &mut headers);
+            headers[REQUEST].to_str().unwrap().to_owned()
+        };
+        assert_eq!(told(&[]), "00000000-0000-0000-0000-000000000007");
+        for own in ["req-7", "req_7", "req_01a22a58b9a0"] {
+            assert_eq!(told(&[(REQUEST, HeaderValue::from_static(own))]), own);
         }
     }
 

@@ -289,7 +289,7 @@ fn examiners_key(key: SecretString) -> StaticKey {
 fn programs(config: &Config) -> Programs {
     let configured = |kind| config.gpu.engines.get(&kind);
     let program = |kind: EngineKind, usual: &str| match configured(kind) {
-        Some(EngineConfig { program, args }) => Program { program: program.clone(), args: args.clone() },
+        Some(EngineConfig { program, args, .. }) => Program { program: program.clone(), args: args.clone() },
         None => Program { program: usual.into(), args: Vec::new() },
     };
     Programs {
@@ -300,9 +300,9 @@ fn programs(config: &Config) -> Programs {
         vllm: Some(program(EngineKind::Vllm, "vllm")),
         sglang: Some(program(EngineKind::Sglang, "sglang")),
         ollama: Some(program(EngineKind::Ollama, "ollama")),
-        command: configured(EngineKind::Command).map(|EngineConfig { program, args }| Command {
+        command: configured(EngineKind::Command).map(|EngineConfig { program, args, health }| Command {
             argv: std::iter::once(program.to_string()).chain(args.iter().cloned()).collect(),
-            health: "/health".to_owned(),
+            health: health.clone().unwrap_or_else(|| "/health".to_owned()),
             answers: Answers::Chat,
         }),
     }

@@ -632,6 +632,8 @@ mod tests {
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"http://x\"\ncontext = 1000", "32768 tokens are needed"),
             ("[[gateway.models]]\nname = \"a\"\npath = \"/m.gguf\"\ncontext = 0", "context is 0"),
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"ftp://x\"", "base_url"),
+            ("[gpu.engines.vllm]\nprogram = \"vllm\"\nhealth = \"/ok\"", "health is for `command`"),
+            ("[gpu.engines.command]\nprogram = \"x\"\nhealth = \"ok\"", "health is a path"),
             ("[gateway]\nmodels_dir = \"models\"", "not an absolute path"),
             ("[gateway]\nmirror = \"ftp://x\"", "gateway.mirror"),
         ] {

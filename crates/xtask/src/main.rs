@@ -4,6 +4,7 @@
 
 mod chart;
 mod codegen;
+mod engines;
 mod needs;
 mod process;
 mod programs;
@@ -41,6 +42,9 @@ enum Command {
         /// Also the whole life of an installation on a booted machine; root, some twenty minutes
         #[arg(long, conflicts_with = "quick")]
         platform: bool,
+        /// Also real inference servers and agents: llama.cpp is built, and some hundred megabytes are fetched, the first time
+        #[arg(long, conflicts_with = "quick")]
+        engines: bool,
         /// Run only the tests whose name contains this; finding none is a failure
         filter: Option<String>,
     },
@@ -99,13 +103,13 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = Workspace::load().and_then(|workspace| match arguments.command {
-        Command::Test { quick, platform, filter } => {
+        Command::Test { quick, platform, engines, filter } => {
             let extent = match (quick, platform) {
                 (true, _) => test::Extent::Quick,
                 (_, true) => test::Extent::Platform,
                 _ => test::Extent::Usual,
             };
-            test::run(&workspace, extent, filter.as_deref())
+            test::run(&workspace, extent, engines, filter.as_deref())
         }
         Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
         Command::Chart { write } => chart_command(&workspace, write).map(|()| ExitCode::SUCCESS),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::process::Stream;
 use crate::test_output::TestOutput;
 use crate::workspace::Workspace;
-use crate::{chart, codegen, needs, process, programs, tidy};
+use crate::{chart, codegen, engines, needs, process, programs, tidy};
 
 /// Where tests tell that they skipped themselves; `fettle_test_kit::skip` writes it.
 const SKIP_LOG: &str = "FETTLE_SKIP_LOG";
@@ -48,8 +48,13 @@ pub(crate) enum Extent {
     Platform,
 }
 
-/// Succeeds only when every stage did.
-pub(crate) fn run(workspace: &Workspace, extent: Extent, filter: Option<&str>) -> anyhow::Result<ExitCode> {
+/// Succeeds only when every stage did. `with_engines`: those that are not there yet are built for the tests that need them.
+pub(crate) fn run(
+    workspace: &Workspace,
+    extent: Extent,
+    with_engines: bool,
+    filter: Option<&str>,
+) -> anyhow::Result<ExitCode> {
     let quick = extent == Extent::Quick;
     let mut report = Report::default();
     let mut tests = TestOutput::default();
@@ -58,6 +63,10 @@ pub(crate) fn run(workspace: &Workspace, extent: Extent, filter: Option<&str>) -
             needs::offer(BROKERS_AND_DATABASE);
             needs::provide()
         });
+    }
+    if with_engines {
+        needs::offer(&["cmake", "g++"]);
+        report.stage("engines", || engines::provide(workspace));
     }
     report.stage("fmt", || format(workspace));
     if quick {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use camino::{Utf8Path, Utf8PathBuf};
+use fettle_domain::budget::MIN_CONTEXT_TOKENS;
 use fettle_engines::models::ready::{self, Ready};
 use fettle_engines::models::weights;
 use fettle_inference::catalog;
@@ -55,11 +56,16 @@ impl Entry {
         )
     }
 
-    /// One sentence on what that would take.
+    /// What that would take, and who can use it.
     pub(super) fn takes(&self) -> Result<String> {
         let footprint = catalog::estimated(&self.weights, self.context, self.parallel, 1)?;
         let claim = footprint.claims().next().unwrap_or_default();
-        Ok(format!("With {} tokens for each of {} at once it takes {claim} of a GPU.", self.context, self.parallel))
+        let takes =
+            format!("With {} tokens for each of {} at once it takes {claim} of a GPU.", self.context, self.parallel);
+        Ok(match u64::from(self.context) {
+            MIN_CONTEXT_TOKENS.. => takes,
+            _ => format!("{takes} Other programs can use it; Runs cannot, as they need {MIN_CONTEXT_TOKENS} tokens."),
+        })
     }
 }
 

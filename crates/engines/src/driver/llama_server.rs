@@ -158,8 +158,22 @@ fn cache_type(order: &LaunchOrder) -> Result<&'static str, Refused> {
     })
 }
 
-/// `llama_kv_cache: size = 4096.00 MiB ( 65536 cells, 16 layers, 2/2 seqs)`: cells of one sequence times their number.
+/// What the server says of its slots, or where it lets its library speak, what that says of the cache.
 pub(super) fn kv_tokens(line: &str) -> Option<u64> {
+    of_slots(line).or_else(|| of_cache(line))
+}
+
+/// `initializing, n_slots = 2, n_ctx_slot = 1024, kv_unified = 'false'`: tokens of one sequence times their number.
+fn of_slots(line: &str) -> Option<u64> {
+    let number = |name: &str| {
+        let (_, rest) = line.split_once(name)?;
+        rest.strip_prefix(" = ")?.split(',').next()?.trim().parse::<u64>().ok()
+    };
+    Some(number("n_slots")?.saturating_mul(number("n_ctx_slot")?))
+}
+
+/// `llama_kv_cache: size = 4096.00 MiB ( 65536 cells, 16 layers, 2/2 seqs)`: cells of one sequence times their number.
+fn of_cache(line: &str) -> Option<u64> {
     let (_, rest) = line.split_once("llama_kv_cache")?;
     // The cache of a sliding window says less than a context, and is not what a context must fit into.
     if rest.contains("SWA") && !rest.contains("non-SWA") {

@@ -310,6 +310,11 @@ fn the_size_of_the_cache_is_read_from_the_log() {
             "llama_kv_cache_unified: size =  512.00 MiB (  4096 cells,  32 layers,  1 seqs), K (f16):  256.00 MiB",
             Some(4096),
         ),
+        (
+            EngineKind::LlamaServer,
+            "0.02.536.238 I srv    load_model: initializing, n_slots = 2, n_ctx_slot = 1024, kv_unified = 'false'",
+            Some(2048),
+        ),
         (EngineKind::LlamaServer, "llama_kv_cache_iswa: creating     SWA KV cache, size = 1536 cells", None),
         (EngineKind::LlamaServer, "llama_kv_cache:      CUDA0 KV buffer size =  4096.00 MiB", None),
         (

@@ -400,6 +400,9 @@ pub struct EngineConfig {
     /// Further arguments. For `command` all of them, with `{socket} {port} {model} {devices} {claim_bytes} {ctx} {parallel}`.
     #[serde(default)]
     pub args: Vec<String>,
+    /// For `command`: the path that answers with success when it takes requests; default: `/health`.
+    #[serde(default)]
+    pub health: Option<String>,
 }
 
 impl Default for Gpu {
@@ -429,6 +432,15 @@ impl Gpu {
         for (kind, engine) in &self.engines {
             if engine.program.as_str().is_empty() {
                 return Err(format!("gpu.engines.{}: program is empty", kind.name()));
+            }
+            match &engine.health {
+                Some(_) if *kind != EngineKind::Command => {
+                    return Err(format!("gpu.engines.{}: health is for `command`; this one's is known", kind.name()));
+                }
+                Some(path) if !path.starts_with('/') => {
+                    return Err(format!("gpu.engines.command: health is a path, as in `/v1/models`, and not `{path}`"));
+                }
+                _ => {}
             }
         }
         Ok(())
