@@ -70,9 +70,9 @@ impl Access {
             refuse_browsers(headers)?;
             return Ok(Caller { owner, class: Class::Interactive, models: None, run: None });
         };
-        if key.starts_with(run_token::PREFIX)
-            && let Some(tokens) = &self.run_tokens
-        {
+        if key.starts_with(run_token::PREFIX) {
+            // Never somebody else, whoever may ask without a key.
+            let tokens = self.run_tokens.as_ref().ok_or_else(|| bad_key("Tokens of runs are not known here."))?;
             return self.admit_run(tokens.verify(key, now).map_err(refuse_token)?, now);
         }
         // All keys are looked at, so that the time tells nothing of which one it nearly was.
@@ -95,6 +95,18 @@ impl Access {
         }
     }
 
+    /// Whether what was begun with a token may still go on.
+    pub(crate) fn still_good(&self, claims: &RunClaims, now: Timestamp) -> Result<(), Failure> {
+        if claims.expires <= now {
+            return Err(refuse_token(TokenError::Expired));
+        }
+        let fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
+        match fences.get(&claims.job) {
+            Some(newest) if claims.fence < newest.fence => Err(old_lease()),
+            _ => Ok(()),
+        }
+    }
+
     fn admit_run(&self, claims: RunClaims, now: Timestamp) -> Result<Caller, Failure> {
         let mut fences = self.fences.lock().unwrap_or_else(PoisonError::into_inner);
         if fences.len() >= MANY_JOBS {
@@ -102,8 +114,7 @@ impl Access {
         }
         let newest = fences.entry(claims.job).or_insert(Newest { fence: claims.fence, expires: claims.expires });
         if claims.fence < newest.fence {
-            let sentence = "The lease that this token was made for is no longer the newest of its job.";
-            return Err(Failure::NotAllowed { sentence: sentence.to_owned() });
+            return Err(old_lease());
         }
         newest.fence = claims.fence;
         newest.expires = newest.expires.max(claims.expires);
@@ -144,6 +155,11 @@ fn refuse_token(error: TokenError) -> Failure {
         TokenError::Forged => bad_key("This key is not known here."),
         TokenError::Expired => bad_key("This token has expired."),
     }
+}
+
+fn old_lease() -> Failure {
+    let sentence = "The lease that this token was made for is no longer the newest of its job.";
+    Failure::NotAllowed { sentence: sentence.to_owned() }
 }
 
 fn bad_key(sentence: &str) -> Failure {
@@ -249,6 +265,8 @@ mod tests {
         for headers in [HeaderMap::new(), shown("x-api-key", "whatever")] {
             assert_eq!(access.identify(&headers, Timestamp::UNIX_EPOCH).unwrap().owner.as_str(), "everybody");
         }
+        let token = access.identify(&shown("authorization", "Bearer fettle_run.a.b"), Timestamp::UNIX_EPOCH);
+        assert!(matches!(token, Err(Failure::BadKey { .. })), "a run is not everybody");
     }
 
     #[test]
@@ -267,5 +285,15 @@ mod tests {
         assert!(access.identify(&token(8), now).is_ok());
         assert!(matches!(access.identify(&token(7), now), Err(Failure::NotAllowed { .. })));
         assert!(access.identify(&token(8), now).is_ok());
+    }
+
+    #[test]
+    fn what_was_begun_may_go_on_while_its_token_and_lease_are_good() {
+        let (access, now) = (access(), Timestamp::UNIX_EPOCH);
+        let claims = access.identify(&token(7), now).unwrap().run.unwrap();
+        assert_eq!(access.still_good(&claims, now), Ok(()));
+        assert!(matches!(access.still_good(&claims, claims.expires), Err(Failure::BadKey { .. })));
+        assert!(access.identify(&token(8), now).is_ok());
+        assert!(matches!(access.still_good(&claims, now), Err(Failure::NotAllowed { .. })));
     }
 }

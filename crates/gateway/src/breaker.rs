@@ -15,6 +15,8 @@ const WINDOW: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// An engine that was restarted is found again within this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// A request that is to find out, and has brought neither content nor an end by then, lets the next one try.
+const PROBE_TIME: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -62,13 +64,21 @@ impl Breaker {
             State::Serving => Permit::Open,
             State::Resting { until, .. } if now >= until => Permit::Probe,
             State::Resting { until, .. } => Permit::Closed { until },
-            State::Probing { since, .. } => Permit::Closed { until: since.max(now) + FIRST_PAUSE },
+            State::Probing { since, .. } if now >= since + PROBE_TIME => Permit::Probe,
+            State::Probing { since, .. } => Permit::Closed { until: since + PROBE_TIME },
         }
     }
 
     pub(crate) fn probe(&mut self, now: Instant) {
-        if let State::Resting { pauses, .. } = self.state {
+        if let State::Resting { pauses, .. } | State::Probing { pauses, .. } = self.state {
             self.state = State::Probing { pauses, since: now };
+        }
+    }
+
+    /// An answer has begun: whoever was to find out has found out, however long the rest takes.
+    pub(crate) fn answers(&mut self) {
+        if let State::Probing { .. } = self.state {
+            *self = Self::new();
         }
     }
 
@@ -207,6 +217,22 @@ mod tests {
         breaker.probe(now + FIRST_PAUSE);
         breaker.record(Outcome::Neutral, now + FIRST_PAUSE);
         assert_eq!(breaker.permit(now + FIRST_PAUSE), Permit::Probe);
+    }
+
+    #[test]
+    fn a_probe_finds_out_with_the_first_of_its_answer_and_within_a_time() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        breaker.probe(now + FIRST_PAUSE);
+        assert_eq!(
+            breaker.permit(now + FIRST_PAUSE + SECOND),
+            Permit::Closed { until: now + FIRST_PAUSE + PROBE_TIME }
+        );
+        assert_eq!(breaker.permit(now + FIRST_PAUSE + PROBE_TIME), Permit::Probe);
+        breaker.probe(now + FIRST_PAUSE + PROBE_TIME);
+        assert!(matches!(breaker.permit(now + FIRST_PAUSE + PROBE_TIME), Permit::Closed { .. }));
+        breaker.answers();
+        assert_eq!(breaker.permit(now + FIRST_PAUSE + PROBE_TIME), Permit::Open);
     }
 
     #[test]

@@ -91,6 +91,10 @@ impl Budgets {
 }
 
 impl Reservation {
+    pub(crate) fn tokens(&self) -> u64 {
+        self.cost.tokens
+    }
+
     pub(crate) fn settle(mut self, spent: Cost) {
         self.settled = Some(spent);
     }

@@ -29,6 +29,7 @@ struct Translation {
     begun: Instant,
     /// When the first piece of the answer proper came.
     content: Option<Instant>,
+    answer_bytes: u64,
     ended: bool,
     failed: Option<Failure>,
 }
@@ -63,6 +64,7 @@ impl Carrier {
             usage: None,
             content: None,
             begun: Instant::now(),
+            answer_bytes: 0,
             ended: false,
             failed: None,
         };
@@ -130,6 +132,19 @@ impl Carrier {
         }
     }
 
+    /// Of what the model wrote, so far.
+    pub(crate) fn answer_bytes(&self) -> u64 {
+        match &self.way {
+            Way::Same(watch) => watch.seen().answer_bytes,
+            Way::Other(translation) => translation.answer_bytes,
+        }
+    }
+
+    /// A whole answer that is none.
+    pub(crate) fn is_unread(&self) -> bool {
+        matches!(&self.way, Way::Same(watch) if watch.seen().unread)
+    }
+
     /// A piece of the answer proper has been in it.
     pub(crate) fn content(&self) -> bool {
         match &self.way {
@@ -177,13 +192,15 @@ impl Translation {
                 }
                 Event::Failed(failure) => self.failed = Some(failure.clone()),
                 Event::Started { .. } => {}
-                Event::Text(_)
-                | Event::Refusal(_)
-                | Event::Thinking(_)
-                | Event::ThinkingSignature(_)
-                | Event::CallBegun { .. }
-                | Event::CallArguments(_)
-                | Event::CallEnded => {
+                Event::Text(text)
+                | Event::Refusal(text)
+                | Event::Thinking(text)
+                | Event::CallBegun { name: text, .. }
+                | Event::CallArguments(text) => {
+                    self.content.get_or_insert_with(Instant::now);
+                    self.answer_bytes += text.len() as u64;
+                }
+                Event::ThinkingSignature(_) | Event::CallEnded => {
                     self.content.get_or_insert_with(Instant::now);
                 }
             }

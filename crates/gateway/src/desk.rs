@@ -254,13 +254,20 @@ impl Desk {
                 book.breaker.rest(now + rest);
             }
             if let Some(measured) = went.measured {
-                let tokens = measured.prompt_tokens + measured.output_tokens;
+                let tokens = measured.prompt_tokens.saturating_add(measured.output_tokens);
                 self.sticky.keep(grant.session, grant.target, tokens, now);
                 if let Some(source) = self.sources.get_mut(source) {
                     source.speeds.learn(&measured);
                 }
             }
         }
+        self.call(now)
+    }
+
+    /// A granted request's answer has begun.
+    pub(crate) fn answers(&mut self, target: TargetId, now: Instant) -> Vec<Called> {
+        let Some(book) = self.targets.get_mut(&target) else { return Vec::new() };
+        book.breaker.answers();
         self.call(now)
     }
 
@@ -381,7 +388,9 @@ impl Desk {
         let choice = routing::choose(&candidates, ask.prompt_tokens, home.map(|home| home.target))?;
         let cached = candidates.iter().find(|one| one.target == choice.target).map_or(0, |one| one.cached_tokens);
         let target = self.targets.get_mut(&choice.target)?;
-        target.breaker.probe(now);
+        if target.breaker.permit(now) == Permit::Probe {
+            target.breaker.probe(now);
+        }
         target.inflight += 1;
         target.queued_tokens += ask.output_tokens;
         target.rate.count(now);
@@ -424,7 +433,7 @@ impl Desk {
             id,
             owner: ask.owner.clone(),
             class: ask.class,
-            tokens: ask.prompt_tokens + ask.output_tokens,
+            tokens: ask.prompt_tokens.saturating_add(ask.output_tokens),
             since: now,
             ask,
         };

@@ -218,6 +218,17 @@ impl Floor {
         Some(Held { floor: Arc::clone(self), grant, upstream, source, went })
     }
 
+    fn answers(&self, grant: &Grant) {
+        let mut inner = self.inner();
+        let called = inner.desk.answers(grant.target, Instant::now());
+        let any = !called.is_empty();
+        inner.tell(called);
+        drop(inner);
+        if any {
+            self.changed.notify_one();
+        }
+    }
+
     fn release(&self, source: &Source, grant: &Grant, went: Went) {
         let mut inner = self.inner();
         let called = inner.desk.release(source, grant, went, Instant::now());
@@ -250,6 +261,11 @@ fn unserved(model: &ServedModel) -> Option<NotNow> {
 }
 
 impl Held {
+    /// Its answer has begun, and may go on for long.
+    pub(crate) fn answers(&self) {
+        self.floor.answers(&self.grant);
+    }
+
     /// How it went; until this is said, it says nothing of the target.
     pub(crate) fn went(&mut self, went: Went) {
         self.went = went;

@@ -12,9 +12,10 @@ use bytes::{Bytes, BytesMut};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::model::ToolCalls;
 use fettle_protocols::{
-    Edit, Failure, Head, Peek, Protocol, Request, ToolKind, WatchOptions, edit, read_error, read_request, write_request,
+    Edit, Failure, Head, Peek, Protocol, Request, ToolKind, UpstreamError, WatchOptions, edit, read_error,
+    read_request, write_request,
 };
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -32,12 +33,12 @@ use crate::floor::{Floor, Held, NotAdmitted};
 use crate::metrics::Metrics;
 use crate::names::{Names, Route};
 use crate::passage::{Passage, Traveller};
-use crate::relay::Relay;
+use crate::relay::Streams;
 use crate::retry::{Failed, Verdict};
-use crate::settings::Timeouts;
+use crate::settings::{Price, Timeouts};
 use crate::thread::Thread;
 use crate::upstream::{SendError, Sending, Upstream};
-use crate::usage::{Accounts, Store};
+use crate::usage::{Accounts, End, Store};
 
 /// Of a request. Images travel inside it.
 pub(crate) const BODY_LIMIT: usize = 32 << 20;
@@ -73,6 +74,7 @@ pub(crate) struct Front {
     pub(crate) budgets: Arc<Budgets>,
     pub(crate) names: Names,
     pub(crate) floor: Arc<Floor>,
+    pub(crate) streams: Streams,
     pub(crate) store: Arc<Store>,
     pub(crate) accounts: Mutex<Accounts>,
     pub(crate) metrics: Arc<Metrics>,
@@ -105,6 +107,8 @@ struct Miss {
     trouble: Trouble,
     outcome: Outcome,
     wait: Option<Duration>,
+    /// The target was at work on it for as long as somebody waited: it is counted as having ended so.
+    ended: Option<End>,
 }
 
 /// An answer that has begun.
@@ -113,7 +117,6 @@ struct Begun {
     first: Bytes,
     /// `None`: it is all there.
     rest: Option<Incoming>,
-    first_byte: Duration,
     dropped: Vec<String>,
 }
 
@@ -150,11 +153,14 @@ impl Front {
             return Err(Failure::CannotPlaceNow { sentence: sentence.to_owned(), retry_after: SOME_TIME });
         }
         let peek = &order.peek;
+        if peek.limits_differ {
+            let sentence = "The request limits its answer twice, and not alike; with a budget it must say one limit.";
+            return Err(Failure::BadBody { field: None, sentence: sentence.to_owned() });
+        }
         let window = order.routes.iter().map(|route| route.context_tokens).max().unwrap_or(0);
         let prompt = peek.prompt_tokens;
         let answer = peek.max_tokens.unwrap_or_else(|| window.saturating_sub(prompt));
-        let output =
-            answer.saturating_mul(u64::from(peek.choices.max(1))).saturating_mul(u64::from(peek.prompts.max(1)));
+        let output = answer.saturating_mul(peek.answers());
         let prices = order.routes.iter().filter_map(|route| route.price);
         let micros = prices.map(|price| price.of(prompt, 0, output)).max().unwrap_or(0);
         let most = Cost { tokens: prompt.saturating_add(output), micros };
@@ -167,45 +173,29 @@ impl Front {
     async fn serve(self: &Arc<Self>, order: &mut Order, reservation: Option<Reservation>) -> Result<Response, Failure> {
         let mut ask = order.ask();
         let mut unspent = Unspent(reservation);
+        let routes = order.routes.clone();
         let (mut attempts, mut waited) = (0, Duration::ZERO);
         loop {
             attempts += 1;
             let asked = Instant::now();
-            let mut held = self.admit(order, &ask).await?;
+            let held = self.admit(order, &ask).await?;
             waited += asked.elapsed();
             if attempts == 1 {
                 self.metrics.queue_wait.observe(waited.as_secs_f64());
             }
-            let engine = held.upstream.engine.clone();
-            let account = self.accounts().begin(engine);
-            let mut attempt = Attempt { front: self, account: Some(account) };
-            let miss = match attempt.run(order, &held, waited).await {
-                Ok(begun) => {
-                    let account = attempt.account.take().expect("an attempt has its account until it is taken");
-                    let route = &order.routes[held.grant.source];
-                    let traveller = Traveller {
-                        thread: order.thread.clone(),
-                        owner: order.caller.owner.clone(),
-                        run: order.caller.run.as_ref().map(|run| (run.run, run.expires)),
-                        model: std::mem::take(&mut order.peek.model),
-                        price: route.price,
-                        prompt_estimate: order.peek.prompt_tokens,
-                        attempts,
-                        arrived: order.arrived,
-                        waited,
-                        first_byte: begun.first_byte,
-                    };
-                    let reservation = unspent.0.take();
-                    let passage = Passage::new(Arc::clone(self), held, reservation, account, traveller);
-                    return Ok(self.respond(order, begun, passage));
-                }
+            let failing = held.grant.target;
+            let traveller = order.traveller(routes[held.grant.source].price, attempts, waited);
+            let mut passage = Passage::new(Arc::clone(self), held, unspent.0.take(), traveller);
+            let miss = match self.attempt(order, &mut passage, waited).await {
+                Ok(begun) => return Ok(self.respond(order, begun, passage)),
                 Err(miss) => miss,
             };
-            drop(attempt);
-            let failing = held.grant.target;
+            if let Some(end) = miss.ended {
+                passage.unseen(end);
+                return Err(miss.trouble.failure);
+            }
             let rest = miss.wait.map(|wait| wait.min(LONGEST_REST));
-            held.went(Went { outcome: miss.outcome, rest, measured: None });
-            drop(held);
+            unspent.0 = passage.undo(Went { outcome: miss.outcome, rest, measured: None });
             if miss.outcome == Outcome::Gone {
                 // It reached nobody, so nothing is repeated: it waits for the engine's successor as if it had just come.
                 attempts -= 1;
@@ -263,9 +253,9 @@ impl Front {
     fn respond(&self, order: &Order, begun: Begun, mut passage: Passage) -> Response {
         let Begun { carrier, first, rest, dropped, .. } = begun;
         let body = match rest {
-            Some(rest) => Body::new(Relay::new(rest, carrier, first, passage, &self.timeouts)),
+            Some(rest) => Body::new(self.streams.relay(rest, carrier, first, passage, &self.timeouts)),
             None => {
-                passage.complete(carrier.usage());
+                passage.complete(&carrier);
                 Body::from(first)
             }
         };
@@ -290,7 +280,7 @@ impl Front {
     }
 }
 
-/// A reservation whose request was never answered: nothing of it is spent.
+/// A reservation whose request is nowhere at work: nothing of it is spent.
 struct Unspent(Option<Reservation>);
 
 impl Drop for Unspent {
@@ -301,62 +291,61 @@ impl Drop for Unspent {
     }
 }
 
-/// One sending of a request; dropped before it has an answer, its account is closed.
-struct Attempt<'a> {
-    front: &'a Front,
-    account: Option<crate::usage::OpenAccount>,
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        if let Some(account) = self.account.take() {
-            self.front.accounts().forget(&account);
-        }
-    }
-}
-
-impl Attempt<'_> {
-    async fn run(&self, order: &mut Order, held: &Held, waited: Duration) -> Result<Begun, Miss> {
-        let upstream = &held.upstream;
-        let (sending, carrier, dropped) = order.prepare(upstream, held.grant.source, self.front)?;
+impl Front {
+    /// One sending of a request, until something of its answer is there.
+    async fn attempt(&self, order: &mut Order, passage: &mut Passage, waited: Duration) -> Result<Begun, Miss> {
+        let (source, cached_tokens) = (passage.held().grant.source, passage.held().grant.cached_tokens);
+        let upstream = &Arc::clone(&passage.held().upstream);
+        let (sending, carrier, dropped) = order.prepare(upstream, source, self)?;
         let overhead = order.arrived.elapsed().saturating_sub(waited);
-        self.front.metrics.overhead.with_label_values(&["request"]).observe(overhead.as_secs_f64());
-        let sent = Instant::now();
-        let allowed = if order.peek.stream { upstream.first_byte } else { self.front.timeouts.whole_answer };
-        let until = order.deadline.map_or(sent + allowed, |deadline| deadline.min(sent + allowed));
+        self.metrics.overhead.with_label_values(&["request"]).observe(overhead.as_secs_f64());
+        let sent = passage.send();
+        let allowed = if order.peek.stream { upstream.first_byte } else { self.timeouts.whole_answer };
+        let (until, late) = match order.deadline {
+            Some(deadline) if deadline < sent + allowed => (deadline, Miss::given_up as fn() -> Miss),
+            _ => (sent + allowed, Miss::slow as fn() -> Miss),
+        };
         let response = match timeout_at(until, upstream.send(sending)).await {
-            Err(_) => return Err(Miss::slow()),
+            Err(_) => return Err(late()),
             Ok(Err(error)) => return Err(Miss::unsent(&error, upstream, &order.thread)),
             Ok(Ok(response)) => response,
         };
         if !response.status().is_success() {
-            return Err(self.refused(response, upstream, &order.thread).await);
+            return Err(refused(response, upstream, &order.thread).await);
+        }
+        if !is_readable(response.headers()) {
+            return Err(Miss::no_answer());
         }
         let body = response.into_body();
         let read =
             async { if order.peek.stream { first_of(body, carrier).await } else { whole_of(body, carrier).await } };
-        let (carrier, first, rest) = timeout_at(until, read).await.unwrap_or_else(|_| Err(Miss::slow()))?;
-        if let Some(account) = &self.account {
-            account.add(order.peek.prompt_tokens.saturating_sub(held.grant.cached_tokens).max(1));
-        }
-        Ok(Begun { carrier, first, rest, first_byte: sent.elapsed(), dropped })
+        let (carrier, first, rest) = timeout_at(until, read).await.unwrap_or_else(|_| Err(late()))?;
+        passage.begin(order.peek.prompt_tokens.saturating_sub(cached_tokens).max(1), &carrier);
+        Ok(Begun { carrier, first, rest, dropped })
     }
+}
 
-    async fn refused(&self, response: http::Response<Incoming>, upstream: &Upstream, thread: &Thread) -> Miss {
-        let (head, body) = response.into_parts();
-        let read = timeout(ERROR_TIME, Limited::new(body, ERROR_BYTES).collect()).await;
-        let body = read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        let pause = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let status = head.status.as_u16();
-        let error = read_error(status, pause, &body);
-        let miss = Miss::refused(&error);
-        if miss.outcome == Outcome::Misconfigured {
-            warn!(request.id = thread.request(), http.status = status, "{} does not accept our key", upstream.name);
-        } else {
-            debug!(request.id = thread.request(), http.status = status, "{} refused a request", upstream.name);
+async fn refused(response: http::Response<Incoming>, upstream: &Upstream, thread: &Thread) -> Miss {
+    let (head, body) = response.into_parts();
+    let read = timeout(ERROR_TIME, Limited::new(body, ERROR_BYTES).collect()).await;
+    let body = read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let pause = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let status = head.status.as_u16();
+    let error = read_error(status, pause, &body);
+    let name = &upstream.name;
+    match error {
+        UpstreamError::BadKey => {
+            warn!(request.id = thread.request(), http.status = status, "{name} does not accept our key");
         }
-        miss
+        UpstreamError::NoCredit => {
+            warn!(request.id = thread.request(), http.status = status, "our account at {name} has nothing left");
+        }
+        UpstreamError::NotAllowed => {
+            warn!(request.id = thread.request(), http.status = status, "{name} does not let us use a model");
+        }
+        _ => debug!(request.id = thread.request(), http.status = status, "{name} refused a request"),
     }
+    Miss::refused(&error)
 }
 
 impl Miss {
@@ -366,7 +355,13 @@ impl Miss {
             trouble: Trouble { failure: Failure::UpstreamSlow { sentence }, worth_retrying: false },
             outcome: Outcome::Failed,
             wait: None,
+            ended: Some(End::Failed),
         }
+    }
+
+    /// The caller's own deadline came first, which says nothing of the target.
+    fn given_up() -> Self {
+        Self { outcome: Outcome::Neutral, ended: Some(End::Cancelled), ..Self::slow() }
     }
 
     fn unsent(error: &SendError, upstream: &Upstream, thread: &Thread) -> Self {
@@ -387,23 +382,29 @@ impl Miss {
             _ => Outcome::Failed,
         };
         let trouble = Trouble { failure: Failure::UpstreamFailed { sentence }, worth_retrying };
-        Self { trouble, outcome, wait: None }
+        Self { trouble, outcome, wait: None, ended: None }
     }
 
-    fn refused(error: &fettle_protocols::UpstreamError) -> Self {
-        use fettle_protocols::UpstreamError as Said;
+    fn refused(error: &UpstreamError) -> Self {
+        use UpstreamError as Said;
         let (outcome, wait) = match error {
-            Said::BadRequest | Said::ContextTooLong | Said::UnknownModel => (Outcome::Neutral, None),
-            Said::BadKey | Said::NotAllowed | Said::NoCredit => (Outcome::Misconfigured, None),
+            // 403 is about one model, or about what the request says.
+            Said::BadRequest | Said::ContextTooLong | Said::UnknownModel | Said::NotAllowed => (Outcome::Neutral, None),
+            Said::BadKey | Said::NoCredit => (Outcome::Misconfigured, None),
             Said::RateLimited { retry_after } => (Outcome::Neutral, Some(retry_after.unwrap_or(UNSAID_PAUSE))),
             Said::Overloaded { retry_after } => (Outcome::Failed, *retry_after),
             Said::Slow | Said::Failed => (Outcome::Failed, None),
         };
-        Self { trouble: carrier::trouble(error), outcome, wait }
+        Self { trouble: carrier::trouble(error), outcome, wait, ended: None }
     }
 
     fn broken(trouble: Trouble) -> Self {
-        Self { trouble, outcome: Outcome::Failed, wait: None }
+        Self { trouble, outcome: Outcome::Failed, wait: None, ended: None }
+    }
+
+    fn no_answer() -> Self {
+        let sentence = "The model's server answered with something that is no answer.".to_owned();
+        Self::broken(Trouble { failure: Failure::UpstreamFailed { sentence }, worth_retrying: true })
     }
 
     fn broken_off() -> Self {
@@ -414,11 +415,26 @@ impl Miss {
 impl From<fettle_protocols::Refused> for Miss {
     fn from(refused: fettle_protocols::Refused) -> Self {
         let trouble = Trouble { failure: refused.into(), worth_retrying: false };
-        Self { trouble, outcome: Outcome::Neutral, wait: None }
+        Self { trouble, outcome: Outcome::Neutral, wait: None, ended: None }
     }
 }
 
 impl Order {
+    fn traveller(&self, price: Option<Price>, attempts: u32, waited: Duration) -> Traveller {
+        Traveller {
+            thread: self.thread.clone(),
+            owner: self.caller.owner.clone(),
+            run: self.caller.run.clone(),
+            model: self.peek.model.clone(),
+            price,
+            prompt_estimate: self.peek.prompt_tokens,
+            answers: self.peek.answers(),
+            attempts,
+            arrived: self.arrived,
+            waited,
+        }
+    }
+
     fn ask(&self) -> Ask {
         let peek = &self.peek;
         Ask {
@@ -545,6 +561,9 @@ async fn whole_of(mut body: Incoming, mut carrier: Carrier) -> Result<Read, Miss
         pieces.push(carrier.push(data));
     }
     pieces.push(carrier.finish());
+    if carrier.is_unread() {
+        return Err(Miss::no_answer());
+    }
     pieces.retain(|piece| !piece.is_empty());
     if let Standing::Failed(trouble) = carrier.standing() {
         return Err(Miss::broken(trouble));
@@ -558,6 +577,14 @@ async fn whole_of(mut body: Incoming, mut carrier: Carrier) -> Result<Read, Miss
         }
     };
     Ok((carrier, whole, None))
+}
+
+/// Whether an answer of 200 can be one: proxies and wrong addresses send pages, and nothing was asked for in a coding. What says
+/// nothing of itself is looked at.
+fn is_readable(headers: &HeaderMap) -> bool {
+    let plain = headers.get(CONTENT_ENCODING).is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let kind = headers.get(CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or_default().to_ascii_lowercase());
+    plain && kind.is_none_or(|kind| kind.contains("json") || kind.starts_with("text/event-stream"))
 }
 
 fn is_comment(event: &[u8]) -> bool {
@@ -595,6 +622,20 @@ pub(crate) fn status_class(status: StatusCode) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_and_coded_bytes_are_no_answers() {
+        let readable = |name: http::HeaderName, value: &'static str| {
+            is_readable(&HeaderMap::from_iter([(name, HeaderValue::from_static(value))]))
+        };
+        for kind in ["application/json", "application/x-ndjson", "text/event-stream; charset=utf-8", "Application/JSON"]
+        {
+            assert!(readable(CONTENT_TYPE, kind), "{kind}");
+        }
+        assert!(is_readable(&HeaderMap::new()) && readable(CONTENT_ENCODING, "identity"));
+        assert!(!readable(CONTENT_TYPE, "text/html") && !readable(CONTENT_TYPE, "image/png"));
+        assert!(!readable(CONTENT_ENCODING, "gzip"));
+    }
 
     #[test]
     fn comments_alone_are_no_answer() {

@@ -23,6 +23,7 @@ use crate::floor::Floor;
 use crate::front::Front;
 use crate::metrics::Metrics;
 use crate::names::Names;
+use crate::relay::Streams;
 use crate::settings::{Settings, SettingsError};
 use crate::upstream::Wiring;
 use crate::usage::{Accounts, Store, UsageReader, UsageRecord};
@@ -78,6 +79,7 @@ impl Gateway {
             budgets,
             names: Names::new(&settings),
             floor,
+            streams: Streams::default(),
             store,
             accounts: Mutex::new(Accounts::default()),
             metrics,
@@ -139,6 +141,7 @@ impl Gateway {
                 () = front.floor.changed.notified() => {}
                 _ = tick.tick() => {
                     front.floor.tick();
+                    front.streams.look(Instant::now());
                     front.metrics.usage_lost.set(i64::try_from(front.store.lost()).unwrap_or(i64::MAX));
                     if forgotten.elapsed() >= FORGET_EVERY {
                         forgotten = Instant::now();
@@ -187,7 +190,7 @@ fn recall(budgets: &Budgets, usage: &UsageReader, now: jiff::Timestamp) {
         };
         for record in page.records.iter().filter(|record| record.ended_at >= since) {
             if let Some(run) = record.run {
-                let tokens = record.prompt_tokens + record.output_tokens;
+                let tokens = record.prompt_tokens.saturating_add(record.output_tokens);
                 let expires = record.ended_at.saturating_add(LONGEST_RUN).unwrap_or(jiff::Timestamp::MAX);
                 budgets.add(run, Cost { tokens, micros: record.cost_micros }, record.gpu_micros, expires);
             }

@@ -154,6 +154,8 @@ pub struct Timeouts {
     /// An answer that is not streamed comes when all of it is there; SDKs wait for so long.
     pub whole_answer: Duration,
     pub between_chunks: Duration,
+    /// A caller that takes nothing more of its answer is gone, or keeps others from the model.
+    pub unread: Duration,
     pub total: Duration,
 }
 
@@ -166,6 +168,7 @@ impl Default for Timeouts {
             first_byte_remote: Duration::from_secs(120),
             whole_answer: Duration::from_secs(600),
             between_chunks: Duration::from_secs(120),
+            unread: Duration::from_secs(30),
             total: Duration::from_secs(60 * 60),
         }
     }

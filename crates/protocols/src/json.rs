@@ -2,6 +2,7 @@
 //! Values that are not looked into stay the bytes they came as.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -109,6 +110,22 @@ impl<'a, 'p> Fields<'a, 'p> {
         Ok(Some(self.entries.swap_remove(first).1))
     }
 
+    /// Errors: two names that a reader which does not mind case takes for one (those of Go, and so Ollama's), or one that such a
+    /// reader takes for one of `deciding` and we do not: it would see another request than we do.
+    pub(crate) fn refuse_lookalikes(&self, deciding: &[&str]) -> Result<(), Refused> {
+        let mut seen = HashSet::with_capacity(self.entries.len());
+        for (name, _) in &self.entries {
+            let folded = folded(name);
+            if deciding.contains(&folded.as_ref()) && folded != *name {
+                return Err(self.at.key(name).refuse("has the name of another field in another case"));
+            }
+            if !seen.insert(folded) {
+                return Err(self.at.key(name).refuse("stands twice"));
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn require(&mut self, key: &str) -> Result<&'a RawValue, Refused> {
         self.take(key)?.ok_or_else(|| self.at.key(key).missing())
     }
@@ -167,6 +184,14 @@ impl<'a, 'p> Fields<'a, 'p> {
     pub(crate) fn rest(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().filter(|(_, raw)| raw.get() != "null").map(|(name, _)| name.as_ref())
     }
+}
+
+/// A name without its case: as Unicode folds it, where the long s is an s and the Kelvin sign a k.
+fn folded(name: &str) -> Cow<'_, str> {
+    if name.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
 }
 
 pub(crate) fn string<'a>(raw: &'a RawValue, at: &At<'_>) -> Result<Cow<'a, str>, Refused> {

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::failure::{Failure, RETRY_AFTER_MAX, RETRY_AFTER_MIN};
 use crate::json;
+use crate::usage::lenient;
 
 /// How much of an error body is looked at; a page of HTML says nothing that the status does not.
 const LOOKED_AT_BYTES: usize = 64 * 1024;
@@ -94,16 +95,19 @@ fn classify(status: u16, retry_after: Option<Duration>, words: &Words) -> Upstre
     if words.is_about_context() && !matches!(status, 401 | 403 | 429) {
         return UpstreamError::ContextTooLong;
     }
-    if words.has(&["insufficient_quota", "billing_error", "credit balance is too low", "exceeded your current quota"]) {
+    let about_the_account = matches!(status, 401 | 402 | 429);
+    if words.is_kind(&["insufficient_quota", "billing_error"])
+        || (about_the_account && words.says(&["credit balance is too low", "exceeded your current quota"]))
+    {
         return UpstreamError::NoCredit;
     }
-    if words.has(&["api_key_invalid", "api key not valid", "invalid_api_key", "authentication_error"]) {
+    if words.is_kind(&["api_key_invalid", "invalid_api_key", "authentication_error"]) {
         return UpstreamError::BadKey;
     }
-    if words.has(&["overloaded_error", "server_is_overloaded", "slow_down"]) {
+    if words.is_kind(&["overloaded_error", "server_is_overloaded", "slow_down"]) {
         return UpstreamError::Overloaded { retry_after };
     }
-    if words.has(&["rate_limit_exceeded", "rate_limit_error", "resource_exhausted"]) {
+    if words.is_kind(&["rate_limit_exceeded", "rate_limit_error", "resource_exhausted"]) {
         return UpstreamError::RateLimited { retry_after };
     }
     match status {
@@ -126,9 +130,12 @@ fn seconds(header: &str) -> Option<Duration> {
     (0.0..=LONGEST).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
 }
 
-/// What an error says about its kind, in lower case.
+/// What an error says about its kind, in lower case. Its sentence often quotes the request, so a caller can put words into it:
+/// alone it never says anything about the key or the account.
 struct Words {
-    text: String,
+    /// Codes and types: the server's own words.
+    kinds: Vec<String>,
+    sentence: String,
     status: Option<u16>,
 }
 
@@ -154,6 +161,13 @@ struct Inner<'a> {
     details: Option<&'a RawValue>,
 }
 
+/// One of Google's details. The others describe fields of the request in its own words.
+#[derive(Deserialize)]
+struct Detail<'a> {
+    #[serde(borrow)]
+    reason: Option<&'a RawValue>,
+}
+
 impl Words {
     fn of(body: &[u8]) -> Self {
         let body = &body[..body.len().min(LOOKED_AT_BYTES)];
@@ -163,33 +177,45 @@ impl Words {
         let shown = outer.and_then(|outer| outer.error.or(outer.detail)).map_or(text.as_ref(), RawValue::get);
         match serde_json::from_str::<Inner<'_>>(shown) {
             Ok(inner) => {
-                let all = [inner.message, inner.code, inner.r#type, inner.status, inner.details];
-                let status = inner.code.and_then(|code| code.get().parse().ok());
-                let joined: Vec<&str> = all.iter().flatten().map(|raw| raw.get()).collect();
-                Self { text: joined.join(" ").to_lowercase(), status }
+                let details: Vec<Detail<'_>> = lenient(inner.details).unwrap_or_default();
+                let reasons = details.iter().filter_map(|detail| detail.reason);
+                let kinds = [inner.code, inner.r#type, inner.status].into_iter().flatten().chain(reasons);
+                let sentence = inner.message.map(RawValue::get).unwrap_or_default().to_lowercase();
+                Self {
+                    kinds: kinds.filter_map(|raw| Some(json::text_of(raw.get())?.to_lowercase())).collect(),
+                    sentence,
+                    status: inner.code.and_then(|code| code.get().parse().ok()),
+                }
             }
-            Err(_) => Self { text: json::text_of(shown).unwrap_or(shown.into()).to_lowercase(), status: None },
+            Err(_) => {
+                let sentence = json::text_of(shown).unwrap_or(shown.into()).to_lowercase();
+                Self { kinds: Vec::new(), sentence, status: None }
+            }
         }
     }
 
-    fn has(&self, needles: &[&str]) -> bool {
-        needles.iter().any(|needle| self.text.contains(needle))
+    fn is_kind(&self, kinds: &[&str]) -> bool {
+        self.kinds.iter().any(|kind| kinds.contains(&kind.as_str()))
     }
 
-    /// The sentences of OpenAI and vLLM, Anthropic, llama.cpp, SGLang, Ollama, and Google.
+    fn says(&self, parts: &[&str]) -> bool {
+        parts.iter().any(|part| self.sentence.contains(part))
+    }
+
+    /// The sentences of OpenAI and vLLM, Anthropic, llama.cpp, SGLang, Ollama, and Google. A caller that is quoted in one is told
+    /// so and nobody else: it says nothing of the server.
     fn is_about_context(&self) -> bool {
-        self.has(&[
-            "context_length_exceeded",
-            "maximum context length",
-            "prompt is too long",
-            "exceed context limit",
-            "exceed_context_size_error",
-            "exceeds the available context size",
-            "longer than the model's context length",
-            "exceeds the context length",
-            "exceeds the maximum number of tokens",
-            "input length exceeds",
-            "max_model_len",
-        ])
+        self.is_kind(&["context_length_exceeded", "exceed_context_size_error"])
+            || self.says(&[
+                "maximum context length",
+                "prompt is too long",
+                "exceed context limit",
+                "exceeds the available context size",
+                "longer than the model's context length",
+                "exceeds the context length",
+                "exceeds the maximum number of tokens",
+                "input length exceeds",
+                "max_model_len",
+            ])
     }
 }

@@ -18,6 +18,8 @@ use crate::usage::{AnthropicUsage, OpenAiUsage, ResponsesUsage, lenient};
 
 /// A whole answer that is held back so that it can be read; a longer one passes unread.
 const WHOLE_MAX: usize = 64 * 1024 * 1024;
+/// What stands around the text in one of Anthropic's deltas.
+const ANTHROPIC_DELTA_BYTES: usize = 80;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchOptions {
@@ -35,6 +37,8 @@ pub struct Seen {
     pub finish: Option<Finish>,
     /// A piece of the answer proper (text, thought, tool call, vector) has been in it.
     pub content: bool,
+    /// Of what the model wrote, as it stands in JSON: a lower bound of its tokens where nobody says their number.
+    pub answer_bytes: u64,
     /// The answer came to its end as its protocol says so. A stream that stops without was cut off.
     pub ended: bool,
     /// An error in place of, or in the middle of, the answer. Neither it nor what comes after it is passed on.
@@ -142,6 +146,11 @@ impl Watch {
     }
 
     fn pass_whole(&mut self, whole: Bytes) -> Bytes {
+        // What is skipped over is not looked at, and could be anything.
+        if str::from_utf8(&whole).is_err() {
+            self.seen.unread = true;
+            return whole;
+        }
         let Some(look) = self.look(&whole) else { return Bytes::new() };
         self.seen.ended = !self.seen.unread;
         let changes = self.renamed(&whole, &look);
@@ -179,6 +188,13 @@ impl Watch {
         }
     }
 
+    fn wrote<'a>(&mut self, parts: impl IntoIterator<Item = Option<&'a RawValue>>) {
+        for part in parts.into_iter().flatten().filter(|part| full(Some(part))) {
+            self.seen.content = true;
+            self.seen.answer_bytes += part.get().len() as u64;
+        }
+    }
+
     fn look_at_chat<'a>(&mut self, data: &'a [u8]) -> serde_json::Result<Look<'a>> {
         let said: Chat<'a> = serde_json::from_slice(data)?;
         if let Some(error) = said.error {
@@ -189,7 +205,7 @@ impl Watch {
         let choices = said.choices.unwrap_or_default();
         for choice in &choices {
             let said = [&choice.delta, &choice.message].into_iter().flatten();
-            self.seen.content |= full(choice.text) || said.into_iter().any(Delta::is_content);
+            self.wrote([choice.text].into_iter().chain(said.flat_map(Delta::parts)));
             if let Some(reason) = &choice.finish_reason {
                 self.seen.finish = Some(finish::of_chat(reason));
             }
@@ -201,11 +217,14 @@ impl Watch {
     fn look_at_responses<'a>(&mut self, data: &'a [u8]) -> serde_json::Result<Look<'a>> {
         if !self.options.streamed {
             let answer: Response<'a> = serde_json::from_slice(data)?;
-            self.seen.content |= full(answer.output);
+            self.wrote([answer.output]);
             return Ok(self.learn_response(answer, data));
         }
         let said: ResponsesEvent<'a> = serde_json::from_slice(data)?;
-        self.seen.content |= said.r#type.ends_with(".delta");
+        if said.r#type.ends_with(".delta") {
+            self.seen.content = true;
+            self.wrote([said.delta]);
+        }
         self.seen.ended |= matches!(said.r#type.as_ref(), "response.completed" | "response.incomplete");
         if said.r#type == "error" {
             self.seen.error = Some(read_error_event(&String::from_utf8_lossy(data)));
@@ -230,16 +249,20 @@ impl Watch {
     fn look_at_anthropic<'a>(&mut self, data: &'a [u8]) -> serde_json::Result<Look<'a>> {
         // Most events are these, and nothing of them is needed but that they came.
         if self.seen.content && memmem::find(data, b"\"content_block_delta\"").is_some() {
+            self.seen.answer_bytes += data.len().saturating_sub(ANTHROPIC_DELTA_BYTES) as u64;
             return Ok(Look::default());
         }
         let said: Anthropic<'a> = serde_json::from_slice(data)?;
         match said.r#type.as_deref() {
             Some("error") => self.fail(said.error.unwrap_or(RawValue::TRUE), data),
             Some("message_stop") => self.seen.ended = true,
-            Some("content_block_delta") => self.seen.content = true,
+            Some("content_block_delta") => {
+                self.seen.content = true;
+                self.seen.answer_bytes += data.len().saturating_sub(ANTHROPIC_DELTA_BYTES) as u64;
+            }
             _ => {}
         }
-        self.seen.content |= full(said.content);
+        self.wrote([said.content]);
         let message = said.message.unwrap_or_default();
         for usage in [message.usage, said.usage] {
             if let Some(usage) = lenient::<AnthropicUsage>(usage) {
@@ -261,7 +284,7 @@ impl Watch {
         }
         let message = said.message.unwrap_or_default();
         let parts = [said.response, said.thinking, message.content, message.thinking, message.tool_calls];
-        self.seen.content |= parts.into_iter().any(full);
+        self.wrote(parts);
         if said.done == Some(true) {
             self.seen.ended = true;
             self.seen.finish = Some(finish::of_ollama(said.done_reason.as_deref()));
@@ -325,9 +348,9 @@ struct Delta<'a> {
     tool_calls: Option<&'a RawValue>,
 }
 
-impl Delta<'_> {
-    fn is_content(&self) -> bool {
-        [self.content, self.reasoning_content, self.reasoning, self.refusal, self.tool_calls].into_iter().any(full)
+impl<'a> Delta<'a> {
+    fn parts(&self) -> [Option<&'a RawValue>; 5] {
+        [self.content, self.reasoning_content, self.reasoning, self.refusal, self.tool_calls]
     }
 }
 
@@ -337,6 +360,8 @@ struct ResponsesEvent<'a> {
     r#type: Cow<'a, str>,
     #[serde(borrow)]
     response: Option<Response<'a>>,
+    #[serde(borrow)]
+    delta: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]

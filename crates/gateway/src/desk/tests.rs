@@ -223,6 +223,21 @@ fn an_engine_that_failed_is_waited_for_and_asked_again_after_its_pause() {
 }
 
 #[test]
+fn an_engine_that_answers_again_is_open_to_all_while_that_answer_still_runs() {
+    let now = Instant::now();
+    let mut desk = desk(&[(local("m"), facts(&[target(1, 8)]))], now);
+    for _ in 0..5 {
+        let grant = granted(desk.arrive(ask("m", "ada", 1), now));
+        desk.release(&local("m"), &grant, went(Outcome::Failed), now);
+    }
+    let later = now + SECOND * 10;
+    let probe = granted(desk.arrive(ask("m", "ada", 1), later));
+    waiting(desk.arrive(ask("m", "ada", 2), later));
+    assert_eq!(desk.answers(probe.target, later).len(), 1);
+    granted(desk.arrive(ask("m", "ada", 3), later));
+}
+
+#[test]
 fn a_target_that_asked_for_a_pause_is_left_alone() {
     let now = Instant::now();
     let mut desk = desk(&[(local("m"), facts(&[target(1, 8)]))], now);

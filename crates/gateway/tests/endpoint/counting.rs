@@ -9,7 +9,7 @@ use fettle_placement::id::{EngineId, Epoch};
 use http::StatusCode;
 use serde_json::json;
 
-use crate::upstream::{Upstream, delta, piece};
+use crate::upstream::{Act, Upstream, delta, piece};
 use crate::world::{KEY, World, chat_body, served};
 
 fn meter(seconds: u64, millijoules: u64) -> Arc<Vec<EngineMeter>> {
@@ -87,4 +87,61 @@ async fn a_providers_prices_make_the_cost() {
     assert_eq!(answer.status, StatusCode::OK);
     let record = world.usage(1).await.remove(0);
     assert_eq!((record.cost_micros, &*record.target), (8 + 2 + 30, "cloud"));
+}
+
+#[tokio::test]
+async fn what_an_answer_begins_with_saying_is_not_what_it_took() {
+    let claude = Upstream::start().await;
+    let world = World::with(served(Vec::new()), |settings| {
+        let mut provider = Provider::new("claude", ProviderKind::Anthropic);
+        provider.base_url = Some(claude.url());
+        provider.models = vec![ProviderModel { name: "big".to_owned(), context_tokens: None, price: None }];
+        settings.providers = vec![provider];
+    })
+    .await;
+    let event = |data: serde_json::Value| piece(format!("event: {}\ndata: {data}\n\n", data["type"].as_str().unwrap()));
+    let pieces = claude.stream();
+    let usage = json!({ "input_tokens": 12, "output_tokens": 1 });
+    let message =
+        json!({ "id": "m", "type": "message", "role": "assistant", "model": "big", "content": [], "usage": usage });
+    pieces.send(event(json!({ "type": "message_start", "message": message }))).await.unwrap();
+    let body = json!({ "model": "claude/big", "max_tokens": 9_000, "stream": true, "messages": [] });
+    let mut answer = world.send(world.request("/v1/messages", KEY, &body)).await;
+    let text = "word ".repeat(800);
+    for _ in 0..10 {
+        let delta = json!({ "type": "text_delta", "text": text });
+        pieces.send(event(json!({ "type": "content_block_delta", "index": 0, "delta": delta }))).await.unwrap();
+    }
+    let mut read = 0;
+    while read < 40_000 {
+        read += answer.next().await.unwrap().len();
+    }
+    drop(answer);
+    while pieces.send(event(json!({ "type": "ping" }))).await.is_ok() {}
+    let record = world.usage(1).await.remove(0);
+    assert_eq!((record.end, record.prompt_tokens, record.estimated), (End::Cancelled, 12, true));
+    assert!((9_900..10_200).contains(&record.output_tokens), "{record:?}");
+}
+
+#[tokio::test]
+async fn an_answer_without_a_count_is_as_long_as_its_text_and_one_beyond_reason_is_cut_down() {
+    let upstream = Upstream::start().await;
+    let world = World::start(served(vec![upstream.engine("e1", 4)])).await;
+    let answer = |content: &str, usage: serde_json::Value| {
+        let message = json!({ "role": "assistant", "content": content });
+        let choices = json!([{ "index": 0, "message": message, "finish_reason": "stop" }]);
+        Act::Status(200, Vec::new(), json!({ "model": "wire-name", "choices": choices, "usage": usage }).to_string())
+    };
+    upstream.act(answer(&"word ".repeat(20_000), serde_json::Value::Null));
+    let most = u64::MAX;
+    let cached = json!({ "cached_tokens": most });
+    upstream
+        .act(answer("x", json!({ "prompt_tokens": most, "completion_tokens": most, "prompt_tokens_details": cached })));
+    for _ in 0..2 {
+        assert_eq!(world.send(world.chat(false)).await.status, StatusCode::OK);
+    }
+    let records = world.usage(2).await;
+    assert!((24_000..26_000).contains(&records[0].output_tokens) && records[0].estimated, "{records:?}");
+    assert!(records[1].prompt_tokens < 1 << 32 && records[1].output_tokens < 1 << 32, "{records:?}");
+    assert!(records[1].cached_tokens <= records[1].prompt_tokens);
 }

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use fettle_app::ports::serving::Endpoint;
+use fettle_gateway::{End, Provider, ProviderKind, ProviderModel};
 use http::StatusCode;
+use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::upstream::{Act, Piece, Upstream, delta, engine, piece};
-use crate::world::{World, served};
+use crate::upstream::{self, Act, Piece, Upstream, delta, engine, piece};
+use crate::world::{KEY, World, chat_body, served};
+
+const CHAT: &str = "/v1/chat/completions";
 
 #[tokio::test]
 async fn a_failed_request_is_tried_elsewhere_and_the_caller_sees_only_the_answer() {
@@ -123,4 +127,84 @@ async fn a_short_pause_that_an_engine_asks_for_is_kept() {
     let begun = tokio::time::Instant::now();
     assert_eq!(world.send(world.chat(false)).await.status, StatusCode::OK);
     assert!(begun.elapsed() >= Duration::from_secs(1) && upstream.times() == 2);
+}
+
+#[tokio::test]
+async fn deadlines_of_one_caller_do_not_shut_a_model_for_the_others() {
+    let upstream = Upstream::start().await;
+    let world = World::start(served(vec![upstream.engine("e1", 4)])).await;
+    let mut silent = Vec::new();
+    for deadline in ["60", "0", "60", "0", "60", "60", "60"] {
+        silent.push(upstream.stream());
+        let mut request = world.chat(true);
+        request.headers_mut().insert("x-fettle-deadline-ms", deadline.parse().unwrap());
+        assert!(world.send(request).await.status.is_server_error());
+    }
+    silent.clear();
+    let begun = tokio::time::Instant::now();
+    while world.send(world.chat(true)).await.text().await.is_empty() {}
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let cancelled = world.usage(5).await.iter().filter(|record| record.end == End::Cancelled).count();
+    assert!(cancelled >= 5, "{cancelled}");
+}
+
+#[tokio::test]
+async fn a_model_that_is_forbidden_shuts_no_provider() {
+    let cloud = Upstream::start().await;
+    let world = World::with(served(Vec::new()), |settings| settings.providers = vec![provider(&cloud, "a")]).await;
+    let mut body = chat_body(false);
+    body["model"] = json!("cloud/a");
+    cloud.fail(403);
+    let refused = world.send(world.request(CHAT, KEY, &body)).await;
+    assert_eq!(refused.status, StatusCode::BAD_GATEWAY);
+    assert_eq!(world.send(world.request(CHAT, KEY, &body)).await.status, StatusCode::OK);
+    cloud.fail(401);
+    world.send(world.request(CHAT, KEY, &body)).await;
+    assert_eq!(world.send(world.request(CHAT, KEY, &body)).await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+fn provider(upstream: &Upstream, model: &str) -> Provider {
+    let mut provider = Provider::new("cloud", ProviderKind::OpenAiCompatible);
+    provider.base_url = Some(upstream.url());
+    provider.models = vec![ProviderModel { name: model.to_owned(), context_tokens: None, price: None }];
+    provider
+}
+
+#[tokio::test]
+async fn a_caller_that_reads_nothing_loses_its_place() {
+    let upstream = Upstream::start().await;
+    let mut world = World::with(served(vec![upstream.engine("e1", 4)]), |settings| {
+        settings.timeouts.unread = Duration::from_millis(300);
+    })
+    .await;
+    let pieces = upstream.stream();
+    let large = delta(&"x".repeat(1 << 20));
+    pieces.send(piece(large.clone())).await.unwrap();
+    let unread = world.send(world.chat(true)).await;
+    // More than all buffers on the way hold.
+    let writing = async { while pieces.send(piece(large.clone())).await.is_ok() {} };
+    tokio::join!(writing, upstream.left(1));
+    world.inflight(0).await;
+    assert_eq!(world.usage(1).await[0].end, End::Cancelled);
+    let rest = unread.text().await;
+    assert!(rest.ends_with("}\n\n") && rest.contains("was not read"), "it ends with an error");
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_not_passed_on_as_one() {
+    let upstream = Upstream::start().await;
+    let world = World::start(served(vec![upstream.engine("e1", 4)])).await;
+    let page = || "<html>Welcome</html>".to_owned();
+    let cases = [
+        (vec![("content-type", "text/html")], page()),
+        (vec![("content-encoding", "gzip")], upstream::whole()),
+        (vec![], page()),
+    ];
+    for (headers, body) in cases {
+        (0..3).for_each(|_| upstream.act(Act::Status(200, headers.clone(), body.clone())));
+        let answer = world.send(world.chat(false)).await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{headers:?}");
+        assert!(!answer.text().await.contains("Welcome"));
+        assert_eq!(world.send(world.chat(false)).await.status, StatusCode::OK);
+    }
 }

@@ -196,7 +196,11 @@ fn upstreams_errors_are_understood() {
             ContextTooLong,
         ),
         (400, r#"{"error":{"message":"bad","type":"invalid_request_error"}}"#, BadRequest),
-        (400, r#"{"error":{"code":400,"message":"API key not valid.","status":"INVALID_ARGUMENT"}}"#, BadKey),
+        (
+            400,
+            r#"{"error":{"code":400,"message":"API key not valid.","status":"INVALID_ARGUMENT","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"API_KEY_INVALID"}]}}"#,
+            BadKey,
+        ),
         (401, "", BadKey),
         (402, "{}", NoCredit),
         (404, r#"{"error":"model 'x' not found"}"#, UnknownModel),
@@ -217,6 +221,28 @@ fn upstreams_errors_are_understood() {
     assert_eq!(read_error(429, Some("Wed, 21 Oct 2026 07:28:00 GMT"), b""), RateLimited { retry_after: None });
     assert_eq!(read_error(429, Some("-1"), b""), RateLimited { retry_after: None });
     assert_eq!(read_error(429, Some("NaN"), b""), RateLimited { retry_after: None });
+}
+
+/// Servers quote what they refuse.
+#[test]
+fn a_callers_words_in_an_upstreams_sentence_say_nothing_of_the_upstream() {
+    for words in
+        ["invalid_api_key", "authentication_error", "insufficient_quota", "slow_down", "credit balance is too low"]
+    {
+        let quoted = format!("Unknown value: '{words}'.");
+        let bodies = [
+            json!({ "error": { "message": quoted, "type": "invalid_request_error", "param": "tool_choice", "code": null } }),
+            json!({ "error": { "code": 400, "message": quoted, "status": "INVALID_ARGUMENT",
+                               "details": [{ "fieldViolations": [{ "description": quoted }] }] } }),
+            json!({ "detail": [{ "type": "value_error", "msg": quoted, "input": words }] }),
+            json!({ "error": quoted }),
+        ];
+        for body in bodies {
+            assert_eq!(read_error(400, None, body.to_string().as_bytes()), UpstreamError::BadRequest, "{body}");
+        }
+    }
+    let body = br#"{"error":{"message":"Your credit balance is too low","type":"invalid_request_error"}}"#;
+    assert_eq!(read_error(402, None, body), UpstreamError::NoCredit);
 }
 
 #[test]

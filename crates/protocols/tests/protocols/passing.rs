@@ -260,3 +260,76 @@ fn what_decides_is_refused_when_it_is_said_twice_or_wrongly() {
     }
     assert!(Peek::of(Protocol::OpenAiChat, b"{\"model\":\"\xff\"}").is_err());
 }
+
+#[test]
+fn a_text_is_counted_whatever_its_script_and_wherever_it_has_no_blank() {
+    let tokens = |protocol, body: &str| Peek::of(protocol, body.as_bytes()).unwrap().prompt_tokens;
+    let chat = |content: &str| {
+        tokens(
+            Protocol::OpenAiChat,
+            &format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{content}"}}]}}"#),
+        )
+    };
+    assert!(chat(&"\u{6f22}".repeat(260_000)) >= 260_000);
+    assert!(chat(&"A".repeat(400_000)) >= 100_000, "a message is no file");
+    let quoted = format!(r#"\"url\":\"{}"#, "A".repeat(400_000));
+    assert!(chat(&quoted) >= 100_000, "nor what is quoted in one");
+    let picture = "iVBORw0K/+".repeat(10_000);
+    let ollama =
+        format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x","images":["{picture}","{picture}"]}}]}}"#);
+    assert!((3_200..3_300).contains(&tokens(Protocol::OllamaChat, &ollama)));
+    let source = format!(r#"{{"type":"base64","media_type":"image/png","data":"{picture}"}}"#);
+    let anthropic = format!(
+        r#"{{"model":"m","max_tokens":1,"messages":[{{"role":"user","content":[{{"type":"image","source":{source}}}]}}]}}"#
+    );
+    assert!((1_600..1_700).contains(&tokens(Protocol::AnthropicMessages, &anthropic)));
+    let foreign = anthropic.replace("iVBORw0K/+", "\u{6f22}");
+    assert!(tokens(Protocol::AnthropicMessages, &foreign) >= 10_000, "no file is written so");
+}
+
+#[test]
+fn the_largest_of_all_limits_and_counts_is_what_an_answer_may_take() {
+    let peek = |protocol, rest: &str| Peek::of(protocol, format!(r#"{{"model":"m",{rest}}}"#).as_bytes()).unwrap();
+    let chat = |rest| peek(Protocol::OpenAiChat, rest);
+    let all = chat(r#""max_completion_tokens":1,"max_tokens":9,"n_predict":70,"n":2,"n_cmpl":5"#);
+    assert_eq!((all.max_tokens, all.limits_differ, all.answers()), (Some(70), true, 5));
+    let alike = chat(r#""max_completion_tokens":9,"max_tokens":9,"n_predict":null"#);
+    assert_eq!((alike.max_tokens, alike.limits_differ), (Some(9), false));
+    assert_eq!(chat(r#""max_tokens":9,"n_predict":-1"#).max_tokens, None);
+    let ollama = peek(Protocol::OllamaChat, r#""max_tokens":1,"options":{"num_predict":80}"#);
+    assert_eq!((ollama.max_tokens, ollama.limits_differ), (Some(80), true));
+    let best = peek(Protocol::OpenAiCompletions, r#""prompt":["a","b"],"n":1,"best_of":4"#);
+    assert_eq!(best.answers(), 8);
+}
+
+/// Servers in Go read names in any case, and of two the last one counts.
+#[test]
+fn names_that_another_reader_takes_for_ours_are_refused() {
+    let cases = [
+        (r#"{"model":"m","Model":"huge"}"#, "Model"),
+        (r#"{"model":"m","max_tokens":1,"MAX_TOKENS":9}"#, "MAX_TOKENS"),
+        (r#"{"model":"m","MAX_TOKENS":9}"#, "MAX_TOKENS"),
+        (r#"{"model":"m","max_to\u212aens":9}"#, "max_to\u{212a}ens"),
+        (r#"{"model":"m","me\u017f\u017fages":[]}"#, "me\u{17f}\u{17f}ages"),
+        (r#"{"model":"m","seed":1,"Seed":2}"#, "Seed"),
+        (r#"{"model":"m","options":{"num_predict":1,"Num_Predict":9}}"#, "options.Num_Predict"),
+        (r#"{"model":"m","stream_options":{"Include_usage":false}}"#, "stream_options.Include_usage"),
+    ];
+    for (body, field) in cases {
+        let refused = Peek::of(Protocol::OpenAiChat, body.as_bytes()).unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some(field), "{body}: {refused}");
+    }
+    assert!(Peek::of(Protocol::OpenAiChat, br#"{"model":"m","myField":1,"X":2}"#).is_ok());
+}
+
+#[test]
+fn a_models_name_is_short_and_shows_what_it_is() {
+    let named =
+        |name: &str| Peek::of(Protocol::OpenAiChat, serde_json::json!({ "model": name }).to_string().as_bytes());
+    for good in ["hf.co/unsloth/Qwen3-30B-A3B-GGUF:Q4_K_M", "claude 4.5 (big)", "\u{6a21}\u{578b}", &"x".repeat(256)] {
+        assert!(named(good).is_ok(), "{good}");
+    }
+    for bad in ["a\u{1b}[31m", "a\nb", "a\u{202e}b", "a\u{200b}b", "", &"x".repeat(257)] {
+        assert_eq!(named(bad).unwrap_err().field.as_deref(), Some("model"), "{bad:?}");
+    }
+}
