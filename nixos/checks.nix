@@ -118,7 +118,8 @@ in
     cp --recursive --dereference ${unitFolder} units
     cd units
     SYSTEMD_UNIT_PATH="$PWD:" systemd-analyze verify --man=no --recursive-errors=no \
-      fettle-dashboard.service fettle-worker@01.service fettle-backup.service
+      fettle-dashboard.service fettle-worker@01.service fettle-backup.service fettle-inference.service \
+      fettle-engine@m.service
     touch "$out"
   '';
 

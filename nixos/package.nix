@@ -95,7 +95,7 @@ let
       "fettle-worker"
     ];
     postInstall = ''
-      for part in units sysusers tmpfiles apparmor; do
+      for part in units sysusers tmpfiles apparmor polkit; do
         install -D -m 0644 -t "$out/share/fettle/$part" systemd/"$part"/*
       done
     '';

@@ -489,14 +489,15 @@ impl Session<'_> {
 
     fn smoke(&mut self, url: Option<&str>, token_file: Option<&Utf8Path>, only: Option<&str>) -> Ends<Exit> {
         // Without root the receipt cannot be read; then the usual one worker is taken for granted.
-        let (workers, inference) = match self.receipt() {
-            Ok(Some(receipt)) => (receipt.workers(), receipt.has_inference()),
-            Ok(None) => (Vec::new(), false),
-            Err(_) => {
-                let asked = self.host.ask(Utf8Path::new("systemctl"), &["is-active", layout::INFERENCE]);
-                (vec![1], asked.is_ok_and(|said| said.ok))
-            }
+        let workers = match self.receipt() {
+            Ok(Some(receipt)) => receipt.workers(),
+            Ok(None) => Vec::new(),
+            Err(_) => vec![1],
         };
+        // One that is down has to be missed, and one that NixOS brought is in no receipt.
+        let runs =
+            self.host.ask(Utf8Path::new("systemctl"), &["is-active", layout::INFERENCE]).is_ok_and(|said| said.ok);
+        let inference = runs || matches!(self.receipt(), Ok(Some(receipt)) if receipt.has_inference());
         let smoke = Smoke::of_host(url, token_file, workers, inference).map_err(ended(Exit::Usage))?;
         let reporter = &mut *self.reporter;
         let told = |tried: &Tried| {

@@ -144,8 +144,7 @@ impl Planning<'_> {
         let inside =
             self.release.shared.iter().filter(|(path, _)| path.parent().is_some_and(|parent| parent == folder));
         let named = inside.filter_map(|(path, text)| Some((path.file_name()?.to_owned(), text.clone())));
-        let of_inference = |name: &str| layout::INFERENCE_FILES.iter().any(|start| name.starts_with(start));
-        named.filter(|(name, _)| self.answers.inference || !of_inference(name)).collect()
+        named.filter(|(name, _)| self.answers.inference || !is_of_inference(name)).collect()
     }
 
     fn programs(&mut self) {
@@ -168,7 +167,10 @@ impl Planning<'_> {
 
     fn users(&mut self) {
         self.dir("/etc/sysusers.d", 0o755, Keeping::System);
-        for (name, text) in self.shared("sysusers") {
+        let mut files = self.shared("sysusers");
+        // After the group that its user joins: systemd would make that as well, and then nobody would take it back.
+        files.sort_by_key(|(name, _)| is_of_inference(name));
+        for (name, text) in files {
             let file = Utf8Path::new("/etc/sysusers.d").join(name);
             let users: Vec<String> = text.lines().filter_map(user_of).collect();
             self.file(file.clone(), text, "systemd makes the users of the services from it");
@@ -405,6 +407,10 @@ pub(crate) fn secrets(answers: &Answers, folder: &Utf8Path) -> Vec<Action> {
 /// Nothing in it means something else in a unit: no blank, no `%`, no `:`, no end of the line.
 fn is_plain(path: &Utf8Path) -> bool {
     path.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-@+".contains(&byte))
+}
+
+fn is_of_inference(file: &str) -> bool {
+    layout::INFERENCE_FILES.iter().any(|start| file.starts_with(start))
 }
 
 fn user_of(line: &str) -> Option<String> {

@@ -2,8 +2,12 @@
 {
   lib,
   cfg,
-  # Who needs which secret: { dashboard, worker } of lists of { key, file }.
+  # Who needs which secret: { dashboard, worker, inference } of lists of { key, file }.
   named,
+  # Workers of this host have a gateway to ask.
+  asksGateway,
+  # NVIDIA's driver is configured.
+  hasNvidia,
 }:
 let
   inherit (lib)
@@ -21,10 +25,32 @@ let
   inStore = path: builtins.isPath path || hasPrefix builtins.storeDir path || hasPrefix "/nix/store" path;
 
   every = unique (
-    optionals cfg.dashboard.enable named.dashboard ++ optionals cfg.worker.enable named.worker
+    optionals cfg.dashboard.enable named.dashboard
+    ++ optionals cfg.worker.enable named.worker
+    ++ optionals cfg.inference.enable named.inference
   );
   isFrom = list: secret: any (other: other.key == secret.key) list;
   ofDashboardAlone = filter (secret: !isFrom named.worker secret) named.dashboard;
+
+  models = settings.gateway.models or [ ];
+  isLocal = model: model ? path || (model.recipes or [ ]) != [ ];
+  # Without recipes it is put on a GPU.
+  wantsGpu =
+    model:
+    isLocal model
+    && (
+      (model.recipes or [ ]) == [ ]
+      || any (recipe: (recipe.device or "gpu") == "gpu") model.recipes
+    );
+  # Workers speak to servers of this kind alone.
+  isDirect =
+    model:
+    !isLocal model
+    && builtins.elem (model.kind or "openai-compatible") [
+      "openai"
+      "openai-compatible"
+    ];
+  namesOf = wanted: concatStringsSep ", " (map (model: model.name) (filter wanted models));
 
   refuse = condition: message: {
     assertion = !condition;
@@ -55,10 +81,22 @@ let
     ];
 in
 [
-  (refuse (!cfg.dashboard.enable && !cfg.worker.enable) ''
-    services.fettle is enabled with neither dashboard nor workers: set services.fettle.dashboard.enable or
-    services.fettle.worker.enable, or leave services.fettle.enable off.
+  (refuse (!cfg.dashboard.enable && !cfg.worker.enable && !cfg.inference.enable) ''
+    services.fettle is enabled with neither dashboard nor workers nor inference: set services.fettle.dashboard.enable,
+    services.fettle.worker.enable or services.fettle.inference.enable, or leave services.fettle.enable off.
   '')
+  (refuse (cfg.worker.enable && !asksGateway && any (model: !isDirect model) models) ''
+    Workers reach these models through a gateway alone: ${namesOf (model: !isDirect model)}. Set
+    services.fettle.inference.enable, or services.fettle.settings.gateway.url to another host's.
+  '')
+  (refuse
+    (cfg.inference.enable && !hasNvidia && (settings.gpu.mode or "auto") != "off" && any wantsGpu models)
+    ''
+      These models want a GPU, and no NVIDIA driver is configured: ${namesOf wantsGpu}. Set
+      services.xserver.videoDrivers = [ "nvidia" ] or hardware.nvidia.datacenter.enable, or give the models recipes with
+      device = "cpu"; with services.fettle.settings.gpu.mode = "off" the driver is not asked for.
+    ''
+  )
   (refuse (cfg.worker.instances > 99) ''
     services.fettle.worker.instances is ${toString cfg.worker.instances}, and worker NN listens on port 92NN: set it to 99 at
     most, and put further workers on another host.

@@ -45,6 +45,10 @@ let
         key = "forge.${name}";
         file = cfg.settings.forge.${name} or null;
       };
+      gateway = name: {
+        key = "gateway.${name}";
+        file = cfg.settings.gateway.${name} or null;
+      };
       transport = name: {
         key = "transport.${name}";
         file = cfg.settings.transport.${name} or null;
@@ -77,6 +81,15 @@ let
           (own "auth" "scale_key_file")
           (own "auth" "admin_key_file")
           (own "store" "password_file")
+          (gateway "keys_file")
+        ]
+        ++ models
+      );
+      # Workers show it the key that they show to the dashboard.
+      inference = list (
+        [
+          workerKey
+          (gateway "keys_file")
         ]
         ++ models
       );
@@ -86,9 +99,12 @@ let
           (forge "read_token_file")
           (transport "worker_password_file")
         ]
-        ++ models
+        # Who asks a gateway for all models needs no key of theirs.
+        ++ optionals (!asksGateway) models
       );
     };
+  namesGateway = (cfg.settings.gateway.url or null) != null;
+  asksGateway = cfg.inference.enable || namesGateway;
   credentials =
     wanted:
     let
@@ -97,7 +113,7 @@ let
     in
     lib.mapAttrsToList (name: path: "${name}:${toString path}") given;
   unused = lib.subtractLists (map (secret: baseNameOf secret.file) (
-    named.dashboard ++ named.worker
+    named.dashboard ++ named.worker ++ named.inference
   )) (builtins.attrNames cfg.secrets);
 
   words = text: lib.splitString " " text;
@@ -112,10 +128,12 @@ let
       description = unit.Description;
       after = words' (unit.After or "");
       partOf = words' (unit.PartOf or "");
+      wants = words' (unit.Wants or "");
       unitConfig = removeAttrs unit [
         "After"
         "Description"
         "PartOf"
+        "Wants"
       ];
     };
   words' = text: optionals (text != "") (words text);
@@ -157,7 +175,17 @@ in
 
   config = mkIf cfg.enable (mkMerge [
     {
-      assertions = import ./assertions.nix { inherit lib cfg named; };
+      assertions = import ./assertions.nix {
+        inherit
+          lib
+          cfg
+          named
+          asksGateway
+          ;
+        hasNvidia =
+          builtins.elem "nvidia" config.services.xserver.videoDrivers
+          || config.hardware.nvidia.datacenter.enable;
+      };
       warnings =
         map (
           name: ''services.fettle.secrets."${name}" is handed to nobody: no `*_file` of the settings has this name.''
@@ -232,10 +260,51 @@ in
           ];
           serviceConfig.LoadCredential = credentials named.worker;
         }
+        # For all models, unless the settings name another gateway.
+        (mkIf (cfg.inference.enable && !namesGateway) {
+          environment.FETTLE_GATEWAY__URL = "http://${
+            builtins.replaceStrings [ "0.0.0.0" "[::]" ] [ "127.0.0.1" "[::1]" ] cfg.settings.gateway.listen
+          }";
+        })
         (mkIf (cfg.worker.memoryMax != null) {
           serviceConfig.MemoryMax = lib.mkForce cfg.worker.memoryMax;
         })
       ];
+    })
+
+    (mkIf cfg.inference.enable {
+      users.users.fettle-inference = {
+        isSystemUser = true;
+        group = "fettle-inference";
+        home = "/var/lib/fettle/inference";
+        description = "Fettle inference";
+      };
+      users.groups.fettle-inference = { };
+
+      # Its user starts and ends engines, which are units, and nothing else.
+      security.polkit.enable = true;
+      security.polkit.extraConfig = builtins.readFile ../../systemd/polkit/50-fettle.rules;
+
+      systemd.sockets.fettle-inference = socket "fettle-inference" cfg.settings.gateway.listen;
+      systemd.services.fettle-inference = mkMerge [
+        (service "fettle-inference" // wanted units."fettle-inference.service")
+        {
+          # Engines inherit it.
+          path = cfg.engines.extraPackages;
+          serviceConfig.LoadCredential = credentials named.inference;
+        }
+      ];
+      systemd.slices.fettle-engine = mkMerge [
+        (slice "fettle-engine")
+        (mkIf (cfg.engines.memoryMax != null) {
+          sliceConfig.MemoryMax = lib.mkForce cfg.engines.memoryMax;
+        })
+      ];
+      # A template. What runs goes on with what it was started with: a model that takes minutes to load is not loaded again for
+      # another version of the program that keeps it.
+      systemd.services."fettle-engine@" = service "fettle-engine@" // {
+        restartIfChanged = false;
+      };
     })
 
     (mkIf cfg.backup.enable {

@@ -63,6 +63,10 @@ in
           Address and port of worker API, health and metrics; plain HTTP, so on loopback or inside a tunnel. After a change,
           `systemctl restart fettle-dashboard-internal.socket`.
         '';
+        options.gateway.listen = address "127.0.0.1:8484" ''
+          Address and port where models are served; others than this host reach it only with `gateway.keys_file`. After a
+          change, `systemctl restart fettle-inference.socket`.
+        '';
       };
     };
 
@@ -115,6 +119,31 @@ in
         default = null;
         example = "http://10.0.0.1:8081";
         description = "Where the dashboard's internal listener is, when it is not on this host.";
+      };
+    };
+
+    inference = {
+      enable = mkEnableOption "the gateway to all models on this host, and the engines of models that run here" // {
+        default = cfg.dashboard.enable && cfg.worker.enable;
+        defaultText = lib.literalExpression "with services.fettle.dashboard.enable and services.fettle.worker.enable";
+      };
+    };
+
+    engines = {
+      memoryMax = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "400G";
+        description = "Memory of the host that all engines together may have. Without it, 90 %.";
+      };
+      extraPackages = mkOption {
+        type = types.listOf types.package;
+        default = [ ];
+        example = lib.literalExpression "[ pkgs.llama-cpp pkgs.vllm ]";
+        description = ''
+          The programs of the engines, which are looked for by their usual names; `services.fettle.settings.gpu.engines`
+          names others.
+        '';
       };
     };
 

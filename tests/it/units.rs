@@ -12,7 +12,7 @@ const GATES: [(&str, u32); 5] = [
     ("fettle-backup.service", 13),
     ("fettle-dashboard.service", 11),
     ("fettle-engine@.service", 14),
-    ("fettle-inference.service", 12),
+    ("fettle-inference.service", 14),
     ("fettle-worker@.service", 24),
 ];
 /// Where the committed units look for the programs, which this machine need not have.

@@ -196,5 +196,6 @@ in
   tmpfiles = builtins.filter (library.hasInfix "fettle") config.systemd.tmpfiles.rules;
   ports = config.networking.firewall.allowedTCPPorts;
   settings = config.services.fettle.settings;
+  polkit = config.security.polkit.extraConfig;
   etc = builtins.attrNames (ours config.environment.etc);
 }

@@ -372,8 +372,13 @@ impl Host for FakeHost {
     fn sysusers(&mut self, file: &Utf8Path) -> HostResult<()> {
         self.changing()?;
         let text = self.text(file.as_str()).ok_or_else(|| missing(file))?.to_owned();
-        let users = text.lines().filter_map(|line| line.strip_prefix("u ")?.split_whitespace().next());
-        self.facts.users.extend(users.map(str::to_owned));
+        for line in text.lines() {
+            // A group that somebody joins is made, too.
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["u", name, ..] | ["m", _, name, ..] => self.facts.users.insert(name.to_owned()),
+                _ => false,
+            };
+        }
         Ok(())
     }
 

@@ -119,7 +119,7 @@ fn polkit(facts: &HostFacts, _: &Context) -> Checked {
     }
     warn(
         "not installed",
-        "Run `apt install polkitd` (Ubuntu 22.04: policykit-1; NixOS: security.polkit.enable = true) before engines run on this host: they are started through it.",
+        "Run `apt install polkitd` (NixOS: security.polkit.enable = true; that of Ubuntu 22.04 is too old) before engines run on this host: they are started through it.",
     )
 }
 

@@ -7,9 +7,9 @@ use crate::report::{Check, Checked, fail, pass, warn};
 pub(super) const PORTS: &[Check<Context>] = &[
     Check { id: "PF020", name: "ports of the dashboard", run: dashboard },
     Check { id: "PF021", name: "ports of the workers", run: workers },
-    Check { id: "PF024", name: "ports of the inference service", run: inference },
     Check { id: "PF022", name: "host name", run: host_name },
     Check { id: "PF023", name: "name servers", run: resolvers },
+    Check { id: "PF024", name: "ports of inference", run: inference },
 ];
 pub(super) const CHECKS: &[Check<Context>] = &[
     Check { id: "PF060", name: "proxy variables", run: proxies },

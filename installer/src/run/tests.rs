@@ -22,7 +22,10 @@ fn release(host: &mut FakeHost, version: &str) -> Release {
     let source = format!("/srv/fettle-{version}");
     let shared = [
         ("sysusers/fettle.conf", SYSUSERS.to_owned()),
-        ("sysusers/fettle-inference.conf", "u fettle-inference - \"Fettle's models\"\n".to_owned()),
+        (
+            "sysusers/fettle-inference.conf",
+            "u fettle-inference - \"Fettle's models\"\nm fettle-inference fettle\n".to_owned(),
+        ),
         ("polkit/50-fettle.rules", "polkit.addRule();\n".to_owned()),
         ("tmpfiles/fettle.conf", "d /run/fettle 0755\n".to_owned()),
         ("apparmor/fettle-worker", "profile".to_owned()),

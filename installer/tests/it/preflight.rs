@@ -66,6 +66,11 @@ const BREAKS: &[(&str, Outcome, Break)] = &[
     ("PF020", Outcome::Fail, |facts, _| listen(facts, 8080, "nginx (pid 77)")),
     ("PF020", Outcome::Fail, |facts, _| listen(facts, 8081, "systemd (pid 1)")),
     ("PF021", Outcome::Fail, |facts, _| listen(facts, 9201, "node (pid 77)")),
+    ("PF024", Outcome::Fail, |facts, _| listen(facts, 8484, "python3 (pid 77)")),
+    ("PF024", Outcome::Pass, |facts, context| {
+        listen(facts, 8485, "python3 (pid 77)");
+        context.ports.inference = None;
+    }),
     ("PF022", Outcome::Warn, |facts, _| facts.network.host_name = Seen::Known("localhost".into())),
     ("PF023", Outcome::Warn, |facts, _| facts.network.resolvers = Seen::Known(Vec::new())),
     ("PF030", Outcome::Warn, |facts, _| facts.gpu.on_bus = Seen::Known(8)),

@@ -147,7 +147,8 @@ fn defaults_are_the_committed_units(host: &Value) {
         assert_eq!(host["wantedBy"][name], json!(by), "{name}");
     }
     assert_eq!(host["tmpfiles"], json!(lines("systemd/tmpfiles/fettle.conf")));
-    for line in lines("systemd/sysusers/fettle.conf").iter().filter(|line| line.starts_with("u ")) {
+    let people = [lines("systemd/sysusers/fettle.conf"), lines("systemd/sysusers/fettle-inference.conf")].concat();
+    for line in people.iter().filter(|line| line.starts_with("u ")) {
         let [_, name, ..] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
         let user = &host["users"][name];
         assert_eq!(user["isSystemUser"], true, "{name}");
@@ -158,7 +159,9 @@ fn defaults_are_the_committed_units(host: &Value) {
             "{name} is in its own group alone"
         );
     }
-    assert_eq!(names(&host["users"]), ["fettle", "fettle-worker"]);
+    assert_eq!(names(&host["users"]), ["fettle", "fettle-inference", "fettle-worker"]);
+    let rule = fs_err::read_to_string(root().join("systemd/polkit/50-fettle.rules")).unwrap();
+    assert!(host["polkit"].as_str().unwrap().contains(&rule));
     assert_eq!(host["etc"], json!(["fettle/fettle.toml"]));
     assert_eq!(host["ports"], json!([]));
 }
@@ -182,6 +185,10 @@ fn options_change_what_they_say(hosts: &BTreeMap<String, Value>) {
     let elsewhere: &[&str] = &["Unit.RequiresMountsFor", "Service.ExecStart", "Service.ReadWritePaths"];
     of("dgx-spark", &[wants, memory]);
     of("worker-only", &[wants, memory]);
+    of(
+        "gpu-host",
+        &[("fettle-engine.slice", &["Slice.MemoryMax"]), ("fettle-inference.socket", &["Socket.ListenStream"])],
+    );
     of(
         "datacenter",
         &[wants, memory, ("fettle-backup.service", elsewhere), ("fettle-backup.timer", &["Timer.OnCalendar"])],
@@ -207,6 +214,26 @@ fn options_change_what_they_say(hosts: &BTreeMap<String, Value>) {
         ["fettle-worker.slice", "fettle-worker@.service", "fettle.slice", "fettle.target"]
     );
     assert_eq!(hosts["worker-only"]["settings"]["agent"]["dashboard_url"], "http://10.9.0.1:8081");
+    for (name, asked) in [("worker-only", false), ("datacenter", true)] {
+        let worker = hosts[name]["units"]["fettle-worker@.service"].as_str().unwrap();
+        let line = "Environment=\"FETTLE_GATEWAY__URL=http://127.0.0.1:8484\"";
+        assert_eq!(worker.contains(line), asked, "{name}: {worker}");
+    }
+    assert_eq!(
+        names(&hosts["gpu-host"]["units"]),
+        [
+            "fettle-engine.slice",
+            "fettle-engine@.service",
+            "fettle-inference.service",
+            "fettle-inference.socket",
+            "fettle.slice",
+            "fettle.target"
+        ]
+    );
+    let inference = hosts["gpu-host"]["units"]["fettle-inference.service"].as_str().unwrap();
+    assert!(inference.contains("/nix/store/stand-in-llama-cpp/bin:"), "{inference}");
+    let engine = hosts["gpu-host"]["units"]["fettle-engine@.service"].as_str().unwrap();
+    assert!(engine.contains("X-RestartIfChanged=false"), "{engine}");
     assert_eq!(
         unit("datacenter", "fettle-backup.service")["Service.ExecStart"],
         ["/opt/fettle/current/bin/fettle-installer backup create --scheduled --keep 30 --to /mnt/backup/fettle"]
@@ -214,20 +241,33 @@ fn options_change_what_they_say(hosts: &BTreeMap<String, Value>) {
 }
 
 fn secrets_reach_whom_they_may(hosts: &BTreeMap<String, Value>) {
-    for (name, dashboard, worker) in [
-        ("single-node", vec!["app.pem", "webhook-secret", "worker.key"], vec!["worker.key"]),
+    for (name, dashboard, worker, inference) in [
+        ("single-node", vec!["app.pem", "webhook-secret", "worker.key"], vec!["worker.key"], vec!["worker.key"]),
         (
             "dgx-spark",
             vec!["read-token", "webhook-secret", "worker.key", "write-token"],
             vec!["read-token", "worker.key"],
+            vec!["worker.key"],
         ),
-        ("datacenter", vec!["app.pem", "models.key", "webhook-secret", "worker.key"], vec!["models.key", "worker.key"]),
-        ("dashboard-only", vec!["app.pem", "webhook-secret", "webhook-secret-before", "worker.key"], vec![]),
-        ("worker-only", vec![], vec!["coder.key", "worker.key"]),
-        ("from-answers", vec!["app.pem", "model-key", "webhook-secret", "worker.key"], vec!["model-key", "worker.key"]),
+        (
+            "datacenter",
+            vec!["app.pem", "models.key", "webhook-secret", "worker.key"],
+            vec!["worker.key"],
+            vec!["models.key", "worker.key"],
+        ),
+        ("dashboard-only", vec!["app.pem", "webhook-secret", "webhook-secret-before", "worker.key"], vec![], vec![]),
+        ("worker-only", vec![], vec!["coder.key", "worker.key"], vec![]),
+        ("gpu-host", vec![], vec![], vec!["anthropic.key", "people.keys", "worker.key"]),
+        (
+            "from-answers",
+            vec!["app.pem", "model-key", "webhook-secret", "worker.key"],
+            vec!["worker.key"],
+            vec!["model-key", "worker.key"],
+        ),
     ] {
         assert_eq!(secrets(&hosts[name], "fettle-dashboard.service"), dashboard, "{name}");
         assert_eq!(secrets(&hosts[name], "fettle-worker@.service"), worker, "{name}");
+        assert_eq!(secrets(&hosts[name], "fettle-inference.service"), inference, "{name}");
     }
 }
 

@@ -1,4 +1,4 @@
-# refused: set services.fettle.dashboard.enable or services.fettle.worker.enable
+# refused: set services.fettle.dashboard.enable, services.fettle.worker.enable or services.fettle.inference.enable
 {
   imports = [ ../base.nix ];
   services.fettle.dashboard.enable = false;

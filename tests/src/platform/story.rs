@@ -284,13 +284,15 @@ print(json.load(urllib.request.urlopen(request, timeout=60))['choices'][0]['mess
         self.ask()?;
         let (unit, pid) = self.one_engine()?;
         let said = self.machine().run(&format!("ps -o user:32= -p {pid}; cat /proc/{pid}/cgroup"))?.whole()?;
-        let slice = format!("0::/fettle.slice/fettle-engine.slice/");
-        ensure!(said.text.starts_with("fettle-inference") && said.text.contains(&slice), "{}", said.text);
+        let slice = "0::/fettle.slice/fettle-engine.slice/";
+        ensure!(said.text.starts_with("fettle-inference") && said.text.contains(slice), "{}", said.text);
         // Keys of providers are the gateway's, and both have one user.
         let key = "/run/credentials/fettle-inference.service/model-key";
         let said = self.machine().run(&format!("cat {key} && ! nsenter --mount --target {pid} cat {key}"))?;
         ensure!(said.ok() && said.text.starts_with(MODEL_KEY), "{}", said.text);
         self.polkit(&unit)?;
+        let said = self.machine().run("fettle --data-dir /var/lib/fettle/inference models")?.whole()?;
+        ensure!(said.text.lines().any(|line| line.starts_with(LOCAL_MODEL) && line.contains("ready")), "{}", said.text);
 
         self.machine().run(&format!("systemctl restart {INFERENCE_UNIT}"))?.whole()?;
         self.same_engine(pid).context("after a restart of the service")?;
