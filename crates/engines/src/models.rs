@@ -11,7 +11,6 @@
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_placement::estimate::ModelFacts;
 use fettle_placement::id::{EngineId, ModelId};
 use fettle_placement::quantity::Bytes;
 use serde::{Deserialize, Serialize};
@@ -237,11 +236,6 @@ impl Store {
             done += file.bytes;
         }
         Ok(flaws)
-    }
-
-    /// What its headers say, for `fettle_placement::estimate::estimate`.
-    pub fn facts(&self, id: &ModelId) -> Result<ModelFacts, StoreError> {
-        Ok(weights::facts(&self.weights(id)?)?)
     }
 
     /// What engines are told: the first GGUF file, or the folder of a model in safetensors.

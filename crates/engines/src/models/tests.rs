@@ -132,7 +132,7 @@ fn a_file_is_kept_estimated_and_removed() {
     assert_eq!(here.store.list().unwrap(), [Entry::Whole(model)]);
     assert!(matches!(add(&here, "Qwen/3", &at(&file)), Err(StoreError::There(_))));
     assert!(here.store.weights(&id("Qwen/3")).unwrap().ends_with("files/a.gguf"));
-    let facts = here.store.facts(&id("Qwen/3")).unwrap();
+    let facts = weights::facts(&here.store.weights(&id("Qwen/3")).unwrap()).unwrap();
     let recipe = Recipe {
         id: RecipeId::new("r"),
         model: id("Qwen/3"),
@@ -175,7 +175,7 @@ fn links_of_a_folder_are_refused_unless_they_are_to_be_followed() {
     assert_eq!(names, ["config.json", "model.safetensors"]);
     fs_err::remove_file(blob).unwrap();
     assert_eq!(verify(&here, "m"), []);
-    assert_eq!(here.store.facts(&id("m")).unwrap().weights.sum(), Bytes::new(64));
+    assert_eq!(weights::facts(&here.store.weights(&id("m")).unwrap()).unwrap().weights.sum(), Bytes::new(64));
     assert!(here.store.weights(&id("m")).unwrap().ends_with("files"));
 }
 
