@@ -160,6 +160,8 @@ pub(crate) struct Desk {
     sticky: Sticky,
     savings: Savings,
     next_waiter: u64,
+    /// Waiters that made room for others, to be told.
+    turned_away: Vec<Called>,
 }
 
 #[derive(Debug)]
@@ -191,6 +193,7 @@ impl Desk {
             sticky: Sticky::new(rules.sticky_ttl),
             savings: Savings::new(),
             next_waiter: 0,
+            turned_away: Vec::new(),
         }
     }
 
@@ -238,6 +241,11 @@ impl Desk {
             return Arrival::Go(grant);
         }
         self.wait(ask, now)
+    }
+
+    /// Who had to make room for somebody that has just arrived: to be asked after every arrival.
+    pub(crate) fn turned_away(&mut self) -> Vec<Called> {
+        std::mem::take(&mut self.turned_away)
     }
 
     /// A waiter has gone. True: it was still in line; otherwise its call is on its way to it.
@@ -414,7 +422,9 @@ impl Desk {
         for source in &ask.sources {
             let Some(book) = self.sources.get(source) else { continue };
             match self.standing(source, book, now) {
-                Standing::MayCome if book.line.len() < self.rules.queue_limit => {
+                Standing::MayCome
+                    if book.line.len() < self.rules.queue_limit || book.line.crowder(&ask.owner).is_some() =>
+                {
                     found = Some(source.clone());
                     break;
                 }
@@ -426,6 +436,10 @@ impl Desk {
         let Some(book) = found.and_then(|source| self.sources.get_mut(&source)) else {
             return Arrival::Refused(refusal);
         };
+        if book.line.len() >= self.rules.queue_limit {
+            let gone = book.line.crowder(&ask.owner).cloned().and_then(|crowder| book.line.remove_newest(&crowder));
+            self.turned_away.extend(gone.map(|gone| Called { waiter: gone.id, to: Err(Refusal::QueueFull) }));
+        }
         let id = self.next_waiter;
         self.next_waiter += 1;
         let tried = ask.avoid.is_some();

@@ -16,15 +16,13 @@ use fettle_protocols::{
 };
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use http_body_util::{BodyExt, Limited};
 use serde::Deserialize;
 use tracing::debug;
 
-use crate::front::{BODY_LIMIT, Front, status_class};
+use crate::bodies::{BODY_LIMIT, SMALL_BODY};
+use crate::front::{Front, status_class};
 use crate::thread::Thread;
 
-/// Of a question about one model.
-const SMALL_BODY: usize = 16 * 1024;
 const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -191,11 +189,11 @@ async fn about(
     let answered = async {
         front.access.identify(&parts.headers, front.clock.now())?;
         let body = match parts.method {
-            Method::POST => Limited::new(body, limit).collect().await.map(http_body_util::Collected::to_bytes),
-            _ => Ok(Bytes::new()),
+            Method::POST => Some(front.bodies.read(&parts.headers, body, limit).await?),
+            _ => None,
         };
-        let body = body.map_err(|_| Failure::BodyTooLarge { limit_bytes: limit as u64 })?;
-        answer(&front, parts.headers, body).await
+        let bytes = body.as_ref().map_or_else(Bytes::new, |body| body.bytes.clone());
+        answer(&front, parts.headers, bytes).await
     };
     let mut response = answered.await.map_or_else(|failure| refuse(protocol, &failure), json);
     thread.tell_caller(response.headers_mut());

@@ -132,7 +132,10 @@ impl Floor {
     pub(crate) async fn admit(self: &Arc<Self>, ask: &Ask, patience: Duration) -> Result<Held, NotAdmitted> {
         let place = {
             let mut inner = self.inner();
-            match inner.desk.arrive(ask.clone(), Instant::now()) {
+            let arrival = inner.desk.arrive(ask.clone(), Instant::now());
+            let turned_away = inner.desk.turned_away();
+            inner.tell(turned_away);
+            match arrival {
                 Arrival::Go(grant) => {
                     return self.hold(&inner, grant, ask).ok_or(NotAdmitted::Refused(Refusal::Unknown));
                 }

@@ -15,7 +15,7 @@ use fettle_protocols::{
     Edit, Failure, Head, Peek, Protocol, Request, ToolKind, UpstreamError, WatchOptions, edit, read_error,
     read_request, write_request,
 };
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::access::{Access, Caller};
+use crate::bodies::{BODY_LIMIT, Bodies, Kept};
 use crate::breaker::Outcome;
 use crate::budgets::{Budgets, Cost, Reservation};
 use crate::carrier::{self, Carrier, Standing, Trouble};
@@ -40,10 +41,6 @@ use crate::thread::Thread;
 use crate::upstream::{SendError, Sending, Upstream};
 use crate::usage::{Accounts, End, Store};
 
-/// Of a request. Images travel inside it.
-pub(crate) const BODY_LIMIT: usize = 32 << 20;
-/// A caller that sends its request slower than this is none.
-const BODY_TIME: Duration = Duration::from_secs(60);
 /// Of an answer that is not streamed; it is gathered before it is sent on.
 const WHOLE_LIMIT: usize = 64 << 20;
 /// How much of a target's error is read, and for how long: a code and a sentence.
@@ -71,6 +68,7 @@ static ANTHROPIC: [HeaderName; 2] =
 
 pub(crate) struct Front {
     pub(crate) access: Access,
+    pub(crate) bodies: Bodies,
     pub(crate) budgets: Arc<Budgets>,
     pub(crate) names: Names,
     pub(crate) floor: Arc<Floor>,
@@ -90,7 +88,7 @@ pub(crate) struct Front {
 struct Order {
     protocol: Protocol,
     parts: Parts,
-    body: Bytes,
+    body: Kept,
     peek: Peek,
     routes: Vec<Route>,
     caller: Caller,
@@ -131,8 +129,8 @@ impl Front {
         let arrived = Instant::now();
         let (parts, body) = request.into_parts();
         let caller = self.access.identify(&parts.headers, self.clock.now())?;
-        let body = read_body(&parts.headers, body).await?;
-        let peek = Peek::of(protocol, &body)?;
+        let body = self.bodies.read(&parts.headers, body, BODY_LIMIT).await?;
+        let peek = Peek::of(protocol, &body.bytes)?;
         caller.may_ask(&peek.model)?;
         let routes = self.names.find(&peek.model, &self.floor.known());
         if routes.is_empty() {
@@ -479,7 +477,7 @@ impl Order {
                 headers.extend(passing.map(|(name, value)| (name.clone(), value.clone())));
             }
             let hide_usage = streamed && !self.peek.usage_in_stream;
-            let body = edit(self.protocol, &self.body, Edit { model, ask_usage: streamed })?;
+            let body = edit(self.protocol, &self.body.bytes, Edit { model, ask_usage: streamed })?;
             let named = (model != self.peek.model).then(|| self.peek.model.clone());
             let carrier = Carrier::same(self.protocol, WatchOptions { streamed, model: named, hide_usage });
             let path = self.protocol.path().unwrap_or_default().to_owned();
@@ -487,7 +485,7 @@ impl Order {
         }
         let read = match &self.read {
             Some(read) => read,
-            None => self.read.insert(read_request(self.protocol, &self.body)?),
+            None => self.read.insert(read_request(self.protocol, &self.body.bytes)?),
         };
         let plain = matches!(read.input, fettle_protocols::Input::Text { .. });
         let protocol = upstream.native(plain);
@@ -589,21 +587,6 @@ fn is_readable(headers: &HeaderMap) -> bool {
 
 fn is_comment(event: &[u8]) -> bool {
     event.split(|byte| *byte == b'\n').all(|line| line.is_empty() || line == b"\r" || line.starts_with(b":"))
-}
-
-async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Failure> {
-    let too_large = || Failure::BodyTooLarge { limit_bytes: BODY_LIMIT as u64 };
-    let said = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if said.is_some_and(|bytes| bytes > BODY_LIMIT as u64) {
-        return Err(too_large());
-    }
-    match timeout(BODY_TIME, Limited::new(body, BODY_LIMIT).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) | Err(_) => {
-            Err(Failure::BadBody { field: None, sentence: "The body did not arrive whole.".to_owned() })
-        }
-    }
 }
 
 fn milliseconds(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {

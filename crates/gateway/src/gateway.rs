@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::access::Access;
+use crate::bodies::Bodies;
 use crate::budgets::{Budgets, Cost};
 use crate::endpoint;
 use crate::floor::Floor;
@@ -76,6 +77,7 @@ impl Gateway {
         recall(&budgets, &store.reader(), clock.now());
         let front = Front {
             access: Access::new(&mut settings),
+            bodies: Bodies::new(settings.most_body_bytes),
             budgets,
             names: Names::new(&settings),
             floor,

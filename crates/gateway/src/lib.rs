@@ -5,6 +5,7 @@
 //! `fettle-protocols`' matter. Prompts, answers and keys are never logged.
 
 mod access;
+mod bodies;
 mod breaker;
 mod budgets;
 mod carrier;

@@ -87,6 +87,24 @@ impl<T> Line<T> {
         removed
     }
 
+    /// Who has to make room for another one of `owner`, if the line is full: whoever has most in it, and would still have as many.
+    pub(crate) fn crowder(&self, owner: &OwnerId) -> Option<&OwnerId> {
+        let mut counts: BTreeMap<&OwnerId, usize> = BTreeMap::new();
+        for ((owner, _), queue) in &self.queues {
+            *counts.entry(owner).or_default() += queue.waiters.len();
+        }
+        let own = counts.get(owner).copied().unwrap_or(0);
+        let (crowder, most) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        (most > own + 1).then_some(crowder)
+    }
+
+    /// Of one owner's, the one that came last.
+    pub(crate) fn remove_newest(&mut self, owner: &OwnerId) -> Option<Waiter<T>> {
+        let of_owner = self.queues.iter().filter(|((one, _), _)| one == owner);
+        let newest = of_owner.flat_map(|(_, queue)| &queue.waiters).map(|waiter| waiter.id).max()?;
+        self.remove(newest)
+    }
+
     /// Each owner's requests of a class: how many, and since when the oldest waits.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (&OwnerId, Class, usize, Instant)> {
         self.queues.iter().filter_map(|((owner, class), queue)| {

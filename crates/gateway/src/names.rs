@@ -73,10 +73,7 @@ impl Names {
     }
 
     pub(crate) fn find_entry(&self, name: &str, supply: &Supply) -> Option<ModelEntry> {
-        let listed = self.list(supply).into_iter().find(|one| one.id == name);
-        // What is not listed can still be asked for at a provider.
-        listed
-            .or_else(|| self.find(name, supply).first().map(|route| entry(name, "fettle", Some(route.context_tokens))))
+        self.list(supply).into_iter().find(|one| one.id == name)
     }
 
     fn find_plain(&self, name: &str, supply: &Supply) -> Option<Route> {
@@ -90,8 +87,8 @@ impl Names {
         }
         let (provider, model) = name.split_once('/')?;
         let (nth, listed) = self.providers.iter().enumerate().find(|(_, one)| one.name == provider)?;
-        let (context, price) = listed.models.get(model).copied().unwrap_or((None, None));
-        (!model.is_empty()).then(|| Route {
+        let (context, price) = listed.models.get(model).copied()?;
+        Some(Route {
             source: Source::Provider(nth),
             model: Some(model.to_owned()),
             context_tokens: context.unwrap_or(UNKNOWN_CONTEXT),
@@ -155,9 +152,9 @@ mod tests {
         let local = |id| Source::Local(ModelId::new(id));
         assert_eq!(sources("coder"), [local("qwen"), Source::Provider(0)]);
         assert_eq!(sources("qwen"), [local("qwen")]);
-        assert_eq!(sources("cloud/anything"), [Source::Provider(0)]);
+        assert_eq!(sources("cloud/big"), [Source::Provider(0)]);
         assert_eq!(sources("cloud/local"), [local("cloud/local")], "what is here comes first");
-        for unknown in ["gone", "absent", "cloud/", "cloud", "elsewhere/x", ""] {
+        for unknown in ["gone", "absent", "cloud/", "cloud", "cloud/anything", "elsewhere/x", ""] {
             assert_eq!(sources(unknown), [], "{unknown}");
         }
     }

@@ -18,6 +18,9 @@ const STICKY_TTL: Duration = Duration::from_secs(600);
 /// Most providers allow no more at once, and all of them say so with 429.
 const PROVIDER_PARALLEL: u32 = 64;
 
+/// Eight requests of the largest size, or a thousand conversations of agents. Each may be in memory twice while it is translated.
+const MOST_BODY_BYTES: usize = 256 << 20;
+
 pub struct Settings {
     pub keys: Vec<StaticKey>,
     /// What the dashboard signs run tokens with. `None`: there are none.
@@ -31,6 +34,8 @@ pub struct Settings {
     pub queue: Queue,
     pub sticky_ttl: Duration,
     pub timeouts: Timeouts,
+    /// Of all requests together that wait for an answer to begin.
+    pub most_body_bytes: usize,
     /// A folder of the gateway's own.
     pub usage_folder: Utf8PathBuf,
 }
@@ -47,6 +52,7 @@ impl Settings {
             queue: Queue::default(),
             sticky_ttl: STICKY_TTL,
             timeouts: Timeouts::default(),
+            most_body_bytes: MOST_BODY_BYTES,
             usage_folder,
         }
     }
@@ -84,7 +90,7 @@ pub struct Provider {
     /// The server's root; a `/v1` at its end is left out. `None`: the provider's own, where the kind has one.
     pub base_url: Option<String>,
     pub api_key: Option<SecretString>,
-    /// Those that are listed, with what they cost. Others can be asked for by name as well.
+    /// Those that can be asked for, with what they cost; the account may have others, which nobody here chose to pay for.
     pub models: Vec<ProviderModel>,
     /// Requests at once.
     pub parallel: u32,

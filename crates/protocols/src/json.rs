@@ -2,7 +2,7 @@
 //! Values that are not looked into stay the bytes they came as.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -113,7 +113,7 @@ impl<'a, 'p> Fields<'a, 'p> {
     /// Errors: two names that a reader which does not mind case takes for one (those of Go, and so Ollama's), or one that such a
     /// reader takes for one of `deciding` and we do not: it would see another request than we do.
     pub(crate) fn refuse_lookalikes(&self, deciding: &[&str]) -> Result<(), Refused> {
-        let mut seen = HashSet::with_capacity(self.entries.len());
+        let mut seen = BTreeSet::new();
         for (name, _) in &self.entries {
             let folded = folded(name);
             if deciding.contains(&folded.as_ref()) && folded != *name {

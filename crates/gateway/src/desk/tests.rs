@@ -79,6 +79,22 @@ fn a_full_queue_refuses_and_whoever_leaves_makes_room() {
 }
 
 #[test]
+fn an_owner_that_fills_the_queue_makes_room_for_others_as_far_as_they_have_less() {
+    let now = Instant::now();
+    let mut desk = desk(&[(local("m"), facts(&[]))], now);
+    let ada: Vec<_> = (0..4).map(|nth| waiting(desk.arrive(ask("m", "ada", nth), now))).collect();
+    for (nth, owner) in [(3, "ben"), (2, "ben")] {
+        waiting(desk.arrive(ask("m", owner, 5), now));
+        assert_eq!(desk.turned_away(), [Called { waiter: ada[nth], to: Err(Refusal::QueueFull) }]);
+    }
+    for owner in ["ben", "ada"] {
+        assert_eq!(desk.arrive(ask("m", owner, 5), now), Arrival::Refused(Refusal::QueueFull), "each has half");
+    }
+    waiting(desk.arrive(ask("m", "eve", 5), now));
+    assert_eq!((desk.turned_away().len(), desk.queue_depth()), (1, 4));
+}
+
+#[test]
 fn those_who_wait_go_to_an_engine_that_comes_and_are_told_when_none_ever_will() {
     let now = Instant::now();
     let mut desk = desk(&[(local("m"), facts(&[])), (local("n"), facts(&[]))], now);
@@ -297,6 +313,8 @@ proptest! {
                     called_for(called, &mut inside, &mut held)?;
                 }
             }
+            let called = desk.turned_away();
+            called_for(called, &mut inside, &mut held)?;
             for (id, load) in desk.loads(now) {
                 let mine = held.iter().filter(|grant| grant.target == id).count();
                 let most = if id == TargetId(1) { 3 } else { 5 };

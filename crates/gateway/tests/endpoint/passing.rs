@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fettle_gateway::{Provider, ProviderKind};
+use fettle_gateway::{Provider, ProviderKind, ProviderModel};
 use http::StatusCode;
 use serde_json::json;
 
@@ -92,6 +92,7 @@ async fn providers_are_asked_by_name_with_their_own_key_and_profiles_fall_back_t
         let mut provider = Provider::new("cloud", ProviderKind::OpenAi);
         provider.base_url = Some(format!("{}/v1", cloud.url()));
         provider.api_key = Some("cloud key".to_owned().into());
+        provider.models = vec![ProviderModel { name: "big".to_owned(), context_tokens: None, price: None }];
         settings.providers = vec![provider];
         settings.names.insert("best".to_owned(), vec![MODEL.to_owned(), "cloud/big".to_owned()]);
     })
@@ -105,6 +106,10 @@ async fn providers_are_asked_by_name_with_their_own_key_and_profiles_fall_back_t
         assert_eq!(asked.body["model"], json!("big"));
         assert_eq!(asked.headers["authorization"], "Bearer cloud key");
     }
+    let mut dear = chat_body(false);
+    dear["model"] = json!("cloud/another of the account's");
+    let answer = world.send(world.request("/v1/chat/completions", KEY, &dear)).await;
+    assert_eq!((answer.status, cloud.times()), (StatusCode::NOT_FOUND, 2));
 }
 
 #[tokio::test]
@@ -130,6 +135,20 @@ async fn a_body_beyond_the_limit_is_refused() {
     let answer = world.send(world.request("/v1/chat/completions", KEY, &body)).await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(upstream.times(), 0);
+}
+
+#[tokio::test]
+async fn bodies_without_room_are_refused_for_now() {
+    let upstream = Upstream::start().await;
+    let world =
+        World::with(served(vec![upstream.engine("e1", 4)]), |settings| settings.most_body_bytes = 64 << 10).await;
+    let mut body = chat_body(false);
+    body["messages"][0]["content"] = json!("x".repeat(65 << 10));
+    for (path, status) in [("/v1/chat/completions", 503), ("/v1/messages/count_tokens", 529)] {
+        let answer = world.send(world.request(path, KEY, &body)).await;
+        assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (status, Some("1")));
+    }
+    assert_eq!(world.send(world.chat(false)).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
