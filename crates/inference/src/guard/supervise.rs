@@ -167,7 +167,6 @@ impl Watchman {
         closed
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a program of ours that runs nothing of anybody's")]
     fn start(&self) -> Result<Child> {
         let own = std::env::current_exe().context("while looking for this program's folder")?;
         let mut command = Command::new(own.with_file_name(PROGRAM));
