@@ -15,8 +15,8 @@ const WHOLE_TABLE: [&str; 15] = [
     "AS fence_back",
     "AS first\n",
     "(turn_at IS NOT NULL AND lane_id IS NOT NULL)",
-    // As many lanes as it counts.
-    "sum(min(slots - held, queued))",
+    // It goes through what it counts, which comes from an index.
+    "ORDER BY turn_at, turn_seq LIMIT ?2",
     // It sorts what is held of one repository, which is little.
     "UPDATE lane SET served_at = max(served_at, ?4), (turn_at, turn_seq)",
     // It sorts what is at work, which is little.

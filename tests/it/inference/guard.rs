@@ -118,12 +118,12 @@ fn started(pid: u32) -> u64 {
 
 #[tokio::test]
 async fn memory_that_runs_out_fast_costs_the_engine_that_loads_and_no_other() {
-    let mut watched = Watched::start(&["ready 0 1", "loading 0 2", "ready 0 3"], 60.0);
+    let mut watched = Watched::start(&["ready 0 1", "loading 0 2", "ready 0 3"], 40.0);
     watched.says("calm").await;
-    watched.falls(40.0, 11.0, 14.0).await;
+    // Steep enough to be foreseen, and it ends above the rungs at which a second one would be ended.
+    watched.falls(40.0, 15.0, 28.0).await;
     assert_eq!(watched.ended(1).await, Signal::KILL.as_raw());
-    watched.available(40.0);
-    watched.says("calm").await;
+    watched.says("freeze").await;
     assert!(watched.lives(0) && watched.lives(2), "what has loaded already stays");
 }
 

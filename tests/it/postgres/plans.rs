@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use super::{connect, postgres};
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 11] = [
+const WHOLE_TABLE: [&str; 12] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -21,6 +21,8 @@ const WHOLE_TABLE: [&str; 11] = [
     "<> (turn_at IS NOT NULL)",
     // It sorts the first job of each lane that has one.
     "CROSS JOIN LATERAL (\n             SELECT job.id",
+    // It sorts the lanes in which jobs stand.
+    ") AS first_ones) AS counted",
     // One row.
     "ledger",
 ];

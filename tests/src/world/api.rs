@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// One answer; feeds have their own limit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// A server that says 503 wants patience.
+const ASKED_AGAIN: Duration = Duration::from_millis(100);
 
 pub struct Api {
     base: String,
@@ -148,13 +150,17 @@ impl Api {
         let mut said = String::new();
         let following = async {
             let (mut last, mut id): (Option<String>, Option<String>) = (None, None);
-            // A feed that breaks off without its end, since the ledger was away, is resumed.
+            // A feed that breaks off without its end, since the ledger was away, is resumed; while it is away, asked for again.
             loop {
                 let mut request = self.client.get(format!("{}{path}", self.base)).bearer_auth(&self.key);
                 if let Some(last) = &last {
                     request = request.header("Last-Event-ID", last);
                 }
                 let response = request.send().await?;
+                if response.status() == 503 {
+                    tokio::time::sleep(ASKED_AGAIN).await;
+                    continue;
+                }
                 ensure!(response.status() == 200, "{path} answered {}", response.status());
                 let mut pieces = response.bytes_stream();
                 let mut rest = Vec::new();
