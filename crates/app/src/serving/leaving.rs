@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use fettle_placement::device::PoolKind;
 use fettle_placement::id::PoolId;
 use fettle_placement::quantity::Bytes;
-use fettle_placement::reclaim::{Reclaim, reclaim};
+use fettle_placement::reclaim::{PoolSample, Reclaim, reclaim};
 
 use super::engine::{Ended, Held};
 use super::seen::sample;
@@ -33,7 +33,9 @@ pub(super) fn left(held: &Held, ended: &Ended, world: &World, ours: &BTreeSet<u3
             return Left::Waiting;
         }
         let listed = world.processes.iter().any(|one| one.pool == *id && held.pids.contains(&one.pid));
-        match reclaim(*before, sample(pool, world, ours), *observed, listed) {
+        // A driver that did not answer for long leaves an old sample; the time for memory to come back begins at the end.
+        let before = PoolSample { at: before.at.max(ended.at), ..*before };
+        match reclaim(before, sample(pool, world, ours), *observed, listed) {
             Reclaim::Done => {}
             Reclaim::Waiting { .. } => return Left::Waiting,
             Reclaim::Leaked { missing } => leaked.push((id.clone(), missing)),

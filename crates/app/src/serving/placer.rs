@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use fettle_placement::device::Pool;
+use fettle_placement::device::{Attribution, Pool};
 use fettle_placement::engine::{EngineState, Presence, Seat, on_pool};
 use fettle_placement::id::{EngineId, Epoch, OwnerId, PoolId, RecipeId};
 use fettle_placement::memory_ledger::{accounts, admits};
@@ -17,7 +17,7 @@ use super::catalog::Catalog;
 use super::engine::{Ended, Failures, Held, Phase};
 use super::leaving::{Left, left};
 use super::metering::{Metering, Present};
-use super::seen::{observe, sample};
+use super::seen::{expect_its_claim_back, observe, sample};
 use super::telling::{EngineStatus, Notice, NoticeKind, Refused, Status, Told, supply};
 use crate::ports::serving::{
     Adopted, Demand, EngineLoad, EngineMeter, EngineProcess, LaunchDevice, LaunchOrder, Load, ProcessState, Since,
@@ -26,6 +26,9 @@ use crate::ports::serving::{
 
 /// Who keeps a least number of engines loaded when nobody asks.
 const KEEPER: &str = "fettle";
+/// What engines of an earlier life leave comes back within it. Where bytes are not known by process, that must not fall into
+/// another engine's load, of which it would seem to be a part.
+const SETTLES: Millis = Millis::secs(5);
 
 /// Everything of one moment.
 #[derive(Debug, Clone)]
@@ -67,6 +70,8 @@ pub struct Placer {
     barrier: Option<Barrier>,
     metering: Metering,
     told: Told,
+    /// When engines of an earlier life were taken over, or ended.
+    adopted_at: Option<Millis>,
 }
 
 impl Placer {
@@ -82,6 +87,7 @@ impl Placer {
             barrier: None,
             metering: Metering::default(),
             told: Told::default(),
+            adopted_at: None,
         }
     }
 
@@ -96,6 +102,7 @@ impl Placer {
 
     /// Engines that an earlier life has left running. They are ready once their processes say so.
     pub fn adopt(&mut self, adopted: Vec<Adopted>, now: Millis) -> Vec<Notice> {
+        self.adopted_at = Some(now);
         let mut notices = Vec::new();
         for Adopted { seat, epoch, .. } in adopted {
             let reload = self.catalog.recipe(&seat.recipe).map_or(Millis::secs(1), |local| local.footprint.load);
@@ -165,6 +172,7 @@ impl Placer {
                 }
                 ProcessState::Gone(exit) => {
                     let failed_in = held.unasked();
+                    expect_its_claim_back(held, &facts.world, ours);
                     held.ended = Some(Ended { at: facts.now, exit: exit.clone(), failed_in });
                     held.state = EngineState::Reclaiming;
                     held.address = None;
@@ -385,6 +393,13 @@ impl Placer {
     fn something_changes_beside(&self, held: &Held, world: &World) -> bool {
         let locks = |id: &PoolId| world.pools.iter().any(|pool| pool.id == *id && pool.kind.locks());
         let pools: BTreeSet<&PoolId> = held.pools().filter(|id| locks(id)).collect();
+        let settles = |pool: &Pool| {
+            let until = self.adopted_at.map(|at| at + SETTLES);
+            pool.attribution == Attribution::Blind && until.is_some_and(|until| pool.sampled < until)
+        };
+        if world.pools.iter().any(|pool| pools.contains(&pool.id) && settles(pool)) {
+            return true;
+        }
         self.held.values().any(|other| other.seat.engine != held.seat.engine && other.changes() && other.is_in(&pools))
     }
 

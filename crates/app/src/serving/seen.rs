@@ -56,6 +56,28 @@ pub(super) fn observe(held: &mut Held, process: &EngineProcess, world: &World, o
         .collect();
 }
 
+/// What it took after it was last looked at is not known: it may be all that was promised to it. That has to come back, or the
+/// time for it has to pass, before the pool is anybody else's.
+pub(super) fn expect_its_claim_back(held: &mut Held, world: &World, ours: &BTreeSet<u32>) {
+    let grows = held.grows();
+    for (id, claim) in &held.seat.claims {
+        match held.alive.iter_mut().find(|(known, ..)| known == id) {
+            // As if it had taken the rest right then: where it had not, the free memory says so by itself.
+            Some((_, before, observed)) if grows => {
+                let unseen = Bytes::there(claim.signed() - observed.signed());
+                before.free = Bytes::there(before.free.signed() - unseen.signed());
+                *observed = (*observed).max(*claim);
+            }
+            Some(_) => {}
+            // Of an earlier life, and ended before it was looked at.
+            None => {
+                let pool = world.pools.iter().find(|pool| pool.id == *id);
+                held.alive.extend(pool.map(|pool| (id.clone(), sample(pool, world, ours), *claim)));
+            }
+        }
+    }
+}
+
 fn in_pool(held: &Held, process: &EngineProcess, pool: &Pool, world: &World) -> Bytes {
     let of_host = match pool.kind {
         PoolKind::Host | PoolKind::Unified => process.host_bytes,
