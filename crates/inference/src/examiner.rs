@@ -156,21 +156,24 @@ impl Examiner {
     async fn examined(&mut self, name: &str, extent: Extent, stop: &CancellationToken) -> Result<Report> {
         let subject = self.subjects.get_mut(name).with_context(|| format!("no model is called `{name}`"))?;
         let bundle = subject.bundle();
-        let extent = if subject.bundle == bundle { extent } else { Extent::Whole };
-        subject.bundle = bundle;
+        let mut extent = extent;
+        if subject.bundle != bundle {
+            // What is known is of other weights.
+            (subject.bundle, subject.report, extent) = (bundle, None, Extent::Whole);
+        }
         let subject = subject.clone();
         let mut seen = self.ask(name, &subject, extent, stop).await?;
         if let (Extent::Smoke(_), [only]) = (extent, seen.as_slice()) {
-            if let Some(known) = subject.report.filter(|_| only.score.asked - only.score.right <= SMOKE_LUCK) {
+            let lucky = only.score.asked - only.score.right <= SMOKE_LUCK;
+            if let Some(known) = subject.report.clone().filter(|_| lucky) {
                 self.settle(name, known.clone());
                 return Ok(known);
             }
-            let subject = self.subjects[name].clone();
             seen = self.ask(name, &subject, Extent::Whole, stop).await?;
         }
         let report = Report {
             model: name.to_owned(),
-            bundle: self.subjects[name].bundle.clone(),
+            bundle: subject.bundle,
             at: self.parts.clock.now().to_string(),
             tool_calls: conformance::told(&seen),
             seen,

@@ -298,7 +298,7 @@ mod tests {
         let may = |path: &str, mode, text: &str| may_be_fetched(&RepoPath::parse(path).unwrap(), mode, text.as_bytes());
         let git = r#"{"resolved": "git+ssh://git@forge.example/o/r.git#1a2b"}"#;
         assert!(!may("web/package-lock.json", FileMode::Regular, git));
-        assert!(may("package-lock.json", FileMode::Regular, r#"{"resolved": "https://forge.example/a.tgz"}"#));
+        assert!(may("package-lock.json", FileMode::Regular, r#"{"version": "https://forge.example/a.tgz"}"#));
         assert!(may(
             "package.json",
             FileMode::Regular,

@@ -35,8 +35,8 @@ pub struct Gateway {
     pub conformance: Conformance,
     /// How long a request waits for a model that has to be loaded.
     pub max_wait: Span,
-    /// Where `fettle models add NAME` finds models, as in `https://files.example.org/models`: below it a folder for each, with its
-    /// files and their `SHA256SUMS`.
+    /// Where `fettle models add NAME` finds models, an `http` or `https` URL: below it a folder for each, with its files and their
+    /// `SHA256SUMS`.
     pub mirror: Option<String>,
     /// Where `fettle models add` keeps them; default: `models` in the data folder.
     pub models_dir: Option<Utf8PathBuf>,
