@@ -350,8 +350,11 @@ async fn sweep(shared: &Shared) {
         shared.orphans.fetch_add(orphans.len() as u64, Ordering::Relaxed);
     }
     if let Some(parent) = &shared.launcher.delegated {
+        let groups = cgroup::all(parent);
+        // Read after the groups, for the same reason.
+        let lives = shared.board.lives();
         let names: Vec<String> = lives.iter().map(|(engine, epoch)| group_of(parent, engine, *epoch)).collect();
-        for group in cgroup::all(parent).into_iter().filter(|group| !names.contains(&group.to_string())) {
+        for group in groups.into_iter().filter(|group| !names.contains(&group.to_string())) {
             let pids = cgroup::pids(&group);
             if pids.is_empty() {
                 cgroup::remove(&group);
@@ -361,8 +364,10 @@ async fn sweep(shared: &Shared) {
             }
         }
     }
-    let units: BTreeSet<String> = lives.iter().map(|(engine, _)| launch::unit_of(engine)).collect();
-    for hand in shared.launcher.units().await {
+    let hands = shared.launcher.units().await;
+    // Read after the units: the next life of one that has just ended may have begun while systemd was asked.
+    let units: BTreeSet<String> = shared.board.lives().iter().map(|(engine, _)| launch::unit_of(engine)).collect();
+    for hand in hands {
         if hand.unit().is_some_and(|unit| !units.contains(unit)) {
             warn!(unit = hand.unit(), "a unit without an engine is stopped");
             hand.terminate().await;

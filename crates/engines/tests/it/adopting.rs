@@ -159,3 +159,23 @@ async fn a_unit_is_loaded_classified_and_ended_as_a_child_is() {
     assert_eq!(host.gone("m.1").await.class, ExitClass::Asked);
     home.becomes_empty(Duration::from_secs(5)).await;
 }
+
+#[tokio::test]
+async fn the_next_life_of_an_engine_is_nobodys_remains() {
+    let home = home();
+    // What was left of the first life is looked for while the second begins.
+    let systemctl = home.path().join("systemctl");
+    let slow = fs_err::read_to_string(&systemctl).unwrap().replace("list-units)\n", "list-units)\n        sleep 0.5\n");
+    fs_err::write(&systemctl, slow).unwrap();
+    home.engine("fake", &Behaviour { faults: vec![Fault::OutOfMemory], ..Behaviour::default() });
+    let host = home.open().await;
+    host.engines.start(order("m.1", 1, EngineKind::Command));
+    host.gone("m.1").await;
+    home.engine("fake", &Behaviour::default());
+    host.engines.start(order("m.1", 2, EngineKind::Command));
+    let ready = host.ready("m.1").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((host.now()[0].clone(), host.engines.orphans_ended()), (ready.clone(), 0));
+    host.engines.stop(&ready.engine, ready.epoch);
+    host.gone("m.1").await;
+}
