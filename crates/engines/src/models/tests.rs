@@ -60,6 +60,17 @@ fn gguf() -> Vec<u8> {
     [head, keys].concat()
 }
 
+/// The same with one tensor of 32 numbers.
+fn gguf_with_data() -> Vec<u8> {
+    let mut file = gguf();
+    file[8..16].copy_from_slice(&1u64.to_le_bytes());
+    text(&mut file, "output_norm.weight");
+    file.extend([1u32.to_le_bytes(), 32u32.to_le_bytes(), 0u32.to_le_bytes()].concat());
+    file.extend([0u32.to_le_bytes(), 0u32.to_le_bytes(), 0u32.to_le_bytes()].concat());
+    file.resize(file.len().next_multiple_of(32) + 4 * 32, 7);
+    file
+}
+
 fn id(name: &str) -> ModelId {
     ModelId::new(name)
 }
@@ -311,4 +322,27 @@ fn a_file_that_changed_is_found() {
     assert_eq!(verify(&here, "m"), [("a.gguf".to_owned(), Flaw::Size { bytes: 4 })]);
     fs_err::remove_file(&kept).unwrap();
     assert_eq!(verify(&here, "m"), [("a.gguf".to_owned(), Flaw::Missing)]);
+}
+
+#[test]
+fn a_file_that_ends_before_its_last_tensor_is_no_model() {
+    let here = Here::new();
+    let whole = gguf_with_data();
+    let safetensors = |data: usize| {
+        let json = br#"{"a":{"dtype":"F16","shape":[2,4],"data_offsets":[0,16]}}"#;
+        [&(json.len() as u64).to_le_bytes()[..], json, &vec![7; data]].concat()
+    };
+    let files = [("a.gguf", whole[..whole.len() - 1].to_vec()), ("b.safetensors", safetensors(15))];
+    for (name, bytes) in files {
+        let path = here.write(name, &bytes);
+        let folder = here.write(&format!("of-{name}/{name}"), &bytes);
+        let model = if name == "a.gguf" { path.as_path() } else { folder.parent().unwrap() };
+        let refused = add(&here, name, &at(model)).unwrap_err();
+        assert!(
+            matches!(&refused, StoreError::Weights(WeightsError::Truncated { path, .. }) if path.ends_with(name)),
+            "{refused:?}"
+        );
+        assert_eq!(here.store.list().unwrap(), []);
+    }
+    add(&here, "a", &at(&here.write("a.gguf", &whole))).unwrap();
 }

@@ -8,6 +8,7 @@ use fettle_placement::estimate::gguf::{self, GgufError, Header};
 use fettle_placement::estimate::safetensors::{self, SafetensorsError};
 use fettle_placement::estimate::weights::Weights;
 use fettle_placement::estimate::{ModelFacts, config};
+use fettle_placement::quantity::Bytes;
 
 use super::bring::MAX_FILES;
 
@@ -25,6 +26,8 @@ pub enum WeightsError {
     TooManyFiles(Utf8PathBuf),
     #[error("{0} ends within its header: it is cut off")]
     CutOff(Utf8PathBuf),
+    #[error("{path} has {bytes} and its header speaks of {wanted}: it is cut off. Bring it again")]
+    Truncated { path: Utf8PathBuf, bytes: Bytes, wanted: Bytes },
     #[error("the header of {path} has more than {} MiB", limit >> 20)]
     TooLong { path: Utf8PathBuf, limit: u64 },
     #[error("{path} cannot be read as GGUF")]
@@ -106,7 +109,7 @@ fn gguf_header(path: &Utf8Path) -> Result<Header, WeightsError> {
     let mut read = FIRST_READ;
     loop {
         match gguf::header(&beginning(path, read)?) {
-            Ok(header) => return Ok(header),
+            Ok(header) => return is_whole(path, header.file).map(|()| header),
             Err(GgufError::Short { wanted }) => read = more(path, read, wanted, gguf::MAX_HEADER)?,
             Err(source) => return Err(WeightsError::Gguf { path: path.to_owned(), source }),
         }
@@ -116,12 +119,18 @@ fn gguf_header(path: &Utf8Path) -> Result<Header, WeightsError> {
 fn tensors_of(path: &Utf8Path) -> Result<Weights, WeightsError> {
     let mut read = FIRST_READ;
     loop {
-        match safetensors::weights(&beginning(path, read)?) {
-            Ok(weights) => return Ok(weights),
+        match safetensors::header(&beginning(path, read)?) {
+            Ok(header) => return is_whole(path, header.file).map(|()| header.weights),
             Err(SafetensorsError::Short { wanted }) => read = more(path, read, wanted, safetensors::MAX_HEADER + 8)?,
             Err(source) => return Err(WeightsError::Safetensors { path: path.to_owned(), source }),
         }
     }
+}
+
+/// An engine would find it only after it has read all the rest, and may not say so.
+fn is_whole(path: &Utf8Path, wanted: Bytes) -> Result<(), WeightsError> {
+    let bytes = Bytes::new(fs_err::metadata(path)?.len());
+    if bytes < wanted { Err(WeightsError::Truncated { path: path.to_owned(), bytes, wanted }) } else { Ok(()) }
 }
 
 /// How much to read next: at least twice as much, or a header in small steps would be read a thousand times.

@@ -17,6 +17,11 @@ impl<'b> Cursor<'b> {
         Self { bytes, at: 0 }
     }
 
+    /// Bytes that were taken.
+    pub(super) fn at(&self) -> u64 {
+        self.at as u64
+    }
+
     pub(super) fn take(&mut self, count: u64) -> Result<&'b [u8], Short> {
         let short = Short { wanted: (self.at as u64).saturating_add(count) };
         let end = usize::try_from(short.wanted).map_err(|_| short)?;

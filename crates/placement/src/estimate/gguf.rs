@@ -23,6 +23,9 @@ const MAX_KEYS: u64 = 4096;
 const MAX_TENSORS: u64 = 1 << 18;
 const MAX_NAME: u64 = 1024;
 const MAX_DIMENSIONS: u32 = 4;
+/// What data begins at a multiple of, and how much that is where the key is absent.
+const ALIGNMENT: &str = "general.alignment";
+const USUAL_ALIGNMENT: u64 = 32;
 /// Longer lists, such as vocabularies, are skipped and only their length is kept.
 const MAX_LIST: u64 = super::arch::MAX_LAYERS;
 
@@ -50,6 +53,8 @@ pub enum GgufError {
 pub struct Header {
     pub(super) keys: BTreeMap<String, Value>,
     pub weights: Weights,
+    /// How long the file is at least, with all its tensors.
+    pub file: Bytes,
 }
 
 /// Values that anything is decided by; the others are passed over.
@@ -92,10 +97,17 @@ pub fn header(bytes: &[u8]) -> Result<Header, GgufError> {
         }
     }
     let mut weights = Weights::default();
+    let mut data = 0;
     for _ in 0..tensors {
-        reader.tensor(&mut weights)?;
+        data = reader.tensor(&mut weights)?.max(data);
     }
-    Ok(Header { keys, weights })
+    let alignment = match keys.get(ALIGNMENT) {
+        Some(Value::Number(bytes)) => (*bytes).max(1),
+        _ => USUAL_ALIGNMENT,
+    };
+    let before = reader.cursor.at();
+    let begins = if tensors == 0 { before } else { before.checked_next_multiple_of(alignment).unwrap_or(u64::MAX) };
+    Ok(Header { keys, weights, file: Bytes::new(begins.saturating_add(data)) })
 }
 
 fn limited(what: &'static str, count: u64, limit: u64) -> Result<u64, GgufError> {
@@ -197,7 +209,8 @@ impl Reader<'_> {
         Ok((!negative && !FLOATS.contains(&kind)).then_some(value))
     }
 
-    fn tensor(&mut self, weights: &mut Weights) -> Result<(), GgufError> {
+    /// Gives where its data ends, counted from where all data begins.
+    fn tensor(&mut self, weights: &mut Weights) -> Result<u64, GgufError> {
         let name = self.name()?;
         let dimensions = self.u32()?;
         if dimensions > MAX_DIMENSIONS {
@@ -213,11 +226,11 @@ impl Reader<'_> {
             let product = if nth == 0 { &mut row } else { &mut rows };
             *product = product.saturating_mul(length);
         }
-        let (kind, _offset) = (self.u32()?, self.u64()?);
+        let (kind, offset) = (self.u32()?, self.u64()?);
         let (block, size) = block(kind).ok_or_else(|| GgufError::UnknownType { name: name.clone(), kind })?;
         let bytes = Bytes::new(size).times(row.div_ceil(block)).times(rows);
         weights.add(&name, real, bytes);
-        Ok(())
+        Ok(offset.saturating_add(bytes.get()))
     }
 }
 

@@ -27,8 +27,16 @@ pub enum SafetensorsError {
     Malformed(#[source] serde_json::Error),
 }
 
-/// The weights that one file holds. `bytes` may end anywhere; then the error says how many are wanted.
-pub fn weights(bytes: &[u8]) -> Result<Weights, SafetensorsError> {
+/// What the header of one file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    pub weights: Weights,
+    /// How long the file is at least, with all its tensors.
+    pub file: Bytes,
+}
+
+/// Parses the beginning of a file. `bytes` may end anywhere; then the error says how many are wanted.
+pub fn header(bytes: &[u8]) -> Result<Header, SafetensorsError> {
     let mut cursor = Cursor::new(bytes);
     let short = |short: super::bytes::Short| SafetensorsError::Short { wanted: short.wanted };
     let length = cursor.u64().map_err(short)?;
@@ -36,11 +44,15 @@ pub fn weights(bytes: &[u8]) -> Result<Weights, SafetensorsError> {
         return Err(SafetensorsError::TooLong { length });
     }
     let json = cursor.take(length).map_err(short)?;
-    let Table(weights) = serde_json::from_slice(json).map_err(SafetensorsError::Malformed)?;
-    Ok(weights)
+    let Table { weights, data } = serde_json::from_slice(json).map_err(SafetensorsError::Malformed)?;
+    Ok(Header { weights, file: Bytes::new(cursor.at().saturating_add(data)) })
 }
 
-struct Table(Weights);
+struct Table {
+    weights: Weights,
+    /// Where the last tensor ends, counted from where all data begins.
+    data: u64,
+}
 
 #[derive(Deserialize)]
 struct Tensor {
@@ -61,7 +73,7 @@ impl<'de> Deserialize<'de> for Table {
             /// One tensor after the other; only sums are kept.
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Table, A::Error> {
                 let mut weights = Weights::default();
-                let mut count = 0;
+                let (mut count, mut data) = (0, 0);
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         map.next_value::<IgnoredAny>()?;
@@ -76,8 +88,9 @@ impl<'de> Deserialize<'de> for Table {
                     let bytes = end.checked_sub(begin);
                     let bytes = bytes.ok_or_else(|| serde::de::Error::custom("a tensor ends before it begins"))?;
                     weights.add(&name, tensor.shape.0, Bytes::new(bytes));
+                    data = end.max(data);
                 }
-                Ok(Table(weights))
+                Ok(Table { weights, data })
             }
         }
         deserializer.deserialize_map(Tensors)

@@ -290,8 +290,8 @@ fn safetensors_headers_are_summed_over_files() {
         r#"{"model.layers.1.mlp.up_proj.weight": {"dtype": "BF16", "shape": [16, 8], "data_offsets": [0, 256]},
         "model.norm.weight": {"data_offsets": [256, 272], "shape": [8], "dtype": "BF16"}}"#,
     );
-    let mut weights = super::safetensors::weights(&first).unwrap();
-    weights.merge(&super::safetensors::weights(&second).unwrap());
+    let mut weights = super::safetensors::header(&first).unwrap().weights;
+    weights.merge(&super::safetensors::header(&second).unwrap().weights);
     assert_eq!((weights.embedding, weights.layers[0].kv), (Bytes::new(160), Bytes::new(64)));
     assert_eq!((weights.layers[1].divided, weights.whole), (Bytes::new(256), Bytes::new(16)));
 }
@@ -347,7 +347,7 @@ fn counts_of_a_hostile_header_allocate_nothing() {
         Err(GgufError::Arch(arch::ArchError::TooLarge { .. }))
     ));
     let long = [u64::MAX.to_le_bytes().to_vec(), b"{}".to_vec()].concat();
-    assert!(matches!(super::safetensors::weights(&long), Err(SafetensorsError::TooLong { .. })));
+    assert!(matches!(super::safetensors::header(&long), Err(SafetensorsError::TooLong { .. })));
 }
 
 /// A small file of everything that a header can hold.
@@ -375,8 +375,8 @@ proptest! {
     fn no_bytes_make_a_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let _ = header(&bytes);
         let _ = header(&[&b"GGUF\x03\0\0\0"[..], &bytes].concat());
-        let _ = super::safetensors::weights(&bytes);
-        let _ = super::safetensors::weights(&[&(bytes.len() as u64).to_le_bytes()[..], &bytes].concat());
+        let _ = super::safetensors::header(&bytes);
+        let _ = super::safetensors::header(&[&(bytes.len() as u64).to_le_bytes()[..], &bytes].concat());
         let _ = config::facts(&bytes);
     }
 
@@ -423,7 +423,7 @@ proptest! {
         let mut tensors = safetensors(r#"{"model.layers.0.k_proj.weight": {"dtype": "BF16", "shape": [4, 8], "data_offsets": [0, 64]}}"#);
         let place = at.index(tensors.len());
         tensors[place] = byte;
-        let _ = super::safetensors::weights(&tensors);
+        let _ = super::safetensors::header(&tensors);
     }
 
     #[test]
