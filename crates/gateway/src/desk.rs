@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use fettle_app::ports::serving::When;
 use fettle_placement::id::{ModelId, OwnerId};
 use fettle_placement::view::Class;
 use tokio::time::Instant;
@@ -48,8 +49,7 @@ pub(crate) struct SourceFacts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NotNow {
     pub(crate) why: String,
-    /// `None`: never on this machine.
-    pub(crate) retry_after: Option<Duration>,
+    pub(crate) when: When,
 }
 
 /// One request, as far as its place matters.
@@ -95,6 +95,11 @@ pub(crate) enum Refusal {
     QueueFull,
     /// Never on this machine.
     Never(String),
+    /// Its engines do not start.
+    Failing {
+        why: String,
+        retry_after: Duration,
+    },
     /// Everything that could answer has failed lately, or its place is not known to come.
     Broken {
         retry_after: Duration,
@@ -205,7 +210,7 @@ impl Desk {
             let waiters = book.line.drain();
             called.extend(waiters.into_iter().map(|one| Called { waiter: one.id, to: Err(Refusal::Unknown) }));
         }
-        let mut present = Vec::new();
+        let (mut present, mut turned) = (Vec::new(), Vec::new());
         let weight = self.rules.interactive_weight;
         for (source, SourceFacts { targets, unserved }) in facts {
             for facts in &targets {
@@ -216,15 +221,20 @@ impl Desk {
             let book = self.sources.entry(source).or_insert_with(|| SourceBook::new(weight));
             book.targets = targets.iter().map(|facts| facts.id).collect();
             book.unserved = unserved;
-            if let Some(never) = book.never() {
-                let to = Err(Refusal::Never(never.to_owned()));
-                called.extend(book.line.drain().into_iter().map(|one| Called { waiter: one.id, to: to.clone() }));
+            if let Some(why) = book.hopeless() {
+                turned.extend(book.line.drain().into_iter().map(|waiter| (waiter, why.clone())));
             }
         }
         let vanished: Vec<TargetId> = self.targets.keys().copied().filter(|id| !present.contains(id)).collect();
         for target in vanished {
             self.targets.remove(&target);
             self.sticky.forget_target(target);
+        }
+        for (waiter, why) in turned {
+            match self.line_for(&waiter.ask, now) {
+                Some(book) => book.line.push(waiter),
+                None => called.push(Called { waiter: waiter.id, to: Err(why) }),
+            }
         }
         called.extend(self.call(now));
         called
@@ -459,9 +469,19 @@ impl Desk {
         Arrival::Waits(id)
     }
 
+    /// The first in order that may serve it.
+    fn line_for(&mut self, ask: &Ask, now: Instant) -> Option<&mut SourceBook> {
+        let may_come = |source: &&Source| {
+            let book = self.sources.get(*source);
+            book.is_some_and(|book| matches!(self.standing(source, book, now), Standing::MayCome))
+        };
+        let source = ask.sources.iter().find(may_come)?;
+        self.sources.get_mut(source)
+    }
+
     fn standing(&self, source: &Source, book: &SourceBook, now: Instant) -> Standing {
-        if let Some(never) = book.never() {
-            return Standing::Refused(Refusal::Never(never.to_owned()));
+        if let Some(why) = book.hopeless() {
+            return Standing::Refused(why);
         }
         // An engine that failed is started again or replaced; a provider is not ours to mend.
         let broken = |id: &TargetId| match self.targets.get(id)?.breaker.permit(now) {
@@ -493,8 +513,14 @@ impl SourceBook {
         self.targets.iter().any(alive) || (self.targets.is_empty() && self.unserved.is_none())
     }
 
-    fn never(&self) -> Option<&str> {
-        self.unserved.as_ref().filter(|one| one.retry_after.is_none() && self.targets.is_empty()).map(|one| &*one.why)
+    /// Waiting here is of no use.
+    fn hopeless(&self) -> Option<Refusal> {
+        let NotNow { why, when } = self.unserved.as_ref().filter(|_| self.targets.is_empty())?;
+        match *when {
+            When::Waiting(_) => None,
+            When::Mended(retry_after) => Some(Refusal::Failing { why: why.clone(), retry_after }),
+            When::Never => Some(Refusal::Never(why.clone())),
+        }
     }
 }
 

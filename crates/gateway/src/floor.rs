@@ -260,7 +260,7 @@ impl Inner {
 }
 
 fn unserved(model: &ServedModel) -> Option<NotNow> {
-    model.unserved.as_ref().map(|one| NotNow { why: one.why.clone(), retry_after: one.retry_after })
+    model.unserved.as_ref().map(|one| NotNow { why: one.why.clone(), when: one.when })
 }
 
 impl Held {

@@ -11,6 +11,7 @@ use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::model::ToolCalls;
+use fettle_app::ports::serving::When;
 use fettle_protocols::{
     Edit, Failure, Head, Peek, Protocol, Request, ToolKind, UpstreamError, WatchOptions, edit, read_error,
     read_request, write_request,
@@ -29,7 +30,7 @@ use crate::bodies::{BODY_LIMIT, Bodies, Kept};
 use crate::breaker::Outcome;
 use crate::budgets::{Budgets, Cost, Reservation};
 use crate::carrier::{self, Carrier, Standing, Trouble};
-use crate::desk::{Ask, Refusal, Went};
+use crate::desk::{Ask, NotNow, Refusal, Went};
 use crate::floor::{Floor, Held, NotAdmitted};
 use crate::metrics::Metrics;
 use crate::names::{Names, Route};
@@ -234,13 +235,19 @@ impl Front {
                 retry_after: SOME_TIME,
             },
             NotAdmitted::Refused(Refusal::Never(sentence)) => Failure::CannotPlaceEver { sentence },
+            NotAdmitted::Refused(Refusal::Failing { why, retry_after }) => {
+                Failure::CannotPlaceNow { sentence: why, retry_after }
+            }
             NotAdmitted::Refused(Refusal::Broken { retry_after }) => Failure::CannotPlaceNow {
                 sentence: "The model's provider has failed lately and is left alone for a while.".to_owned(),
                 retry_after,
             },
-            NotAdmitted::Waited(Some(why)) => {
-                Failure::CannotPlaceNow { sentence: why.why, retry_after: why.retry_after.unwrap_or(SOME_TIME) }
-            }
+            NotAdmitted::Waited(Some(NotNow { why, when })) => match when {
+                When::Waiting(retry_after) | When::Mended(retry_after) => {
+                    Failure::CannotPlaceNow { sentence: why, retry_after }
+                }
+                When::Never => Failure::CannotPlaceNow { sentence: why, retry_after: SOME_TIME },
+            },
             NotAdmitted::Waited(None) => Failure::CannotPlaceNow {
                 sentence: "No engine became free for this request in time.".to_owned(),
                 retry_after: SOME_TIME,

@@ -314,7 +314,7 @@ pub fn view(status: &Status, served: &Served) -> StatusView {
             .map(|refused| RefusalView {
                 model: refused.model.to_string(),
                 owner: refused.owner.to_string(),
-                why: refused.refusal.to_string(),
+                why: refused.why.clone(),
                 retry_after: refused.refusal.retry_after(),
             })
             .collect(),

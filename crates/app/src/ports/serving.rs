@@ -235,8 +235,18 @@ pub struct ReadyEngine {
 pub struct Unserved {
     /// The planner's refusal in one sentence.
     pub why: String,
-    /// After which asking again may be of use; `None`: never on this machine.
-    pub retry_after: Option<Duration>,
+    pub when: When,
+}
+
+/// When what is not served may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Who waits in line may be served; asking again after this may be of use.
+    Waiting(Duration),
+    /// Its engines do not start, and somebody has to mend them: nobody is let wait. It is tried again when asked for after this.
+    Mended(Duration),
+    /// Never on this machine as it is configured.
+    Never,
 }
 
 /// What is asked for and not served yet: the gateway's queues.

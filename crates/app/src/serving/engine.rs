@@ -158,10 +158,14 @@ impl Held {
 /// What one warm session's prefix costs to compute again, until the gateway measures it.
 const PREFILL: Millis = Millis::secs(2);
 
+/// A recipe that failed to load so often in a row needs somebody to look at it.
+const HOPELESS: u32 = 3;
+
 /// Failures of one recipe since it last worked.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Failures {
     in_a_row: u32,
+    last: Option<(Phase, Exit)>,
     /// It ran out of memory so often, and is given more since.
     raised: u32,
 }
@@ -169,8 +173,10 @@ pub(super) struct Failures {
 impl Failures {
     /// Until when it is not tried again. `foreign_grew`: somebody else took memory during the load, so the claim was not too
     /// small.
-    pub(super) fn count(&mut self, phase: Phase, class: ExitClass, now: Millis, foreign_grew: bool) -> Option<Millis> {
+    pub(super) fn count(&mut self, phase: Phase, exit: &Exit, now: Millis, foreign_grew: bool) -> Option<Millis> {
         self.in_a_row += 1;
+        self.last = Some((phase, exit.clone()));
+        let class = exit.class;
         let too_small = class == ExitClass::OutOfMemory && !foreign_grew;
         self.raised = (self.raised + u32::from(too_small)).min(MOST_RAISES);
         // It loaded once, or will with more memory.
@@ -184,10 +190,24 @@ impl Failures {
     pub(super) fn worked(&mut self, ready_for: Millis) {
         if ready_for >= PROVEN {
             self.in_a_row = 0;
+            self.last = None;
         }
     }
 
-    pub(super) fn raise(self, footprint: &Footprint) -> Footprint {
+    /// Why it failed last.
+    pub(super) fn why(&self) -> Option<&str> {
+        self.last.as_ref().map(|(_, exit)| exit.why.as_str())
+    }
+
+    /// Whether another try is as likely to fail: what is not installed does not start however long one waits, and a file does
+    /// not become a model.
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.last.as_ref().is_some_and(|(phase, exit)| {
+            *phase == Phase::Load && (matches!(exit.class, ExitClass::NotStarted | ExitClass::BadModel | ExitClass::BadFlag) || self.in_a_row >= HOPELESS)
+        })
+    }
+
+    pub(super) fn raise(&self, footprint: &Footprint) -> Footprint {
         let slack = Slack {
             permille: footprint.slack.permille + RAISE.permille * self.raised,
             bytes: footprint.slack.bytes + RAISE.bytes.times(self.raised.into()),

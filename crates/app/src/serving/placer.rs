@@ -18,7 +18,7 @@ use super::engine::{Ended, Failures, Held, Phase};
 use super::leaving::{Left, left};
 use super::metering::{Metering, Present};
 use super::seen::{expect_its_claim_back, observe, sample};
-use super::telling::{EngineStatus, Notice, NoticeKind, Refused, Status, Told, supply};
+use super::telling::{EngineStatus, Notice, NoticeKind, Refused, Status, Told, in_words, supply};
 use crate::ports::serving::{
     Adopted, Demand, EngineLoad, EngineMeter, EngineProcess, LaunchDevice, LaunchOrder, Load, ProcessState, Since,
     Supply, World,
@@ -93,7 +93,7 @@ impl Placer {
 
     /// What is there before the first step: every model, and none of them refused.
     pub fn at_first(&self) -> Supply {
-        supply(&self.catalog, self.held.values(), &Placement::default())
+        supply(&self.catalog, self.held.values(), &self.failures, &Placement::default())
     }
 
     pub fn recipes(&self) -> Vec<Recipe> {
@@ -135,7 +135,7 @@ impl Placer {
         self.barrier = placement.barrier.clone();
         step.meters = self.meter(facts);
         step.in_change = self.held.values().any(Held::changes);
-        step.supply = supply(&self.catalog, self.held.values(), &placement);
+        step.supply = supply(&self.catalog, self.held.values(), &self.failures, &placement);
         step.status = self.status(facts, placement);
         step
     }
@@ -211,7 +211,7 @@ impl Placer {
                     let failures = self.failures.entry(held.seat.recipe.clone()).or_default();
                     let wait = ended
                         .failed_in
-                        .and_then(|phase| failures.count(phase, ended.exit.class, facts.now, foreign_grew));
+                        .and_then(|phase| failures.count(phase, &ended.exit, facts.now, foreign_grew));
                     held.observed.clear();
                     match wait {
                         Some(until) => held.state = EngineState::Backoff { until },
@@ -455,7 +455,12 @@ impl Placer {
             refused: placement
                 .refusals
                 .into_iter()
-                .map(|unmet| Refused { model: unmet.model, owner: unmet.owner, refusal: unmet.refusal })
+                .map(|unmet| Refused {
+                    why: in_words(&unmet, &self.catalog, &self.failures),
+                    model: unmet.model,
+                    owner: unmet.owner,
+                    refusal: unmet.refusal,
+                })
                 .collect(),
             barrier: placement.barrier,
         }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use fettle_placement::device::{Device, Pool};
 use fettle_placement::engine::{Engine, EngineState};
-use fettle_placement::id::{EngineId, ModelId, OwnerId};
+use fettle_placement::id::{EngineId, ModelId, OwnerId, RecipeId};
 use fettle_placement::memory_ledger::Account;
-use fettle_placement::placement::{Barrier, Placement, Reason, Refusal};
+use fettle_placement::placement::{Barrier, Placement, Reason, Refusal, Unmet};
 
 use super::catalog::Catalog;
-use super::engine::Held;
-use crate::ports::serving::{Meter, ReadyEngine, ServedModel, Supply, Unserved};
+use super::engine::{Failures, Held};
+use crate::ports::serving::{Meter, ReadyEngine, ServedModel, Supply, Unserved, When};
 
 /// Everything that is known, for `fettle gpus`, `fettle models`, metrics and the admin API.
 #[derive(Debug, Clone, Default)]
@@ -37,6 +37,8 @@ pub struct Refused {
     pub model: ModelId,
     pub owner: OwnerId,
     pub refusal: Refusal,
+    /// In words, with the reason of the last failure where that is why.
+    pub why: String,
 }
 
 /// Something that was done or refused, in words.
@@ -149,6 +151,7 @@ fn name(refusal: &Refusal) -> &'static str {
 pub(super) fn supply<'h>(
     catalog: &Catalog,
     held: impl Iterator<Item = &'h Held> + Clone,
+    failures: &BTreeMap<RecipeId, Failures>,
     placement: &Placement,
 ) -> Supply {
     let serve = |model: &ModelId| {
@@ -160,17 +163,42 @@ pub(super) fn supply<'h>(
     };
     let models = catalog.models.iter().map(|model| {
         let engines: Vec<ReadyEngine> = serve(&model.id);
-        let refusal = placement.refusals.iter().find(|unmet| unmet.model == model.id).map(|unmet| &unmet.refusal);
+        let unmet = placement.refusals.iter().find(|unmet| unmet.model == model.id);
         let served = engines.iter().any(|engine| !engine.draining) || underway(&model.id);
-        let unserved = refusal.filter(|_| !served).map(|refusal| Unserved {
-            why: refusal.to_string(),
-            retry_after: refusal.retry_after().map(Duration::from_secs),
+        let unserved = unmet.filter(|_| !served).map(|unmet| Unserved {
+            why: in_words(unmet, catalog, failures),
+            when: when(unmet, catalog, failures),
         });
         // Requests must fit whichever engine takes them.
         let context = model.recipes.iter().map(|local| local.recipe.ctx).min().unwrap_or_default();
         ServedModel { id: model.id.clone(), context_tokens: context.into(), engines, unserved }
     });
     Supply { models: models.collect() }
+}
+
+/// Of a model whose recipes wait after failures, those failures.
+fn failed<'f>(
+    unmet: &'f Unmet,
+    catalog: &'f Catalog,
+    failures: &'f BTreeMap<RecipeId, Failures>,
+) -> impl Iterator<Item = &'f Failures> {
+    let waits = matches!(unmet.refusal, Refusal::Backoff { .. });
+    let model = catalog.model(&unmet.model).filter(|_| waits);
+    model.into_iter().flat_map(|model| &model.recipes).filter_map(|local| failures.get(&local.recipe.id))
+}
+
+pub(super) fn in_words(unmet: &Unmet, catalog: &Catalog, failures: &BTreeMap<RecipeId, Failures>) -> String {
+    match (&unmet.refusal, failed(unmet, catalog, failures).find_map(Failures::why)) {
+        (Refusal::Backoff { eta, .. }, Some(why)) => format!("its last load failed: {why}; it is tried again in {eta}"),
+        (refusal, _) => refusal.to_string(),
+    }
+}
+
+fn when(unmet: &Unmet, catalog: &Catalog, failures: &BTreeMap<RecipeId, Failures>) -> When {
+    let Some(after) = unmet.refusal.retry_after().map(Duration::from_secs) else { return When::Never };
+    let failed: Vec<&Failures> = failed(unmet, catalog, failures).collect();
+    let hopeless = !failed.is_empty() && failed.into_iter().all(Failures::is_hopeless);
+    if hopeless { When::Mended(after) } else { When::Waiting(after) }
 }
 
 fn ready(catalog: &Catalog, held: &Held) -> Option<ReadyEngine> {

@@ -10,7 +10,7 @@ use fettle_placement::quantity::Bytes;
 use proptest::prelude::*;
 
 use super::NoticeKind;
-use crate::ports::serving::ExitClass;
+use crate::ports::serving::{ExitClass, When};
 use machine::{Fate, Machine, model};
 
 fn gib(count: u64) -> Bytes {
@@ -90,7 +90,32 @@ fn one_that_never_has_enough_is_not_refused_for_good() {
     machine.fate("a", Fate::FailsToLoad(ExitClass::OutOfMemory));
     machine.ask("a");
     machine.run(7_200_000);
-    assert!(machine.unserved("a").expect("a reason").retry_after.is_some());
+    assert!(machine.unserved("a").expect("a reason").when != When::Never);
+}
+
+#[test]
+fn one_that_cannot_be_started_is_waited_for_by_nobody_and_told_why_and_tried_again_later() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    machine.fate("a", Fate::FailsToLoad(ExitClass::NotStarted));
+    machine.ask("a");
+    machine.run(5_000);
+    let unserved = machine.unserved("a").expect("a reason");
+    assert!(matches!(unserved.when, When::Mended(_)) && unserved.why.contains("its log says so"), "{unserved:?}");
+    machine.run(20_000);
+    assert!(machine.told(NoticeKind::Failed) >= 2, "who asks later has it tried again");
+}
+
+#[test]
+fn one_that_fails_now_and_then_is_waited_for_until_the_third_time() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    machine.fate("a", Fate::FailsToLoad(ExitClass::Unknown));
+    machine.ask("a");
+    for failures in 1..=3 {
+        machine.run_until(300_000, |machine| machine.told(NoticeKind::Failed) == failures);
+        machine.run(3_000);
+        let when = machine.unserved("a").expect("a reason").when;
+        assert_eq!(matches!(when, When::Mended(_)), failures == 3, "{failures}: {when:?}");
+    }
 }
 
 #[test]
@@ -190,7 +215,7 @@ fn what_can_never_fit_is_refused_for_good() {
     machine.ask("a");
     machine.run(1_000);
     let unserved = machine.unserved("a").expect("a reason");
-    assert_eq!(unserved.retry_after, None);
+    assert_eq!(unserved.when, When::Never);
     assert!(unserved.why.contains("the largest has"), "{}", unserved.why);
     assert_eq!(machine.told(NoticeKind::Refused), 1);
 }
@@ -230,7 +255,7 @@ fn a_load_that_fails_for_ever_says_when_it_is_tried_again() {
     machine.run(3_000);
     let unserved = machine.unserved("a").expect("a reason");
     assert!(unserved.why.contains("its last load failed"), "{}", unserved.why);
-    assert!(unserved.retry_after.is_some());
+    assert!(matches!(unserved.when, When::Mended(_)), "{unserved:?}");
     machine.run(1_800_000);
     let starts = machine.starts("a");
     assert!((9..=12).contains(&starts), "every five minutes in the end: {starts} in half an hour");

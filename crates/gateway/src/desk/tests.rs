@@ -100,7 +100,7 @@ fn those_who_wait_go_to_an_engine_that_comes_and_are_told_when_none_ever_will() 
     let mut desk = desk(&[(local("m"), facts(&[])), (local("n"), facts(&[]))], now);
     let (first, second) =
         (waiting(desk.arrive(ask("m", "ada", 1), now)), waiting(desk.arrive(ask("n", "ben", 2), now)));
-    let never = NotNow { why: "It needs 90 GiB.".to_owned(), retry_after: None };
+    let never = NotNow { why: "It needs 90 GiB.".to_owned(), when: When::Never };
     let refused = SourceFacts { targets: Vec::new(), unserved: Some(never) };
     let called = desk.supply(supply(&[(local("m"), facts(&[target(1, 1)])), (local("n"), refused)]), now);
     assert_eq!(called.len(), 2);
@@ -121,9 +121,27 @@ fn a_model_that_leaves_the_configuration_is_unknown_also_to_those_who_wait() {
 }
 
 #[test]
+fn nobody_waits_for_what_does_not_start_and_whoever_has_a_choice_takes_the_next() {
+    let now = Instant::now();
+    let cloud = |draining| (Source::Provider(0), facts(&[TargetFacts { draining, ..target(1, 1) }]));
+    let failing = NotNow { why: "It is not installed.".to_owned(), when: When::Mended(SECOND * 9) };
+    let failing = (local("m"), SourceFacts { targets: Vec::new(), unserved: Some(failing) });
+    let mut desk = desk(&[cloud(true), (local("m"), facts(&[]))], now);
+    let alone = waiting(desk.arrive(ask("m", "ada", 2), now));
+    let profile = Ask { sources: vec![local("m"), Source::Provider(0)], ..ask("m", "ben", 3) };
+    let choosy = waiting(desk.arrive(profile, now));
+    let refusal = Refusal::Failing { why: "It is not installed.".to_owned(), retry_after: SECOND * 9 };
+    let called = desk.supply(supply(&[cloud(true), failing.clone()]), now);
+    assert_eq!(called, [Called { waiter: alone, to: Err(refusal.clone()) }]);
+    assert_eq!(desk.arrive(ask("m", "ada", 4), now), Arrival::Refused(refusal));
+    let called = desk.supply(supply(&[cloud(false), failing]), now);
+    assert!(matches!(&called[..], [Called { waiter, to: Ok(_) }] if *waiter == choosy), "{called:?}");
+}
+
+#[test]
 fn what_is_refused_for_now_waits() {
     let now = Instant::now();
-    let unserved = Some(NotNow { why: "busy".to_owned(), retry_after: Some(SECOND * 9) });
+    let unserved = Some(NotNow { why: "busy".to_owned(), when: When::Waiting(SECOND * 9) });
     let mut desk = desk(&[(local("m"), SourceFacts { targets: Vec::new(), unserved: unserved.clone() })], now);
     waiting(desk.arrive(ask("m", "ada", 1), now));
     assert_eq!(desk.why_waiting(&ask("m", "ada", 1)), unserved);
@@ -205,7 +223,7 @@ fn a_model_on_its_way_is_waited_for_and_one_that_is_refused_for_now_gives_way_to
     let profile = Ask { sources: vec![local("m"), Source::Provider(0)], ..ask("m", "ada", 1) };
     let mut coming = desk(&[cloud.clone(), (local("m"), facts(&[]))], now);
     waiting(coming.arrive(profile.clone(), now));
-    let not_now = Some(NotNow { why: "busy".to_owned(), retry_after: Some(SECOND) });
+    let not_now = Some(NotNow { why: "busy".to_owned(), when: When::Waiting(SECOND) });
     let refused = (local("m"), SourceFacts { targets: Vec::new(), unserved: not_now });
     let called = coming.supply(supply(&[cloud.clone(), refused.clone()]), now);
     assert_eq!(called.len(), 1, "{called:?}");

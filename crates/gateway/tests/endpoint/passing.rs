@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fettle_app::ports::serving::When;
 use fettle_gateway::{Provider, ProviderKind, ProviderModel};
 use http::StatusCode;
 use serde_json::json;
@@ -87,7 +88,7 @@ async fn a_conversation_stays_at_its_engine() {
 #[tokio::test]
 async fn providers_are_asked_by_name_with_their_own_key_and_profiles_fall_back_to_them() {
     let cloud = Upstream::start().await;
-    let supply = unserved("All devices are busy.", Some(Duration::from_secs(9)));
+    let supply = unserved("All devices are busy.", When::Waiting(Duration::from_secs(9)));
     let world = World::with(supply, |settings| {
         let mut provider = Provider::new("cloud", ProviderKind::OpenAi);
         provider.base_url = Some(format!("{}/v1", cloud.url()));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fettle_placement::view::Class;
 use futures::future::join_all;
+use fettle_app::ports::serving::When;
 use http::StatusCode;
 
 use crate::upstream::{Upstream, delta, done, finish, piece};
@@ -33,7 +34,7 @@ async fn a_request_for_a_cold_model_is_told_as_demand_and_answered_when_an_engin
 
 #[tokio::test]
 async fn what_can_never_be_placed_is_refused_at_once_and_what_cannot_be_now_after_the_wait() {
-    let world = World::start(unserved("It needs 90 GiB, the largest device has 80.", None)).await;
+    let world = World::start(unserved("It needs 90 GiB, the largest device has 80.", When::Never)).await;
     let answer = world.send(world.chat(false)).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.header("x-should-retry"), Some("false"));
@@ -43,7 +44,7 @@ async fn what_can_never_be_placed_is_refused_at_once_and_what_cannot_be_now_afte
         "{text}"
     );
 
-    let supply = unserved("Another model is being unloaded.", Some(Duration::from_secs(500)));
+    let supply = unserved("Another model is being unloaded.", When::Waiting(Duration::from_secs(500)));
     let world = World::with(supply, |settings| settings.queue.max_wait = Duration::from_millis(50)).await;
     let answer = world.send(world.chat(false)).await;
     assert_eq!((answer.status, answer.header("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, Some("60")));
@@ -56,7 +57,7 @@ async fn those_who_wait_are_told_when_it_turns_out_that_none_will_come() {
     let (supply, mut demand) = (world.supply.clone(), world.told.demand.clone());
     let telling = async {
         demand.wait_for(|demand| !demand.waiting.is_empty()).await.unwrap();
-        supply.send_replace(Arc::new(unserved("No device is new enough.", None)));
+        supply.send_replace(Arc::new(unserved("No device is new enough.", When::Never)));
     };
     let (answer, ()) = tokio::join!(world.send(world.chat(false)), telling);
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);

@@ -7,7 +7,7 @@ use axum::serve::ListenerExt;
 use bytes::Bytes;
 use camino::Utf8PathBuf;
 use fettle_app::ports::clock::{Clock, IdSource};
-use fettle_app::ports::serving::{EngineMeter, ReadyEngine, ServedModel, Supply, Unserved};
+use fettle_app::ports::serving::{EngineMeter, ReadyEngine, ServedModel, Supply, Unserved, When};
 use fettle_app::run_token::{RunBudgets, RunClaims, RunTokenKey};
 use fettle_domain::id::{JobId, RunId};
 use fettle_domain::lease::Fence;
@@ -68,9 +68,9 @@ pub(crate) fn served(engines: Vec<ReadyEngine>) -> Supply {
     Supply { models: vec![ServedModel { id: ModelId::new(MODEL), context_tokens: 8_192, engines, unserved: None }] }
 }
 
-pub(crate) fn unserved(why: &str, retry_after: Option<Duration>) -> Supply {
+pub(crate) fn unserved(why: &str, when: When) -> Supply {
     let mut supply = served(Vec::new());
-    supply.models[0].unserved = Some(Unserved { why: why.to_owned(), retry_after });
+    supply.models[0].unserved = Some(Unserved { why: why.to_owned(), when });
     supply
 }
 
