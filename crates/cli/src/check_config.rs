@@ -8,7 +8,7 @@ use camino::Utf8PathBuf;
 use fettle_app::ports::chain;
 use fettle_app::run_token::RunTokenKey;
 use fettle_domain::budget::MIN_CONTEXT_TOKENS;
-use fettle_runtime::config::{BrokerKind, Config, ConfigError, IntakeMode, kind_of};
+use fettle_runtime::config::{BrokerKind, Config, ConfigError, IntakeMode, kind_of, overrides_a_key};
 use fettle_runtime::environment::Environment;
 use fettle_runtime::secrets;
 use serde_json::json;
@@ -39,7 +39,9 @@ pub(crate) fn run(flags: &Flags, environment: &Environment) -> Result<ExitCode> 
     let mut out = std::io::stdout().lock();
     match checked {
         Ok(config) => {
-            let (summary, warnings) = (summary(&config), warnings(&config, environment));
+            let mut warnings = warnings(&config, environment);
+            warnings.extend(left_out(flags, environment));
+            let summary = summary(&config);
             if flags.json {
                 writeln!(out, "{}", json!({ "ok": true, "file": name, "summary": summary, "warnings": warnings }))?;
             } else {
@@ -111,6 +113,8 @@ fn warnings(config: &Config, environment: &Environment) -> Vec<String> {
     warnings.extend(alone_in_company(config).map(str::to_owned));
     warnings.extend(half_of_the_tokens(config).map(str::to_owned));
     warnings.extend(narrow(config));
+    warnings.extend(unserved(config));
+    warnings.extend(taken_twice(config));
     warnings.extend(secrets::exposed(config, None, environment));
     warnings
 }
@@ -123,6 +127,34 @@ fn narrow(config: &Config) -> impl Iterator<Item = String> {
             model.name, model.context
         )
     })
+}
+
+/// Models of this machine that nobody would get an answer from. No error: the others are served all the same, and their files
+/// may come only where the configuration is used.
+fn unserved(config: &Config) -> impl Iterator<Item = String> {
+    let (_, refused) = fettle_inference::catalog::catalog(config);
+    refused.into_iter().map(|(model, why)| format!("gateway.models `{model}` would not be served: {why:#}"))
+}
+
+/// One address for two listeners: whoever starts second fails.
+fn taken_twice(config: &Config) -> Option<String> {
+    let server = &config.server;
+    let mut listeners = vec![("server.listen", &server.listen), ("server.internal_listen", &server.internal_listen)];
+    listeners.extend(config.gateway.listen.as_ref().map(|listen| ("gateway.listen", listen)));
+    // With port 0 each gets one of its own.
+    listeners.retain(|(_, address)| !address.ends_with(":0"));
+    let twice = |(nth, (key, address)): (usize, &(&'static str, &String))| {
+        let (first, _) = listeners[..nth].iter().find(|(_, other)| other == address)?;
+        Some(format!("{first} and {key} are both {address}, and only one of them can listen there"))
+    };
+    listeners.iter().enumerate().find_map(twice)
+}
+
+/// Variables that would change what is checked, and were not asked for.
+fn left_out(flags: &Flags, environment: &Environment) -> Option<String> {
+    let names: Vec<&str> = environment.iter().map(|(name, _)| name).filter(|name| overrides_a_key(name)).collect();
+    (!flags.with_environment && !names.is_empty())
+        .then(|| format!("{} are set here and not looked at; --with-environment applies them", names.join(", ")))
 }
 
 /// Dashboards on one database do each other's work, so they need the same credentials, and clients the same keys.
@@ -204,6 +236,28 @@ mod tests {
             "{warnings:?}"
         );
         assert!(warnings[1].starts_with("gateway.models `coder`: api_key_file: "), "{warnings:?}");
+    }
+
+    #[test]
+    fn models_that_nobody_would_get_an_answer_from_are_warned_of() {
+        let warned = |text: &str| {
+            let config = Config::parse("fettle.toml", text, &Environment::default()).unwrap();
+            unserved(&config).chain(taken_twice(&config)).collect::<Vec<_>>()
+        };
+        let command = |argument: &str| {
+            format!(
+                "[gpu.engines.command]\nprogram = \"/bin/true\"\nargs = [\"{argument}\"]\n\
+                 [[gateway.models]]\nname = \"m\"\nrecipes = [{{ engine = \"command\", memory = \"1GiB\" }}]\n"
+            )
+        };
+        assert_eq!(warned(&command("--port={port}")), Vec::<String>::new());
+        let told = warned(&command("--port={prt}"));
+        assert!(told.len() == 1 && told[0].contains("`{prt}` of the command is no name that is filled in"), "{told:?}");
+        let told = warned("[[gateway.models]]\nname = \"m\"\npath = \"/nowhere/m.gguf\"\n");
+        assert!(told.len() == 1 && told[0].contains("/nowhere/m.gguf"), "{told:?}");
+        let told = warned("[server]\nlisten = \"127.0.0.1:9000\"\n[gateway]\nlisten = \"127.0.0.1:9000\"\n");
+        assert!(told.len() == 1 && told[0].contains("server.listen and gateway.listen are both"), "{told:?}");
+        assert_eq!(warned("[server]\nlisten = \"127.0.0.1:0\"\ninternal_listen = \"127.0.0.1:0\"\n"), Vec::<String>::new());
     }
 
     #[test]

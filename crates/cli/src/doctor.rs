@@ -129,7 +129,8 @@ async fn examine(common: &Common, flags: &Flags, environment: &Environment) -> V
     }
     checks.extend(machine::toolchains(environment).await);
     checks.push(gpus::check(&config).await);
-    checks.extend(network::models(&config).await);
+    checks.extend(network::models(&config, environment).await);
+    checks.extend(network::gateway(&config).await);
     checks.extend(services::store(&config).await);
     checks.extend(services::broker(&config).await);
     checks.push(secret_check(&config).unwrap_or_else(|| forge(&config)));

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use fettle_placement::quantity::{Bytes, Millis};
+use fettle_placement::recipe::EngineKind;
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -47,6 +48,20 @@ pub struct Programs {
     pub sglang: Option<Program>,
     pub ollama: Option<Program>,
     pub command: Option<Command>,
+}
+
+impl Programs {
+    /// What is executed for an engine of that kind.
+    pub fn of(&self, kind: EngineKind) -> Option<&Utf8Path> {
+        let program = match kind {
+            EngineKind::LlamaServer => &self.llama_server.as_ref()?.program,
+            EngineKind::Vllm => self.vllm.as_ref()?,
+            EngineKind::Sglang => self.sglang.as_ref()?,
+            EngineKind::Ollama => self.ollama.as_ref()?,
+            EngineKind::Command => return self.command.as_ref()?.argv.first().map(Utf8Path::new),
+        };
+        Some(&program.program)
+    }
 }
 
 #[derive(Debug, Clone)]

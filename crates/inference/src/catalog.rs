@@ -1,9 +1,13 @@
 //! The models of this machine: what the configuration says of them, put together with what their files say.
 
-use anyhow::{Context as _, Result};
+use std::fmt;
+
+use anyhow::{Context as _, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::serving::{Catalog, LocalModel, LocalRecipe};
+use fettle_engines::driver;
 use fettle_engines::models::weights;
+use fettle_engines::settings::Programs;
 use fettle_placement::device::ComputeCapability;
 use fettle_placement::estimate::{estimate, measured};
 use fettle_placement::footprint::{Footprint, Parts, Slack, Source};
@@ -12,7 +16,10 @@ use fettle_placement::quantity::{Bytes, Millis};
 use fettle_placement::recipe::{EngineKind, Recipe, RunsOn, SleepLevel};
 use fettle_placement::view::Policy;
 use fettle_runtime::config::{Config, Gpu, ModelConfig, RecipeConfig};
+use fettle_runtime::environment::Environment;
 use sha2::{Digest as _, Sha256};
+
+use crate::start::programs;
 
 /// Bytes that a disk gives in a millisecond, to foresee the first load; later ones are measured.
 const LOADED_PER_MILLI: u64 = 1 << 20;
@@ -21,15 +28,54 @@ const LEAST_LOAD: Millis = Millis::secs(5);
 
 /// The catalog, and for each model that cannot be run why not. Those that can are served all the same.
 pub fn catalog(config: &Config) -> (Catalog, Vec<(String, anyhow::Error)>) {
+    let programs = programs(config);
     let mut models = Vec::new();
     let mut refused = Vec::new();
     for model in config.gateway.models.iter().filter(|model| model.is_local()) {
-        match local(model) {
+        match local(model, &programs) {
             Ok(model) => models.push(model),
             Err(why) => refused.push((model.name.clone(), why)),
         }
     }
     (Catalog { models, policy: policy(&config.gpu) }, refused)
+}
+
+/// A program that a recipe needs and that nobody would find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingProgram {
+    pub model: String,
+    pub engine: EngineKind,
+    pub program: Utf8PathBuf,
+}
+
+impl fmt::Display for MissingProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, engine, program } = self;
+        let engine = engine.name();
+        write!(f, "`{model}` is run by {engine}, and there is no program {program}: install it, or name it with gpu.engines.{engine}.program")
+    }
+}
+
+/// Looked for as engines find them: a path as it is, a name on this process's PATH. Each program is told once.
+pub fn missing_programs(catalog: &Catalog, config: &Config, environment: &Environment) -> Vec<MissingProgram> {
+    let programs = programs(config);
+    let path: Vec<&Utf8Path> = environment.find("PATH").unwrap_or_default().split(':').map(Utf8Path::new).collect();
+    let is_there = |program: &Utf8Path| match program.components().count() {
+        1 => path.iter().any(|folder| folder.join(program).is_file()),
+        _ => program.is_file(),
+    };
+    let mut missing: Vec<MissingProgram> = Vec::new();
+    for recipe in catalog.all().map(|local| &local.recipe) {
+        let Some(program) = programs.of(recipe.engine).filter(|program| !is_there(program)) else { continue };
+        if missing.iter().all(|known| known.program != program) {
+            missing.push(MissingProgram {
+                model: recipe.model.to_string(),
+                engine: recipe.engine,
+                program: program.to_owned(),
+            });
+        }
+    }
+    missing
 }
 
 fn policy(gpu: &Gpu) -> Policy {
@@ -45,7 +91,7 @@ fn policy(gpu: &Gpu) -> Policy {
     }
 }
 
-fn local(model: &ModelConfig) -> Result<LocalModel> {
+fn local(model: &ModelConfig, programs: &Programs) -> Result<LocalModel> {
     let default;
     let recipes = match (&model.path, model.recipes.as_slice()) {
         (Some(path), []) => {
@@ -54,7 +100,7 @@ fn local(model: &ModelConfig) -> Result<LocalModel> {
         }
         (_, recipes) => recipes,
     };
-    let recipes = recipes.iter().map(|recipe| seated(model, recipe)).collect::<Result<Vec<_>>>()?;
+    let recipes = recipes.iter().map(|recipe| seated(model, recipe, programs)).collect::<Result<Vec<_>>>()?;
     let replicas = (model.replicas[0], model.replicas[1]);
     Ok(LocalModel { id: ModelId::new(&model.name), recipes, replicas, pinned: model.pinned })
 }
@@ -65,7 +111,7 @@ fn usual(path: &Utf8Path) -> RecipeConfig {
     RecipeConfig::of(if gguf { EngineKind::LlamaServer } else { EngineKind::Vllm })
 }
 
-fn seated(model: &ModelConfig, config: &RecipeConfig) -> Result<LocalRecipe> {
+fn seated(model: &ModelConfig, config: &RecipeConfig, programs: &Programs) -> Result<LocalRecipe> {
     let weights = match (&model.path, &config.file) {
         (Some(path), Some(file)) if file.is_relative() => path.join(file),
         (_, Some(file)) => file.clone(),
@@ -74,6 +120,9 @@ fn seated(model: &ModelConfig, config: &RecipeConfig) -> Result<LocalRecipe> {
     };
     let context = config.context.unwrap_or_else(|| u32::try_from(model.context).unwrap_or(u32::MAX));
     let recipe = recipe(&ModelId::new(&model.name), config, context, &weights);
+    if let Some(refused) = driver::refusal(&recipe, &weights, programs) {
+        bail!("its recipe for {} cannot be started: {refused}", config.engine.name());
+    }
     let footprint = footprint(&recipe, config, &weights)
         .with_context(|| format!("what `{}` takes with {} cannot be known", model.name, config.engine.name()))?;
     Ok(LocalRecipe { recipe, footprint, weights })
@@ -141,7 +190,8 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> (Catalog, Vec<(String, anyhow::Error)>) {
-        catalog(&Config::parse("fettle.toml", text, &Environment::default()).unwrap())
+        let text = format!("{text}\n[gpu.engines.command]\nprogram = \"/usr/bin/engine\"\n");
+        catalog(&Config::parse("fettle.toml", &text, &Environment::default()).unwrap())
     }
 
     #[test]
@@ -186,5 +236,28 @@ mod tests {
         };
         assert_eq!(id(4096), id(4096));
         assert_ne!(id(4096), id(8192));
+    }
+
+    #[test]
+    fn programs_are_looked_for_as_engines_find_them_and_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = folder.path().join("found");
+        fs_err::write(&found, "").unwrap();
+        let told = |program: &str| {
+            let text = format!(
+                "[gpu.engines.command]\nprogram = \"{program}\"\n\
+                 [[gateway.models]]\nname = \"a\"\nrecipes = [{{ engine = \"command\", memory = \"1GiB\" }}]\n\
+                 [[gateway.models]]\nname = \"b\"\nrecipes = [{{ engine = \"command\", memory = \"1GiB\" }}]\n"
+            );
+            let config = Config::parse("fettle.toml", &text, &Environment::default()).unwrap();
+            let environment = Environment::from_pairs([("PATH", folder.path().to_str().unwrap())]);
+            missing_programs(&catalog(&config).0, &config, &environment)
+        };
+        assert_eq!(told(found.to_str().unwrap()), []);
+        assert_eq!(told("found"), []);
+        let missing = told("/nowhere/engine");
+        assert_eq!(missing.len(), 1);
+        assert!(missing[0].to_string().contains("there is no program /nowhere/engine"), "{}", missing[0]);
+        assert_eq!(told("lost").len(), 1);
     }
 }

@@ -122,10 +122,10 @@ async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSo
     })
     .await?;
     info!(
-        "fettle-inference {} answers for {} models on http://{}",
+        "fettle-inference {} answers on http://{}, models: {}",
         env!("CARGO_PKG_VERSION"),
-        config.gateway.models.len(),
-        running.address
+        running.address,
+        names(&config)
     );
     manager.feed_watchdog(&vitals, &supervisor);
     health.serving();
@@ -136,6 +136,11 @@ async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSo
     let ended = supervisor.ended().await;
     running.close().await;
     Ok(ended?)
+}
+
+fn names(config: &Config) -> String {
+    let names: Vec<&str> = config.gateway.models.iter().map(|model| model.name.as_str()).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 /// As the dashboard has it: a secret of its own, or what follows from the service key. Neither, and no Run of a dashboard can ask.

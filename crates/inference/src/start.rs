@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::admin::{Admin, Events, Served};
-use crate::catalog::catalog;
+use crate::catalog::{self, catalog};
 use crate::devices::Devices;
 use crate::examiner::{self, Examiner};
 use crate::guard::{Guarding, guard};
@@ -103,6 +103,9 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (catalog, refused) = catalog(config);
     for (model, why) in &refused {
         error!(model, "the model `{model}` is not served: {why:#}");
+    }
+    for missing in catalog::missing_programs(&catalog, config, environment) {
+        warn!(model = missing.model, "{missing}");
     }
     let served = Arc::new(Served::of(&catalog));
     let engines = Arc::new(Engines::open(engine_settings(config, environment, data, engines)?, since)?);
@@ -286,7 +289,7 @@ fn examiners_key(key: SecretString) -> StaticKey {
 }
 
 /// Programs as configured, else by their usual names.
-fn programs(config: &Config) -> Programs {
+pub(crate) fn programs(config: &Config) -> Programs {
     let configured = |kind| config.gpu.engines.get(&kind);
     let program = |kind: EngineKind, usual: &str| match configured(kind) {
         Some(EngineConfig { program, args, .. }) => Program { program: program.clone(), args: args.clone() },

@@ -315,7 +315,7 @@ impl Config {
         let plain: Self = toml::from_str(text).map_err(refused)?;
         let overrides: Vec<(&str, &str)> = environment
             .iter()
-            .filter(|(key, _)| key.strip_prefix(PREFIX).is_some_and(|rest| rest.contains("__")))
+            .filter(|(key, _)| overrides_a_key(key))
             .collect();
         let (config, path) = if overrides.is_empty() {
             (plain, name.to_owned())
@@ -480,6 +480,11 @@ fn is_host(entry: &str) -> bool {
 fn located(file: &Utf8Path, folder: &Utf8Path, credentials: Option<&Utf8Path>) -> Utf8PathBuf {
     let handed = credentials.zip(file.file_name()).map(|(credentials, name)| credentials.join(name));
     handed.filter(|path| path.exists()).unwrap_or_else(|| folder.join(file))
+}
+
+/// Whether a variable of that name is one that overrides a key of the configuration.
+pub fn overrides_a_key(variable: &str) -> bool {
+    variable.strip_prefix(PREFIX).is_some_and(|rest| rest.contains("__"))
 }
 
 fn with_overrides(text: &str, overrides: &[(&str, &str)]) -> Result<Config, ConfigError> {

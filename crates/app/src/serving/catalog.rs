@@ -40,7 +40,7 @@ impl Catalog {
         self.all().find(|local| local.recipe.id == *id)
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &LocalRecipe> {
+    pub fn all(&self) -> impl Iterator<Item = &LocalRecipe> {
         self.models.iter().flat_map(|model| &model.recipes)
     }
 

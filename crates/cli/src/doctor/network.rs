@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use fettle_inference::catalog;
 use fettle_runtime::config::{Config, ModelConfig};
 use fettle_runtime::environment::Environment;
 use reqwest::{StatusCode, Url};
@@ -18,23 +19,27 @@ use crate::served::{Listed, listed, told};
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 
 /// One check for each configured model, all asked at once, told in the configuration's order.
-pub(super) async fn models(config: &Config) -> Vec<Check> {
+pub(super) async fn models(config: &Config, environment: &Environment) -> Vec<Check> {
     if config.gateway.models.is_empty() {
         let remedy = "add a [[gateway.models]] entry with name and base_url; `fettle fix` takes --model-url instead";
         return vec![Check::warn("models", "no model is configured, so Tasks wait", remedy)];
     }
-    let mut asked = JoinSet::new();
+    let (mut checks, mut asked) = (Vec::new(), JoinSet::new());
     for (place, model) in config.gateway.models.iter().cloned().enumerate() {
-        asked.spawn(async move { (place, check(&model).await) });
+        let id = format!("model.{}", model.name);
+        if model.is_local() {
+            checks.push((place, local(id, &model, config, environment)));
+        } else {
+            asked.spawn(async move { (place, check(id, &model).await) });
+        }
     }
-    let mut checks = asked.join_all().await;
+    checks.extend(asked.join_all().await);
     checks.sort_by_key(|(place, _)| *place);
     checks.into_iter().map(|(_, check)| check).collect()
 }
 
-async fn check(model: &ModelConfig) -> Check {
-    let id = format!("model.{}", model.name);
-    let Some(server) = model.server() else { return local(id, model) };
+async fn check(id: String, model: &ModelConfig) -> Check {
+    let server = model.server().unwrap_or_default();
     match listed(model, ANSWER_LIMIT).await {
         Ok(Listed::Names(names)) => {
             let wanted = model.wire_name();
@@ -66,13 +71,44 @@ async fn check(model: &ModelConfig) -> Check {
     }
 }
 
-/// A model of this machine: its files have to be there.
-fn local(id: String, model: &ModelConfig) -> Check {
-    let files = model.path.iter().chain(model.recipes.iter().filter_map(|recipe| recipe.file.as_ref()));
-    match files.into_iter().find(|file| !file.exists()) {
-        Some(missing) => Check::warn(id, format!("{missing} is not there"), "put its weights there, or correct `path`"),
-        None => Check::ok(id, "runs on this machine"),
+/// A model of this machine: its files have to be there, and the program of each of its recipes.
+fn local(id: String, model: &ModelConfig, config: &Config, environment: &Environment) -> Check {
+    let mut alone = config.clone();
+    alone.gateway.models.retain(|one| one.name == model.name);
+    let (catalog, refused) = catalog::catalog(&alone);
+    if let Some((_, why)) = refused.first() {
+        return Check::warn(id, format!("it would not be served: {why:#}"), "put its weights there, or correct its recipe");
     }
+    match catalog::missing_programs(&catalog, &alone, environment).as_slice() {
+        [] => Check::ok(id, "runs on this machine"),
+        [missing, ..] => Check::warn(
+            id,
+            missing.to_string(),
+            "as a service it is looked for on the PATH of `fettle-inference`; give its whole path where that is another",
+        ),
+    }
+}
+
+/// The gateway that workers ask, where they are told of one.
+pub(super) async fn gateway(config: &Config) -> Option<Check> {
+    const ID: &str = "gateway";
+    let url = config.gateway.url.as_ref()?;
+    let asked = async {
+        let base = Url::parse(url).context("it is no URL")?;
+        // Beside `/v1`, and open to everybody: whether it lives is no secret.
+        let health = base.join("/healthz").context("it cannot be asked")?;
+        let asked = client::http(&base)?.get(health).timeout(ANSWER_LIMIT).send().await;
+        Ok::<_, anyhow::Error>(asked.map_err(reqwest::Error::without_url)?.status())
+    };
+    Some(match asked.await {
+        Ok(status) if status.is_success() => Check::ok(ID, format!("{url} answers")),
+        Ok(status) => Check::warn(ID, format!("{url} answers {status}"), "look at the log of `fettle-inference`"),
+        Err(error) => Check::warn(
+            ID,
+            format!("{url} does not answer: {error:#}"),
+            "start `fettle-inference`, or correct gateway.url; without it no Run has a model",
+        ),
+    })
 }
 
 /// Whether a dashboard runs, is ready and knows us.
@@ -158,7 +194,7 @@ mod tests {
         let model = ModelConfig::elsewhere("coder", format!("http://{}/v1", listener.local_addr().unwrap()), 65_536);
         let Some(answer) = answer else {
             drop(listener);
-            return check(&model).await;
+            return check("model.coder".to_owned(), &model).await;
         };
         let server = async {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -169,7 +205,7 @@ mod tests {
             assert!(head.starts_with(b"GET /v1/models HTTP/1.1\r\n"));
             stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).await.unwrap();
         };
-        tokio::join!(server, check(&model)).1
+        tokio::join!(server, check("model.coder".to_owned(), &model)).1
     }
 
     #[tokio::test]

@@ -13,8 +13,11 @@ mod vllm;
 use std::collections::BTreeMap;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_app::ports::serving::{Endpoint, ExitClass, LaunchOrder};
-use fettle_placement::recipe::{EngineKind, KvType, RunsOn};
+use fettle_app::ports::serving::{Endpoint, ExitClass, LaunchDevice, LaunchOrder};
+use fettle_placement::engine::Seat;
+use fettle_placement::id::{DeviceId, EngineId, Epoch, PoolId};
+use fettle_placement::quantity::Bytes;
+use fettle_placement::recipe::{EngineKind, KvType, Recipe, RunsOn};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +90,10 @@ impl Refused {
 /// What `order` means for its engine.
 pub fn plan(order: &LaunchOrder, programs: &Programs, place: &Place) -> Result<Launch, Refused> {
     let kind = order.recipe.engine;
-    let absent = || Refused::not_started(format!("no program for {} is configured", name(kind)));
+    let absent = || Refused::not_started(match kind {
+            EngineKind::Command => "its program is not configured: name it with gpu.engines.command.program".to_owned(),
+            kind => format!("no program for {} is configured", name(kind)),
+        });
     let mut launch = match kind {
         EngineKind::LlamaServer => llama_server::plan(order, programs.llama_server.as_ref().ok_or_else(absent)?, place),
         EngineKind::Vllm => vllm::plan(order, programs.vllm.as_ref().ok_or_else(absent)?, place),
@@ -97,6 +103,33 @@ pub fn plan(order: &LaunchOrder, programs: &Programs, place: &Place) -> Result<L
     }?;
     launch.env.extend(surroundings(order, place));
     Ok(launch)
+}
+
+/// Why a recipe could not be started wherever it is put: flags that the planner dictates, a template that names what is not
+/// there, a cache that the engine does not have.
+pub fn refusal(recipe: &Recipe, weights: &Utf8Path, programs: &Programs) -> Option<Refused> {
+    let device = LaunchDevice { id: DeviceId::new("any"), nth: Some(0) };
+    let claim = Bytes::gib(1);
+    let order = LaunchOrder {
+        seat: Seat {
+            engine: EngineId::new(recipe.model.as_str()),
+            model: recipe.model.clone(),
+            recipe: recipe.id.clone(),
+            devices: vec![device.id.clone(); usize::from(recipe.tp)],
+            claims: vec![(PoolId::new("any"), claim)],
+            peaks: vec![(PoolId::new("any"), claim)],
+        },
+        epoch: Epoch(0),
+        recipe: recipe.clone(),
+        weights: weights.to_owned(),
+        devices: vec![device; usize::from(recipe.tp)],
+        claim,
+        scratch: Bytes::ZERO,
+        total: claim,
+        free: claim,
+    };
+    let place = Place { folder: "/".into(), cache: "/".into(), port: 1, key: SecretString::default() };
+    plan(&order, programs, &place).err()
 }
 
 /// As people and configuration call it.
