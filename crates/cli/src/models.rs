@@ -131,6 +131,7 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
             if !yes {
                 conformance::may_cost(&config, model)?;
             }
+            conformance::is_there(&config, model).await?;
             conformance::check(&Process::of(common, environment)?, model, *json).await
         }
         Some(Command::Add(add)) => Here::of(common, environment)?.add(add).await,

@@ -31,6 +31,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     secrets::exposed(&config, Some(&data), environment).iter().for_each(|exposed| warn!("{exposed}"));
     let listener = fettle_dashboard::listen(&config.server.listen, "server.listen", &data).await?;
     let supervisor = Supervisor::default();
+    let _until_the_end = supervisor.while_held();
     let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(environment);
     // One process, one cache: publisher and worker share the mirrors.

@@ -74,6 +74,7 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
     let internal = sockets.listener(INTERNAL);
     let internal = passed_or_listen(internal, &server.internal_listen, "server.internal_listen", &data).await?;
     let supervisor = Supervisor::default();
+    let _until_the_end = supervisor.while_held();
     let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;

@@ -82,6 +82,7 @@ async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSo
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
     let supervisor = Supervisor::default();
+    let _until_the_end = supervisor.while_held();
     let _hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);
     let (registry, vitals) = (Registry::new(), Arc::new(Vitals::default()));

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
@@ -40,6 +40,13 @@ impl Supervisor {
             let _at_its_end = notice;
             part.await;
         });
+    }
+
+    /// Held by whoever starts the parts: one that fails to start the next has said why, and those that end with it need not be told
+    /// of as fallen.
+    #[must_use]
+    pub fn while_held(&self) -> DropGuard {
+        self.shutdown.clone().drop_guard()
     }
 
     /// Waits until every part has ended after the shutdown.

@@ -78,6 +78,7 @@ async fn run() -> Result<()> {
     let (leases, heartbeat_leases) = (client()?, client()?);
 
     let supervisor = Supervisor::default();
+    let _until_the_end = supervisor.while_held();
     let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);
     let (vitals, holdings) = (Arc::new(Vitals::default()), Arc::new(Holdings::default()));

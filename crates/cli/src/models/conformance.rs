@@ -9,11 +9,17 @@ use fettle_agent::conformance::prompt_tokens;
 use fettle_app::ports::model::ToolCalls;
 use fettle_inference::examiner::{Report, in_words};
 use fettle_runtime::config::Config;
+use reqwest::StatusCode;
 
 use crate::inference_process::Process;
+use crate::progress::note;
+use crate::served::{Away, Listed, listed};
 
 /// An examination takes five minutes at most, and another may come before it.
 const EXAMINED_LIMIT: Duration = Duration::from_secs(11 * 60);
+
+/// A server that is up lists its models at once.
+const LISTED_LIMIT: Duration = Duration::from_secs(3);
 
 /// Of each form; `--json` has more.
 const SHOWN_WRONG: usize = 3;
@@ -31,7 +37,26 @@ pub(crate) fn may_cost(config: &Config, model: &str) -> Result<()> {
     Ok(())
 }
 
+/// Refuses at once what would be found out only when all questions have been tried again and again: a server elsewhere that is
+/// away, or does not take its key.
+pub(crate) async fn is_there(config: &Config, model: &str) -> Result<()> {
+    let mut models = config.gateway.models.iter();
+    let Some(elsewhere) = models.find(|known| known.name == model && !known.is_local()) else { return Ok(()) };
+    match listed(elsewhere, LISTED_LIMIT).await {
+        Ok(Listed::Refused(status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))) => {
+            bail!("the server of `{model}` answers {status}: it wants another key than that of api_key_file")
+        }
+        // Whatever else it says of itself, it may answer questions; and the key may be another user's to read.
+        Ok(_) => Ok(()),
+        Err(error) => match error.downcast::<Away>() {
+            Ok(away) if !away.busy => bail!("{away}; start it, or correct base_url of `{model}`"),
+            _ => Ok(()),
+        },
+    }
+}
+
 pub(crate) async fn check(process: &Process, model: &str, json: bool) -> Result<ExitCode> {
+    note(&format!("asking `{model}`; that takes five minutes at most, and as long again if another is being asked"));
     let report: Report =
         process.order_and_wait("examine", &serde_json::json!({ "model": model }), EXAMINED_LIMIT).await?;
     let mut out = std::io::stdout().lock();
