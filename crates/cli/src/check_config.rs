@@ -257,7 +257,10 @@ mod tests {
         assert!(told.len() == 1 && told[0].contains("/nowhere/m.gguf"), "{told:?}");
         let told = warned("[server]\nlisten = \"127.0.0.1:9000\"\n[gateway]\nlisten = \"127.0.0.1:9000\"\n");
         assert!(told.len() == 1 && told[0].contains("server.listen and gateway.listen are both"), "{told:?}");
-        assert_eq!(warned("[server]\nlisten = \"127.0.0.1:0\"\ninternal_listen = \"127.0.0.1:0\"\n"), Vec::<String>::new());
+        assert_eq!(
+            warned("[server]\nlisten = \"127.0.0.1:0\"\ninternal_listen = \"127.0.0.1:0\"\n"),
+            Vec::<String>::new()
+        );
     }
 
     #[test]

@@ -52,7 +52,10 @@ impl fmt::Display for MissingProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, engine, program } = self;
         let engine = engine.name();
-        write!(f, "`{model}` is run by {engine}, and there is no program {program}: install it, or name it with gpu.engines.{engine}.program")
+        write!(
+            f,
+            "`{model}` is run by {engine}, and there is no program {program}: install it, or name it with gpu.engines.{engine}.program"
+        )
     }
 }
 

@@ -329,7 +329,10 @@ impl fmt::Display for Alternative {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooBig { need, largest: Bytes::ZERO } => write!(f, "needs {need}, and there is no GPU for it; `device = \"cpu\"` in its recipe puts it on the processor"),
+            Self::TooBig { need, largest: Bytes::ZERO } => write!(
+                f,
+                "needs {need}, and there is no GPU for it; `device = \"cpu\"` in its recipe puts it on the processor"
+            ),
             Self::TooBig { need, largest } => write!(f, "needs {need} on a device, the largest has {largest}"),
             Self::ComputeCapability { need, best } => {
                 write!(f, "needs compute capability {need}, the best device has {best}")

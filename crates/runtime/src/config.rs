@@ -313,10 +313,7 @@ impl Config {
         };
         // Read as it stands first: errors then name the line in the user's own file.
         let plain: Self = toml::from_str(text).map_err(refused)?;
-        let overrides: Vec<(&str, &str)> = environment
-            .iter()
-            .filter(|(key, _)| overrides_a_key(key))
-            .collect();
+        let overrides: Vec<(&str, &str)> = environment.iter().filter(|(key, _)| overrides_a_key(key)).collect();
         let (config, path) = if overrides.is_empty() {
             (plain, name.to_owned())
         } else {

@@ -20,6 +20,8 @@ const SIMULATE: &str = "simulate";
 /// Of a package of its own, which builds without our programs.
 const BENCH_QUEUE: &str = "bench-queue";
 const BENCH_QUEUE_PACKAGE: &str = "fettle-bench-queue";
+const BENCH_GATEWAY: &str = "bench-gateway";
+const BENCH_GATEWAY_PACKAGE: &str = "fettle-bench-gateway";
 const BENCH_PLACEMENT: &str = "bench-placement";
 const BENCH_PLACEMENT_PACKAGE: &str = "fettle-bench-placement";
 /// The packages whose binaries stand beside each other when the system runs.
@@ -49,6 +51,8 @@ pub(crate) enum Bench {
     Guard,
     /// How soon a Run goes on after its worker is gone, and what is paid again
     Recovery,
+    /// The gateway in front of a model's server, beside that server alone, nginx, TensorZero and LiteLLM
+    Gateway,
     /// The planner on simulated machines, beside other policies and the best packing
     Placement,
 }
@@ -87,6 +91,11 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
             }
             build_packages(workspace, BENCH_QUEUE, Profile::Release, &[BENCH_QUEUE_PACKAGE], &[])?;
             return start(workspace, BENCH_QUEUE, Profile::Release, rest);
+        }
+        Bench::Gateway => {
+            let packages = [BENCH_GATEWAY_PACKAGE, "fettle-inference"];
+            build_packages(workspace, BENCH_GATEWAY, Profile::Release, &packages, &[])?;
+            return start(workspace, BENCH_GATEWAY, Profile::Release, rest);
         }
         Bench::Placement => {
             build_packages(workspace, BENCH_PLACEMENT, Profile::Release, &[BENCH_PLACEMENT_PACKAGE], &[])?;

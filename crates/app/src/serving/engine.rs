@@ -203,7 +203,9 @@ impl Failures {
     /// not become a model.
     pub(super) fn is_hopeless(&self) -> bool {
         self.last.as_ref().is_some_and(|(phase, exit)| {
-            *phase == Phase::Load && (matches!(exit.class, ExitClass::NotStarted | ExitClass::BadModel | ExitClass::BadFlag) || self.in_a_row >= HOPELESS)
+            *phase == Phase::Load
+                && (matches!(exit.class, ExitClass::NotStarted | ExitClass::BadModel | ExitClass::BadFlag)
+                    || self.in_a_row >= HOPELESS)
         })
     }
 

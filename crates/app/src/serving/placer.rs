@@ -209,9 +209,8 @@ impl Placer {
                     step.commands.push(Command::Forget(id.clone(), held.epoch));
                     let foreign_grew = foreign_grew(held, &facts.world, ours);
                     let failures = self.failures.entry(held.seat.recipe.clone()).or_default();
-                    let wait = ended
-                        .failed_in
-                        .and_then(|phase| failures.count(phase, &ended.exit, facts.now, foreign_grew));
+                    let wait =
+                        ended.failed_in.and_then(|phase| failures.count(phase, &ended.exit, facts.now, foreign_grew));
                     held.observed.clear();
                     match wait {
                         Some(until) => held.state = EngineState::Backoff { until },

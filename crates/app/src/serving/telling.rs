@@ -165,10 +165,9 @@ pub(super) fn supply<'h>(
         let engines: Vec<ReadyEngine> = serve(&model.id);
         let unmet = placement.refusals.iter().find(|unmet| unmet.model == model.id);
         let served = engines.iter().any(|engine| !engine.draining) || underway(&model.id);
-        let unserved = unmet.filter(|_| !served).map(|unmet| Unserved {
-            why: in_words(unmet, catalog, failures),
-            when: when(unmet, catalog, failures),
-        });
+        let unserved = unmet
+            .filter(|_| !served)
+            .map(|unmet| Unserved { why: in_words(unmet, catalog, failures), when: when(unmet, catalog, failures) });
         // Requests must fit whichever engine takes them.
         let context = model.recipes.iter().map(|local| local.recipe.ctx).min().unwrap_or_default();
         ServedModel { id: model.id.clone(), context_tokens: context.into(), engines, unserved }

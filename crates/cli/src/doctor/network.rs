@@ -77,7 +77,11 @@ fn local(id: String, model: &ModelConfig, config: &Config, environment: &Environ
     alone.gateway.models.retain(|one| one.name == model.name);
     let (catalog, refused) = catalog::catalog(&alone);
     if let Some((_, why)) = refused.first() {
-        return Check::warn(id, format!("it would not be served: {why:#}"), "put its weights there, or correct its recipe");
+        return Check::warn(
+            id,
+            format!("it would not be served: {why:#}"),
+            "put its weights there, or correct its recipe",
+        );
     }
     match catalog::missing_programs(&catalog, &alone, environment).as_slice() {
         [] => Check::ok(id, "runs on this machine"),

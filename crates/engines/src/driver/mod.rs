@@ -90,10 +90,12 @@ impl Refused {
 /// What `order` means for its engine.
 pub fn plan(order: &LaunchOrder, programs: &Programs, place: &Place) -> Result<Launch, Refused> {
     let kind = order.recipe.engine;
-    let absent = || Refused::not_started(match kind {
+    let absent = || {
+        Refused::not_started(match kind {
             EngineKind::Command => "its program is not configured: name it with gpu.engines.command.program".to_owned(),
             kind => format!("no program for {} is configured", name(kind)),
-        });
+        })
+    };
     let mut launch = match kind {
         EngineKind::LlamaServer => llama_server::plan(order, programs.llama_server.as_ref().ok_or_else(absent)?, place),
         EngineKind::Vllm => vllm::plan(order, programs.vllm.as_ref().ok_or_else(absent)?, place),

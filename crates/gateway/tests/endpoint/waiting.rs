@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fettle_app::ports::serving::When;
 use fettle_placement::view::Class;
 use futures::future::join_all;
-use fettle_app::ports::serving::When;
 use http::StatusCode;
 
 use crate::upstream::{Upstream, delta, done, finish, piece};

@@ -84,6 +84,8 @@ pub(super) const CRATES: &[Row] = &[
     // A stand-in for inference servers, which hold memory of that library's GPUs.
     Row { name: "fake-engine", kind: Kind::Layer(&["fake-nvml"]) },
     Row { name: "bench-queue", kind: Kind::Free },
+    // It starts the real gateway, and knows of it what callers know.
+    Row { name: "bench-gateway", kind: Kind::Layer(&["test-kit"]) },
     Row { name: "bench-placement", kind: Kind::Layer(&["placement", "test-kit"]) },
     Row { name: "tests", kind: Kind::Free },
     Row { name: "xtask", kind: Kind::Free },
