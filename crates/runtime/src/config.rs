@@ -277,10 +277,15 @@ impl Config {
         }
         let models = config.gateway.models.iter_mut();
         let weights = models.flat_map(|model| {
-            model.path.iter_mut().chain(model.recipes.iter_mut().flat_map(|recipe| &mut recipe.file))
+            // Beside a path, a recipe's file is one within it.
+            let alone = model.path.is_none();
+            let files = model.recipes.iter_mut().filter(move |_| alone).flat_map(|recipe| &mut recipe.file);
+            model.path.iter_mut().chain(files)
         });
         for file in [&mut config.transport.ca_file, &mut config.store.ca_file].into_iter().flatten().chain(weights) {
-            *file = folder.join(&*file);
+            // Whole, because engines are started elsewhere.
+            let placed = folder.join(&*file);
+            *file = camino::absolute_utf8(&placed).unwrap_or(placed);
         }
         Ok(config)
     }
@@ -672,5 +677,19 @@ mod tests {
         for other in ["", ".", "a..b", "https://a.b", "a.b/c", "a.b:", "a.b:0", "a.b:x", "*.a.b", "a b", "user@a.b"] {
             assert!(!is_host(other), "{other}");
         }
+    }
+
+    #[test]
+    fn weights_count_from_the_configuration_and_a_recipes_file_from_its_models_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(folder.path()).unwrap();
+        let text = "[[gateway.models]]\nname = 'a'\npath = 'weights'\nrecipes = [{ engine = 'llama-server', file = 'q4.gguf' }]\n\
+                    [[gateway.models]]\nname = 'b'\nrecipes = [{ engine = 'llama-server', file = 'b.gguf' }]\n";
+        let file = root.join("fettle.toml");
+        fs_err::write(&file, text).unwrap();
+        let config = Config::load(Some(&file), &Environment::default()).unwrap();
+        let files = |nth: usize| config.gateway.models[nth].recipes[0].file.clone().unwrap();
+        assert_eq!(config.gateway.models[0].path, Some(root.join("weights")));
+        assert_eq!((files(0), files(1)), ("q4.gguf".into(), root.join("b.gguf")));
     }
 }
