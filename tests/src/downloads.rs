@@ -36,25 +36,34 @@ pub fn npm_file(name: &str, version: &str, file: &str) -> Option<PathBuf> {
 
 /// Packages of PyPI in a folder that `PYTHONPATH` may name; `None` when they cannot be had. `name` is the folder's.
 pub fn python_packages(name: &str, packages: &[&str]) -> Option<PathBuf> {
-    let kept = cache().join("python").join(format!("{name}-{}", packages.join("+")));
+    let pip = ["python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--target"];
+    installed("python", name, packages, &pip)
+}
+
+/// Packages of the npm registry with what they need, in a folder that has `node_modules`; `None` when they cannot be had. `name`
+/// is the folder's.
+pub fn npm_packages(name: &str, packages: &[&str]) -> Option<PathBuf> {
+    let npm = ["npm", "install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"];
+    installed("node", name, packages, &npm)
+}
+
+/// What `install` makes of the packages in the folder that it is given after its own arguments.
+fn installed(kind: &str, name: &str, packages: &[&str], install: &[&str]) -> Option<PathBuf> {
+    let home = cache().join(kind);
+    let kept = home.join(format!("{name}-{}", packages.join("+").replace('/', "_")));
     let get = || {
         if kept.exists() {
             return Ok(kept.clone());
         }
-        let home = cache().join("python");
         fs_err::create_dir_all(&home)?;
         let work = tempfile::tempdir_in(&home)?;
         let target = work.path().join("packages");
-        let output = Command::new("timeout")
-            .args([FETCH_SECONDS, "python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .args(["--no-compile", "--target"])
-            .arg(&target)
-            .args(packages)
-            .stdin(Stdio::null())
-            .output()
-            .context("while starting pip")?;
+        fs_err::create_dir(&target)?;
+        let mut command = Command::new("timeout");
+        command.arg(FETCH_SECONDS).args(install).arg(&target).args(packages).stdin(Stdio::null());
+        let output = command.output().context("while starting the registry's client")?;
         if !output.status.success() {
-            bail!("pip failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!("{} failed: {}", install[0], String::from_utf8_lossy(&output.stderr).trim());
         }
         // Whoever was faster has left the same.
         if fs_err::rename(&target, &kept).is_err() && !kept.exists() {
@@ -65,7 +74,7 @@ pub fn python_packages(name: &str, packages: &[&str]) -> Option<PathBuf> {
     match get() {
         Ok(path) => Some(path),
         Err(error) => {
-            skip(&format!("what needs {} of PyPI: {error:#}", packages.join(", ")));
+            skip(&format!("what needs {} of a registry: {error:#}", packages.join(", ")));
             None
         }
     }
