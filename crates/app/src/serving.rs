@@ -17,10 +17,12 @@ mod telling;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::ports::serving::{Demand, EngineHost, EngineMeter, HostError, Load, Since, Supply, World};
+use fettle_placement::id::ModelId;
+
+use crate::ports::serving::{Demand, EngineHost, EngineMeter, HostError, Load, ModelOrder, Since, Supply, World};
 use crate::vitals::Pulse;
 
 pub use catalog::{Catalog, LocalModel, LocalRecipe};
@@ -38,6 +40,7 @@ pub struct Ports {
     pub world: watch::Receiver<Arc<World>>,
     pub demand: watch::Receiver<Arc<Demand>>,
     pub load: watch::Receiver<Arc<Load>>,
+    pub orders: mpsc::Receiver<(ModelId, ModelOrder)>,
     pub supply: watch::Sender<Arc<Supply>>,
     pub meters: watch::Sender<Arc<Vec<EngineMeter>>>,
     /// Whether an engine loads or leaves: memory has to be sampled more often meanwhile.
@@ -100,6 +103,10 @@ pub async fn run(mut placer: Placer, mut ports: Ports, since: Since, stop: Cance
             changed = ports.world.changed() => changed.is_err(),
             changed = processes.changed() => changed.is_err(),
             changed = ports.demand.changed() => changed.is_err(),
+            Some((model, order)) = ports.orders.recv() => {
+                placer.obey(&model, order, since.millis());
+                false
+            }
             _ = tick.tick() => false,
             () = stop.cancelled() => true,
         };

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use fettle_inference::admin::{DeviceView, EngineView, EventView, PoolView, StatusView};
+use fettle_inference::admin::{DeviceView, EngineView, EventView, PlanView, PoolView, StatusView};
 use fettle_runtime::environment::Environment;
 
 use crate::Common;
-use crate::inference_process::Process;
+use crate::inference_process::{ANSWER_LIMIT, Process};
 use crate::progress::{note, one_line};
 use crate::table::{short, table};
 
@@ -51,6 +51,12 @@ pub(crate) struct PlacementFlags {
     /// Only this model: why it is where it is, or why it waits.
     #[arg(long, value_name = "MODEL")]
     why: Option<String>,
+    /// What would be done if this model were asked for now. Nothing is.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["why", "events"])]
+    plan: Option<String>,
+    /// Of `--plan`: how many requests at once.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "plan", value_parser = clap::value_parser!(u32).range(1..))]
+    requests: u32,
     /// What happened: loads, evictions, refusals, the newest last.
     #[arg(long)]
     events: bool,
@@ -97,6 +103,9 @@ pub(crate) async fn gpus(common: &Common, flags: &GpuFlags, environment: &Enviro
 
 pub(crate) async fn placements(common: &Common, flags: &PlacementFlags, environment: &Environment) -> Result<ExitCode> {
     let process = Process::of(common, environment)?;
+    if let Some(model) = &flags.plan {
+        return would(&process, model, flags.requests, flags.json).await;
+    }
     let wanted = |model: &str| flags.why.as_ref().is_none_or(|why| why == model);
     let mut out = std::io::stdout().lock();
     if flags.events {
@@ -133,6 +142,26 @@ pub(crate) async fn placements(common: &Common, flags: &PlacementFlags, environm
         if engines.is_empty() && status.refused.iter().all(|refused| refused.model != *model) {
             writeln!(out, "{model:<24}  {:<10}  nobody asks for it", "not loaded")?;
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn would(process: &Process, model: &str, requests: u32, json: bool) -> Result<ExitCode> {
+    let asked = serde_json::json!({ "model": model, "requests": requests });
+    let plan: PlanView = process.order_and_wait("plan", &asked, ANSWER_LIMIT).await?;
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(&plan)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for reason in &plan.reasons {
+        writeln!(out, "{}", one_line(reason))?;
+    }
+    for refusal in &plan.refusals {
+        writeln!(out, "{model}: {}", one_line(refusal))?;
+    }
+    if plan.reasons.is_empty() && plan.refusals.is_empty() {
+        writeln!(out, "{model}: nothing; its engines would take that")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,7 +14,7 @@ use crate::Common;
 use crate::progress::one_line;
 
 /// The process answers from what it knows; it asks no driver first.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Process {
     socket: Utf8PathBuf,
@@ -45,7 +45,16 @@ impl Process {
     }
 
     pub(crate) async fn ask<T: DeserializeOwned>(&self, what: &str, query: &[(&str, &str)]) -> Result<T> {
-        let response = self.sent(self.request(Method::GET, what, query)?).await?;
+        self.ask_within(what, query, ANSWER_LIMIT).await
+    }
+
+    pub(crate) async fn ask_within<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        query: &[(&str, &str)],
+        limit: Duration,
+    ) -> Result<T> {
+        let response = self.sent(self.request(Method::GET, what, query)?.timeout(limit)).await?;
         response
             .json()
             .await

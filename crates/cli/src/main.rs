@@ -19,6 +19,7 @@ mod submit;
 mod table;
 mod tasks;
 mod up;
+mod usage;
 mod wire;
 
 use std::process::ExitCode;
@@ -75,6 +76,8 @@ enum Command {
     Models(models::Flags),
     /// Say why each model is where it is, and why a request waits.
     Placements(gpus::PlacementFlags),
+    /// Show what models were used for: requests, tokens, GPU seconds, energy.
+    Usage(usage::Flags),
     /// For operators: jobs that were given up, the audit, and moving the ledger.
     Admin(admin::Flags),
     /// Check whether this machine can do the work, and say what to do where it cannot.
@@ -105,6 +108,7 @@ async fn main() -> ExitCode {
         Command::Gpus(gpus) => gpus::gpus(&flags.common, gpus, &environment).await,
         Command::Models(models) => models::run(&flags.common, models, &environment).await,
         Command::Placements(placements) => gpus::placements(&flags.common, placements, &environment).await,
+        Command::Usage(usage) => usage::run(&flags.common, usage, &environment).await,
         Command::Admin(admin) => admin::run(&flags.common, admin, &environment).await,
         Command::Doctor(doctor) => doctor::run(&flags.common, doctor, &environment).await,
         Command::CheckConfig(check) => check_config::run(check, &environment),

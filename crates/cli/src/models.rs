@@ -15,6 +15,7 @@ use fettle_placement::quantity::{Bytes, Millis};
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
+use serde_json::json;
 
 use crate::Common;
 use crate::inference_process::{Away, Process};
@@ -76,6 +77,16 @@ enum Command {
         #[arg(long, default_value_t = 200)]
         lines: usize,
     },
+    /// Load a model now, and keep it loaded until the process ends, or `unload`, also when nobody asks for it.
+    Load {
+        /// As configured: the name of a [[gateway.models]] entry.
+        model: String,
+        /// No other model pushes it out.
+        #[arg(long)]
+        pin: bool,
+    },
+    /// Let a model go, once what it is at has ended; who asks for it next has it loaded again.
+    Unload { model: String },
     /// Say what a model's files would take of a GPU, without loading anything.
     Estimate(EstimateFlags),
     /// Ask a model some hundred small questions, and say how it calls tools best; that takes minutes.
@@ -140,6 +151,17 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         Some(Command::Verify { name, json }) => Here::of(common, environment)?.verify(name.as_deref(), *json).await,
         Some(Command::Logs { name, follow, lines }) => {
             logs(&Process::of(common, environment)?, name, *follow, *lines).await
+        }
+        Some(Command::Load { model, pin }) => {
+            let order = if *pin { "pin" } else { "load" };
+            Process::of(common, environment)?.order(&format!("models/{order}"), &json!({ "model": model })).await?;
+            note(&format!("{model} is kept loaded; `fettle placements --why {model}` tells how far it is"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Unload { model }) => {
+            Process::of(common, environment)?.order("models/unload", &json!({ "model": model })).await?;
+            note(&format!("{model} is let go once what it is at has ended"));
+            Ok(ExitCode::SUCCESS)
         }
         None => loaded(&Process::of(common, environment)?, flags.json).await,
     }

@@ -31,4 +31,4 @@ mod usage;
 
 pub use gateway::{Gateway, Parts, Told};
 pub use settings::{Price, Provider, ProviderKind, ProviderModel, Queue, Settings, SettingsError, StaticKey, Timeouts};
-pub use usage::{End, Page, ReadError, UsageReader, UsageRecord};
+pub use usage::{End, Page, ReadError, UsageBy, UsageReader, UsageRecord, Used};

@@ -3,10 +3,12 @@
 
 mod accounts;
 mod store;
+mod sums;
 
 pub(crate) use accounts::{Accounts, OpenAccount};
 pub(crate) use store::Store;
 pub use store::{Page, ReadError, UsageReader};
+pub use sums::{UsageBy, Used};
 
 use fettle_domain::id::RunId;
 use jiff::Timestamp;

@@ -11,14 +11,18 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use camino::Utf8PathBuf;
 use fettle_app::ports::model::ToolCalls;
-use fettle_app::ports::serving::Meter;
+use fettle_app::ports::serving::{Meter, ModelOrder};
 use fettle_app::serving::{Catalog, Notice, Status};
 use fettle_engines::{Engines, LogFrom, LogMark, LogPart};
+use fettle_gateway::{UsageBy, UsageReader, Used};
 use fettle_placement::device::{Device, Health, Pool};
 use fettle_placement::engine::EngineState;
-use fettle_placement::id::{DeviceId, RecipeId};
+use fettle_placement::id::{DeviceId, ModelId, OwnerId, RecipeId};
 use fettle_placement::memory_ledger::Account;
+use fettle_placement::plan;
 use fettle_placement::quantity::Bytes;
+use fettle_placement::view::{Class, Policy, Want};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -140,6 +144,31 @@ struct ExamineBody {
 }
 
 #[derive(Debug, Deserialize)]
+struct ModelBody {
+    model: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct PlanBody {
+    model: String,
+    requests: u32,
+}
+
+/// What would be done, in sentences.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlanView {
+    pub reasons: Vec<String>,
+    pub refusals: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct UsageQuery {
+    by: UsageBy,
+    /// RFC 3339.
+    since: String,
+}
+
+#[derive(Debug, Deserialize)]
 struct QuarantineBody {
     why: String,
 }
@@ -176,6 +205,8 @@ pub struct Admin {
     pub engines: Arc<Engines>,
     pub events: Arc<Events>,
     pub orders: mpsc::Sender<Order>,
+    pub model_orders: mpsc::Sender<(ModelId, ModelOrder)>,
+    pub usage: UsageReader,
     pub wishes: mpsc::Sender<Wish>,
     pub examined: watch::Receiver<Arc<BTreeMap<String, ToolCalls>>>,
 }
@@ -185,6 +216,7 @@ pub struct Admin {
 pub struct Served {
     pub models: Vec<String>,
     pub weights: BTreeMap<RecipeId, Utf8PathBuf>,
+    pub policy: Policy,
 }
 
 impl Served {
@@ -192,6 +224,7 @@ impl Served {
         let recipes = catalog.models.iter().flat_map(|model| &model.recipes);
         let named = recipes.filter(|recipe| recipe.weights != "");
         Self {
+            policy: catalog.policy.clone(),
             models: catalog.models.iter().map(|model| model.id.to_string()).collect(),
             weights: named.map(|recipe| (recipe.recipe.id.clone(), recipe.weights.clone())).collect(),
         }
@@ -205,6 +238,9 @@ impl Admin {
             .route("/admin/v1/events", get(events))
             .route("/admin/v1/examine", post(examine))
             .route("/admin/v1/log", get(log))
+            .route("/admin/v1/plan", post(would))
+            .route("/admin/v1/models/{order}", post(order_model))
+            .route("/admin/v1/usage", get(usage))
             .route("/admin/v1/devices/{id}/quarantine", post(quarantine))
             .route("/admin/v1/devices/{id}/release", post(release))
             .with_state(self)
@@ -280,6 +316,59 @@ async fn examine(
         (StatusCode::SERVICE_UNAVAILABLE, "other models are being examined; ask again when they are done".to_owned())
     })?;
     answered.await.map_err(|_| gone())?.map(Json).map_err(|why| (StatusCode::CONFLICT, why))
+}
+
+/// What would be done if so many asked for a model now. Nothing is.
+async fn would(State(admin): State<Admin>, Json(body): Json<PlanBody>) -> Result<Json<PlanView>, (StatusCode, String)> {
+    let status = admin.status.borrow().clone();
+    let model = local(&admin, &body.model)?;
+    let want = Want {
+        model,
+        owner: OwnerId::new("a dry run"),
+        class: Class::Interactive,
+        waiting: body.requests,
+        oldest: status.view.now,
+        replicas: (0, u8::MAX),
+    };
+    let policy = admin.catalog.policy.clone();
+    // Of a thousand devices it takes a millisecond.
+    let placement = plan(&status.view, &[want], &policy);
+    Ok(Json(PlanView {
+        reasons: placement.reasons.iter().map(ToString::to_string).collect(),
+        refusals: placement.refusals.iter().map(|unmet| unmet.refusal.to_string()).collect(),
+    }))
+}
+
+async fn order_model(
+    State(admin): State<Admin>,
+    Path(order): Path<ModelOrder>,
+    Json(body): Json<ModelBody>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let model = local(&admin, &body.model)?;
+    let gone = |_| (StatusCode::SERVICE_UNAVAILABLE, "the process is shutting down".to_owned());
+    admin.model_orders.send((model, order)).await.map_err(gone)?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn local(admin: &Admin, model: &str) -> Result<ModelId, (StatusCode, String)> {
+    match admin.catalog.models.iter().any(|known| known == model) {
+        true => Ok(ModelId::new(model)),
+        false => Err((StatusCode::NOT_FOUND, format!("this machine runs no model `{model}`"))),
+    }
+}
+
+async fn usage(
+    State(admin): State<Admin>,
+    Query(query): Query<UsageQuery>,
+) -> Result<Json<Vec<Used>>, (StatusCode, String)> {
+    let since = query.since.parse::<Timestamp>();
+    let since = since.map_err(|_| (StatusCode::BAD_REQUEST, "`since` is no instant by RFC 3339".to_owned()))?;
+    let reader = admin.usage.clone();
+    // Hundreds of megabytes where a box has been busy for months.
+    let summed = tokio::task::spawn_blocking(move || reader.sums(query.by, since)).await;
+    let unread = |error: String| (StatusCode::INTERNAL_SERVER_ERROR, error);
+    let summed = summed.map_err(|error| unread(error.to_string()))?;
+    summed.map(Json).map_err(|error| unread(format!("what was used cannot be read: {error}")))
 }
 
 /// By its whole id or the beginning of one.

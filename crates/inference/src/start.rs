@@ -126,6 +126,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (in_change, changing) = watch::channel(false);
     let (status, told_status) = watch::channel(Arc::default());
     let (orders, ordered) = mpsc::channel(ORDERS);
+    let (model_orders, models_ordered) = mpsc::channel(ORDERS);
 
     let mut settings = Settings { run_token_key, ..gateway_settings(config, data, address)? };
     settings.keys.push(own_key);
@@ -173,6 +174,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         world: sampled,
         demand,
         load,
+        orders: models_ordered,
         supply,
         meters,
         in_change,
@@ -187,13 +189,22 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         }
     });
 
-    let router = gateway.router();
+    let (router, usage) = (gateway.router(), gateway.usage());
     supervisor.spawn("the gateway's books", gateway.run(stop.clone()));
     let serving = fettle_api::serve(listener, router, stop.clone(), supervisor.tasks().clone());
     supervisor.spawn("the gateway", serving);
 
-    let admin =
-        Admin { status: told_status, catalog: served, engines: engines.clone(), events, orders, wishes, examined };
+    let admin = Admin {
+        model_orders,
+        usage,
+        status: told_status,
+        catalog: served,
+        engines: engines.clone(),
+        events,
+        orders,
+        wishes,
+        examined,
+    };
     match admin_socket(data) {
         Ok(socket) => {
             let server = axum::serve(socket, admin.router());

@@ -16,6 +16,7 @@ use fettle_placement::quantity::{Bytes, Millis};
 use fettle_placement::recipe::Recipe;
 use fettle_placement::view::Class;
 use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -247,6 +248,21 @@ pub enum When {
     Mended(Duration),
     /// Never on this machine as it is configured.
     Never,
+}
+
+/// What an operator wants of a model, until this process ends or he wants otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelOrder {
+    /// At least one engine, also when nobody asks.
+    Load,
+    /// As that, and never pushed out.
+    Pin,
+    /// As configured again. What is loaded stays while it is used.
+    Unpin,
+    /// As configured again, and its engines go: what they are at ends before, within the time for draining. Who asks for it
+    /// has it loaded anew.
+    Unload,
 }
 
 /// What is asked for and not served yet: the gateway's queues.

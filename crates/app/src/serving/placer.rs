@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fettle_placement::device::{Attribution, Pool};
 use fettle_placement::engine::{EngineState, Presence, Seat, on_pool};
-use fettle_placement::id::{EngineId, Epoch, OwnerId, PoolId, RecipeId};
+use fettle_placement::id::{EngineId, Epoch, ModelId, OwnerId, PoolId, RecipeId};
 use fettle_placement::memory_ledger::{accounts, admits};
 use fettle_placement::placement::{Barrier, Intent, Placement, Reason};
 use fettle_placement::quantity::{Bytes, Millis};
@@ -13,15 +13,15 @@ use fettle_placement::recipe::Recipe;
 use fettle_placement::view::{Class, View, Want};
 use fettle_placement::{Turns, plan};
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, LocalModel};
 use super::engine::{Ended, Failures, Held, Phase};
 use super::leaving::{Left, left};
 use super::metering::{Metering, Present};
 use super::seen::{expect_its_claim_back, observe, sample};
 use super::telling::{EngineStatus, Notice, NoticeKind, Refused, Status, Told, in_words, supply};
 use crate::ports::serving::{
-    Adopted, Demand, EngineLoad, EngineMeter, EngineProcess, LaunchDevice, LaunchOrder, Load, ProcessState, Since,
-    Supply, World,
+    Adopted, Demand, EngineLoad, EngineMeter, EngineProcess, LaunchDevice, LaunchOrder, Load, ModelOrder, ProcessState,
+    Since, Supply, World,
 };
 
 /// Who keeps a least number of engines loaded when nobody asks.
@@ -72,6 +72,14 @@ pub struct Placer {
     told: Told,
     /// When engines of an earlier life were taken over, or ended.
     adopted_at: Option<Millis>,
+    /// What operators want otherwise than it is configured.
+    wished: BTreeMap<ModelId, Wish>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Loaded,
+    Pinned,
 }
 
 impl Placer {
@@ -88,7 +96,32 @@ impl Placer {
             metering: Metering::default(),
             told: Told::default(),
             adopted_at: None,
+            wished: BTreeMap::new(),
         }
+    }
+
+    /// Of an operator. A model that is not in the catalog has no engine, and stays without one.
+    pub fn obey(&mut self, model: &ModelId, order: ModelOrder, now: Millis) {
+        match order {
+            ModelOrder::Load => drop(self.wished.insert(model.clone(), Wish::Loaded)),
+            ModelOrder::Pin => drop(self.wished.insert(model.clone(), Wish::Pinned)),
+            ModelOrder::Unpin => drop(self.wished.remove(model)),
+            ModelOrder::Unload => {
+                self.wished.remove(model);
+                let until = now + self.catalog.policy.drain_deadline;
+                let ready = |held: &&mut Held| held.seat.model == *model && held.state == EngineState::Ready;
+                self.held.values_mut().filter(ready).for_each(|held| held.state = EngineState::Draining { until });
+            }
+        }
+    }
+
+    fn is_pinned(&self, model: &LocalModel) -> bool {
+        model.pinned || self.wished.get(&model.id) == Some(&Wish::Pinned)
+    }
+
+    /// How many engines of it are kept when nobody asks.
+    fn least(&self, model: &LocalModel) -> u8 {
+        model.replicas.0.max(u8::from(model.pinned || self.wished.contains_key(&model.id)))
     }
 
     /// What is there before the first step: every model, and none of them refused.
@@ -229,11 +262,12 @@ impl Placer {
 
     /// The last who waited has gone: what was reserved for it is free again.
     fn drop_unwanted(&mut self, demand: &Demand) {
-        let (catalog, why) = (&self.catalog, &mut self.why);
+        let kept: BTreeSet<&ModelId> =
+            self.catalog.models.iter().filter(|model| self.least(model) > 0).map(|model| &model.id).collect();
+        let why = &mut self.why;
         self.held.retain(|id, held| {
             let waited_for = demand.waiting.iter().any(|waiting| waiting.model == held.seat.model);
-            let kept = catalog.model(&held.seat.model).is_some_and(|model| model.replicas.0 > 0 || model.pinned);
-            let stays = held.state != EngineState::Reserved || waited_for || kept;
+            let stays = held.state != EngineState::Reserved || waited_for || kept.contains(&held.seat.model);
             if !stays {
                 why.remove(id);
             }
@@ -255,7 +289,7 @@ impl Placer {
         });
         let mut wants: Vec<Want> = known.collect();
         for model in &self.catalog.models {
-            let least = model.replicas.0.max(u8::from(model.pinned));
+            let least = self.least(model);
             if least > 0 && wants.iter().all(|want| want.model != model.id) {
                 wants.push(Want {
                     model: model.id.clone(),
@@ -280,7 +314,7 @@ impl Placer {
         let loads: BTreeMap<(&EngineId, Epoch), &EngineLoad> =
             facts.load.engines.iter().map(|load| ((&load.engine, load.epoch), load)).collect();
         let engines = self.held.values().map(|held| {
-            let pinned = self.catalog.model(&held.seat.model).is_some_and(|model| model.pinned);
+            let pinned = self.catalog.model(&held.seat.model).is_some_and(|model| self.is_pinned(model));
             held.for_plan(loads.get(&(&held.seat.engine, held.epoch)).copied(), facts.since, pinned)
         });
         View {
@@ -446,11 +480,12 @@ impl Placer {
         let view = self.view(facts);
         let accounts = accounts(&view, &self.catalog.policy).into_iter().map(|(_, account)| account);
         let why = |id: &EngineId| self.why.get(id).cloned().unwrap_or_default();
+        let engines = view.engines.iter().cloned();
         Status {
             devices: facts.world.devices.clone(),
             pools: facts.world.pools.iter().cloned().zip(accounts).collect(),
             meters: facts.world.meters.clone(),
-            engines: view.engines.into_iter().map(|engine| EngineStatus { why: why(&engine.id), engine }).collect(),
+            engines: engines.map(|engine| EngineStatus { why: why(&engine.id), engine }).collect(),
             refused: placement
                 .refusals
                 .into_iter()
@@ -462,6 +497,7 @@ impl Placer {
                 })
                 .collect(),
             barrier: placement.barrier,
+            view: Arc::new(view),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the placer says: to the gateway what is served and why not, to people what was done and why.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fettle_placement::device::{Device, Pool};
@@ -8,6 +9,7 @@ use fettle_placement::engine::{Engine, EngineState};
 use fettle_placement::id::{EngineId, ModelId, OwnerId, RecipeId};
 use fettle_placement::memory_ledger::Account;
 use fettle_placement::placement::{Barrier, Placement, Reason, Refusal, Unmet};
+use fettle_placement::view::View;
 
 use super::catalog::Catalog;
 use super::engine::{Failures, Held};
@@ -23,6 +25,8 @@ pub struct Status {
     pub engines: Vec<EngineStatus>,
     pub refused: Vec<Refused>,
     pub barrier: Option<Barrier>,
+    /// What was planned with, for whoever asks what would be done.
+    pub view: Arc<View>,
 }
 
 #[derive(Debug, Clone)]

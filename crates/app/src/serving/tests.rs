@@ -10,7 +10,7 @@ use fettle_placement::quantity::Bytes;
 use proptest::prelude::*;
 
 use super::NoticeKind;
-use crate::ports::serving::{ExitClass, When};
+use crate::ports::serving::{ExitClass, ModelOrder, When};
 use machine::{Fate, Machine, model};
 
 fn gib(count: u64) -> Bytes {
@@ -139,6 +139,34 @@ fn one_that_ran_out_of_memory_because_of_others_is_not_given_more() {
     machine.foreign(0, gib(0));
     machine.run_until(30_000, |machine| machine.served("a").is_some());
     assert_eq!(machine.claim("a"), machine.first_claim("a"));
+}
+
+#[test]
+fn what_an_operator_loads_stays_though_nobody_asks_until_it_is_unloaded() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    machine.obey("a", ModelOrder::Load);
+    machine.run(5_000);
+    machine.run(7_200_000);
+    assert!(machine.served("a").is_some() && machine.starts("a") == 1);
+    machine.obey("a", ModelOrder::Unload);
+    machine.run(10_000);
+    assert_eq!((machine.state("a"), machine.starts("a")), (None, 1));
+    machine.ask("a");
+    machine.run(5_000);
+    assert!(machine.served("a").is_some(), "whoever asks has it loaded again");
+}
+
+#[test]
+fn what_an_operator_pins_is_pushed_out_by_nobody_until_it_is_unpinned() {
+    let mut machine = Machine::new(1, [model("a", 50), model("b", 50)]);
+    machine.obey("a", ModelOrder::Pin);
+    machine.run(5_000);
+    machine.ask("b");
+    machine.run(600_000);
+    assert!(machine.served("a").is_some());
+    assert!(machine.unserved("b").expect("a reason").why.contains("pinned"), "{:?}", machine.unserved("b"));
+    machine.obey("a", ModelOrder::Unpin);
+    machine.run_until(120_000, |machine| machine.served("b").is_some());
 }
 
 #[test]

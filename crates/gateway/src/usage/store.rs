@@ -291,7 +291,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::usage::End;
+    use crate::usage::{End, UsageBy};
 
     fn record(nth: u128) -> UsageRecord {
         UsageRecord {
@@ -327,6 +327,28 @@ mod tests {
 
     fn ids(page: &Page) -> Vec<u128> {
         page.records.iter().map(|record| record.id.as_u128()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_used_is_added_up_by_name_from_an_instant_on() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(Utf8Path::from_path(home.path()).unwrap()));
+        let at = |nth: u128, second: i64, owner: &str, gpu_micros: u64| UsageRecord {
+            ended_at: Timestamp::from_second(second).unwrap(),
+            owner: owner.to_owned(),
+            gpu_micros,
+            prompt_tokens: 10,
+            ..record(nth)
+        };
+        store.append([at(1, 50, "ada", 9_000_000), at(2, 100, "ada", 1_500_000), at(3, 101, "ben", 4_000_000)]);
+        store.append([UsageRecord { end: End::Cancelled, ..at(4, 102, "ada", 500_000) }]);
+        assert!(store.flush().await);
+        let sums = store.reader().sums(UsageBy::Owner, Timestamp::from_second(100).unwrap()).unwrap();
+        let told: Vec<_> = sums
+            .iter()
+            .map(|one| (&*one.name, one.requests, one.unfinished, one.prompt_tokens, one.gpu_seconds))
+            .collect();
+        assert_eq!(told, [("ben", 1, 0, 10, 4.0), ("ada", 2, 1, 20, 2.0)]);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use fettle_placement::view::{Class, Policy};
 
 use crate::ports::serving::{
     Adopted, Demand, DeviceProcess, Endpoint, EngineAddress, EngineProcess, Exit, ExitClass, LaunchOrder, Load,
-    ProcessState, ReadyEngine, Since, Supply, Unserved, Waiting, World,
+    ModelOrder, ProcessState, ReadyEngine, Since, Supply, Unserved, Waiting, World,
 };
 use crate::serving::{Catalog, Command, Facts, LocalModel, LocalRecipe, Notice, NoticeKind, Placer, Status};
 
@@ -142,6 +142,11 @@ impl Machine {
 
     pub(super) fn answer(&mut self, model: &str) {
         self.asked.remove(model);
+    }
+
+    pub(super) fn obey(&mut self, model: &str, order: ModelOrder) {
+        let now = Millis::new(self.now());
+        self.placer.obey(&ModelId::new(model), order, now);
     }
 
     pub(super) fn kill(&mut self, model: &str) {
