@@ -5,6 +5,7 @@
 mod agents;
 mod clients;
 mod engines;
+mod faults;
 mod guard;
 mod models;
 mod runs;
@@ -119,7 +120,8 @@ impl Host {
         let mut command = Command::new(program("fettle-inference").unwrap());
         self.place(&mut command);
         let process = Process::start("fettle-inference", &mut command).unwrap();
-        let address = |line: &str| Some(message(line)?.split_once(" models on ")?.1.to_owned());
+        let address =
+            |line: &str| Some(message(line)?.split_once(" answers on ")?.1.split_once(", models: ")?.0.to_owned());
         self.gateway = process.logged("it answers", PATIENCE, address).await.unwrap();
         self.process = Some(process);
     }
@@ -140,7 +142,8 @@ impl Host {
     /// What a command of the CLI prints.
     fn tells(&self, arguments: &[&str]) -> String {
         let output = self.fettle(arguments);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = || self.process.as_ref().map(Process::tail).unwrap_or_default();
+        assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), said());
         String::from_utf8(output.stdout).unwrap()
     }
 

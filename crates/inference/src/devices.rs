@@ -28,8 +28,10 @@ const MEMORY: Duration = Duration::from_millis(500);
 const MEMORY_IN_CHANGE: Duration = Duration::from_millis(100);
 const ACTIVITY: Duration = Duration::from_secs(1);
 const HOST: Duration = Duration::from_secs(2);
-const CONDITION: Duration = Duration::from_secs(10);
-const ENUMERATION: Duration = Duration::from_secs(30);
+/// What a driver advises has to be known before the next load, and costs it microseconds.
+const CONDITION: Duration = Duration::from_secs(1);
+/// Devices that come, go or are cut anew, and the fabric between them: by somebody's hand.
+const ENUMERATION: Duration = Duration::from_secs(5);
 /// A driver that did not initialise may do so after somebody reloaded it.
 const DRIVER_AGAIN: Duration = Duration::from_secs(10);
 /// Longer than any call takes on a driver that is well.

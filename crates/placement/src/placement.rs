@@ -285,7 +285,7 @@ impl fmt::Display for Reason {
             }
             Self::MadeRoom { engine, model, cost: _, asleep: true } => write!(f, "{engine} sleeps for {model}"),
             Self::Unused { engine, idle } => write!(f, "{engine} was not asked for {idle}"),
-            Self::Unhealthy { engine, device } => write!(f, "{engine} leaves {device}, which is quarantined"),
+            Self::Unhealthy { engine, device } => write!(f, "{engine} leaves {device}, which is quarantined or lost"),
             Self::Drained { engine } => write!(f, "{engine} has been drained"),
             Self::Emptying { model, devices, engines, within } if engines.is_empty() => {
                 write!(f, "{model} has waited too long: {} kept for it, for {within} at most", list(devices))

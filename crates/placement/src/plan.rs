@@ -223,7 +223,7 @@ fn carry_out<'v>(desk: &mut Desk<'v>, choice: Choice<'v>, passed_over: Vec<(&'v 
     desk.intents.push(seated.into_intent());
 }
 
-/// Engines on devices that were quarantined, those that have been drained, and those that nobody has used for as long as the
+/// Engines on devices that were quarantined or lost, those that have been drained, and those that nobody has used for as long as the
 /// settings keep them.
 fn end_what_should_not_be(desk: &mut Desk, demand: &[Want]) {
     let now = desk.view.now;
@@ -234,7 +234,7 @@ fn end_what_should_not_be(desk: &mut Desk, demand: &[Want]) {
         let (id, epoch) = (engine.id.clone(), engine.epoch);
         match engine.state {
             EngineState::Ready => {
-                if let Some(device) = desk.quarantined_device_of(engine) {
+                if let Some(device) = desk.unhealthy_device_of(engine) {
                     let reason = Reason::Unhealthy { engine: id.clone(), device: device.clone() };
                     ends.push((nth, Intent::Drain(id, epoch, now + desk.policy.drain_deadline), reason));
                 } else if let Some(idle) = unused(desk, engine, demand, now) {

@@ -82,7 +82,8 @@ impl TestBox {
         let mut environment: Vec<_> = environment.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         environment.push(("FETTLE_GATEWAY__LISTEN", "127.0.0.1:0".to_owned()));
         let program = Program::start("fettle-inference", &[], &self.root, nth, environment, None)?;
-        let address = |line: &str| Some(message(line)?.split_once(" models on ")?.1.to_owned());
+        let address =
+            |line: &str| Some(message(line)?.split_once(" answers on ")?.1.split_once(", models: ")?.0.to_owned());
         self.gateway = Some(program.process.logged("the gateway answers", PATIENCE, address).await?);
         let usage = program.data.join("usage");
         self.programs.push(program);

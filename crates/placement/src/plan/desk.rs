@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::sites::Site;
-use crate::device::{Device, DeviceKind, Health, Pool, PoolKind};
+use crate::device::{Device, DeviceKind, Pool, PoolKind};
 use crate::engine::{Engine, EngineState, Presence};
 use crate::id::{DeviceId, EngineId, ModelId, PoolId};
 use crate::memory_ledger::{Account, hold};
@@ -225,11 +225,9 @@ impl<'v> Desk<'v> {
         engine.seat.devices.iter().all(|id| self.spot(id).is_none_or(|spot| spot.device.health.serves()))
     }
 
-    pub(super) fn quarantined_device_of(&self, engine: &'v Engine) -> Option<&'v DeviceId> {
-        let devices = engine.seat.devices.iter();
-        devices
-            .into_iter()
-            .find(|id| self.spot(id).is_some_and(|spot| matches!(spot.device.health, Health::Quarantined(_))))
+    /// The first of its devices on which nothing may go on, or that is not there any more.
+    pub(super) fn unhealthy_device_of(&self, engine: &'v Engine) -> Option<&'v DeviceId> {
+        engine.seat.devices.iter().find(|id| self.spot(id).is_none_or(|spot| !spot.device.health.serves()))
     }
 
     pub(super) fn spot(&self, id: &DeviceId) -> Option<&Spot<'v>> {
