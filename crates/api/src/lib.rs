@@ -7,8 +7,8 @@ mod auth;
 mod edge;
 mod extract;
 mod health;
-mod index;
 mod metrics;
+mod pages;
 mod problem;
 mod scale;
 mod serve;
@@ -41,16 +41,16 @@ const MAX_API_BODY_BYTES: usize = 1024 * 1024;
 
 /// The one listener of a single process: what [`public_router`] has, and health and metrics.
 pub fn router(api: ApiState) -> Router {
-    finished(public(&api, index::HealthAt::Here).merge(operations()), api)
+    finished(public(&api).merge(operations()), api)
 }
 
-/// The public listener of a dashboard that has an internal one: start page, API, webhook. Health and metrics are not for
+/// The public listener of a dashboard that has an internal one: pages, API, webhook. Health and metrics are not for
 /// those who can reach it.
 pub fn public_router(api: ApiState) -> Router {
-    finished(public(&api, index::HealthAt::InternalListener), api)
+    finished(public(&api), api)
 }
 
-fn public(api: &ApiState, health: index::HealthAt) -> Router<ApiState> {
+fn public(api: &ApiState) -> Router<ApiState> {
     let (v1, _) = v1_routes().split_for_parts();
     let v1 = v1
         .layer(DefaultBodyLimit::max(MAX_API_BODY_BYTES))
@@ -63,7 +63,8 @@ fn public(api: &ApiState, health: index::HealthAt) -> Router<ApiState> {
         .route_layer(middleware::from_fn(edge::time_limit));
     let document = openapi_json();
     let pages = Router::new()
-        .route("/", get(move |state| index::get_index(state, health)))
+        .route("/", get(pages::get_page))
+        .route("/{*page}", get(pages::get_page))
         .route("/api/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], document) }));
     v1.merge(webhooks).merge(pages)
 }
@@ -130,6 +131,9 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::tasks::get_task))
         .routes(routes!(v1::tasks::cancel_task))
         .routes(routes!(v1::tasks::retry_task))
+        .routes(routes!(v1::change::get_patch))
+        .routes(routes!(v1::change::get_proof))
+        .routes(routes!(v1::overview::get_overview))
         .routes(routes!(v1::events::follow_task))
         .routes(routes!(v1::events::follow_events))
         .routes(routes!(v1::operations::list_dead_jobs))

@@ -8,6 +8,7 @@ use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::Ledger;
 use fettle_app::reconciling::Reconcilers;
+use fettle_app::showing::ShowChange;
 use fettle_app::submit::SubmitTask;
 use prometheus::Registry;
 use secrecy::SecretString;
@@ -31,6 +32,7 @@ pub struct Parts {
     pub ledger: Arc<dyn Ledger>,
     pub submit: Arc<dyn SubmitTask>,
     pub audit: Arc<dyn AuditForge>,
+    pub changes: Arc<dyn ShowChange>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
     /// Of `admin.key`.
@@ -66,6 +68,7 @@ pub struct Inner {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) submit: Arc<dyn SubmitTask>,
     pub(crate) audit: Arc<dyn AuditForge>,
+    pub(crate) changes: Arc<dyn ShowChange>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) admin_key: Key,
@@ -89,6 +92,7 @@ impl ApiState {
             ledger: parts.ledger,
             submit: parts.submit,
             audit: parts.audit,
+            changes: parts.changes,
             clock: parts.clock,
             ids: parts.ids,
             admin_key: Key::new(&parts.admin_key),

@@ -22,6 +22,7 @@ pub mod ringing;
 pub mod run_token;
 pub mod running;
 pub mod serving;
+pub mod showing;
 pub mod stored;
 pub mod submit;
 pub mod submitting;

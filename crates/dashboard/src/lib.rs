@@ -21,6 +21,7 @@ use fettle_app::leasing::Heart;
 use fettle_app::live::Live;
 use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::git::Repositories;
 use fettle_app::ports::ledger::{Holder, L, Ledger};
 use fettle_app::ports::transport::Broker;
 use fettle_app::publishing::{PUBLISHED_WITHIN, Pace, Publisher};
@@ -28,6 +29,7 @@ use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
 use fettle_app::reconciling::{Reconcilers, WORKED_WITHIN};
 use fettle_app::ringing::{RUNG_WITHIN, ring};
 use fettle_app::run_token::RunTokens;
+use fettle_app::showing::Showing;
 use fettle_app::submitting::Submitting;
 use fettle_app::telling::Teller;
 use fettle_app::vitals::Vitals;
@@ -206,10 +208,13 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         options: intake_options.clone(),
         pulse: vitals.pulse("intake", PROCESSED_WITHIN),
     };
+    let repositories: Arc<dyn Repositories> = Arc::new(git.clone());
+    let changes =
+        Arc::new(Showing { ledger: ledger.clone(), forge: forge.clone(), repositories: repositories.clone() });
     let publisher = Publisher {
         ledger: ledger.clone(),
         forge: forge.clone(),
-        repositories: Arc::new(git.clone()),
+        repositories,
         push: Arc::new(git),
         ids: ids.clone(),
         holder: Holder {
@@ -226,6 +231,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         ledger: ledger.clone(),
         submit,
         audit: Arc::new(Auditing { ledger: ledger.clone(), forge: forge.clone() }),
+        changes,
         clock: clock.clone(),
         ids: ids.clone(),
         admin_key: credentials.admin_key.clone(),

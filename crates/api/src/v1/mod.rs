@@ -1,8 +1,10 @@
 //! Version 1 of the public API: handler, bodies and OpenAPI of each resource in one file.
 
+pub(crate) mod change;
 pub(crate) mod cursor;
 pub(crate) mod events;
 pub(crate) mod operations;
+pub(crate) mod overview;
 pub(crate) mod submit;
 pub(crate) mod system;
 pub(crate) mod tasks;

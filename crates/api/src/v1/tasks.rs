@@ -443,7 +443,7 @@ impl From<&Proof> for ProofBody {
 }
 
 /// The wire's word of a domain enum whose variants carry nothing.
-fn word(value: &impl Serialize) -> String {
+pub(crate) fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(word)) => word,
         other => unreachable!("a plain enum is written as a string, not {other:?}"),

@@ -50,13 +50,27 @@ async fn a_correlation_id_is_taken_over_when_it_is_one_and_made_when_not() {
 }
 
 #[tokio::test]
-async fn the_start_page_says_what_this_is_and_the_document_is_served_as_committed() {
+async fn the_page_comes_under_a_strict_policy_and_the_document_is_served_as_committed() {
     let world = World::start().await;
-    let page = world.ask(Method::GET, "/", &[], None).await;
-    assert!(page.text.contains("Fettle 0.0.0-test") && page.text.contains("/api/openapi.json"), "{}", page.text);
+    let page = world.ask(Method::GET, "/tasks", &[("accept", "text/html")], None).await;
+    assert!(page.text.contains("<title>Fettle</title>"), "{}", page.text);
+    let policy = page.header("content-security-policy");
+    assert!(policy.contains("script-src 'self';") && !policy.contains("unsafe"), "{policy}");
     let document = world.ask(Method::GET, "/api/openapi.json", &[], None).await;
     assert_eq!(document.text, fettle_api::openapi_json());
     assert_eq!(document.header("content-type"), "application/json");
+}
+
+#[tokio::test]
+async fn the_overview_names_the_newest_event_and_a_task_without_a_change_has_neither_patch_nor_proof() {
+    let world = World::start().await;
+    let id = world.task().await;
+    let overview = world.get("/api/v1/overview").await.json();
+    assert_eq!((&overview["newest_event"], &overview["jobs"]["runnable"]), (&json!(1), &json!(1)));
+    for part in ["patch", "proof"] {
+        let seen = world.get(&format!("/api/v1/tasks/{id}/{part}")).await;
+        assert_eq!((seen.status.as_u16(), &seen.json()["code"]), (404, &json!("not_found")), "{part}");
+    }
 }
 
 #[tokio::test]

@@ -8,13 +8,15 @@ use async_trait::async_trait;
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets, WorkerClient};
 use fettle_app::auditing::{AuditForge, ForgeAudit};
 use fettle_app::ports::clock::{Clock, IdSource};
-use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan};
+use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan, TaskView};
 use fettle_app::reconciling::Reconcilers;
+use fettle_app::showing::{ShowChange, ShowError};
 use fettle_app::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::label::Labels;
 use fettle_domain::repo::Repo;
+use fettle_domain::run::ProvenChange;
 use fettle_domain::task::Mode;
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
@@ -289,6 +291,7 @@ pub(crate) fn state(
         ledger: ledger.clone(),
         submit,
         audit: Arc::new(NothingWritten),
+        changes: Arc::new(NothingWritten),
         clock: Arc::new(Still),
         ids: Arc::new(Counted::default()),
         admin_key: SecretString::from(ADMIN_KEY),
@@ -312,6 +315,13 @@ struct NothingWritten;
 impl AuditForge for NothingWritten {
     async fn audit(&self, _tasks: u16) -> L<ForgeAudit> {
         Ok(ForgeAudit::default())
+    }
+}
+
+#[async_trait::async_trait]
+impl ShowChange for NothingWritten {
+    async fn diff(&self, _task: &TaskView, _change: &ProvenChange) -> Result<String, ShowError> {
+        Ok("diff --git a/a b/a\n".to_owned())
     }
 }
 

@@ -62,7 +62,9 @@ pub(super) const CRATES: &[Row] = &[
     // What is local comes to it as values; which API says what is `protocols`' matter.
     Row { name: "gateway", kind: Kind::Layer(&["app", "domain", "placement", "protocols"]) },
     Row { name: "broker-rabbitmq", kind: Kind::Adapter(USE_CASES) },
-    Row { name: "api", kind: Kind::Layer(USE_CASES) },
+    // Built pages as bytes; what they show comes from the API.
+    Row { name: "web", kind: Kind::Layer(&[]) },
+    Row { name: "api", kind: Kind::Layer(&["app", "domain", "web"]) },
     // Which adapter a configuration asks for is decided here, once for dashboard, worker and command line.
     Row { name: "broker", kind: Kind::Layer(&["app", "broker-rabbitmq", "broker-redis", "runtime"]) },
     Row { name: "dashboard", kind: Kind::Layer(BELOW_BINARIES) },

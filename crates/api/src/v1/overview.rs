@@ -1,0 +1,61 @@
+//! How much waits, is at work and lies given up, and from where to follow on.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::problem::Problem;
+use crate::state::ApiState;
+
+/// Of one moment.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Overview)]
+pub(crate) struct OverviewBody {
+    /// The newest event's number; following after it misses nothing that comes after this answer.
+    newest_event: u64,
+    version: &'static str,
+    jobs: JobCounts,
+    /// How long the first runnable job has waited.
+    oldest_runnable_s: u64,
+    /// Webhooks and messages that nobody has looked at yet.
+    open_deliveries: u64,
+}
+
+/// Runs and publish jobs together.
+#[derive(Serialize, ToSchema)]
+struct JobCounts {
+    runnable: u64,
+    /// Runnable again at a time.
+    delayed: u64,
+    /// Runnable again when something happens.
+    waiting: u64,
+    leased: u64,
+    /// Given up; a person decides.
+    dead: u64,
+}
+
+/// The queue in numbers, and the newest event.
+#[utoipa::path(
+    get, path = "/api/v1/overview", operation_id = "get_overview", tag = "operations",
+    security(("admin_key" = [])),
+    responses((status = 200, description = "Of this moment", body = OverviewBody))
+)]
+pub(crate) async fn get_overview(State(api): State<ApiState>) -> Result<Json<OverviewBody>, Problem> {
+    // Read first: an event of meanwhile is told twice rather than not at all.
+    let newest_event = *api.ledger.newest_event().borrow();
+    let depth = api.ledger.depth().await?;
+    Ok(Json(OverviewBody {
+        newest_event,
+        version: api.version,
+        jobs: JobCounts {
+            runnable: depth.runnable,
+            delayed: depth.delayed,
+            waiting: depth.waiting,
+            leased: depth.leased,
+            dead: depth.dead,
+        },
+        oldest_runnable_s: depth.oldest_runnable_s,
+        open_deliveries: depth.open_deliveries,
+    }))
+}

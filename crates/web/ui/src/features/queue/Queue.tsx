@@ -1,0 +1,103 @@
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
+import { CheckCircle2, CircleDashed, RotateCcw, XCircle } from "lucide-react";
+import { get, post, type Schemas } from "../../api/client";
+import { Ago, duration, Empty, Loading, Page, Trouble } from "../../parts/Show";
+
+const OFTEN_MS = 5_000;
+
+export function Queue() {
+  const overview = useQuery({ queryKey: ["overview"], queryFn: get.overview, refetchInterval: OFTEN_MS });
+  const dead = useQuery({ queryKey: ["dead-jobs"], queryFn: get.deadJobs });
+  const clocks = useQuery({ queryKey: ["reconcilers"], queryFn: get.reconcilers, refetchInterval: OFTEN_MS });
+  const jobs = overview.data?.jobs;
+  return (
+    <Page title="Queue">
+      {overview.isError && <Trouble error={overview.error} again={() => void overview.refetch()} />}
+      {overview.isPending && <Loading rows={1} />}
+      {overview.data && jobs && (
+        <dl className="grid grid-cols-2 gap-px overflow-hidden rounded-[10px] border border-line bg-line sm:grid-cols-3 lg:grid-cols-6">
+          <Number name="Can begin now" value={jobs.runnable} hint={jobs.runnable > 0 ? `first for ${duration(overview.data.oldest_runnable_s)}` : "nobody waits"} />
+          <Number name="At work" value={jobs.leased} hint="held by a worker" />
+          <Number name="Later" value={jobs.delayed} hint="after a pause" />
+          <Number name="Waiting" value={jobs.waiting} hint="for something to happen" />
+          <Number name="Given up" value={jobs.dead} hint={jobs.dead > 0 ? "a person decides" : "none"} bad={jobs.dead > 0} />
+          <Number name="Unread messages" value={overview.data.open_deliveries} hint="from the forge" />
+        </dl>
+      )}
+      <h2 className="mt-8 mb-2 text-base font-semibold">Given up</h2>
+      {dead.isError && <Trouble error={dead.error} again={() => void dead.refetch()} />}
+      {dead.isPending && <Loading rows={2} />}
+      {dead.isSuccess &&
+        (dead.data.items.length === 0 ? (
+          <Empty title="Nothing was given up">A job that keeps failing ends here, with its last words, until somebody takes it up again.</Empty>
+        ) : (
+          <ul className="panel divide-y divide-line">
+            {dead.data.items.map((job) => (
+              <Dead key={job.job_id} job={job} />
+            ))}
+          </ul>
+        ))}
+      <h2 className="mt-8 mb-2 text-base font-semibold">What runs by the clock</h2>
+      {clocks.isError && <Trouble error={clocks.error} again={() => void clocks.refetch()} />}
+      {clocks.isPending && <Loading rows={3} />}
+      {clocks.isSuccess && (
+        <ul className="panel divide-y divide-line">
+          {clocks.data.items.map((one) => {
+            const Icon = one.last_outcome === "ok" ? CheckCircle2 : one.last_outcome === "failed" ? XCircle : CircleDashed;
+            const tone = one.last_outcome === "ok" ? "text-good" : one.last_outcome === "failed" ? "text-bad" : "text-soft";
+            return (
+              <li key={one.name} className="flex flex-wrap items-baseline gap-x-4 gap-y-1 px-4 py-2">
+                <span className={`inline-flex w-28 items-center gap-1.5 ${tone}`}>
+                  <Icon size={14} aria-hidden /> {one.last_outcome === "ok" ? "Well" : one.last_outcome === "failed" ? `Failed ×${one.failures_in_a_row}` : "Not yet"}
+                </span>
+                <span className="min-w-0 flex-1 font-medium">{one.name}</span>
+                <span className="text-soft tabular-nums">every {one.period_s < 1 ? `${one.period_s * 1000} ms` : duration(one.period_s)}</span>
+                <span className="text-soft">{one.last_started_at ? <Ago at={one.last_started_at} /> : "never"}</span>
+                {one.last_failure && <span className="w-full text-bad prose-text">{one.last_failure}</span>}
+              </li>
+            );
+          })}
+        </ul>
+      )}
+    </Page>
+  );
+}
+
+function Number({ name, value, hint, bad = false }: { name: string; value: number; hint: string; bad?: boolean }) {
+  return (
+    <div className="bg-panel px-4 py-3">
+      <dt className="text-xs text-soft">{name}</dt>
+      <dd>
+        <span className={`block text-2xl font-semibold tabular-nums ${bad ? "text-bad" : ""}`}>{value.toLocaleString()}</span>
+        <span className="text-xs text-soft">{hint}</span>
+      </dd>
+    </div>
+  );
+}
+
+function Dead({ job }: { job: Schemas["DeadJob"] }) {
+  const queries = useQueryClient();
+  const redrive = useMutation({
+    mutationFn: () => post(`/api/v1/jobs/${job.job_id}/redrive`),
+    onSettled: () => Promise.all(["dead-jobs", "overview", "tasks"].map((name) => queries.invalidateQueries({ queryKey: [name] }))),
+  });
+  return (
+    <li className="space-y-2 px-4 py-3">
+      <div className="flex flex-wrap items-start gap-3">
+        <div className="min-w-0 flex-1">
+          <Link to="/tasks/$id" params={{ id: job.task_id }} className="font-medium text-accent underline">
+            {job.kind === "run" ? "A Run" : "Publishing"} of this Task
+          </Link>
+          <p className="prose-text">{job.reason}</p>
+          {job.last_failure && job.last_failure !== job.reason && <p className="prose-text text-soft">{job.last_failure}</p>}
+          <p className="font-mono text-xs break-all text-soft">{job.job_id}</p>
+        </div>
+        <button type="button" className="button" disabled={redrive.isPending} aria-label={`Take up again ${job.job_id}`} onClick={() => redrive.mutate()}>
+          <RotateCcw size={14} aria-hidden /> Take up again
+        </button>
+      </div>
+      {redrive.isError && <Trouble error={redrive.error} />}
+    </li>
+  );
+}

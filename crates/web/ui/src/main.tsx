@@ -1,0 +1,69 @@
+import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
+import { createRootRoute, createRoute, createRouter, lazyRouteComponent, RouterProvider } from "@tanstack/react-router";
+import { StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+import { Failure } from "./api/client";
+import { Shell } from "./features/shell/Shell";
+import { NotFound } from "./features/shell/NotFound";
+import { applyTheme } from "./features/shell/theme";
+import type { TaskState } from "./api/client";
+import "./style.css";
+
+applyTheme();
+
+const STATES: TaskState[] = ["queued", "running", "waiting", "publishing", "done", "cancelled"];
+
+const root = createRootRoute({ component: Shell, notFoundComponent: NotFound });
+const home = createRoute({
+  getParentRoute: () => root,
+  path: "/",
+  component: lazyRouteComponent(() => import("./features/home/Home"), "Home"),
+});
+const tasks = createRoute({
+  getParentRoute: () => root,
+  path: "/tasks",
+  validateSearch: (search: Record<string, unknown>): { state?: TaskState } => {
+    const state = STATES.find((one) => one === search.state);
+    return state ? { state } : {};
+  },
+  component: lazyRouteComponent(() => import("./features/tasks/TaskList"), "TaskList"),
+});
+const task = createRoute({
+  getParentRoute: () => root,
+  path: "/tasks/$id",
+  component: lazyRouteComponent(() => import("./features/tasks/TaskPage"), "TaskPage"),
+});
+const queue = createRoute({
+  getParentRoute: () => root,
+  path: "/queue",
+  component: lazyRouteComponent(() => import("./features/queue/Queue"), "Queue"),
+});
+
+const router = createRouter({ routeTree: root.addChildren([home, tasks, task, queue]), defaultPreload: "intent" });
+
+declare module "@tanstack/react-router" {
+  interface Register {
+    router: typeof router;
+  }
+}
+
+const client = new QueryClient({
+  defaultOptions: {
+    queries: {
+      staleTime: 5_000,
+      // Whoever is refused is refused again; an outage is tried twice more.
+      retry: (count, error) => count < 2 && !(error instanceof Failure && error.status >= 400 && error.status < 500),
+    },
+  },
+});
+
+const place = document.getElementById("root");
+if (place) {
+  createRoot(place).render(
+    <StrictMode>
+      <QueryClientProvider client={client}>
+        <RouterProvider router={router} />
+      </QueryClientProvider>
+    </StrictMode>,
+  );
+}
