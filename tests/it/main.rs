@@ -1,5 +1,6 @@
 //! Real processes and real protocols, on loopback: one binary, one module for each subject.
 
+mod accounts;
 mod admin;
 mod brokers;
 mod crash;

@@ -24,7 +24,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use axum::{Router, middleware};
 use utoipa::OpenApi as _;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::security::{ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -38,6 +38,9 @@ pub use worker_health::{WorkerHealth, WorkerHealthParts};
 
 /// An issue's text at its largest fits several times.
 const MAX_API_BODY_BYTES: usize = 1024 * 1024;
+
+/// A name, an address and a password; nobody who is not known yet sends more.
+const MAX_AUTH_BODY_BYTES: usize = 16 * 1024;
 
 /// The one listener of a single process: what [`public_router`] has, and health and metrics.
 pub fn router(api: ApiState) -> Router {
@@ -55,7 +58,10 @@ fn public(api: &ApiState) -> Router<ApiState> {
     let v1 = v1
         .layer(DefaultBodyLimit::max(MAX_API_BODY_BYTES))
         .route_layer(middleware::from_fn(edge::time_limit))
-        .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_admin));
+        .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_actor));
+    let (doors, _) = auth_routes().split_for_parts();
+    let doors =
+        doors.layer(DefaultBodyLimit::max(MAX_AUTH_BODY_BYTES)).route_layer(middleware::from_fn(edge::time_limit));
     let (webhooks, _) = webhook_routes().split_for_parts();
     let webhooks = webhooks
         .layer(DefaultBodyLimit::max(webhook::MAX_BYTES))
@@ -66,7 +72,7 @@ fn public(api: &ApiState) -> Router<ApiState> {
         .route("/", get(pages::get_page))
         .route("/{*page}", get(pages::get_page))
         .route("/api/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], document) }));
-    v1.merge(webhooks).merge(pages)
+    v1.merge(doors).merge(webhooks).merge(pages)
 }
 
 /// The internal listener: the worker API behind the service key, health and metrics.
@@ -77,17 +83,36 @@ pub fn internal_router(api: ApiState) -> Router {
 /// The public API's document.
 pub fn openapi() -> OpenApi {
     let routes = OpenApiRouter::with_openapi(Document::openapi())
+        .merge(auth_routes())
         .merge(v1_routes())
         .merge(webhook_routes())
         .merge(health_routes());
     let mut document = routes.into_openapi();
     for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        for operation in [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten() {
             operation.responses.responses.insert("default".to_owned(), any_problem());
         }
     }
-    let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-    document.components.get_or_insert_default().add_security_scheme("admin_key", scheme);
+    let bearer = || SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    let named = |name: &str| ApiKeyValue::new(name);
+    let components = document.components.get_or_insert_default();
+    for (name, scheme) in [
+        ("admin_key", bearer()),
+        ("bearer", bearer()),
+        ("cookie", SecurityScheme::ApiKey(utoipa::openapi::security::ApiKey::Cookie(named("__Host-fettle_session")))),
+        ("api_key", SecurityScheme::ApiKey(utoipa::openapi::security::ApiKey::Header(named("X-API-Key")))),
+    ] {
+        components.add_security_scheme(name, scheme);
+    }
+    // Whatever takes the admin key takes the others.
+    for (path, item) in &mut document.paths.paths {
+        for operation in [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten() {
+            if let Some(security) = operation.security.as_mut().filter(|_| path.starts_with("/api/v1/")) {
+                let others = ["bearer", "cookie", "api_key"];
+                security.extend(others.map(|name| SecurityRequirement::new(name, Vec::<String>::new())));
+            }
+        }
+    }
     document
 }
 
@@ -117,6 +142,7 @@ pub fn openapi_json() -> String {
     ),
     components(schemas(problem::ProblemBody)),
     tags(
+        (name = "accounts", description = "Who comes in, with what, and what they did"),
         (name = "tasks", description = "What somebody asked for"),
         (name = "events", description = "Following Tasks as server-sent events"),
         (name = "webhooks", description = "Where the forge reports"),
@@ -140,6 +166,27 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::operations::redrive_job))
         .routes(routes!(v1::operations::audit))
         .routes(routes!(v1::system::list_reconcilers))
+        .routes(routes!(v1::accounts::get_me))
+        .routes(routes!(v1::accounts::change_password))
+        .routes(routes!(v1::accounts::list_sessions))
+        .routes(routes!(v1::accounts::end_session))
+        .routes(routes!(v1::accounts::list_users, v1::accounts::create_user))
+        .routes(routes!(v1::accounts::change_user))
+        .routes(routes!(v1::accounts::list_api_keys, v1::accounts::create_api_key))
+        .routes(routes!(v1::accounts::remove_api_key))
+        .routes(routes!(v1::accounts::list_audit_log))
+        .routes(routes!(v1::accounts::export_audit_log))
+}
+
+fn auth_routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new()
+        .routes(routes!(auth::routes::get_auth_state))
+        .routes(routes!(auth::routes::set_up))
+        .routes(routes!(auth::routes::sign_in, auth::routes::sign_out))
+        .routes(routes!(auth::routes::register))
+        .routes(routes!(auth::routes::log_in))
+        .routes(routes!(auth::routes::refresh))
+        .routes(routes!(auth::routes::log_out))
 }
 
 fn webhook_routes() -> OpenApiRouter<ApiState> {

@@ -42,6 +42,7 @@ pub(crate) enum Code {
     Busy,
     Timeout,
     LedgerFull,
+    TooMany,
 }
 
 impl Code {
@@ -72,6 +73,7 @@ impl Code {
             Self::NotConfigured => (StatusCode::SERVICE_UNAVAILABLE, "not_configured", "Not configured"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Too busy"),
             Self::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout", "It took too long"),
+            Self::TooMany => (StatusCode::TOO_MANY_REQUESTS, "too_many", "Too many tries"),
             Self::LedgerFull => (StatusCode::INSUFFICIENT_STORAGE, "ledger_full", "No room left"),
         }
     }

@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use fettle_app::auditing::AuditForge;
+use fettle_app::doorkeeping::Doorkeeper;
 use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::Ledger;
@@ -16,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Key;
+use crate::auth::limits::Limits;
 use crate::health::Health;
 use crate::metrics::HttpMetrics;
 use crate::webhook::Verifier;
@@ -35,6 +37,8 @@ pub struct Parts {
     pub changes: Arc<dyn ShowChange>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn IdSource>,
+    /// Absent: there are no accounts, and the admin key alone opens the API.
+    pub door: Option<Arc<Doorkeeper>>,
     /// Of `admin.key`.
     pub admin_key: SecretString,
     /// Of `auth.worker_key_file`.
@@ -71,6 +75,8 @@ pub struct Inner {
     pub(crate) changes: Arc<dyn ShowChange>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ids: Arc<dyn IdSource>,
+    pub(crate) door: Option<Arc<Doorkeeper>>,
+    pub(crate) limits: Limits,
     pub(crate) admin_key: Key,
     pub(crate) worker_key: Key,
     pub(crate) scale_key: Option<Key>,
@@ -95,6 +101,8 @@ impl ApiState {
             changes: parts.changes,
             clock: parts.clock,
             ids: parts.ids,
+            door: parts.door,
+            limits: Limits::default(),
             admin_key: Key::new(&parts.admin_key),
             worker_key: Key::new(&parts.worker_key),
             scale_key: parts.scale_key.as_ref().map(Key::new),

@@ -8,6 +8,7 @@ pub mod archive;
 pub mod auditing;
 pub mod crash;
 pub mod depths;
+pub mod doorkeeping;
 pub mod foreign;
 pub mod intake;
 pub mod leasing;

@@ -15,6 +15,7 @@ use fettle_app::admission::Gate;
 use fettle_app::announcing::{ANNOUNCED_WITHIN, announce};
 use fettle_app::auditing::Auditing;
 use fettle_app::depths::{BrokerGauges, MEASURED_WITHIN, measure};
+use fettle_app::doorkeeping::{Doorkeeper, Registration, SWEPT_EVERY, Sweep};
 use fettle_app::foreign::{ForeignIntake, RECEIVED_WITHIN};
 use fettle_app::intake::{Intake, PROCESSED_WITHIN, ReadWebhook};
 use fettle_app::leasing::Heart;
@@ -39,12 +40,13 @@ use fettle_domain::lease::Timing;
 use fettle_domain::turn::Slots;
 use fettle_git::Git;
 use fettle_github::{GitHub, GitHubOptions, Timeouts, Url};
-use fettle_runtime::config::Config;
+use fettle_runtime::config::{self, Config};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::system;
 use prometheus::Registry;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
 use tracing::info;
 
@@ -183,6 +185,19 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     };
     let store = Store::open(config, data, opening).await.context("while opening the ledger")?;
     let ledger = store.ledger();
+    let (door, setup_token) = match store.accounts() {
+        Some(accounts) => {
+            let registration = match config.auth.registration {
+                config::Registration::Closed => Registration::Closed,
+                config::Registration::Open => Registration::Open,
+            };
+            let secrets = Arc::new(system::RandomSecrets);
+            let opened = Doorkeeper::open(accounts, clock.clone(), ids.clone(), secrets, registration).await;
+            let (door, token) = opened.context("while opening the accounts")?;
+            (Some(Arc::new(door)), token)
+        }
+        None => (None, None),
+    };
     let metrics = HttpMetrics::register(&registry)?;
     let vitals = Arc::new(Vitals::default());
     let health = Arc::new(Health::new(probing, clock.clone(), vitals.clone()));
@@ -234,6 +249,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         changes,
         clock: clock.clone(),
         ids: ids.clone(),
+        door: door.clone(),
         admin_key: credentials.admin_key.clone(),
         worker_key: credentials.worker_key.clone(),
         scale_key: credentials.scale_key.clone(),
@@ -277,6 +293,11 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         let stop = shutdown.clone();
         supervisor.spawn("the teller of progress", async move { own.work(&mut teller, &pulse, &stop).await });
     }
+    if let Some(door) = door {
+        let (own, pulse) = (reconcilers.register("accounts", SWEPT_EVERY), vitals.pulse("accounts", WORKED_WITHIN));
+        let (mut sweep, stop) = (Sweep(door), shutdown.clone());
+        supervisor.spawn("the sweep of sessions", async move { own.work(&mut sweep, &pulse, &stop).await });
+    }
     match broker {
         Some(broker) => {
             let foreign = ForeignIntake {
@@ -306,9 +327,20 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     }
     supervisor.spawn("the API", fettle_api::serve(listener, router, shutdown, supervisor.tasks().clone()));
     health.serving();
+    if let Some(token) = &setup_token {
+        tell_setup_token(token)?;
+    }
     let running = Running { address, internal_address, ledger, ids, vitals, exchange, store, health };
     running.write_addresses(data)?;
     Ok(running)
+}
+
+/// To the terminal alone: what is logged is kept and collected, and this makes an admin.
+fn tell_setup_token(token: &SecretString) -> Result<()> {
+    use std::io::Write as _;
+    let token = token.expose_secret();
+    writeln!(std::io::stderr(), "There is no admin yet. The setup page asks for this token, once: {token}")
+        .context("while telling the setup token")
 }
 
 fn slots(config: &Config) -> Slots {

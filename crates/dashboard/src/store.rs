@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use fettle_app::ports::accounts::Accounts;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Admissions, L, Ledger};
 use fettle_domain::lease::Timing;
@@ -81,6 +82,14 @@ impl Store {
         match self {
             Self::File(ledger) => ledger.clone(),
             Self::Postgres { ledger, .. } => ledger.clone(),
+        }
+    }
+
+    /// `None`: this kind of ledger keeps no accounts.
+    pub(crate) fn accounts(&self) -> Option<Arc<dyn Accounts>> {
+        match self {
+            Self::File(ledger) => Some(ledger.clone()),
+            Self::Postgres { .. } => None,
         }
     }
 

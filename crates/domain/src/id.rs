@@ -87,6 +87,12 @@ ids! {
     RequestId = "request",
     /// One HTTP exchange's or Task's thread through logs, events and journal.
     CorrelationId = "corr",
+    /// One account.
+    UserId = "user",
+    /// One sign-in of a browser, or one family of refresh tokens.
+    SessionId = "session",
+    /// One key of an account for programs.
+    ApiKeyId = "key",
 }
 
 #[cfg(test)]

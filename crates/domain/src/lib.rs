@@ -3,6 +3,9 @@
 //! Nothing here reads a clock, a file, an environment variable or a random number; `now`, ids and seeds come in as
 //! arguments, so every rule can be tested by calling it.
 
+pub mod access;
+pub mod account;
+pub mod audit_log;
 pub mod branch;
 pub mod budget;
 pub mod effect;
@@ -31,6 +34,7 @@ pub mod repo;
 pub mod retry;
 pub mod run;
 pub mod secret;
+pub mod session;
 pub mod step;
 pub mod task;
 pub mod turn;

@@ -225,6 +225,16 @@ pub struct Auth {
     /// The key of people and their tools; absent: one that the first start writes into the data folder. Several dashboards
     /// need the same.
     pub admin_key_file: Option<Utf8PathBuf>,
+    /// Whether people may make accounts for themselves, as viewers: `closed` or `open`.
+    pub registration: Registration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Registration {
+    #[default]
+    Closed,
+    Open,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! The real clock and the real ids.
 
-use fettle_app::ports::clock::{Clock, IdSource};
+use fettle_app::ports::clock::{Clock, IdSource, SecretSource};
 use jiff::{Timestamp, Unit};
 use uuid::Uuid;
 
@@ -24,6 +24,18 @@ impl IdSource for RandomIds {
     #[expect(clippy::disallowed_methods, reason = "this is the one implementation of the IdSource port")]
     fn uuid(&self) -> Uuid {
         Uuid::now_v7()
+    }
+}
+
+/// The kernel's random bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RandomSecrets;
+
+impl SecretSource for RandomSecrets {
+    fn secret(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).expect("the kernel gives random bytes once it has started");
+        bytes
     }
 }
 

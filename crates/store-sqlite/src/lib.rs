@@ -4,6 +4,7 @@
 //! read-only connections serve everything else. State rules are `fettle_domain`'s: a verb loads rows,
 //! asks a transition and stores what it gave back. Blobs are files beside the database, named by their content.
 
+mod account;
 mod audit;
 mod blob;
 mod delivery;

@@ -1,5 +1,6 @@
 //! Version 1 of the public API: handler, bodies and OpenAPI of each resource in one file.
 
+pub(crate) mod accounts;
 pub(crate) mod change;
 pub(crate) mod cursor;
 pub(crate) mod events;

@@ -1,14 +1,14 @@
 //! For operators: jobs that were given up, and whether ledger and forge agree with themselves and each other.
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use fettle_app::auditing::ForgeAudit;
 use fettle_app::ports::ledger::{DeadJob, LedgerError};
 use fettle_domain::id::{JobId, TaskId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::tasks::ADMIN;
+use crate::auth::Caller;
 use crate::extract::{Named, Parameters};
 use crate::problem::{Code, Problem, ProblemBody};
 use crate::state::ApiState;
@@ -42,9 +42,10 @@ pub(crate) async fn list_dead_jobs(State(api): State<ApiState>) -> Result<Json<D
 )]
 pub(crate) async fn redrive_job(
     State(api): State<ApiState>,
+    Extension(caller): Extension<Caller>,
     Named(job): Named<JobId>,
 ) -> Result<Json<RedrivenBody>, Problem> {
-    api.ledger.redrive(job, ADMIN).await.map_err(|error| match error {
+    api.ledger.redrive(job, &caller.actor.name).await.map_err(|error| match error {
         LedgerError::Invalid(why) => Problem::new(Code::NotPossible, why),
         other => other.into(),
     })?;

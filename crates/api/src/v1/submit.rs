@@ -13,6 +13,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::tasks::{self, ModeWord, TaskBody};
+use crate::auth::Caller;
 use crate::edge::Exchange;
 use crate::extract::{self, Body};
 use crate::problem::Problem;
@@ -39,11 +40,12 @@ const MAX_KEY_CHARS: usize = 200;
 pub(crate) async fn create_task(
     State(api): State<ApiState>,
     Extension(exchange): Extension<Exchange>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     Body(body): Body<Value>,
 ) -> Result<Response, Problem> {
     let order = CreateTask::read(body)?;
-    let mut request = order.into_request(exchange)?;
+    let mut request = order.into_request(exchange, &caller.actor.name)?;
     request.idempotency_key = idempotency_key(&headers)?;
     let submitted = api.submit.submit(request).await?;
     let task = TaskBody::from(&api.ledger.task(submitted.task).await?);
@@ -136,16 +138,16 @@ impl CreateTask {
         }
     }
 
-    fn into_request(self, exchange: Exchange) -> Result<NewTask, Problem> {
+    fn into_request(self, exchange: Exchange, actor: &str) -> Result<NewTask, Problem> {
         match self {
-            Self::Native(task) => task.into_request(exchange),
+            Self::Native(task) => task.into_request(exchange, actor),
             Self::Foreign(task) => task.into_request(exchange),
         }
     }
 }
 
 impl NativeTask {
-    fn into_request(self, exchange: Exchange) -> Result<NewTask, Problem> {
+    fn into_request(self, exchange: Exchange, actor: &str) -> Result<NewTask, Problem> {
         let mode = self.mode.map_or(Mode::Quickfix, Mode::from);
         if mode != Mode::Probe {
             if self.repository.is_none() {
@@ -174,7 +176,7 @@ impl NativeTask {
             mode,
             model: self.model,
             base: self.base,
-            actor: tasks::ADMIN.to_owned(),
+            actor: actor.to_owned(),
             trigger: "api",
             idempotency_key: None,
             correlation: exchange.correlation,

@@ -1,10 +1,10 @@
 //! Tasks: list, look at, cancel, retry. Making one is in `submit`, following one in `events`.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{AppendHeaders, IntoResponse, Response};
+use axum::{Extension, Json};
 use fettle_app::ports::ledger::{CancelAnswer, LedgerError, RunView, TaskFilter, TaskView};
 use fettle_domain::budget::Spent;
 use fettle_domain::effect::{Effect, EffectState, Receipt};
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::cursor;
+use crate::auth::Caller;
 use crate::extract::{Named, Parameters};
 use crate::problem::{Code, Problem, ProblemBody};
 use crate::state::ApiState;
@@ -94,9 +95,10 @@ pub(crate) async fn get_task(State(api): State<ApiState>, Named(id): Named<TaskI
 )]
 pub(crate) async fn cancel_task(
     State(api): State<ApiState>,
+    Extension(caller): Extension<Caller>,
     Named(id): Named<TaskId>,
 ) -> Result<(StatusCode, Json<TaskBody>), Problem> {
-    let status = match api.ledger.cancel(id, ADMIN).await? {
+    let status = match api.ledger.cancel(id, &caller.actor.name).await? {
         CancelAnswer::Cancelled | CancelAnswer::TooLate { state: TaskState::Cancelled } => StatusCode::OK,
         CancelAnswer::Cancelling => StatusCode::ACCEPTED,
         CancelAnswer::TooLate { state } => {
@@ -116,8 +118,12 @@ pub(crate) async fn cancel_task(
         (status = 409, description = "It has not ended", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
-pub(crate) async fn retry_task(State(api): State<ApiState>, Named(id): Named<TaskId>) -> Result<Response, Problem> {
-    let retried = api.ledger.retry(id, ADMIN).await.map_err(|error| match error {
+pub(crate) async fn retry_task(
+    State(api): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Named(id): Named<TaskId>,
+) -> Result<Response, Problem> {
+    let retried = api.ledger.retry(id, &caller.actor.name).await.map_err(|error| match error {
         LedgerError::Invalid(why) => Problem::new(Code::NotPossible, why),
         other => other.into(),
     })?;

@@ -1,6 +1,7 @@
 //! The HTTP edge over real sockets: public listener, internal listener, and the worker API's client against its server.
 
 #[cfg(test)]
+mod accounts;
 mod contract;
 #[cfg(test)]
 mod edge;

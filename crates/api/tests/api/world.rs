@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets, WorkerClient};
 use fettle_app::auditing::{AuditForge, ForgeAudit};
+use fettle_app::doorkeeping::Doorkeeper;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan, TaskView};
 use fettle_app::reconciling::Reconcilers;
@@ -165,21 +166,32 @@ impl World {
 
     pub(crate) async fn with(webhook: Option<WebhookSecrets>) -> Self {
         let fake = Arc::new(FakeLedger::new());
-        Self::build(fake.clone(), fake, webhook).await
+        Self::build(fake.clone(), fake, webhook, None).await
     }
 
     /// With another ledger than the fake.
     pub(crate) async fn on(ledger: Arc<dyn Ledger>) -> Self {
         let secrets = WebhookSecrets { current: SecretString::from(SECRET), previous: None };
-        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets)).await
+        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets), None).await
     }
 
-    async fn build(fake: Arc<FakeLedger>, ledger: Arc<dyn Ledger>, webhook: Option<WebhookSecrets>) -> Self {
+    /// With accounts.
+    pub(crate) async fn behind(door: Doorkeeper) -> Self {
+        let fake = Arc::new(FakeLedger::new());
+        Self::build(fake.clone(), fake, None, Some(Arc::new(door))).await
+    }
+
+    async fn build(
+        fake: Arc<FakeLedger>,
+        ledger: Arc<dyn Ledger>,
+        webhook: Option<WebhookSecrets>,
+        door: Option<Arc<Doorkeeper>>,
+    ) -> Self {
         let submitting = submitting(ledger.clone());
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let (api, metrics, health, reconcilers) =
-            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests());
+            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests(), door);
         health.serving();
         tracker.spawn({
             let (health, ledger, stop) = (health.clone(), ledger.clone(), shutdown.clone());
@@ -282,6 +294,7 @@ pub(crate) fn state(
     webhook: Option<WebhookSecrets>,
     shutdown: &CancellationToken,
     timing: ProbeTiming,
+    door: Option<Arc<Doorkeeper>>,
 ) -> (ApiState, HttpMetrics, Arc<Health>, Arc<Reconcilers>) {
     let registry = Registry::new();
     let metrics = HttpMetrics::register(&registry).unwrap();
@@ -294,6 +307,7 @@ pub(crate) fn state(
         changes: Arc::new(NothingWritten),
         clock: Arc::new(Still),
         ids: Arc::new(Counted::default()),
+        door,
         admin_key: SecretString::from(ADMIN_KEY),
         scale_key: Some(SecretString::from(SCALE_KEY)),
         worker_key: SecretString::from(WORKER_KEY),

@@ -1,4 +1,4 @@
-//! Time and ids, so that tests choose both.
+//! Time, ids and secrets, so that tests choose them.
 
 use jiff::Timestamp;
 
@@ -10,4 +10,9 @@ pub trait Clock: Send + Sync {
 /// Makes the bytes of new ids (UUID v7) and other random choices such as jitter.
 pub trait IdSource: Send + Sync {
     fn uuid(&self) -> uuid::Uuid;
+}
+
+/// Makes what nobody can guess: tokens, keys, salts.
+pub trait SecretSource: Send + Sync {
+    fn secret(&self) -> [u8; 32];
 }

@@ -1,5 +1,6 @@
 //! What the use cases need from outside, in their own words. Each port is as small as its use.
 
+pub mod accounts;
 pub mod clock;
 pub mod forge;
 pub mod git;

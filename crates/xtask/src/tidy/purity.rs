@@ -25,6 +25,7 @@ const LIBRARIES: &[&str] = &[
     "thiserror",
     "unicode-normalization",
     "uuid",
+    "zxcvbn",
 ];
 
 /// Beyond the bans of the root.

@@ -1,0 +1,225 @@
+//! Who asks: keys compared by digest and in constant time, accounts by their cookie, token or key; and what they may.
+
+pub(crate) mod cookie;
+pub(crate) mod limits;
+pub(crate) mod routes;
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::header::{AUTHORIZATION, USER_AGENT};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use fettle_app::doorkeeping::{API_KEY_PREFIX, Known, Origin};
+use fettle_domain::access::{self, Action, Actor, Object, Refusal, Role, Via};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::problem::{Code, Problem};
+use crate::state::ApiState;
+use crate::v1::tasks::ADMIN;
+use cookie::Place;
+
+const API_KEY: &str = "x-api-key";
+
+/// The digest of a key. Comparing digests hides the key's length as well.
+pub(crate) struct Key([u8; 32]);
+
+impl Key {
+    pub(crate) fn new(key: &SecretString) -> Self {
+        Self(Sha256::digest(key.expose_secret().trim().as_bytes()).into())
+    }
+
+    /// Whether the request carries this key as its bearer token. An empty token never matches.
+    pub(crate) fn admits(&self, headers: &HeaderMap) -> bool {
+        let Some(token) = bearer(headers) else {
+            return false;
+        };
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        bool::from(digest.ct_eq(&self.0))
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
+}
+
+/// Who asks, and from where.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) actor: Actor,
+    /// `None` for the holder of the admin key.
+    pub(crate) known: Option<Known>,
+    pub(crate) origin: Origin,
+}
+
+impl Caller {
+    /// What is not the caller's to know of does not exist.
+    pub(crate) fn may(&self, action: Action, object: Object) -> Result<(), Problem> {
+        access::may(&self.actor, action, object).map_err(|refusal| match refusal {
+            Refusal::NotYours => Problem::new(Code::NotFound, "There is no such thing here."),
+            Refusal::Role(_) | Refusal::Scope(_) => Problem::new(Code::Forbidden, format!("Not allowed: {refusal}.")),
+        })
+    }
+}
+
+/// What each operation of `/api/v1` does. One that is not here is for nobody.
+pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
+    Some(match (method.as_str(), route.strip_prefix("/api/v1/")?) {
+        ("GET", "tasks" | "tasks/{task_id}" | "tasks/{task_id}/events" | "events") => Action::TasksRead,
+        ("POST", "tasks") => Action::TasksCreate,
+        ("POST", "tasks/{task_id}/cancel") => Action::TasksCancel,
+        ("POST", "tasks/{task_id}/retry") => Action::TasksRetry,
+        ("GET", "dead-jobs") => Action::JobsRead,
+        ("POST", "jobs/{job_id}/redrive") => Action::JobsRedrive,
+        ("GET", "audit") => Action::LedgerAudit,
+        ("GET", "system/reconcilers") => Action::SystemRead,
+        ("GET", "me") => Action::MeRead,
+        ("POST", "me/password") => Action::MePassword,
+        ("GET", "sessions") => Action::SessionsRead,
+        ("DELETE", "sessions/{session_id}") => Action::SessionsEnd,
+        ("GET", "api-keys") => Action::ApiKeysRead,
+        ("POST", "api-keys") => Action::ApiKeysCreate,
+        ("DELETE", "api-keys/{key_id}") => Action::ApiKeysEnd,
+        ("GET", "users") => Action::UsersRead,
+        ("POST", "users") => Action::UsersCreate,
+        ("PATCH", "users/{user_id}") => Action::UsersChange,
+        ("GET", "audit-log" | "audit-log/export") => Action::AuditLogRead,
+        _ => return None,
+    })
+}
+
+/// Guards `/api/v1`: recognises who asks, and lets through what they may. Whose a thing is, is asked where it is known.
+pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (headers, peer) = (request.headers().clone(), peer(&request));
+    let caller = match recognise(&api, &method, &headers, peer).await {
+        Ok(caller) => caller,
+        Err(problem) => return problem.into_response(),
+    };
+    let Some(action) = action(&method, &route) else {
+        return Problem::new(Code::Forbidden, "Nobody may do this.").into_response();
+    };
+    let refusal = caller.may(action, Object::Shared).err();
+    let response = match refusal {
+        Some(problem) => problem.into_response(),
+        None => {
+            request.extensions_mut().insert(caller.clone());
+            next.run(request).await
+        }
+    };
+    // What changes accounts is written down where it is done; the rest here, with whatever was refused.
+    let noted = matches!(action, Action::TasksCreate | Action::TasksCancel | Action::TasksRetry | Action::JobsRedrive);
+    if let Some(door) = api.door.as_ref().filter(|_| noted || response.status() == StatusCode::FORBIDDEN) {
+        let result = if response.status().is_success() { "done" } else { "refused" };
+        if let Err(error) = door.record(&caller.actor.name, action.word(), &path, result, &caller.origin).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "could not write the audit log");
+        }
+    }
+    response
+}
+
+/// Where the request came from.
+fn peer(request: &Request) -> Option<IpAddr> {
+    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip().to_canonical())
+}
+
+pub(crate) fn origin(headers: &HeaderMap, peer: Option<IpAddr>) -> Origin {
+    let agent = headers.get(USER_AGENT).map(|agent| String::from_utf8_lossy(agent.as_bytes()).into_owned());
+    Origin { address: peer.map(|peer| peer.to_string()).unwrap_or_default(), user_agent: agent.unwrap_or_default() }
+}
+
+/// A key that is shown counts, also when it is wrong; the cookie only without one.
+async fn recognise(
+    api: &ApiState,
+    method: &Method,
+    headers: &HeaderMap,
+    peer: Option<IpAddr>,
+) -> Result<Caller, Problem> {
+    let origin = origin(headers, peer);
+    if api.admin_key.admits(headers) {
+        let actor = Actor { user: None, name: ADMIN.to_owned(), role: Role::Admin, scope: None, via: Via::AdminKey };
+        return Ok(Caller { actor, known: None, origin });
+    }
+    let unknown =
+        || Problem::new(Code::Unauthenticated, "Sign in, or send a key: `Authorization: Bearer …` or `X-API-Key: …`.");
+    let Some(door) = &api.door else { return Err(unknown()) };
+    let shown = headers.contains_key(AUTHORIZATION) || headers.contains_key(API_KEY);
+    let known = if shown {
+        let text = bearer(headers).or_else(|| headers.get(API_KEY).map(|key| key.as_bytes().trim_ascii()));
+        match text.and_then(|text| std::str::from_utf8(text).ok()) {
+            Some(key) if key.starts_with(API_KEY_PREFIX) => door.by_api_key(&key.into()).await?,
+            Some(token) if !headers.contains_key(API_KEY) => door.by_access_token(token).await?,
+            _ => None,
+        }
+    } else {
+        match Place::of(headers, peer).find(headers) {
+            None => None,
+            Some(secret) => {
+                let known = door.by_session(&secret).await?;
+                if known.is_some() && !cookie::counts(method, headers) {
+                    return Err(foreign_page());
+                }
+                known
+            }
+        }
+    };
+    let known = known.ok_or_else(unknown)?;
+    Ok(Caller { actor: known.actor.clone(), known: Some(known), origin })
+}
+
+pub(crate) fn foreign_page() -> Problem {
+    Problem::new(
+        Code::Forbidden,
+        "A cookie changes something only with `X-Fettle-Request: 1` and from a page of this very origin.",
+    )
+}
+
+/// Guards `/worker/v1`.
+pub(crate) async fn require_worker(State(api): State<ApiState>, request: Request, next: Next) -> Response {
+    if api.worker_key.admits(request.headers()) {
+        next.run(request).await
+    } else {
+        Problem::new(
+            Code::Unauthenticated,
+            "Send the service key of `auth.worker_key_file`: `Authorization: Bearer …`.",
+        )
+        .into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn with(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn only_the_whole_key_as_a_bearer_token_is_admitted() {
+        let key = Key::new(&SecretString::from("open-sesame\n"));
+        assert!(key.admits(&with("Bearer open-sesame")));
+        assert!(key.admits(&with("bearer open-sesame")));
+        for wrong in
+            ["Bearer open-sesam", "Bearer open-sesame2", "Basic open-sesame", "open-sesame", "Bearer", "Bearer "]
+        {
+            assert!(!key.admits(&with(wrong)), "{wrong}");
+        }
+        assert!(!key.admits(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn an_empty_key_file_admits_nobody() {
+        let key = Key::new(&SecretString::from(""));
+        assert!(!key.admits(&with("Bearer ")));
+        assert!(!key.admits(&HeaderMap::new()));
+    }
+}

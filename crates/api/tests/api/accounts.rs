@@ -1,0 +1,393 @@
+//! Accounts over HTTP, on the real store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use fettle_app::doorkeeping::{Doorkeeper, Registration};
+use fettle_app::ports::accounts::Accounts;
+use fettle_app::ports::clock::SecretSource;
+use fettle_domain::access::{Action, Role};
+use fettle_domain::audit_log::{Entry, Head, verify};
+use fettle_store_sqlite::{Options, SqliteLedger};
+use reqwest::{Method, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::{Value, json};
+
+use crate::world::{ADMIN_KEY, Counted, Still, World};
+
+const PASSWORD: &str = "mohnfeld-quirlt-19-laternen";
+const OURS: [(&str, &str); 2] = [("x-fettle-request", "1"), ("sec-fetch-site", "same-origin")];
+
+#[derive(Default)]
+struct CountedSecrets(AtomicU8);
+
+impl SecretSource for CountedSecrets {
+    fn secret(&self) -> [u8; 32] {
+        [self.0.fetch_add(1, Ordering::Relaxed); 32]
+    }
+}
+
+struct House {
+    world: World,
+    setup: SecretString,
+    store: Arc<SqliteLedger>,
+    _data: tempfile::TempDir,
+}
+
+/// What came back.
+struct Answer {
+    status: u16,
+    cookie: Option<String>,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("{}", self.text))
+    }
+}
+
+impl House {
+    async fn open(registration: Registration) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let options = Options::new(Arc::new(Still), Arc::new(Counted::from(1_000_000)));
+        let store = Arc::new(SqliteLedger::open(data.path().to_str().unwrap(), options).await.unwrap());
+        let (clock, ids) = (Arc::new(Still), Arc::new(Counted::from(2_000_000)));
+        let secrets = Arc::<CountedSecrets>::default();
+        let (door, setup) = Doorkeeper::open(store.clone(), clock, ids, secrets, registration).await.unwrap();
+        Self { world: World::behind(door).await, setup: setup.unwrap(), store, _data: data }
+    }
+
+    async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {
+        let mut request = self.world.http.request(method, format!("{}{path}", self.world.public));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        let cookie = answer.headers().get("set-cookie").map(|cookie| cookie.to_str().unwrap().to_owned());
+        Answer { status, cookie, text: answer.text().await.unwrap() }
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Answer {
+        self.ask(Method::POST, path, &[], Some(body)).await
+    }
+
+    /// With the admin key.
+    async fn by_key(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.ask(method, path, &[("authorization", &format!("Bearer {ADMIN_KEY}"))], body).await
+    }
+
+    async fn set_up(&self) -> Answer {
+        let token = self.setup.expose_secret();
+        let body = json!({"token": token, "username": "Ada", "email": "ada@example.org", "password": PASSWORD});
+        self.post("/api/auth/setup", body).await
+    }
+
+    async fn user(&self, name: &str, role: Role) -> String {
+        let body = json!({
+            "username": name, "email": format!("{name}@example.org"), "password": PASSWORD, "role": role.name(),
+        });
+        let made = self.by_key(Method::POST, "/api/v1/users", Some(body)).await;
+        assert_eq!(made.status, 201, "{}", made.text);
+        made.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn tokens(&self, name: &str) -> (String, String) {
+        let given = self.post("/api/auth/login", json!({"username": name, "password": PASSWORD})).await;
+        assert_eq!(given.status, 200, "{}", given.text);
+        let tokens = given.json();
+        assert_eq!(tokens["expiresIn"], 900);
+        let text = |name: &str| tokens[name].as_str().unwrap().to_owned();
+        (text("accessToken"), text("refreshToken"))
+    }
+
+    async fn cookie(&self, name: &str) -> String {
+        let signed_in = self.post("/api/auth/session", json!({"username": name, "password": PASSWORD})).await;
+        assert_eq!(signed_in.status, 200, "{}", signed_in.text);
+        pair(&signed_in)
+    }
+
+    /// By access token.
+    async fn with(&self, token: &str, method: Method, path: &str, body: Option<Value>) -> Answer {
+        self.ask(method, path, &[("authorization", &format!("Bearer {token}"))], body).await
+    }
+}
+
+fn pair(answer: &Answer) -> String {
+    answer.cookie.as_ref().unwrap().split(';').next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_terminals_token_makes_the_first_admin_once() {
+    let house = House::open(Registration::Closed).await;
+    let state = house.ask(Method::GET, "/api/auth/state", &[], None).await.json();
+    assert_eq!(state, json!({"setup_needed": true, "registration": "closed", "oidc": null, "user": null}));
+    let body = json!({"token": "wrong", "username": "eve", "email": "eve@example.org", "password": PASSWORD});
+    assert_eq!(house.post("/api/auth/setup", body.clone()).await.status, 401);
+    let made = house.set_up().await;
+    assert_eq!((made.status, made.json()["role"].clone()), (201, json!("admin")), "{}", made.text);
+    let set = made.cookie.clone().unwrap();
+    assert!(set.contains("; Path=/;") && set.contains("; HttpOnly") && set.contains("; SameSite=Lax"), "{set}");
+    assert_eq!(house.set_up().await.status, 409);
+    assert_eq!(house.post("/api/auth/setup", body).await.status, 409);
+    let state = house.ask(Method::GET, "/api/auth/state", &[("cookie", &pair(&made))], None).await.json();
+    assert_eq!((&state["setup_needed"], &state["user"]["username"]), (&json!(false), &json!("ada")));
+}
+
+#[tokio::test]
+async fn every_operation_asks_what_its_caller_may() {
+    let house = House::open(Registration::Closed).await;
+    let document: Value = serde_json::from_str(&fettle_api::openapi_json()).unwrap();
+    let mut callers = Vec::new();
+    for role in Role::ALL {
+        let name = format!("user-{}", role.name());
+        house.user(&name, role).await;
+        callers.push((role, house.tokens(&name).await.0));
+    }
+    let mut operations = 0;
+    for (route, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if !route.starts_with("/api/v1/") {
+                continue;
+            }
+            operations += 1;
+            let method: Method = method.to_ascii_uppercase().parse().unwrap();
+            let id = operation["operationId"].as_str().unwrap();
+            let path: String = route
+                .split('/')
+                .map(|part| match part {
+                    "{task_id}" => "task_00000000000000000000000000000099",
+                    "{job_id}" => "job_00000000000000000000000000000099",
+                    "{session_id}" => "session_00000000000000000000000000000099",
+                    "{key_id}" => "key_00000000000000000000000000000099",
+                    "{user_id}" => "user_00000000000000000000000000000099",
+                    other => other,
+                })
+                .collect::<Vec<_>>()
+                .join("/");
+            let body = (method != Method::GET && method != Method::DELETE).then(|| json!({}));
+            assert_eq!(house.ask(method.clone(), &path, &[], body.clone()).await.status, 401, "{id} without anything");
+            if id == "follow_events" {
+                // It does not end by itself; its action is that of `list_tasks`.
+                continue;
+            }
+            for (role, token) in &callers {
+                let seen = house.with(token, method.clone(), &path, body.clone()).await;
+                let least = least_role(id);
+                assert_eq!(seen.status == 403, *role < least, "{id} as {}: {} {}", role.name(), seen.status, seen.text);
+                assert_ne!(seen.status, 401, "{id} as {}", role.name());
+            }
+        }
+    }
+    assert!(operations >= 20, "{operations}");
+}
+
+/// As the product says it, not as the code does.
+fn least_role(operation: &str) -> Role {
+    match operation {
+        "create_task" | "cancel_task" | "retry_task" | "redrive_job" => Role::Maintainer,
+        "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => Role::Admin,
+        _ => Role::Viewer,
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_token_that_comes_again_ends_its_family_also_when_two_come_at_once() {
+    let house = House::open(Registration::Closed).await;
+    house.user("bob", Role::Viewer).await;
+    let (access, first) = house.tokens("bob").await;
+    let refresh = |token: String| house.post("/api/auth/refresh", json!({"refreshToken": token}));
+    let second = refresh(first.clone()).await;
+    assert_eq!(second.status, 200);
+    let second = second.json()["refreshToken"].as_str().unwrap().to_owned();
+    assert_ne!(first, second);
+    assert_eq!(house.with(&access, Method::GET, "/api/v1/me", None).await.status, 200);
+    let (one, other) = tokio::join!(refresh(second.clone()), refresh(second));
+    let mut statuses = [one.status, other.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 401]);
+    let winner = if one.status == 200 { one } else { other };
+    let third = winner.json()["refreshToken"].as_str().unwrap().to_owned();
+    assert_eq!(refresh(third).await.status, 401, "the family has ended");
+    assert_eq!(house.with(&access, Method::GET, "/api/v1/me", None).await.status, 401, "and its access tokens with it");
+}
+
+#[tokio::test]
+async fn a_cookie_changes_something_only_from_our_own_pages_and_is_new_at_each_sign_in() {
+    let house = House::open(Registration::Closed).await;
+    house.user("bob", Role::Viewer).await;
+    let first = house.cookie("bob").await;
+    let cookie = ("cookie", first.as_str());
+    assert_eq!(house.ask(Method::GET, "/api/v1/me", &[cookie], None).await.json()["via"], "session");
+    let body = || Some(json!({"name": "ci", "scopes": ["read"]}));
+    let foreign = house.ask(Method::POST, "/api/v1/api-keys", &[cookie], body()).await;
+    assert_eq!((foreign.status, foreign.json()["code"].clone()), (403, json!("forbidden")));
+    let evil = [cookie, OURS[0], ("sec-fetch-site", "cross-site")];
+    assert_eq!(house.ask(Method::POST, "/api/v1/api-keys", &evil, body()).await.status, 403);
+    assert_eq!(house.ask(Method::DELETE, "/api/auth/session", &evil, None).await.status, 403);
+    let ours = [cookie, OURS[0], OURS[1]];
+    assert_eq!(house.ask(Method::POST, "/api/v1/api-keys", &ours, body()).await.status, 201);
+
+    let again = json!({"username": "bob@example.org", "password": PASSWORD});
+    let again = house.ask(Method::POST, "/api/auth/session", &[cookie], Some(again)).await;
+    assert_ne!(pair(&again), first);
+    assert_eq!(house.ask(Method::GET, "/api/v1/me", &[cookie], None).await.status, 401, "the old one is over");
+    let chosen = "fettle_session=0123456789abcdef";
+    let fixed = json!({"username": "bob", "password": PASSWORD});
+    let fixed = house.ask(Method::POST, "/api/auth/session", &[("cookie", chosen)], Some(fixed)).await;
+    assert_ne!(pair(&fixed), chosen);
+    let out = [("cookie", &*pair(&fixed)), OURS[0], OURS[1]];
+    assert_eq!(house.ask(Method::DELETE, "/api/auth/session", &out, None).await.status, 204);
+    assert_eq!(house.ask(Method::GET, "/api/v1/me", &out, None).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_wrong_password_an_unknown_name_and_a_locked_account_are_one_answer() {
+    let house = House::open(Registration::Closed).await;
+    let id = house.user("bob", Role::Viewer).await;
+    let login = |name: &'static str, password: &'static str| {
+        house.post("/api/auth/login", json!({"username": name, "password": password}))
+    };
+    let seen = |answer: Answer| (answer.status, answer.json()["detail"].clone());
+    let unknown = seen(login("nobody", "x").await);
+    assert_eq!(unknown.0, 401);
+    for _ in 0..5 {
+        assert_eq!(seen(login("bob", "x").await), unknown);
+    }
+    assert_eq!(seen(login("bob", PASSWORD).await), unknown, "it is locked");
+    let users = house.by_key(Method::GET, "/api/v1/users", None).await.json();
+    assert!(users["items"][0]["locked_until"].is_string(), "{users}");
+    let body = json!({"password": "another-quirl-of-19-poppies"});
+    let changed = house.by_key(Method::PATCH, &format!("/api/v1/users/{id}"), Some(body)).await;
+    assert_eq!(changed.status, 200, "{}", changed.text);
+    assert_eq!(login("bob", "another-quirl-of-19-poppies").await.status, 200);
+    for _ in 0..3 {
+        login("bob", "x").await;
+    }
+    let limited = login("bob", PASSWORD).await;
+    assert_eq!((limited.status, limited.json()["code"].clone()), (429, json!("too_many")));
+}
+
+#[tokio::test]
+async fn what_is_somebody_elses_does_not_exist() {
+    let house = House::open(Registration::Closed).await;
+    let (bob, _) = (house.user("bob", Role::Viewer).await, house.user("eve", Role::Maintainer).await);
+    let (bobs, eves) = (house.tokens("bob").await.0, house.tokens("eve").await.0);
+    let key =
+        house.with(&bobs, Method::POST, "/api/v1/api-keys", Some(json!({"name": "ci", "scopes": ["read"]}))).await;
+    let key = key.json();
+    let sessions = house.with(&bobs, Method::GET, "/api/v1/sessions", None).await.json();
+    assert_eq!((&sessions["items"][0]["current"], sessions["items"].as_array().unwrap().len()), (&json!(true), 1));
+    let session = format!("/api/v1/sessions/{}", sessions["items"][0]["id"].as_str().unwrap());
+    let key_path = format!("/api/v1/api-keys/{}", key["id"].as_str().unwrap());
+    for path in [&session, &key_path] {
+        assert_eq!(house.with(&eves, Method::DELETE, path, None).await.status, 404, "{path}");
+    }
+    assert_eq!(house.with(&eves, Method::GET, &format!("/api/v1/sessions?user={bob}"), None).await.status, 404);
+    assert_eq!(house.with(&eves, Method::GET, "/api/v1/api-keys", None).await.json()["items"], json!([]));
+
+    let secret = key["key"].as_str().unwrap();
+    assert!(secret.starts_with(key["prefix"].as_str().unwrap()));
+    let listed = house.with(&bobs, Method::GET, "/api/v1/api-keys", None).await;
+    assert!(!listed.text.contains(secret));
+    for headers in [[("x-api-key", secret.to_owned())], [("authorization", format!("Bearer {secret}"))]] {
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(house.ask(Method::GET, "/api/v1/me", &headers, None).await.json()["via"], "api_key");
+        let more = Some(json!({"name": "more", "scopes": ["admin"]}));
+        assert_eq!(
+            house.ask(Method::POST, "/api/v1/api-keys", &headers, more).await.status,
+            403,
+            "a key makes no keys"
+        );
+    }
+    assert_eq!(house.with(&bobs, Method::DELETE, &key_path, None).await.status, 204);
+    assert_eq!(house.ask(Method::GET, "/api/v1/me", &[("x-api-key", secret)], None).await.status, 401);
+    assert_eq!(house.with(&bobs, Method::DELETE, &session, None).await.status, 204);
+    assert_eq!(house.with(&bobs, Method::GET, "/api/v1/me", None).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_new_password_ends_the_other_sessions_and_the_last_admin_stays() {
+    let house = House::open(Registration::Closed).await;
+    let made = house.set_up().await;
+    let ada = made.json()["id"].as_str().unwrap().to_owned();
+    let (kept, other) = (pair(&made), house.cookie("ada").await);
+    let change = |current: &str, new: &str| json!({"current": current, "new": new});
+    let headers = [("cookie", kept.as_str()), OURS[0], OURS[1]];
+    let ask = |body| house.ask(Method::POST, "/api/v1/me/password", &headers, Some(body));
+    assert_eq!(ask(change("wrong", "another-quirl-of-19-poppies")).await.status, 422);
+    assert_eq!(ask(change(PASSWORD, "password1234")).await.status, 422);
+    assert_eq!(ask(change(PASSWORD, "another-quirl-of-19-poppies")).await.status, 204);
+    assert_eq!(house.ask(Method::GET, "/api/v1/me", &[("cookie", &kept)], None).await.status, 200);
+    assert_eq!(house.ask(Method::GET, "/api/v1/me", &[("cookie", &other)], None).await.status, 401);
+    for body in [json!({"role": "viewer"}), json!({"active": false})] {
+        assert_eq!(house.by_key(Method::PATCH, &format!("/api/v1/users/{ada}"), Some(body)).await.status, 409);
+    }
+}
+
+#[tokio::test]
+async fn registration_follows_the_configuration_and_inactive_accounts_stay_out() {
+    let body = || json!({"username": "bob", "email": "bob@example.org", "password": PASSWORD});
+    let closed = House::open(Registration::Closed).await;
+    assert_eq!(closed.post("/api/auth/register", body()).await.status, 403);
+    let open = House::open(Registration::Open).await;
+    let made = open.post("/api/auth/register", body()).await;
+    assert_eq!((made.status, made.json()["role"].clone()), (201, json!("viewer")));
+    assert_eq!(open.post("/api/auth/register", body()).await.status, 422, "the name is taken");
+    let large = json!({"username": "x".repeat(20_000), "email": "x@example.org", "password": PASSWORD});
+    assert_eq!(open.post("/api/auth/register", large).await.status, 413);
+    let (access, _) = open.tokens("bob").await;
+    let path = format!("/api/v1/users/{}", made.json()["id"].as_str().unwrap());
+    assert_eq!(open.by_key(Method::PATCH, &path, Some(json!({"active": false}))).await.status, 200);
+    assert_eq!(open.with(&access, Method::GET, "/api/v1/me", None).await.status, 401);
+    let again = open.post("/api/auth/login", json!({"username": "bob", "password": PASSWORD})).await;
+    assert_eq!(again.status, 401);
+}
+
+#[tokio::test]
+async fn the_log_tells_who_did_what_and_its_export_verifies() {
+    let house = House::open(Registration::Closed).await;
+    house.user("bob", Role::Maintainer).await;
+    let odd = [("user-agent", "<b>	'\""), ("x-forwarded-for", "1.2.3.4")];
+    let body = json!({"username": "bob", "password": PASSWORD});
+    let answer = house.ask(Method::POST, "/api/auth/login", &odd, Some(body)).await;
+    let token = answer.json()["accessToken"].as_str().unwrap().to_owned();
+    let made = house.with(&token, Method::POST, "/api/v1/tasks", Some(json!({"mode": "probe"}))).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    assert_eq!(made.json()["task"]["actor"], "bob");
+    assert_eq!(house.with(&token, Method::GET, "/api/v1/users", None).await.status, 403);
+    let export = house.by_key(Method::GET, "/api/v1/audit-log/export", None).await;
+    let log: Vec<Entry> = export.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let head = verify(Head::EMPTY, &log).unwrap();
+    assert_eq!(head.sequence, log.len() as u64);
+    let told: Vec<(&str, &str, &str)> =
+        log.iter().map(|one| (&*one.note.actor, &*one.note.action, &*one.note.result)).collect();
+    assert_eq!(
+        told,
+        [
+            ("admin", "users.create", "done"),
+            ("bob", "login", "done"),
+            ("bob", Action::TasksCreate.word(), "done"),
+            ("bob", Action::UsersRead.word(), "refused"),
+        ]
+    );
+    assert!(log.iter().all(|entry| entry.note.address == "127.0.0.1"), "a header moves nobody elsewhere");
+    let page = house.by_key(Method::GET, "/api/v1/audit-log?limit=3", None).await.json();
+    assert_eq!((&page["items"][0]["sequence"], &page["next"]), (&json!(4), &json!("2")));
+    let rest = house.by_key(Method::GET, "/api/v1/audit-log?limit=3&after=2", None).await.json();
+    assert_eq!((&rest["items"][0]["sequence"], &rest["next"]), (&json!(1), &Value::Null));
+    assert_eq!(house.store.entries_after(0, 10).await.unwrap(), log);
+}
+
+#[tokio::test]
+async fn without_accounts_the_admin_key_alone_opens() {
+    let world = World::start().await;
+    let me = world.get("/api/v1/me").await;
+    assert_eq!((me.status, me.json()["via"].clone()), (StatusCode::OK, json!("admin_key")));
+    assert_eq!(world.get("/api/v1/users").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(world.ask(Method::GET, "/api/auth/state", &[], None).await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
