@@ -58,7 +58,7 @@ function Frame({ signOut }: { signOut: () => void }) {
       </a>
       <header className="sticky top-0 z-10 flex items-center gap-1 border-b border-line bg-panel px-3 py-2 md:h-dvh md:w-52 md:flex-col md:items-stretch md:border-r md:border-b-0 md:p-3">
         <Link to="/" className="flex items-center gap-2 px-1 font-semibold md:mb-4 md:px-2 md:pt-1 md:text-base">
-          <img src="/icon.svg" alt="" width={22} height={22} />
+          <img src="/icon.svg" alt="" width={22} height={22} className="shrink-0" />
           <span className="max-sm:sr-only">Fettle</span>
         </Link>
         <nav aria-label="Pages" className="flex flex-1 gap-1 md:flex-col">
@@ -70,12 +70,12 @@ function Frame({ signOut }: { signOut: () => void }) {
               className="flex items-center gap-2 rounded-md px-2 py-1.5 text-soft hover:bg-raised"
               activeProps={{ className: "bg-raised !text-ink font-medium" }}
             >
-              <Icon size={16} aria-hidden />
+              <Icon size={16} aria-hidden className="max-sm:hidden" />
               {label}
             </Link>
           ))}
         </nav>
-        <div className="flex items-center gap-1 md:flex-col md:items-stretch">
+        <div className="flex items-center md:flex-col md:items-stretch md:gap-1">
           <button type="button" className="flex items-center gap-2 rounded-md px-2 py-1.5 text-soft hover:bg-raised" onClick={() => setPalette(true)}>
             <Search size={16} aria-hidden />
             <span className="max-md:sr-only">Go to…</span>
