@@ -71,7 +71,16 @@ impl Caller {
 /// What each operation of `/api/v1` does. One that is not here is for nobody.
 pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
     Some(match (method.as_str(), route.strip_prefix("/api/v1/")?) {
-        ("GET", "tasks" | "tasks/{task_id}" | "tasks/{task_id}/events" | "events") => Action::TasksRead,
+        (
+            "GET",
+            "tasks"
+            | "tasks/{task_id}"
+            | "tasks/{task_id}/events"
+            | "tasks/{task_id}/patch"
+            | "tasks/{task_id}/proof"
+            | "events"
+            | "overview",
+        ) => Action::TasksRead,
         ("POST", "tasks") => Action::TasksCreate,
         ("POST", "tasks/{task_id}/cancel") => Action::TasksCancel,
         ("POST", "tasks/{task_id}/retry") => Action::TasksRetry,
