@@ -12,6 +12,7 @@ mod inference;
 mod intake;
 mod ledger;
 mod nix;
+mod pages;
 mod postgres;
 mod progress;
 mod rabbitmq;

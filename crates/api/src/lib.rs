@@ -44,13 +44,13 @@ const MAX_AUTH_BODY_BYTES: usize = 16 * 1024;
 
 /// The one listener of a single process: what [`public_router`] has, and health and metrics.
 pub fn router(api: ApiState) -> Router {
-    finished(public(&api).merge(operations()), api)
+    finished(public(&api).merge(operations()).fallback(pages::get_page), api)
 }
 
 /// The public listener of a dashboard that has an internal one: pages, API, webhook. Health and metrics are not for
 /// those who can reach it.
 pub fn public_router(api: ApiState) -> Router {
-    finished(public(&api), api)
+    finished(public(&api).fallback(pages::get_page), api)
 }
 
 fn public(api: &ApiState) -> Router<ApiState> {
@@ -70,14 +70,13 @@ fn public(api: &ApiState) -> Router<ApiState> {
     let document = openapi_json();
     let pages = Router::new()
         .route("/", get(pages::get_page))
-        .route("/{*page}", get(pages::get_page))
         .route("/api/openapi.json", get(|| async { ([(CONTENT_TYPE, "application/json")], document) }));
     v1.merge(doors).merge(webhooks).merge(pages)
 }
 
 /// The internal listener: the worker API behind the service key, health and metrics.
 pub fn internal_router(api: ApiState) -> Router {
-    finished(worker::routes(&api).merge(operations()), api)
+    finished(worker::routes(&api).merge(operations()).fallback(edge::no_such_route), api)
 }
 
 /// The public API's document.
@@ -210,10 +209,9 @@ fn operations() -> Router<ApiState> {
         .route("/metrics", get(metrics::get_metrics))
 }
 
-/// What every listener of the dashboard has: answers for wrong addresses, and the outermost layer.
+/// What every listener of the dashboard has: answers for wrong methods, and the outermost layer.
 fn finished(routes: Router<ApiState>, api: ApiState) -> Router {
     routes
-        .fallback(edge::no_such_route)
         .method_not_allowed_fallback(edge::no_such_method)
         .layer(middleware::from_fn_with_state(api.clone(), edge::exchange))
         .with_state(api)

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
+use fettle_app::ports::clock::Clock as _;
 use fettle_gateway::{UsageBy, Used};
 use fettle_runtime::environment::Environment;
+use fettle_runtime::system::SystemClock;
 use fettle_runtime::units::Span;
-use jiff::Timestamp;
 
 use crate::Common;
 use crate::inference_process::Process;
@@ -53,7 +54,7 @@ impl From<By> for UsageBy {
 }
 
 pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environment) -> Result<ExitCode> {
-    let since = Timestamp::now().checked_sub(flags.last.0).context("--last goes back beyond all calendars")?;
+    let since = SystemClock.now().checked_sub(flags.last.0).context("--last goes back beyond all calendars")?;
     let by = serde_json::to_value(UsageBy::from(flags.by))?;
     let query = [("by", by.as_str().unwrap_or_default()), ("since", &since.to_string())];
     let used: Vec<Used> = Process::of(common, environment)?.ask_within("usage", &query, READ_LIMIT).await?;

@@ -339,7 +339,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
 fn tell_setup_token(token: &SecretString) -> Result<()> {
     use std::io::Write as _;
     let token = token.expose_secret();
-    writeln!(std::io::stderr(), "There is no admin yet. The setup page asks for this token, once: {token}")
+    writeln!(std::io::stderr(), "There is no admin yet. `POST /api/auth/setup` takes this token, once: {token}")
         .context("while telling the setup token")
 }
 

@@ -602,6 +602,9 @@ pub(crate) async fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> R<()> {
         }
     }
     store(tx, &row).await?;
-    event::append(tx, row.task, &EventBody::Redriven { by: by.to_owned() }).await?;
+    // One that was cancelled stays so: what goes on is its last word to the issue, and no news of the Task.
+    if task::get(tx, row.task).await?.state != TaskState::Cancelled {
+        event::append(tx, row.task, &EventBody::Redriven { by: by.to_owned() }).await?;
+    }
     task::refresh(tx, row.task).await
 }

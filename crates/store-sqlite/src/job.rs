@@ -597,6 +597,9 @@ pub(crate) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
         }
     }
     store(tx, &row)?;
-    event::append(tx, row.task, &EventBody::Redriven { by: by.to_owned() })?;
+    // One that was cancelled stays so: what goes on is its last word to the issue, and no news of the Task.
+    if task::get(tx, row.task)?.state != TaskState::Cancelled {
+        event::append(tx, row.task, &EventBody::Redriven { by: by.to_owned() })?;
+    }
     task::refresh(tx, row.task)
 }

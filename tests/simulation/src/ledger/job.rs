@@ -397,7 +397,9 @@ pub(super) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
         }
     }
     tx.store(index, job);
-    tx.append(task, EventBody::Redriven { by: by.to_owned() })?;
+    if tx.rows.task(task)?.state != TaskState::Cancelled {
+        tx.append(task, EventBody::Redriven { by: by.to_owned() })?;
+    }
     task::refresh(tx, task)
 }
 
