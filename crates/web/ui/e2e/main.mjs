@@ -17,7 +17,14 @@ for (const [size, viewport] of [["wide", { width: 1360, height: 900 }], ["phone"
     const page = await context.newPage();
     page.on("console", (message) => message.type() === "error" && found.push(`${page.url()}: ${message.text()}`));
     page.on("pageerror", (error) => found.push(`${page.url()}: ${error}`));
+    // What is half faded in can be read by nobody yet.
+    const settled = () =>
+      page.evaluate(() => {
+        const ends = document.getAnimations().filter((one) => one.effect.getComputedTiming().endTime !== Infinity);
+        return Promise.allSettled(ends.map((one) => one.finished)).then(() => undefined);
+      });
     const shown = async (name) => {
+      await settled();
       if (folder) await page.screenshot({ path: `${folder}/${name}-${size}-${colorScheme}.png`, fullPage: true });
       await page.evaluate(axe);
       const { violations } = await page.evaluate(() => globalThis.axe.run());
