@@ -89,7 +89,7 @@ pub(crate) async fn within(limit: Duration, handler: impl Future<Output = Respon
 }
 
 pub(crate) async fn no_such_route() -> Problem {
-    Problem::new(Code::NotFound, "There is nothing at this address. `/` says where things are.")
+    Problem::new(Code::NotFound, "There is nothing at this address; `/api/openapi.json` says what there is.")
 }
 
 pub(crate) async fn no_such_method() -> Problem {

@@ -39,6 +39,8 @@ const SHOWN_DIGITS: usize = 6;
 const MAX_USER_AGENT_BYTES: usize = 200;
 /// Bytes of a key's name.
 const MAX_KEY_NAME_BYTES: usize = 100;
+/// In the audit log, whoever was not recognised: what is given instead of a name may be a password.
+const UNKNOWN: &str = "unknown";
 /// Days that a key lasts at most if it ends at all.
 pub const MAX_KEY_DAYS: u16 = 3650;
 
@@ -221,10 +223,11 @@ impl Doorkeeper {
         let found = self.store.find_user_by_login(&login.trim().to_lowercase()).await?;
         let stored = found.as_ref().map(|user| &user.password);
         let checked = self.passwords.check(password, stored, self.secrets.secret()).await?;
+        let name = found.as_ref().map_or(UNKNOWN, |user| user.username.as_str());
         let refused = |why: &str| Note {
             result: "refused".into(),
             detail: why.into(),
-            ..note(login, "login", found.as_ref().map_or(String::new(), |user| user.id.to_string()), origin)
+            ..note(name, "login", found.as_ref().map_or(String::new(), |user| user.id.to_string()), origin)
         };
         let Some(user) = &found else {
             self.store.note(refused("unknown account")).await?;

@@ -25,7 +25,8 @@ const MAX_EMAIL_BYTES: usize = 254;
 pub const FREE_FAILURES: u32 = 4;
 /// The first wait; each further failure doubles it.
 pub const LOCK_BASE: Duration = Duration::from_secs(60);
-/// A locked account costs its owner at most this much of a day; it still leaves a guesser 24 tries in it.
+/// A guesser has at most 24 tries a day then. Whoever knows the name can keep it locked all the same; sessions and keys that are there
+/// go on meanwhile.
 pub const LOCK_CAP: Duration = Duration::from_secs(3600);
 /// Failures older than this are forgotten.
 pub const FAILURES_LAST: Duration = Duration::from_secs(24 * 3600);
@@ -37,7 +38,7 @@ pub struct Username(String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     #[error(
-        "a user name has 2 to 64 letters, digits, `.`, `_` or `-`, and begins with a letter or digit; `admin-key` and `system` are taken"
+        "a user name has 2 to 64 letters, digits, `.`, `_` or `-`, and begins with a letter or digit; `admin`, `admin-key`, `system` and `unknown` are taken"
     )]
     Username,
     #[error("this is not an e-mail address")]
@@ -52,7 +53,7 @@ impl Username {
             && text.bytes().all(|byte| plain(byte) || b"._-".contains(&byte));
         let name = text.to_ascii_lowercase();
         // These stand in the audit log for those who are no accounts.
-        let taken = ["admin-key", "system"].contains(&name.as_str());
+        let taken = ["admin", "admin-key", "system", "unknown"].contains(&name.as_str());
         if good && !taken { Ok(Self(name)) } else { Err(NameError::Username) }
     }
 

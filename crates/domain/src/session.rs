@@ -129,12 +129,13 @@ mod tests {
                 now = now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
                 let token = family.newest.saturating_sub(back);
                 let spent = token != family.newest;
+                let before = family.life.expires_at;
                 match family.show(token, now) {
                     Exchange::Rotate { expires_at } => {
                         prop_assert!(!reused, "a family that ended gives nothing");
                         prop_assert!(rotated.insert(token), "{} was exchanged twice", token);
                         prop_assert!(expires_at <= later(family.life.created_at, WHOLE_LIMIT));
-                        prop_assert!(expires_at <= later(now, IDLE_LIMIT).max(expires_at));
+                        prop_assert!(expires_at >= before && expires_at <= later(now, IDLE_LIMIT).max(before));
                     }
                     Exchange::Reused => {
                         prop_assert!(spent);
