@@ -30,6 +30,7 @@ pub enum Kind {
     /// Microseconds since 1970, in UTC.
     Instant,
     Bytes,
+    Flag,
 }
 
 /// A table of every store. What a store keeps beyond these columns it can compute.
@@ -39,7 +40,7 @@ pub struct Table {
     pub columns: &'static [(&'static str, Kind)],
 }
 
-use Kind::{Bytes, Id, Instant, Number, Text};
+use Kind::{Bytes, Flag, Id, Instant, Number, Text};
 
 /// In an order in which whatever a row refers to is there before it.
 pub const TABLES: &[Table] = &[
@@ -177,6 +178,49 @@ pub const TABLES: &[Table] = &[
     },
     Table { name: "poll", columns: &[("repo_forge_id", Number), ("mark_at", Instant)] },
     Table { name: "ledger", columns: &[("announced_seq", Number)] },
+    // Not sessions, nor what signs and counts for them: people sign in again where the ledger is now.
+    Table {
+        name: "account",
+        columns: &[
+            ("id", Id),
+            ("username", Text),
+            ("email", Text),
+            ("password_hash", Text),
+            ("role", Text),
+            ("active", Flag),
+            ("created_at", Instant),
+            ("last_login_at", Instant),
+        ],
+    },
+    Table { name: "identity", columns: &[("issuer", Text), ("subject", Text), ("account_id", Id)] },
+    Table {
+        name: "api_key",
+        columns: &[
+            ("id", Id),
+            ("account_id", Id),
+            ("name", Text),
+            ("prefix", Text),
+            ("digest", Bytes),
+            ("scopes", Text),
+            ("created_at", Instant),
+            ("expires_at", Instant),
+            ("last_used_at", Instant),
+        ],
+    },
+    Table {
+        name: "audit_log",
+        columns: &[
+            ("sequence", Number),
+            ("at", Instant),
+            ("actor", Text),
+            ("action", Text),
+            ("object", Text),
+            ("address", Text),
+            ("result", Text),
+            ("detail", Text),
+            ("digest", Bytes),
+        ],
+    },
 ];
 
 /// What a column of a row holds.
@@ -188,6 +232,7 @@ pub enum Cell {
     Id(Uuid),
     Instant(i64),
     Bytes(Vec<u8>),
+    Flag(bool),
 }
 
 impl Cell {
@@ -198,6 +243,7 @@ impl Cell {
             Self::Text(text) => text.as_str().into(),
             Self::Id(id) => id.to_string().into(),
             Self::Bytes(bytes) => STANDARD.encode(bytes).into(),
+            Self::Flag(flag) => (*flag).into(),
         }
     }
 
@@ -209,6 +255,7 @@ impl Cell {
             (Kind::Text, Value::String(text)) => Self::Text(text),
             (Kind::Id, Value::String(text)) => Self::Id(text.parse().ok()?),
             (Kind::Bytes, Value::String(text)) => Self::Bytes(STANDARD.decode(text).ok()?),
+            (Kind::Flag, Value::Bool(flag)) => Self::Flag(flag),
             _ => return None,
         })
     }
@@ -381,6 +428,9 @@ mod tests {
         let intent = [Cell::Text("ü\n\u{0}".into()), Cell::Id(Uuid::from_u128(9))];
         writer.row(table("intent"), &intent).unwrap();
         writer.row(table("lane"), &[Cell::Number(1), Cell::Number(2), Cell::Null, Cell::Instant(-3)]).unwrap();
+        let mut account = vec![Cell::Null; table("account").columns.len()];
+        account[5] = Cell::Flag(true);
+        writer.row(table("account"), &account).unwrap();
         writer.end().unwrap().0
     }
 
@@ -399,6 +449,7 @@ mod tests {
         assert_eq!(rows[0], [Cell::Bytes(vec![7; 32]), Cell::Bytes(b"\0\xff line\n".to_vec())]);
         assert_eq!(rows[1], [Cell::Text("ü\n\u{0}".into()), Cell::Id(Uuid::from_u128(9))]);
         assert_eq!(rows[2], [Cell::Number(1), Cell::Number(2), Cell::Null, Cell::Instant(-3)]);
+        assert_eq!(rows[3][5], Cell::Flag(true));
     }
 
     #[test]

@@ -20,8 +20,8 @@ use subtle::ConstantTimeEq as _;
 use uuid::Uuid;
 
 use crate::ports::accounts::{
-    Accounts, Added, ApiKey, Changed, Digest, Exchanged, Founding, NewApiKey, NewSession, NewUser, Session, User,
-    UserChange,
+    Accounts, Added, ApiKey, Changed, Digest, Exchanged, Founding, NewApiKey, NewSession, NewUser, Session, SignInBy,
+    User, UserChange,
 };
 use crate::ports::clock::{Clock, IdSource, SecretSource};
 use crate::ports::ledger::{L, LedgerError};
@@ -168,7 +168,8 @@ impl Doorkeeper {
             return Err(DoorError::WrongSetupToken);
         }
         let user = self.add(wanted, Role::Admin, Founding::First, "setup", None, origin).await?;
-        self.sign_in(&user, None, Kind::Browser, origin).await
+        let by = SignInBy::Password { verified: user.password.clone(), upgraded: None };
+        self.sign_in(&user, by, Kind::Browser, origin).await
     }
 
     pub async fn register(&self, wanted: Wanted, origin: &Origin) -> Result<User, DoorError> {
@@ -203,11 +204,12 @@ impl Doorkeeper {
         let id = UserId::from_uuid(self.ids.uuid());
         let by = by.map_or(username.as_str(), |by| &by.name);
         let note = Note { detail: format!("{} as {}", username.as_str(), role.name()), ..note(by, action, id, origin) };
-        let user = NewUser { id, username, email, password, role };
+        let user = NewUser { id, username, email, password, role, identity: None };
         match self.store.add_user(user, founding, note).await? {
             Added::Added(user) => Ok(user),
             Added::UsernameTaken => Err(DoorError::UsernameTaken),
             Added::EmailTaken => Err(DoorError::EmailTaken),
+            Added::IdentityTaken => Err(DoorError::NotFound),
             Added::AdminExists => Err(DoorError::SetUp),
         }
     }
@@ -222,6 +224,9 @@ impl Doorkeeper {
     ) -> Result<SignedIn, DoorError> {
         let found = self.store.find_user_by_login(&login.trim().to_lowercase()).await?;
         let stored = found.as_ref().map(|user| &user.password);
+        // Asked for nobody as well: an unknown name shows in nothing.
+        let id = found.as_ref().map_or_else(|| UserId::from_uuid(Uuid::nil()), |user| user.id);
+        let tries = self.store.tries(id, &origin.address).await?;
         let checked = self.passwords.check(password, stored, self.secrets.secret()).await?;
         let name = found.as_ref().map_or(UNKNOWN, |user| user.username.as_str());
         let refused = |why: &str| Note {
@@ -233,28 +238,23 @@ impl Doorkeeper {
             self.store.note(refused("unknown account")).await?;
             return Err(DoorError::Wrong);
         };
-        if user.failures.locked(self.clock.now()) {
+        if tries.locked(self.clock.now()) {
             self.store.note(refused("locked")).await?;
             return Err(DoorError::Wrong);
         }
         let Checked::Right { upgraded } = checked else {
-            self.store.fail_login(user.id, refused("wrong password")).await?;
+            self.store.fail_login(user.id, &origin.address, refused("wrong password")).await?;
             return Err(DoorError::Wrong);
         };
         if !user.standing.active {
             self.store.note(refused("inactive")).await?;
             return Err(DoorError::Wrong);
         }
-        self.sign_in(user, upgraded, kind, origin).await
+        let by = SignInBy::Password { verified: user.password.clone(), upgraded };
+        self.sign_in(user, by, kind, origin).await
     }
 
-    async fn sign_in(
-        &self,
-        user: &User,
-        upgraded: Option<crate::ports::accounts::PasswordHash>,
-        kind: Kind,
-        origin: &Origin,
-    ) -> Result<SignedIn, DoorError> {
+    async fn sign_in(&self, user: &User, by: SignInBy, kind: Kind, origin: &Origin) -> Result<SignedIn, DoorError> {
         let secret = secret_text("", self.secrets.secret());
         let session = NewSession {
             id: SessionId::from_uuid(self.ids.uuid()),
@@ -265,7 +265,7 @@ impl Doorkeeper {
             user_agent: tidy(&origin.user_agent, MAX_USER_AGENT_BYTES),
         };
         let note = note(user.username.as_str(), "login", session.id, origin);
-        let begun = self.store.begin_session(session, &user.password, upgraded, note).await?;
+        let begun = self.store.begin_session(session, by, note).await?;
         let session = begun.ok_or(DoorError::Wrong)?;
         let via = match kind {
             Kind::Browser => Via::Session,
@@ -368,13 +368,15 @@ impl Doorkeeper {
     ) -> Result<(), DoorError> {
         let user = &by.user;
         let now = self.clock.now();
+        let tries = self.store.tries(user.id, &origin.address).await?;
         let checked = self.passwords.check(current, Some(&user.password), self.secrets.secret()).await?;
         let noted = || note(&by.actor.name, "me.password", user.id, origin);
-        if user.failures.locked(now) {
+        if tries.locked(now) {
             return Err(DoorError::Wrong);
         }
         if checked == Checked::Wrong {
-            self.store.fail_login(user.id, Note { result: "refused".into(), ..noted() }).await?;
+            let refused = Note { result: "refused".into(), ..noted() };
+            self.store.fail_login(user.id, &origin.address, refused).await?;
             return Err(DoorError::Wrong);
         }
         check_password(new.expose_secret(), &[user.username.as_str(), user.email.as_str(), "fettle"])?;

@@ -97,6 +97,7 @@ pub(crate) async fn import(
     } else {
         writeln!(out, "{}", told("imported", &counts))?;
         note("start no dashboard on the old ledger again: both would work on the same Tasks");
+        note("sessions stay behind: people sign in again; API keys go on");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -104,5 +105,6 @@ pub(crate) async fn import(
 fn told(done: &str, counts: &Counts) -> String {
     let of = |table: &str| counts.get(table).copied().unwrap_or_default();
     let rows: u64 = counts.values().sum();
-    format!("{done} {} Tasks, {} events and {} blobs; {rows} rows in all", of("task"), of("event"), of("blob"))
+    let (tasks, events, blobs, accounts) = (of("task"), of("event"), of("blob"), of("account"));
+    format!("{done} {tasks} Tasks, {events} events, {blobs} blobs and {accounts} accounts; {rows} rows in all")
 }

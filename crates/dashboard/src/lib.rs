@@ -185,19 +185,14 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     };
     let store = Store::open(config, data, opening).await.context("while opening the ledger")?;
     let ledger = store.ledger();
-    let (door, setup_token) = match store.accounts() {
-        Some(accounts) => {
-            let registration = match config.auth.registration {
-                config::Registration::Closed => Registration::Closed,
-                config::Registration::Open => Registration::Open,
-            };
-            let secrets = Arc::new(system::RandomSecrets);
-            let opened = Doorkeeper::open(accounts, clock.clone(), ids.clone(), secrets, registration).await;
-            let (door, token) = opened.context("while opening the accounts")?;
-            (Some(Arc::new(door)), token)
-        }
-        None => (None, None),
+    let registration = match config.auth.registration {
+        config::Registration::Closed => Registration::Closed,
+        config::Registration::Open => Registration::Open,
     };
+    let secrets = Arc::new(system::RandomSecrets);
+    let opened = Doorkeeper::open(store.accounts(), clock.clone(), ids.clone(), secrets, registration).await;
+    let (door, setup_token) = opened.context("while opening the accounts")?;
+    let door = Arc::new(door);
     let metrics = HttpMetrics::register(&registry)?;
     let vitals = Arc::new(Vitals::default());
     let health = Arc::new(Health::new(probing, clock.clone(), vitals.clone()));
@@ -249,7 +244,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         changes,
         clock: clock.clone(),
         ids: ids.clone(),
-        door: door.clone(),
+        door: Some(door.clone()),
         admin_key: credentials.admin_key.clone(),
         worker_key: credentials.worker_key.clone(),
         scale_key: credentials.scale_key.clone(),
@@ -293,11 +288,9 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         let stop = shutdown.clone();
         supervisor.spawn("the teller of progress", async move { own.work(&mut teller, &pulse, &stop).await });
     }
-    if let Some(door) = door {
-        let (own, pulse) = (reconcilers.register("accounts", SWEPT_EVERY), vitals.pulse("accounts", WORKED_WITHIN));
-        let (mut sweep, stop) = (Sweep(door), shutdown.clone());
-        supervisor.spawn("the sweep of sessions", async move { own.work(&mut sweep, &pulse, &stop).await });
-    }
+    let (own, pulse) = (reconcilers.register("accounts", SWEPT_EVERY), vitals.pulse("accounts", WORKED_WITHIN));
+    let (mut sweep, stop) = (Sweep(door), shutdown.clone());
+    supervisor.spawn("the sweep of sessions", async move { own.work(&mut sweep, &pulse, &stop).await });
     match broker {
         Some(broker) => {
             let foreign = ForeignIntake {

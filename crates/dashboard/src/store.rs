@@ -85,11 +85,10 @@ impl Store {
         }
     }
 
-    /// `None`: this kind of ledger keeps no accounts.
-    pub(crate) fn accounts(&self) -> Option<Arc<dyn Accounts>> {
+    pub(crate) fn accounts(&self) -> Arc<dyn Accounts> {
         match self {
-            Self::File(ledger) => Some(ledger.clone()),
-            Self::Postgres { .. } => None,
+            Self::File(ledger) => ledger.clone(),
+            Self::Postgres { ledger, .. } => ledger.clone(),
         }
     }
 

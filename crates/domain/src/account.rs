@@ -1,5 +1,6 @@
 //! Accounts: names, what a password must be, when a sign-in waits, and who must not be lost.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -21,13 +22,16 @@ const USERNAME_CHARS: std::ops::RangeInclusive<usize> = 2..=64;
 /// Bytes of an e-mail address at most (RFC 5321, 4.5.3.1.3, without the brackets).
 const MAX_EMAIL_BYTES: usize = 254;
 
-/// Wrong passwords in a row that cost nothing: people mistype.
+/// Wrong passwords in a row from one address that cost nothing: people mistype.
 pub const FREE_FAILURES: u32 = 4;
+/// From all addresses together: below it nobody who only knows the name can lock its owner out.
+pub const FREE_FAILURES_ANYWHERE: u32 = 20;
 /// The first wait; each further failure doubles it.
 pub const LOCK_BASE: Duration = Duration::from_secs(60);
-/// A guesser has at most 24 tries a day then. Whoever knows the name can keep it locked all the same; sessions and keys that are there
-/// go on meanwhile.
+/// A guesser has at most 24 tries a day then.
 pub const LOCK_CAP: Duration = Duration::from_secs(3600);
+/// After a sign-in its address stays familiar for as long as the longest session lasts.
+pub const FAMILIAR_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Failures older than this are forgotten.
 pub const FAILURES_LAST: Duration = Duration::from_secs(24 * 3600);
 
@@ -130,15 +134,57 @@ impl Failures {
         Self { count: before.saturating_add(1), last_at: Some(now) }
     }
 
-    /// Until when no password is looked at.
-    pub fn locked_until(self) -> Option<Timestamp> {
-        let beyond = self.count.checked_sub(FREE_FAILURES + 1)?;
+    /// Until when no password is looked at, if so many cost nothing.
+    fn locked_until(self, free: u32) -> Option<Timestamp> {
+        let beyond = self.count.checked_sub(free + 1)?;
         let wait = LOCK_BASE.saturating_mul(1 << beyond.min(16)).min(LOCK_CAP);
         self.last_at?.checked_add(seconds(wait)).ok()
     }
+}
+
+/// What counts when somebody at one address asks to sign in to an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tries {
+    /// From this address.
+    pub here: Failures,
+    /// When the account last signed in from it.
+    pub signed_in_at: Option<Timestamp>,
+    pub anywhere: Failures,
+}
+
+impl Tries {
+    #[must_use]
+    pub fn after_one_more(self, now: Timestamp) -> Self {
+        Self { here: self.here.after_one_more(now), anywhere: self.anywhere.after_one_more(now), ..self }
+    }
+
+    /// Until when no password from this address is looked at. Failures elsewhere lock out only addresses that the account did not
+    /// sign in from lately: whoever knows a name could keep its owner out otherwise.
+    pub fn locked_until(self, now: Timestamp) -> Option<Timestamp> {
+        let familiar = self.signed_in_at.is_some_and(|last| since(last, now) < seconds(FAMILIAR_FOR));
+        let anywhere = if familiar { None } else { locked_elsewhere(self.anywhere) };
+        self.here.locked_until(FREE_FAILURES).max(anywhere).filter(|until| now < *until)
+    }
 
     pub fn locked(self, now: Timestamp) -> bool {
-        self.locked_until().is_some_and(|until| now < until)
+        self.locked_until(now).is_some()
+    }
+}
+
+/// Until when no password from an unfamiliar address is looked at.
+pub fn locked_elsewhere(anywhere: Failures) -> Option<Timestamp> {
+    anywhere.locked_until(FREE_FAILURES_ANYWHERE)
+}
+
+/// What counts as one address: of IPv6 the network, of which everybody has all addresses.
+pub fn network(address: &str) -> String {
+    match address.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(IpAddr::V6(address)) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{}/64", Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        Ok(IpAddr::V4(address)) => address.to_string(),
+        Err(_) => address.to_owned(),
     }
 }
 
@@ -186,12 +232,12 @@ mod tests {
     proptest! {
         #[test]
         fn waits_begin_late_only_grow_and_end(tries in 1u32..40) {
-            let mut failures = Failures::default();
+            let mut failures = Tries::default();
             let (mut now, mut last_wait) = (at(1_000_000), SignedDuration::ZERO);
             for _ in 0..tries {
                 failures = failures.after_one_more(now);
-                let wait = failures.locked_until().map_or(SignedDuration::ZERO, |until| until.duration_since(now));
-                prop_assert_eq!(wait.is_zero(), failures.count <= FREE_FAILURES);
+                let wait = failures.locked_until(now).map_or(SignedDuration::ZERO, |until| until.duration_since(now));
+                prop_assert_eq!(wait.is_zero(), failures.here.count <= FREE_FAILURES);
                 prop_assert!(wait >= last_wait && wait <= seconds(LOCK_CAP));
                 prop_assert_eq!(failures.locked(now), !wait.is_zero());
                 now = now.checked_add(wait).unwrap();
@@ -200,16 +246,42 @@ mod tests {
             }
         }
 
+        // Each address alone is locked out early, and a new one for each try gains little.
         #[test]
-        fn a_guesser_who_waits_has_few_tries_a_day(seed in 0i64..1_000_000) {
-            let (mut failures, mut now, mut tries) = (Failures::default(), at(seed), 0);
+        fn a_guesser_who_waits_has_few_tries_a_day(seed in 0i64..1_000_000, addresses in 1usize..60) {
+            let (mut here, mut anywhere) = (vec![Failures::default(); addresses], Failures::default());
+            let (mut now, mut tries) = (at(seed), 0);
             let end = at(seed + 24 * 3600);
             while now < end {
-                failures = failures.after_one_more(now);
-                tries += 1;
-                now = failures.locked_until().unwrap_or(now).max(now);
+                let of = |here: Failures| Tries { here, signed_in_at: None, anywhere };
+                match (0..addresses).find(|&one| !of(here[one]).locked(now)) {
+                    Some(free) => {
+                        let after = of(here[free]).after_one_more(now);
+                        (here[free], anywhere) = (after.here, after.anywhere);
+                        tries += 1;
+                    }
+                    None => {
+                        let waits = here.iter().filter_map(|&one| of(one).locked_until(now));
+                        now = waits.min().unwrap_or(end);
+                    }
+                }
             }
-            prop_assert!(tries < 40, "{} tries", tries);
+            prop_assert!(tries < 60, "{} tries", tries);
+        }
+
+        #[test]
+        fn nobody_elsewhere_locks_out_who_signed_in_here_lately(
+            elsewhere in 0u32..10_000, mistyped in 0u32..=FREE_FAILURES, days in 0i64..30,
+        ) {
+            let now = at(100 * 24 * 3600);
+            let tries = Tries {
+                here: Failures { count: mistyped, last_at: Some(now) },
+                signed_in_at: Some(at((100 - days) * 24 * 3600)),
+                anywhere: Failures { count: elsewhere, last_at: Some(now) },
+            };
+            prop_assert!(!tries.locked(now));
+            let stranger = Tries { signed_in_at: None, ..tries };
+            prop_assert_eq!(stranger.locked(now), elsewhere > FREE_FAILURES_ANYWHERE);
         }
 
         #[test]
@@ -246,6 +318,15 @@ mod tests {
         let old = Failures { count: 30, last_at: Some(at(0)) };
         assert_eq!(old.after_one_more(at(24 * 3600)).count, 1);
         assert_eq!(old.after_one_more(at(24 * 3600 - 1)).count, 31);
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_address() {
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), network("2001:db8:1:2::9"));
+        assert_ne!(network("2001:db8:1:2::9"), network("2001:db8:1:3::9"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(network(""), "");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum ImportError {
     Open(#[from] OpenError),
     #[error("the database has a ledger with {0} Tasks already; nothing was changed. Import into a new database")]
     NotEmpty(i64),
+    #[error("the database has accounts or an audit log already; nothing was changed. Import into a new database")]
+    HasAccounts,
     #[error("a dashboard runs on this database; stop it first. Nothing was changed")]
     InUse,
     #[error("could not write to the database; nothing was changed")]
@@ -57,13 +59,23 @@ pub async fn import<R: BufRead>(database: &Database, archive: R) -> Result<Count
 }
 
 async fn take_in<R: BufRead>(conn: &mut PgConnection, archive: R) -> Result<Counts, ImportError> {
-    sqlx::query("LOCK TABLE task, delivery, job, event IN EXCLUSIVE MODE").execute(&mut *conn).await.or_ledger()?;
+    sqlx::query("LOCK TABLE task, delivery, job, event, account, audit_log IN EXCLUSIVE MODE")
+        .execute(&mut *conn)
+        .await
+        .or_ledger()?;
     let there: i64 = sqlx::query_scalar("SELECT (SELECT count(*) FROM task) + (SELECT count(*) FROM delivery)")
         .fetch_one(&mut *conn)
         .await
         .or_ledger()?;
     if there > 0 {
         return Err(ImportError::NotEmpty(there));
+    }
+    let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM account) OR EXISTS (SELECT FROM audit_log)")
+        .fetch_one(&mut *conn)
+        .await
+        .or_ledger()?;
+    if known {
+        return Err(ImportError::HasAccounts);
     }
     let mut rows = ArchiveReader::begin(archive)?;
     while let Some((table, row)) = rows.next()? {
@@ -123,11 +135,13 @@ fn bound<'q>(
             Kind::Id => query.bind(None::<Uuid>),
             Kind::Instant => query.bind(None::<Instant>),
             Kind::Bytes => query.bind(None::<Vec<u8>>),
+            Kind::Flag => query.bind(None::<bool>),
         },
         Cell::Number(number) => query.bind(number),
         Cell::Text(text) => query.bind(stored::text(&text)),
         Cell::Id(id) => query.bind(id),
         Cell::Instant(micros) => query.bind(Timestamp::from_microsecond(micros).ok().map(Instant)),
         Cell::Bytes(bytes) => query.bind(bytes),
+        Cell::Flag(flag) => query.bind(flag),
     })
 }

@@ -1,10 +1,15 @@
-//! The ledger in PostgreSQL: durable Tasks, Runs, jobs, steps, effects, events and blobs for several dashboards at once.
+//! The ledger in PostgreSQL: durable Tasks, Runs, jobs, steps, effects, events and blobs for several dashboards at once; and
+//! accounts.
 //!
 //! There is no leader. Each verb is one short transaction that locks the rows it decides about and goes by the server's clock.
 //! State rules are `fettle_domain`'s: a verb loads rows, asks a transition and stores what it gave back. Dashboards tell each
 //! other that something happened (`NOTIFY`); whatever is not heard is found by looking, within [`POLL`].
 
+mod account;
+mod accounts;
+mod api_key;
 mod audit;
+mod audit_log;
 mod blob;
 mod database;
 mod delivery;
@@ -21,6 +26,8 @@ mod open;
 mod poll;
 mod presence;
 mod run;
+mod session;
+mod signing_key;
 mod stored;
 mod task;
 mod time;

@@ -1,7 +1,8 @@
 //! The advisory locks, all in one place, since nothing but their numbers keeps them apart.
 //!
 //! In a transaction the order is: a request's or an issue's lock, then that of a kind's leases, then a Task's row, then its jobs' rows, then the feed. Who needs several
-//! Tasks takes them in the order of their ids, or takes only those that nobody holds.
+//! Tasks takes them in the order of their ids, or takes only those that nobody holds. Of accounts, it is: that of the admins or the
+//! signing keys, an account's row, a session's row, the audit log.
 
 use fettle_domain::id::RequestId;
 use fettle_domain::job::JobKind;
@@ -20,6 +21,12 @@ const ISSUES: i32 = 17991;
 const LEASES: i32 = 17992;
 /// Shared by the sessions of all dashboards that are alive; see [`crate::presence`].
 const PRESENCE: i32 = 2;
+/// For whoever appends to the audit log.
+const AUDIT_LOG: i32 = 3;
+/// For whoever may make the first admin or take away the last.
+const ADMINS: i32 = 4;
+/// For whoever may make a signing key.
+const SIGNING_KEYS: i32 = 5;
 
 /// Keeps the same lease request, come twice, from being answered with two different leases. Two requests that share a lock
 /// only wait for each other.
@@ -47,6 +54,24 @@ pub(crate) async fn leases(conn: &mut PgConnection, kind: JobKind) -> R<()> {
         JobKind::Publish => 2,
     };
     sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", LEASES, key).execute(conn).await.or_ledger()?;
+    Ok(())
+}
+
+/// Until the commit, nobody else appends to the audit log, so that each entry follows the one before. Taken last.
+pub(crate) async fn audit_log(conn: &mut PgConnection) -> R<()> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", FETTLE, AUDIT_LOG).execute(conn).await.or_ledger()?;
+    Ok(())
+}
+
+/// Until the commit, nobody else makes an admin or takes the role from one.
+pub(crate) async fn admins(conn: &mut PgConnection) -> R<()> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", FETTLE, ADMINS).execute(conn).await.or_ledger()?;
+    Ok(())
+}
+
+/// Until the commit, nobody else makes a signing key.
+pub(crate) async fn signing_keys(conn: &mut PgConnection) -> R<()> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", FETTLE, SIGNING_KEYS).execute(conn).await.or_ledger()?;
     Ok(())
 }
 

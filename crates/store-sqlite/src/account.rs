@@ -2,12 +2,12 @@
 
 use async_trait::async_trait;
 use fettle_app::ports::accounts::{
-    Accounts, Added, ApiKey, Changed, Digest, Exchanged, Founding, MAX_API_KEYS, MAX_SESSIONS, NewApiKey, NewSession,
-    NewUser, PasswordHash, Session, SigningKey, User, UserChange,
+    Accounts, Added, ApiKey, Changed, Digest, Exchanged, Founding, Identity, MAX_API_KEYS, MAX_SESSIONS, NewApiKey,
+    NewSession, NewUser, PasswordHash, Session, SignInBy, SigningKey, User, UserChange,
 };
 use fettle_app::ports::ledger::L;
 use fettle_domain::access::{Role, Scope};
-use fettle_domain::account::{Email, Failures, Standing, Username, change_standing};
+use fettle_domain::account::{Email, Failures, Standing, Tries, Username, change_standing, network};
 use fettle_domain::audit_log::{Entry, Head, Note};
 use fettle_domain::id::{ApiKeyId, SessionId, UserId};
 use fettle_domain::session::{Exchange, Kind, Life, Shown};
@@ -167,7 +167,7 @@ impl Verb for AddUser {
     type Out = Added;
 
     fn apply(&self, tx: &mut Tx<'_>) -> L<Added> {
-        let NewUser { id, username, email, password, role } = &self.user;
+        let NewUser { id, username, email, password, role, identity } = &self.user;
         if self.founding == Founding::First && has_admin(tx.conn)? {
             return Ok(Added::AdminExists);
         }
@@ -178,14 +178,34 @@ impl Verb for AddUser {
         if taken("SELECT 1 FROM account WHERE email = ?", email.as_str())?.is_some() {
             return Ok(Added::EmailTaken);
         }
+        if let Some(identity) = identity
+            && find_user_by_identity(tx.conn, identity)?.is_some()
+        {
+            return Ok(Added::IdentityTaken);
+        }
         tx.conn.run(
             "INSERT INTO account (id, username, email, password_hash, role, active, created_at)
              VALUES (?, ?, ?, ?, ?, 1, ?)",
             params![id.as_uuid(), username.as_str(), email.as_str(), password.0, role.name(), tx.now.as_microsecond()],
         )?;
+        if let Some(Identity { issuer, subject }) = identity {
+            tx.conn.run(
+                "INSERT INTO identity (issuer, subject, account_id) VALUES (?, ?, ?)",
+                params![issuer, subject, id.as_uuid()],
+            )?;
+        }
         append(tx, &self.note)?;
         find_user(tx.conn, *id)?.map(Added::Added).ok_or_else(|| unreadable("the account that was just written"))
     }
+}
+
+fn find_user_by_identity(conn: &Connection, identity: &Identity) -> L<Option<User>> {
+    let id: Option<Uuid> = conn.maybe(
+        "SELECT account_id FROM identity WHERE issuer = ? AND subject = ?",
+        params![identity.issuer, identity.subject],
+        first,
+    )?;
+    id.map_or(Ok(None), |id| find_user(conn, UserId::from_uuid(id)))
 }
 
 fn has_admin(conn: &Connection) -> L<bool> {
@@ -223,8 +243,9 @@ impl Verb for ChangeUser {
         )?;
         if password.is_some() {
             // Whoever sets a password has shown that they may; wrong tries of others no longer matter.
-            tx.conn
-                .run("UPDATE account SET failures = 0, failed_at = NULL WHERE id = ?", params![self.id.as_uuid()])?;
+            let id = params![self.id.as_uuid()];
+            tx.conn.run("UPDATE account SET failures = 0, failed_at = NULL WHERE id = ?", id)?;
+            tx.conn.run("UPDATE account_address SET failures = 0, failed_at = NULL WHERE account_id = ?", id)?;
         }
         if password.is_some() || !standing.active {
             let keep = keep.filter(|_| standing.active).map(|session| session.as_uuid());
@@ -239,30 +260,56 @@ impl Verb for ChangeUser {
     }
 }
 
+fn tries(conn: &Connection, id: UserId, network: &str) -> L<Tries> {
+    let failures = |row: &Row<'_>, at: usize| -> rusqlite::Result<Failures> {
+        let last_at = row.get::<_, Option<i64>>(at + 1)?.map(from_micros);
+        Ok(Failures { count: row.get::<_, Option<u32>>(at)?.unwrap_or(0), last_at })
+    };
+    let tries = conn.maybe(
+        "SELECT account.failures, account.failed_at, here.failures, here.failed_at, here.signed_in_at
+         FROM account LEFT JOIN account_address AS here ON here.account_id = account.id AND here.network = ?
+         WHERE account.id = ?",
+        params![network, id.as_uuid()],
+        |row| {
+            let signed_in_at = row.get::<_, Option<i64>>(4)?.map(from_micros);
+            Ok(Tries { here: failures(row, 2)?, signed_in_at, anywhere: failures(row, 0)? })
+        },
+    )?;
+    Ok(tries.unwrap_or_default())
+}
+
 struct FailLogin {
     id: UserId,
+    network: String,
     note: Note,
 }
 
 impl Verb for FailLogin {
-    type Out = Failures;
+    type Out = Tries;
 
-    fn apply(&self, tx: &mut Tx<'_>) -> L<Failures> {
+    fn apply(&self, tx: &mut Tx<'_>) -> L<Tries> {
         append(tx, &self.note)?;
-        let Some(user) = find_user(tx.conn, self.id)? else { return Ok(Failures::default()) };
-        let failures = user.failures.after_one_more(tx.now);
+        if find_user(tx.conn, self.id)?.is_none() {
+            return Ok(Tries::default());
+        }
+        let tries = tries(tx.conn, self.id, &self.network)?.after_one_more(tx.now);
+        let now = tx.now.as_microsecond();
         tx.conn.run(
             "UPDATE account SET failures = ?, failed_at = ? WHERE id = ?",
-            params![failures.count, tx.now.as_microsecond(), self.id.as_uuid()],
+            params![tries.anywhere.count, now, self.id.as_uuid()],
         )?;
-        Ok(failures)
+        tx.conn.run(
+            "INSERT INTO account_address (account_id, network, failures, failed_at, seen_at) VALUES (?1, ?2, ?3, ?4, ?4)
+             ON CONFLICT (account_id, network) DO UPDATE SET failures = ?3, failed_at = ?4, seen_at = ?4",
+            params![self.id.as_uuid(), self.network, tries.here.count, now],
+        )?;
+        Ok(tries)
     }
 }
 
 struct BeginSession {
     session: NewSession,
-    verified: PasswordHash,
-    upgraded: Option<PasswordHash>,
+    by: SignInBy,
     note: Note,
 }
 
@@ -272,14 +319,27 @@ impl Verb for BeginSession {
     fn apply(&self, tx: &mut Tx<'_>) -> L<Option<Session>> {
         let NewSession { id, user, kind, secret, address, user_agent } = &self.session;
         let now = tx.now.as_microsecond();
+        // By an identity, the password there is stays, whatever it is.
+        let (verified, next) = match &self.by {
+            SignInBy::Password { verified, upgraded } => {
+                (Some(&verified.0), upgraded.as_ref().map(|upgraded| &upgraded.0))
+            }
+            SignInBy::Identity => (None, None),
+        };
         let begun = tx.conn.run(
-            "UPDATE account SET last_login_at = ?, failures = 0, failed_at = NULL, password_hash = ?
-             WHERE id = ? AND active = 1 AND password_hash = ?",
-            params![now, self.upgraded.as_ref().unwrap_or(&self.verified).0, user.as_uuid(), self.verified.0],
+            "UPDATE account SET last_login_at = ?1, failures = 0, failed_at = NULL,
+                                password_hash = coalesce(?2, password_hash)
+             WHERE id = ?3 AND active = 1 AND password_hash = coalesce(?4, password_hash)",
+            params![now, next, user.as_uuid(), verified],
         )?;
         if begun == 0 {
             return Ok(None);
         }
+        tx.conn.run(
+            "INSERT INTO account_address (account_id, network, signed_in_at, seen_at) VALUES (?1, ?2, ?3, ?3)
+             ON CONFLICT (account_id, network) DO UPDATE SET failures = 0, failed_at = NULL, signed_in_at = ?3, seen_at = ?3",
+            params![user.as_uuid(), network(address), now],
+        )?;
         tx.conn.run(
             "INSERT INTO session (id, account_id, kind, digest, address, user_agent, created_at, last_used_at, expires_at)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -534,6 +594,24 @@ impl Verb for ForgetSessions {
     }
 }
 
+struct ForgetAddresses {
+    before: Timestamp,
+    max: u16,
+}
+
+impl Verb for ForgetAddresses {
+    type Out = u64;
+
+    fn apply(&self, tx: &mut Tx<'_>) -> L<u64> {
+        let forgotten = tx.conn.run(
+            "DELETE FROM account_address WHERE rowid IN (
+                 SELECT rowid FROM account_address WHERE seen_at < ? ORDER BY seen_at LIMIT ?)",
+            params![self.before.as_microsecond(), self.max],
+        )?;
+        Ok(forgotten as u64)
+    }
+}
+
 #[async_trait]
 impl Accounts for SqliteLedger {
     async fn has_admin(&self) -> L<bool> {
@@ -562,6 +640,11 @@ impl Accounts for SqliteLedger {
         self.readers.read(read).await
     }
 
+    async fn find_user_by_identity(&self, identity: &Identity) -> L<Option<User>> {
+        let identity = identity.clone();
+        self.readers.read(move |conn| find_user_by_identity(conn, &identity)).await
+    }
+
     async fn list_users(&self, after: Option<UserId>, limit: u16) -> L<Vec<User>> {
         let after = after.map_or(Uuid::nil(), |id| id.as_uuid());
         let read = move |conn: &Connection| {
@@ -579,18 +662,17 @@ impl Accounts for SqliteLedger {
         self.write(ChangeUser { id, change, note }).await
     }
 
-    async fn fail_login(&self, id: UserId, note: Note) -> L<Failures> {
-        self.write(FailLogin { id, note }).await
+    async fn tries(&self, id: UserId, address: &str) -> L<Tries> {
+        let network = network(address);
+        self.readers.read(move |conn| tries(conn, id, &network)).await
     }
 
-    async fn begin_session(
-        &self,
-        session: NewSession,
-        verified: &PasswordHash,
-        upgraded: Option<PasswordHash>,
-        note: Note,
-    ) -> L<Option<Session>> {
-        self.write(BeginSession { session, verified: verified.clone(), upgraded, note }).await
+    async fn fail_login(&self, id: UserId, address: &str, note: Note) -> L<Tries> {
+        self.write(FailLogin { id, network: network(address), note }).await
+    }
+
+    async fn begin_session(&self, session: NewSession, by: SignInBy, note: Note) -> L<Option<Session>> {
+        self.write(BeginSession { session, by, note }).await
     }
 
     async fn find_session(&self, secret: Digest) -> L<Option<(Session, User)>> {
@@ -728,5 +810,9 @@ impl Accounts for SqliteLedger {
 
     async fn forget_sessions(&self, before: Timestamp, max: u16) -> L<u64> {
         self.write(ForgetSessions { before, max }).await
+    }
+
+    async fn forget_addresses(&self, before: Timestamp, max: u16) -> L<u64> {
+        self.write(ForgetAddresses { before, max }).await
     }
 }

@@ -77,6 +77,7 @@ fn cell(row: &Row<'_>, nth: usize, kind: Kind) -> L<Cell> {
         Kind::Text => get(row, nth)?.map(Cell::Text),
         Kind::Id => get::<Uuid>(row, nth)?.map(Cell::Id),
         Kind::Bytes => get(row, nth)?.map(Cell::Bytes),
+        Kind::Flag => get(row, nth)?.map(Cell::Flag),
     };
     Ok(found.unwrap_or(Cell::Null))
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fettle_app::ports::accounts::{
-    Accounts, Added, Digest, Founding, NewSession, NewUser, PasswordHash, Session, User,
+    Accounts, Added, Digest, Founding, NewSession, NewUser, PasswordHash, Session, SignInBy, User,
 };
 use fettle_domain::access::Role;
 use fettle_domain::account::{Email, Username};
@@ -57,8 +57,7 @@ impl<S: Accounts + 'static> World<S> {
     }
 
     pub async fn begin(&self, user: &User, kind: Kind, number: u8) -> Session {
-        let begun =
-            self.store.begin_session(new_session(user, kind, number), &user.password, None, note("login")).await;
+        let begun = self.store.begin_session(new_session(user, kind, number), by_password(user), note("login")).await;
         begun.unwrap().expect("the account may sign in")
     }
 
@@ -97,7 +96,12 @@ pub fn new_user(name: &str, role: Role) -> NewUser {
         email: Email::parse(&format!("{name}@example.org")).unwrap(),
         password: PasswordHash(format!("hash of {name}")),
         role,
+        identity: None,
     }
+}
+
+pub fn by_password(user: &User) -> SignInBy {
+    SignInBy::Password { verified: user.password.clone(), upgraded: None }
 }
 
 pub fn new_session(user: &User, kind: Kind, number: u8) -> NewSession {
@@ -124,6 +128,11 @@ macro_rules! accounts_contract {
                 users_are_listed_in_pages,
                 the_last_active_admin_stays,
                 a_wrong_password_counts_and_a_session_forgets_it,
+                who_signed_in_from_an_address_is_not_locked_out_there_by_others,
+                a_new_password_opens_every_address,
+                an_identity_is_one_accounts_and_needs_no_password,
+                of_many_who_come_with_one_identity_one_is_added,
+                addresses_are_forgotten,
                 a_session_begins_only_under_the_password_that_was_checked,
                 a_new_password_ends_all_sessions_but_one,
                 who_is_made_inactive_has_no_session_left,
@@ -134,6 +143,7 @@ macro_rules! accounts_contract {
                 of_many_who_show_one_token_one_rotates_and_the_family_ends,
                 a_browsers_secret_is_no_refresh_token,
                 keys_are_found_by_their_secret_counted_and_removed,
+                of_many_keys_at_once_no_more_are_made_than_fit,
                 the_log_is_one_chain_for_concurrent_writers,
                 the_log_is_read_backwards_in_pages,
                 signing_keys_are_added_once_and_forgotten,

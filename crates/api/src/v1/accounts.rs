@@ -9,6 +9,7 @@ use axum::{Extension, Json};
 use fettle_app::doorkeeping::{DoorError, UserEdit, Wanted, WantedKey};
 use fettle_app::ports::accounts::{ApiKey, Session, User};
 use fettle_domain::access::{Action, Object, Role, Scope};
+use fettle_domain::account::locked_elsewhere;
 use fettle_domain::audit_log::Entry;
 use fettle_domain::id::{ApiKeyId, SessionId, UserId};
 use futures::stream;
@@ -198,7 +199,7 @@ pub(crate) struct UserBody {
     created_at: Timestamp,
     #[schema(value_type = Option<String>, format = DateTime)]
     last_login_at: Option<Timestamp>,
-    /// Until when no password is looked at, after wrong ones.
+    /// Until when no password is looked at from addresses that the account did not sign in from lately, after wrong ones.
     #[schema(value_type = Option<String>, format = DateTime)]
     locked_until: Option<Timestamp>,
 }
@@ -213,7 +214,7 @@ impl UserBody {
             active: user.standing.active,
             created_at: user.created_at,
             last_login_at: user.last_login_at,
-            locked_until: user.failures.locked_until().filter(|until| *until > now),
+            locked_until: locked_elsewhere(user.failures).filter(|until| *until > now),
         }
     }
 }

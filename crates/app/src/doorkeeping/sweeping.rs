@@ -1,9 +1,10 @@
-//! What passes: sessions that are long over, and keys that have signed long enough.
+//! What passes: sessions that are long over, addresses that nobody came from lately, and keys that have signed long enough.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fettle_domain::account::FAMILIAR_FOR;
 use jiff::SignedDuration;
 
 use super::Doorkeeper;
@@ -34,7 +35,11 @@ impl Doorkeeper {
 
     async fn sweep(&self) -> L<()> {
         self.renew_signing_keys().await?;
-        self.store.forget_sessions(self.clock.now(), FORGOTTEN_AT_ONCE).await?;
+        let now = self.clock.now();
+        self.store.forget_sessions(now, FORGOTTEN_AT_ONCE).await?;
+        let familiar = SignedDuration::try_from(FAMILIAR_FOR).unwrap_or(SignedDuration::MAX);
+        let before = now.checked_sub(familiar).unwrap_or(jiff::Timestamp::MIN);
+        self.store.forget_addresses(before, FORGOTTEN_AT_ONCE).await?;
         Ok(())
     }
 }

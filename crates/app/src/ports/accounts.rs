@@ -6,7 +6,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use fettle_domain::access::{Role, Scope};
-use fettle_domain::account::{Email, Failures, Standing, Username};
+use fettle_domain::account::{Email, Failures, Standing, Tries, Username};
 use fettle_domain::audit_log::{Entry, Note};
 use fettle_domain::id::{ApiKeyId, SessionId, UserId};
 use fettle_domain::session::{Kind, Life};
@@ -26,6 +26,13 @@ pub type Digest = [u8; 32];
 #[derive(Clone, PartialEq, Eq)]
 pub struct PasswordHash(pub String);
 
+impl PasswordHash {
+    /// Of an account that has no password: no password is right.
+    pub fn none() -> Self {
+        Self(String::new())
+    }
+}
+
 impl fmt::Debug for PasswordHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PasswordHash(…)")
@@ -39,9 +46,17 @@ pub struct User {
     pub email: Email,
     pub password: PasswordHash,
     pub standing: Standing,
+    /// From all addresses together.
     pub failures: Failures,
     pub created_at: Timestamp,
     pub last_login_at: Option<Timestamp>,
+}
+
+/// Who somebody is to a provider of sign-ins. Nothing else that it says identifies anybody: an address can pass to another person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub issuer: String,
+    pub subject: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +66,8 @@ pub struct NewUser {
     pub email: Email,
     pub password: PasswordHash,
     pub role: Role,
+    /// The account is found by it from now on.
+    pub identity: Option<Identity>,
 }
 
 /// Whether an account may be added where there is an admin already.
@@ -66,6 +83,8 @@ pub enum Added {
     Added(User),
     UsernameTaken,
     EmailTaken,
+    /// Another request made its account meanwhile.
+    IdentityTaken,
     AdminExists,
 }
 
@@ -105,6 +124,15 @@ pub struct NewSession {
     pub secret: Digest,
     pub address: String,
     pub user_agent: String,
+}
+
+/// What somebody has shown who signs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SignInBy {
+    /// A password that `verified` was right for, which is exchanged for `upgraded`.
+    Password { verified: PasswordHash, upgraded: Option<PasswordHash> },
+    /// What a provider said.
+    Identity,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,21 +190,18 @@ pub trait Accounts: Send + Sync {
     async fn find_user(&self, id: UserId) -> L<Option<User>>;
     /// By user name or e-mail address, in small letters.
     async fn find_user_by_login(&self, login: &str) -> L<Option<User>>;
+    async fn find_user_by_identity(&self, identity: &Identity) -> L<Option<User>>;
     /// Those that were added after `after`, in their order.
     async fn list_users(&self, after: Option<UserId>, limit: u16) -> L<Vec<User>>;
     async fn change_user(&self, id: UserId, change: UserChange, note: Note) -> L<Changed>;
 
+    /// What counts of an account at an address.
+    async fn tries(&self, id: UserId, address: &str) -> L<Tries>;
     /// The password was wrong. What counts from now on.
-    async fn fail_login(&self, id: UserId, note: Note) -> L<Failures>;
-    /// Begins a session for an account whose password `verified` was right, and exchanges its hash for `upgraded`. `None`: the
-    /// account has another password by now, or is not active; nothing changed.
-    async fn begin_session(
-        &self,
-        session: NewSession,
-        verified: &PasswordHash,
-        upgraded: Option<PasswordHash>,
-        note: Note,
-    ) -> L<Option<Session>>;
+    async fn fail_login(&self, id: UserId, address: &str, note: Note) -> L<Tries>;
+    /// Begins a session. Its address is familiar from now on, and wrong passwords are forgotten. `None`: the account has another
+    /// password by now, or is not active; nothing changed.
+    async fn begin_session(&self, session: NewSession, by: SignInBy, note: Note) -> L<Option<Session>>;
     /// The session that this secret is good for, with its account; also one that is over.
     async fn find_session(&self, secret: Digest) -> L<Option<(Session, User)>>;
     async fn find_session_by_id(&self, id: SessionId) -> L<Option<(Session, User)>>;
@@ -214,4 +239,6 @@ pub trait Accounts: Send + Sync {
 
     /// Forgets up to `max` sessions that expired before `before`, with their spent tokens: until then a copy of one is still told apart from none.
     async fn forget_sessions(&self, before: Timestamp, max: u16) -> L<u64>;
+    /// Forgets up to `max` addresses from which nobody came or failed since `before`.
+    async fn forget_addresses(&self, before: Timestamp, max: u16) -> L<u64>;
 }

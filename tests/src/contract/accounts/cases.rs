@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use fettle_app::ports::accounts::{
-    Accounts, Added, Changed, Exchanged, Founding, MAX_API_KEYS, MAX_SESSIONS, NewApiKey, NewSession, PasswordHash,
-    UserChange,
+    Accounts, Added, Changed, Exchanged, Founding, Identity, MAX_API_KEYS, MAX_SESSIONS, NewApiKey, NewSession,
+    PasswordHash, SignInBy, UserChange,
 };
 use fettle_domain::access::{Role, Scope};
-use fettle_domain::account::FREE_FAILURES;
+use fettle_domain::account::{FREE_FAILURES, FREE_FAILURES_ANYWHERE, Tries};
 use fettle_domain::audit_log::{Head, verify};
 use fettle_domain::id::{ApiKeyId, SessionId, UserId};
 use fettle_domain::session::{IDLE_LIMIT, Kind, WHOLE_LIMIT};
@@ -15,9 +15,11 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{World, new_session, new_user, note, secret};
+use super::{World, by_password, new_session, new_user, note, secret};
 
 const DAY: u64 = 24 * 3600;
+const HERE: &str = "192.0.2.1";
+const ELSEWHERE: &str = "198.51.100.7";
 
 pub async fn the_first_admin_is_made_once_however_many_try<S: Accounts + 'static>(world: &World<S>) {
     assert!(!world.store.has_admin().await.unwrap());
@@ -85,29 +87,124 @@ pub async fn the_last_active_admin_stays<S: Accounts + 'static>(world: &World<S>
     assert_eq!(world.actions().await, ["users.create", "users.create", "users.change"]);
 }
 
+fn now<S>(world: &World<S>) -> Timestamp {
+    fettle_app::ports::clock::Clock::now(&*world.time)
+}
+
 pub async fn a_wrong_password_counts_and_a_session_forgets_it<S: Accounts + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
-    let mut last = None;
+    assert_eq!(world.store.tries(ada.id, HERE).await.unwrap(), Tries::default());
     for count in 1..=FREE_FAILURES + 1 {
-        let failures = world.store.fail_login(ada.id, note("login")).await.unwrap();
-        assert_eq!(failures.count, count);
-        last = failures.locked_until();
+        let tries = world.store.fail_login(ada.id, HERE, note("login")).await.unwrap();
+        assert_eq!((tries.here.count, tries.anywhere.count), (count, count));
+        assert_eq!(tries.locked(now(world)), count > FREE_FAILURES);
+        assert_eq!(world.store.tries(ada.id, HERE).await.unwrap(), tries);
     }
-    assert!(last.is_some());
+    assert!(!world.store.tries(ada.id, ELSEWHERE).await.unwrap().locked(now(world)));
     let seen = world.store.find_user(ada.id).await.unwrap().unwrap();
-    assert_eq!(seen.failures.locked_until(), last);
+    assert_eq!(seen.failures.count, FREE_FAILURES + 1);
     world.begin(&ada, Kind::Browser, 1).await;
     let seen = world.store.find_user(ada.id).await.unwrap().unwrap();
     assert_eq!((seen.failures.count, seen.failures.last_at), (0, None));
     assert!(seen.last_login_at.is_some());
+    let tries = world.store.tries(ada.id, HERE).await.unwrap();
+    assert_eq!(tries, Tries { signed_in_at: seen.last_login_at, ..Tries::default() });
+}
+
+pub async fn who_signed_in_from_an_address_is_not_locked_out_there_by_others<S: Accounts + 'static>(world: &World<S>) {
+    let ada = world.add("ada", Role::Viewer).await;
+    world.begin(&ada, Kind::Browser, 1).await;
+    // Those who come at once are all counted.
+    let tries = join_all((0..=FREE_FAILURES_ANYWHERE).map(|number| {
+        let world = &world;
+        async move { world.store.fail_login(ada.id, &format!("198.51.100.{number}"), note("login")).await.unwrap() }
+    }));
+    let counts: std::collections::BTreeSet<u32> = tries.await.iter().map(|tries| tries.anywhere.count).collect();
+    assert_eq!(counts, (1..=FREE_FAILURES_ANYWHERE + 1).collect());
+    let locked =
+        |address: &'static str| async move { world.store.tries(ada.id, address).await.unwrap().locked(now(world)) };
+    assert!(!locked(HERE).await && locked("203.0.113.9").await);
+    for _ in 0..=FREE_FAILURES {
+        world.store.fail_login(ada.id, HERE, note("login")).await.unwrap();
+    }
+    assert!(locked(HERE).await, "its own wrong passwords count there");
+}
+
+pub async fn a_new_password_opens_every_address<S: Accounts + 'static>(world: &World<S>) {
+    let ada = world.add("ada", Role::Viewer).await;
+    for _ in 0..2 * FREE_FAILURES_ANYWHERE {
+        world.store.fail_login(ada.id, HERE, note("login")).await.unwrap();
+    }
+    assert!(world.store.tries(ada.id, HERE).await.unwrap().locked(now(world)));
+    let change = UserChange { password: Some(PasswordHash("new".into())), ..UserChange::default() };
+    world.store.change_user(ada.id, change, note("users.change")).await.unwrap();
+    for address in [HERE, ELSEWHERE] {
+        assert!(!world.store.tries(ada.id, address).await.unwrap().locked(now(world)), "{address}");
+    }
+}
+
+fn identity(subject: &str) -> Identity {
+    Identity { issuer: "https://id.example.org".into(), subject: subject.into() }
+}
+
+pub async fn an_identity_is_one_accounts_and_needs_no_password<S: Accounts + 'static>(world: &World<S>) {
+    let mut wanted = new_user("ada", Role::Viewer);
+    (wanted.password, wanted.identity) = (PasswordHash::none(), Some(identity("1")));
+    let added = world.store.add_user(wanted, Founding::Later, note("register")).await.unwrap();
+    let Added::Added(ada) = added else { panic!("{added:?}") };
+    assert_eq!(world.store.find_user_by_identity(&identity("1")).await.unwrap(), Some(ada.clone()));
+    let other = Identity { issuer: "https://other.example.org".into(), ..identity("1") };
+    for unknown in [identity("2"), other] {
+        assert_eq!(world.store.find_user_by_identity(&unknown).await.unwrap(), None);
+    }
+    let mut again = new_user("eve", Role::Admin);
+    again.identity = Some(identity("1"));
+    let refused = world.store.add_user(again, Founding::Later, note("register")).await.unwrap();
+    assert_eq!(refused, Added::IdentityTaken);
+    assert_eq!(world.store.find_user_by_login("eve").await.unwrap(), None);
+
+    let begin = |number| {
+        let session = new_session(&ada, Kind::Browser, number);
+        async move { world.store.begin_session(session, SignInBy::Identity, note("login")).await.unwrap() }
+    };
+    assert!(begin(1).await.is_some());
+    assert_eq!(world.store.find_user(ada.id).await.unwrap().unwrap().password, PasswordHash::none());
+    let stop = UserChange { active: Some(false), ..UserChange::default() };
+    world.store.change_user(ada.id, stop, note("users.change")).await.unwrap();
+    assert!(begin(2).await.is_none());
+}
+
+pub async fn of_many_who_come_with_one_identity_one_is_added<S: Accounts + 'static>(world: &World<S>) {
+    let tries = join_all((0..6).map(|number| {
+        let mut user = new_user(&format!("ada{number}"), Role::Viewer);
+        user.identity = Some(identity("1"));
+        world.store.add_user(user, Founding::Later, note("register"))
+    }));
+    let added: Vec<Added> = tries.await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(added.iter().filter(|added| matches!(added, Added::Added(_))).count(), 1, "{added:?}");
+    assert_eq!(added.iter().filter(|added| matches!(added, Added::IdentityTaken)).count(), 5, "{added:?}");
+    assert_eq!(world.store.list_users(None, 10).await.unwrap().len(), 1);
+}
+
+pub async fn addresses_are_forgotten<S: Accounts + 'static>(world: &World<S>) {
+    let ada = world.add("ada", Role::Viewer).await;
+    for number in 0..3 {
+        world.store.fail_login(ada.id, &format!("198.51.100.{number}"), note("login")).await.unwrap();
+    }
+    world.pass(DAY);
+    world.begin(&ada, Kind::Browser, 1).await;
+    assert_eq!(world.store.forget_addresses(now(world), 2).await.unwrap(), 2);
+    assert_eq!(world.store.forget_addresses(now(world), 2).await.unwrap(), 1);
+    assert_eq!(world.store.forget_addresses(now(world), 2).await.unwrap(), 0);
+    assert!(world.store.tries(ada.id, HERE).await.unwrap().signed_in_at.is_some());
 }
 
 pub async fn a_session_begins_only_under_the_password_that_was_checked<S: Accounts + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     let begin = |number, verified: &str, upgraded: Option<&str>| {
         let (verified, upgraded) = (PasswordHash(verified.into()), upgraded.map(|hash| PasswordHash(hash.into())));
-        let session = new_session(&ada, Kind::Browser, number);
-        async move { world.store.begin_session(session, &verified, upgraded, note("login")).await.unwrap() }
+        let (session, by) = (new_session(&ada, Kind::Browser, number), SignInBy::Password { verified, upgraded });
+        async move { world.store.begin_session(session, by, note("login")).await.unwrap() }
     };
     assert!(begin(1, "another", None).await.is_none());
     let session = begin(2, "hash of ada", Some("a better one")).await.unwrap();
@@ -267,6 +364,25 @@ pub async fn keys_are_found_by_their_secret_counted_and_removed<S: Accounts + 's
     assert_eq!(world.actions().await.iter().filter(|action| *action == "api_keys.end").count(), 1);
 }
 
+pub async fn of_many_keys_at_once_no_more_are_made_than_fit<S: Accounts + 'static>(world: &World<S>) {
+    let ada = world.add("ada", Role::Viewer).await;
+    let most = u8::try_from(MAX_API_KEYS).unwrap();
+    let tries = join_all((0..most + 5).map(|number| {
+        let key = NewApiKey {
+            id: ApiKeyId::from_uuid(Uuid::from_u128(u128::from(number) + 1)),
+            user: ada.id,
+            name: "a key".into(),
+            prefix: "fettle_key_ab".into(),
+            secret: secret(number),
+            scopes: vec![Scope::Read],
+            expires_at: None,
+        };
+        world.store.add_api_key(key, note("api_keys.create"))
+    }));
+    let made = tries.await.into_iter().filter(|added| added.as_ref().unwrap().is_some()).count();
+    assert_eq!(made, usize::from(most));
+}
+
 pub async fn the_log_is_one_chain_for_concurrent_writers<S: Accounts + 'static>(world: &World<S>) {
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..8 {
@@ -327,15 +443,14 @@ pub async fn old_sessions_are_forgotten_with_their_tokens<S: Accounts + 'static>
             id: SessionId::from_uuid(Uuid::from_u128(u128::from(number) + 1)),
             ..new_session(&ada, Kind::Token, number)
         };
-        world.store.begin_session(session, &ada.password, None, note("login")).await.unwrap().unwrap();
+        world.store.begin_session(session, by_password(&ada), note("login")).await.unwrap().unwrap();
     }
     world.store.exchange(secret(0), secret(50), note("refresh")).await.unwrap();
-    let now = || fettle_app::ports::clock::Clock::now(&*world.time);
-    assert_eq!(world.store.forget_sessions(now(), 100).await.unwrap(), 0);
+    assert_eq!(world.store.forget_sessions(now(world), 100).await.unwrap(), 0);
     world.pass(IDLE_LIMIT.as_secs() + 1);
     let fresh = world.begin(&ada, Kind::Token, 9).await;
-    assert_eq!(world.store.forget_sessions(now(), 2).await.unwrap(), 2);
-    assert_eq!(world.store.forget_sessions(now(), 2).await.unwrap(), 1);
+    assert_eq!(world.store.forget_sessions(now(world), 2).await.unwrap(), 2);
+    assert_eq!(world.store.forget_sessions(now(world), 2).await.unwrap(), 1);
     assert_eq!(world.store.exchange(secret(0), secret(51), note("refresh")).await.unwrap(), Exchanged::Unknown);
     assert!(world.store.find_session_by_id(fresh.id).await.unwrap().is_some());
 }

@@ -85,7 +85,7 @@ impl<S: Subject> World<S> {
         self.subject.expect("a world has a ledger")
     }
 
-    fn subject(&self) -> &S {
+    pub fn subject(&self) -> &S {
         self.subject.as_ref().expect("a world has a ledger")
     }
 

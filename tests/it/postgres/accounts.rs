@@ -1,0 +1,165 @@
+//! The contract of accounts on PostgreSQL, and what several dashboards on one database show.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use fettle_app::ports::accounts::{
+    Accounts, Added, ApiKey, Changed, Digest, Exchanged, Founding, Identity, NewApiKey, NewSession, NewUser, Session,
+    SignInBy, SigningKey, User, UserChange,
+};
+use fettle_app::ports::ledger::L;
+use fettle_domain::account::Tries;
+use fettle_domain::audit_log::{Entry, Head, Note, verify};
+use fettle_domain::id::{ApiKeyId, SessionId, UserId};
+use fettle_store_postgres::PostgresLedger;
+use fettle_tests::contract;
+use fettle_tests::contract::accounts::{World, note};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{Dashboard, execute, postgres};
+
+contract::accounts!(
+    on_one_dashboard,
+    match one().await {
+        Some(world) => world,
+        None => return,
+    }
+);
+
+contract::accounts!(
+    on_two_dashboards,
+    match in_turn().await {
+        Some(world) => world,
+        None => return,
+    }
+);
+
+async fn one() -> Option<World<PostgresLedger>> {
+    let Dashboard { ledger, time, url, .. } = Dashboard::alone().await?;
+    Some(World { store: Arc::new(ledger), time, _held: Box::new(url) })
+}
+
+async fn in_turn() -> Option<World<InTurn>> {
+    let url = postgres::migrated().await.expect("a database can be made")?;
+    let time = Arc::default();
+    let (one, other) = (Dashboard::join(&url, &time, 1).await.ledger, Dashboard::join(&url, &time, 2).await.ledger);
+    Some(World { store: Arc::new(InTurn { both: [one, other], next: Default::default() }), time, _held: Box::new(url) })
+}
+
+/// Two dashboards behind one address: each verb goes to the one whose turn it is.
+struct InTurn {
+    both: [PostgresLedger; 2],
+    next: std::sync::atomic::AtomicUsize,
+}
+
+impl InTurn {
+    fn next(&self) -> &PostgresLedger {
+        &self.both[self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2]
+    }
+}
+
+#[async_trait]
+impl Accounts for InTurn {
+    async fn has_admin(&self) -> L<bool> {
+        self.next().has_admin().await
+    }
+    async fn add_user(&self, user: NewUser, founding: Founding, note: Note) -> L<Added> {
+        self.next().add_user(user, founding, note).await
+    }
+    async fn find_user(&self, id: UserId) -> L<Option<User>> {
+        self.next().find_user(id).await
+    }
+    async fn find_user_by_login(&self, login: &str) -> L<Option<User>> {
+        self.next().find_user_by_login(login).await
+    }
+    async fn find_user_by_identity(&self, identity: &Identity) -> L<Option<User>> {
+        self.next().find_user_by_identity(identity).await
+    }
+    async fn list_users(&self, after: Option<UserId>, limit: u16) -> L<Vec<User>> {
+        self.next().list_users(after, limit).await
+    }
+    async fn change_user(&self, id: UserId, change: UserChange, note: Note) -> L<Changed> {
+        self.next().change_user(id, change, note).await
+    }
+    async fn tries(&self, id: UserId, address: &str) -> L<Tries> {
+        self.next().tries(id, address).await
+    }
+    async fn fail_login(&self, id: UserId, address: &str, note: Note) -> L<Tries> {
+        self.next().fail_login(id, address, note).await
+    }
+    async fn begin_session(&self, session: NewSession, by: SignInBy, note: Note) -> L<Option<Session>> {
+        self.next().begin_session(session, by, note).await
+    }
+    async fn find_session(&self, secret: Digest) -> L<Option<(Session, User)>> {
+        self.next().find_session(secret).await
+    }
+    async fn find_session_by_id(&self, id: SessionId) -> L<Option<(Session, User)>> {
+        self.next().find_session_by_id(id).await
+    }
+    async fn touch_session(&self, id: SessionId) -> L<()> {
+        self.next().touch_session(id).await
+    }
+    async fn exchange(&self, shown: Digest, next: Digest, note: Note) -> L<Exchanged> {
+        self.next().exchange(shown, next, note).await
+    }
+    async fn list_sessions(&self, user: UserId) -> L<Vec<Session>> {
+        self.next().list_sessions(user).await
+    }
+    async fn end_session(&self, id: SessionId, note: Note) -> L<bool> {
+        self.next().end_session(id, note).await
+    }
+    async fn add_api_key(&self, key: NewApiKey, note: Note) -> L<Option<ApiKey>> {
+        self.next().add_api_key(key, note).await
+    }
+    async fn find_api_key(&self, secret: Digest) -> L<Option<(ApiKey, User)>> {
+        self.next().find_api_key(secret).await
+    }
+    async fn find_api_key_by_id(&self, id: ApiKeyId) -> L<Option<ApiKey>> {
+        self.next().find_api_key_by_id(id).await
+    }
+    async fn touch_api_key(&self, id: ApiKeyId) -> L<()> {
+        self.next().touch_api_key(id).await
+    }
+    async fn list_api_keys(&self, user: UserId) -> L<Vec<ApiKey>> {
+        self.next().list_api_keys(user).await
+    }
+    async fn remove_api_key(&self, id: ApiKeyId, note: Note) -> L<bool> {
+        self.next().remove_api_key(id, note).await
+    }
+    async fn note(&self, note: Note) -> L<Entry> {
+        self.next().note(note).await
+    }
+    async fn newest_entries(&self, before: Option<u64>, limit: u16) -> L<Vec<Entry>> {
+        self.next().newest_entries(before, limit).await
+    }
+    async fn entries_after(&self, after: u64, limit: u16) -> L<Vec<Entry>> {
+        self.next().entries_after(after, limit).await
+    }
+    async fn signing_keys(&self) -> L<Vec<SigningKey>> {
+        self.next().signing_keys().await
+    }
+    async fn add_signing_key(&self, id: Uuid, secret: [u8; 32], newest_before: Timestamp) -> L<()> {
+        self.next().add_signing_key(id, secret, newest_before).await
+    }
+    async fn forget_signing_keys(&self, before: Timestamp) -> L<u64> {
+        self.next().forget_signing_keys(before).await
+    }
+    async fn forget_sessions(&self, before: Timestamp, max: u16) -> L<u64> {
+        self.next().forget_sessions(before, max).await
+    }
+    async fn forget_addresses(&self, before: Timestamp, max: u16) -> L<u64> {
+        self.next().forget_addresses(before, max).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_was_changed_in_the_database_is_found() {
+    let Some(Dashboard { ledger, url, .. }) = Dashboard::alone().await else { return };
+    for action in ["one", "two", "three"] {
+        ledger.note(note(action)).await.unwrap();
+    }
+    execute(&url, "UPDATE audit_log SET at = at + interval '1 microsecond' WHERE sequence = 2").await;
+    let log = ledger.entries_after(0, 10).await.unwrap();
+    assert_eq!(verify(Head::EMPTY, &log).map_err(|broken| broken.sequence), Err(2));
+}
