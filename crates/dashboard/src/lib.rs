@@ -5,7 +5,7 @@ mod exchange;
 mod lookout;
 mod store;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -321,19 +321,30 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     supervisor.spawn("the API", fettle_api::serve(listener, router, shutdown, supervisor.tasks().clone()));
     health.serving();
     if let Some(token) = &setup_token {
-        tell_setup_token(token)?;
+        tell_setup_token(token, address)?;
     }
     let running = Running { address, internal_address, ledger, ids, vitals, exchange, store, health };
     running.write_addresses(data)?;
     Ok(running)
 }
 
-/// To the terminal alone: what is logged is kept and collected, and this makes an admin.
-fn tell_setup_token(token: &SecretString) -> Result<()> {
+/// To the terminal alone: what is logged is kept and collected, and this makes an admin. After the `#`, browsers send it to
+/// nobody.
+fn tell_setup_token(token: &SecretString, listening: SocketAddr) -> Result<()> {
     use std::io::Write as _;
-    let token = token.expose_secret();
-    writeln!(std::io::stderr(), "There is no admin yet. `POST /api/auth/setup` takes this token, once: {token}")
+    let (token, address) = (token.expose_secret(), reached_at(listening));
+    writeln!(std::io::stderr(), "There is no admin yet. Make the first one, once: http://{address}/setup#token={token}")
         .context("while telling the setup token")
+}
+
+/// Where a browser of this machine finds what listens there.
+fn reached_at(listening: SocketAddr) -> SocketAddr {
+    let ip = match listening.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listening.port())
 }
 
 fn slots(config: &Config) -> Slots {

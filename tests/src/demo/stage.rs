@@ -9,7 +9,7 @@ use fettle_domain::repo::RepoName;
 use super::example;
 use crate::forge::{ForgeEmulator, ForgeOptions, PatAccess, Role};
 use crate::model::ModelServer;
-use crate::world::{Api, Launch, Process, program, ready};
+use crate::world::{Api, Launch, PATIENCE, Process, program, ready};
 
 /// The account whose tokens Fettle has.
 const MACHINE_USER: &str = "fettle-demo";
@@ -22,6 +22,8 @@ pub struct Stage {
     pub(super) model: ModelServer,
     pub(super) api: Api,
     pub(super) repo: RepoName,
+    /// Where the first admin is made.
+    setup: String,
     // Before the folder that it writes to.
     fettle: Process,
     folder: tempfile::TempDir,
@@ -64,7 +66,10 @@ impl Stage {
         let launch = Launch { home: &home, config: Some(&config), data: &data, own_group: true };
         let fettle = launch.start("fettle", &["up"], &[])?;
         let api = ready(&fettle, &data).await?;
-        Ok(Self { forge, model, api, repo, fettle, folder })
+        let link =
+            |line: &str| Some(line.split_once("once: ")?.1.trim().to_owned()).filter(|link| link.contains("#token="));
+        let setup = fettle.logged("where the first admin is made", PATIENCE, link).await?;
+        Ok(Self { forge, model, api, repo, setup, fettle, folder })
     }
 
     pub(super) fn folder(&self) -> &std::path::Path {
@@ -81,12 +86,12 @@ impl Stage {
 
     /// What to look at while everything keeps running.
     pub fn next(&self) -> String {
-        let (data, base) = (self.folder().join("data"), self.api.base());
+        let (data, base, setup) = (self.folder().join("data"), self.api.base(), &self.setup);
         let data = data.display();
         let fettle = program("fettle").map_or_else(|_| "fettle".into(), |path| path.to_string());
         format!(
             "Everything keeps running; Ctrl-C ends it and removes its folder. Meanwhile, in another terminal:\n\n  \
-             address    {base}\n  data       {data}\n  admin key  {data}/admin.key\n\n  \
+             address    {base}\n  data       {data}\n  admin key  {data}/admin.key\n  account    {setup}\n\n  \
              {fettle} tasks --data-dir {data}\n  \
              curl -H \"Authorization: Bearer $(cat {data}/admin.key)\" {base}/api/v1/tasks"
         )

@@ -380,6 +380,20 @@ async fn the_log_tells_who_did_what_and_its_export_verifies() {
     assert_eq!((&page["items"][0]["sequence"], &page["next"]), (&json!(4), &json!("2")));
     let rest = house.by_key(Method::GET, "/api/v1/audit-log?limit=3&after=2", None).await.json();
     assert_eq!((&rest["items"][0]["sequence"], &rest["next"]), (&json!(1), &Value::Null));
+    let sequences = |page: &Value| -> Vec<u64> {
+        page["items"].as_array().unwrap().iter().map(|entry| entry["sequence"].as_u64().unwrap()).collect()
+    };
+    for (query, wanted, next) in [
+        ("actor=bob", vec![4, 3, 2], Value::Null),
+        ("actor=bob&limit=2", vec![4, 3], json!("3")),
+        ("actor=bob&limit=2&after=3", vec![2], Value::Null),
+        ("action=users.create", vec![1], Value::Null),
+        ("actor=bob&action=users.create", vec![], Value::Null),
+        ("actor=bo", vec![], Value::Null),
+    ] {
+        let page = house.by_key(Method::GET, &format!("/api/v1/audit-log?{query}"), None).await.json();
+        assert_eq!((sequences(&page), &page["next"]), (wanted, &next), "{query}");
+    }
     assert_eq!(house.store.entries_after(0, 10).await.unwrap(), log);
 }
 

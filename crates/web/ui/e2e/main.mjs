@@ -1,68 +1,204 @@
-// Drives the real pages of a running Fettle: `node e2e/main.mjs ADDRESS ADMIN_KEY [FOLDER_FOR_SCREENSHOTS]`.
+// Drives the real pages of a running Fettle that nobody has an account on yet: `node e2e/main.mjs SETUP_LINK [FOLDER_FOR_SCREENSHOTS]`.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { strict as assert } from "node:assert";
 import { chromium } from "playwright-core";
 
-const [base, key, folder] = process.argv.slice(2);
-assert(base && key, "usage: node e2e/main.mjs ADDRESS ADMIN_KEY [FOLDER]");
+const [link, folder] = process.argv.slice(2);
+assert(link, "usage: node e2e/main.mjs SETUP_LINK [FOLDER]");
+const base = new URL(link).origin;
+const ADMIN = { username: "ada", email: "ada@example.org", password: "violet harbour clockwork" };
+const VIEWER = { username: "vic", email: "vic@example.org", password: "seven copper lanterns" };
+/** A Run with its tests before and after, on a busy machine. */
+const RUN_MS = 120_000;
+const SIZES = { wide: { width: 1360, height: 900 }, phone: { width: 390, height: 844 } };
+
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 const found = [];
+const began = Date.now();
+const tell = (text) => console.log(`${((Date.now() - began) / 1000).toFixed(1)} s: ${text}`);
 
-for (const [size, viewport] of [["wide", { width: 1360, height: 900 }], ["phone", { width: 390, height: 844 }]]) {
-  for (const colorScheme of ["light", "dark"]) {
-    const context = await browser.newContext({ viewport, colorScheme });
+/** A browser of its own. What it says in its console is wrong, but for the answers that a story expects. */
+async function open(size, colorScheme, expected = []) {
+  const context = await browser.newContext({ viewport: SIZES[size], colorScheme });
+  const page = await context.newPage();
+  const wrong = (text) => expected.some((one) => text.includes(one)) || found.push(`${page.url()}: ${text}`);
+  page.on("console", (message) => message.type() === "error" && wrong(message.text()));
+  page.on("pageerror", (error) => wrong(String(error)));
+  // What is half faded in can be read by nobody yet.
+  const settled = () =>
+    page.evaluate(() => {
+      const ends = document.getAnimations().filter((one) => one.effect.getComputedTiming().endTime !== Infinity);
+      return Promise.allSettled(ends.map((one) => one.finished)).then(() => undefined);
+    });
+  const shown = async (name) => {
+    await settled();
+    if (folder) await page.screenshot({ path: `${folder}/${name}-${size}-${colorScheme}.png`, fullPage: true });
     // By the debugger's way in, which the page's policy does not reach.
-    const page = await context.newPage();
-    page.on("console", (message) => message.type() === "error" && found.push(`${page.url()}: ${message.text()}`));
-    page.on("pageerror", (error) => found.push(`${page.url()}: ${error}`));
-    // What is half faded in can be read by nobody yet.
-    const settled = () =>
-      page.evaluate(() => {
-        const ends = document.getAnimations().filter((one) => one.effect.getComputedTiming().endTime !== Infinity);
-        return Promise.allSettled(ends.map((one) => one.finished)).then(() => undefined);
-      });
-    const shown = async (name) => {
-      await settled();
-      if (folder) await page.screenshot({ path: `${folder}/${name}-${size}-${colorScheme}.png`, fullPage: true });
-      await page.evaluate(axe);
-      const { violations } = await page.evaluate(() => globalThis.axe.run());
-      for (const one of violations.filter(({ impact }) => impact === "serious" || impact === "critical")) {
-        found.push(`${name} ${size} ${colorScheme}: ${one.id}: ${one.nodes.map((node) => node.html).join(" | ").slice(0, 400)}`);
-      }
-      const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
-      if (wide) found.push(`${name} ${size}: the page scrolls sideways`);
-    };
-    await page.goto(base);
-    await shown("sign-in");
-    await page.getByLabel("Admin key").fill(key);
-    await page.getByRole("button", { name: "Sign in" }).click();
+    await page.evaluate(axe);
+    const { violations } = await page.evaluate(() => globalThis.axe.run());
+    for (const one of violations.filter(({ impact }) => impact === "serious" || impact === "critical")) {
+      found.push(`${name} ${size} ${colorScheme}: ${one.id}: ${one.nodes.map((node) => node.html).join(" | ").slice(0, 400)}`);
+    }
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
+    if (wide) found.push(`${name} ${size}: the page scrolls sideways`);
+  };
+  const to = async (label, exact = true) => {
+    if (size === "phone") await page.getByRole("button", { name: "Menu" }).click();
+    await page.getByRole("navigation", { name: "Pages" }).getByRole("link", { name: label, exact }).click();
+  };
+  const signIn = async ({ username, password }) => {
+    await page.getByLabel("User name or e-mail address").fill(username);
+    await page.getByLabel("Password").fill(password);
+    await page.getByRole("button", { name: "Sign in", exact: true }).click();
     await page.getByRole("heading", { name: "Home" }).waitFor();
-    await page.getByText("Live", { exact: true }).waitFor({ state: "attached" });
-    await page.getByRole("list").last().waitFor();
-    await shown("home");
-    await page.getByRole("link", { name: "Tasks", exact: true }).click();
-    await page.getByRole("heading", { name: "Tasks" }).waitFor();
-    await shown("tasks");
-    await page.locator("main ul a").first().click();
-    await page.getByText("That is all that happened.").waitFor();
-    await shown("task");
-    await page.getByRole("tab", { name: "Change" }).click();
-    await page.getByRole("button", { name: /src\/lib\.rs/ }).waitFor();
-    await shown("change");
-    await page.getByRole("tab", { name: "Proof" }).click();
-    await page.getByRole("heading", { name: "Commands that were run" }).waitFor();
-    await shown("proof");
-    await page.getByRole("link", { name: "Queue" }).click();
-    await page.getByRole("heading", { name: "What runs by the clock" }).waitFor();
-    await shown("queue");
-    await page.keyboard.press("Control+k");
-    await page.getByRole("combobox", { name: "Page or Task" }).waitFor();
-    await shown("palette");
-    await context.close();
-  }
+  };
+  return { context, page, shown, to, signIn };
 }
+
+/** From the terminal's link to a pull request that was asked for in the browser, and to a session that somebody else ends. */
+async function story() {
+  // Chromium writes each refusal into its console.
+  const { context, page, shown, to } = await open("wide", "light", ["401", "409", "422"]);
+  await page.goto(link);
+  await page.getByRole("heading", { name: "Make the first admin" }).waitFor();
+  assert(!page.url().includes("token"), "the token stays in the address");
+  assert.notEqual(await page.getByLabel("Setup token").inputValue(), "");
+  await shown("setup");
+  for (const [size, colorScheme] of [["wide", "dark"], ["phone", "light"], ["phone", "dark"]]) {
+    const other = await open(size, colorScheme);
+    await other.page.goto(link);
+    await other.page.getByRole("heading", { name: "Make the first admin" }).waitFor();
+    await other.shown("setup");
+    await other.context.close();
+  }
+  await page.getByLabel("User name").fill(ADMIN.username);
+  await page.getByLabel("E-mail address").fill(ADMIN.email);
+  await page.getByLabel("Password").fill("password1234");
+  await page.getByRole("button", { name: "Make the first admin" }).click();
+  await page.getByText(/easily guessed/).waitFor();
+  await page.getByLabel("Password").fill(ADMIN.password);
+  await page.getByRole("button", { name: "Make the first admin" }).click();
+  await page.getByRole("heading", { name: "Home" }).waitFor();
+  tell("the first admin is in");
+
+  const title = "<img src=x onerror=document.title='run'> the last page of a range is missing";
+  await page.getByLabel("What to do").fill(`${title}\n\`2-4\` prints two pages.`);
+  await page.getByLabel("Repository").fill("paper/pages");
+  await page.getByRole("button", { name: "Start" }).click();
+  await page.getByRole("heading", { name: title }).waitFor();
+  await page.getByText("That is all that happened.").waitFor({ timeout: RUN_MS });
+  await page.getByRole("link", { name: /^Pull request #/ }).waitFor();
+  await page.getByText("Proven", { exact: true }).first().waitFor();
+  assert(!(await page.title()).startsWith("run"), "a title ran as a script");
+  tell("a Task became a pull request");
+
+  const elsewhere = await open("wide", "light", ["401"]);
+  await elsewhere.page.goto(base);
+  await elsewhere.signIn(ADMIN);
+  await page.getByRole("link", { name: /My account/ }).click();
+  await page.getByRole("button", { name: /^End the session of/ }).click();
+  await page.getByRole("list", { name: "Sessions" }).getByRole("listitem").nth(1).waitFor({ state: "detached" });
+  await elsewhere.to("Tasks");
+  await elsewhere.page.getByText("You are signed out here").waitFor();
+  await elsewhere.context.close();
+  tell("an ended session is signed out");
+
+  await page.getByRole("button", { name: "New API key" }).click();
+  await page.getByLabel("Name").fill("nightly script");
+  await page.getByRole("button", { name: "Make the key" }).click();
+  const made = await page.getByLabel("the new key", { exact: true }).inputValue();
+  const answer = await context.request.get(`${base}/api/v1/me`, { headers: { "X-API-Key": made } });
+  assert.equal((await answer.json()).via, "api_key");
+  await page.getByRole("button", { name: "I have it" }).click();
+  await page.getByRole("button", { name: "Remove the key nightly script" }).waitFor();
+
+  await to("Users & keys");
+  await page.getByRole("button", { name: "Add a user" }).click();
+  const dialog = page.getByRole("dialog", { name: "Add a user" });
+  await dialog.getByLabel("User name").fill(VIEWER.username);
+  await dialog.getByLabel("E-mail address").fill(VIEWER.email);
+  await dialog.getByLabel("Password").fill(VIEWER.password);
+  await dialog.getByRole("button", { name: "Add", exact: true }).click();
+  await page.getByRole("combobox", { name: "Role of vic" }).waitFor();
+  await page.getByRole("combobox", { name: "Role of ada" }).selectOption("viewer");
+  await page.getByRole("alert").getByText(/last active admin/).waitFor();
+  tell("the last admin stays one");
+
+  await page.keyboard.press("Control+k");
+  await page.getByRole("combobox", { name: "Page, Task or command" }).waitFor();
+  await page.keyboard.type("sign out");
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { name: "Sign in" }).waitFor();
+  assert.equal(await page.getByText("You are signed out here").count(), 0);
+  await page.getByLabel("User name or e-mail address").fill("nobody");
+  await page.getByLabel("Password").fill("nothing");
+  await page.getByRole("button", { name: "Sign in", exact: true }).click();
+  await page.getByText(/user name or password is wrong/).waitFor();
+  await context.close();
+
+  const viewer = await open("wide", "light");
+  await viewer.page.goto(base);
+  await viewer.signIn(VIEWER);
+  await viewer.page.getByText("Not allowed to the role viewer.").waitFor();
+  assert.equal(await viewer.page.getByRole("link", { name: "Users & keys" }).count(), 0);
+  await viewer.context.close();
+  tell("a viewer only looks");
+}
+
+/** Every page as it looks. */
+async function tour(size, colorScheme) {
+  const { context, page, shown, to, signIn } = await open(size, colorScheme);
+  await page.goto(base);
+  await page.getByRole("heading", { name: "Sign in" }).waitFor();
+  await shown("sign-in");
+  await signIn(ADMIN);
+  await page.getByText("Live", { exact: true }).waitFor({ state: "attached" });
+  await page.getByRole("list").last().waitFor();
+  await shown("home");
+  await to("Tasks");
+  await page.getByRole("heading", { name: "Tasks" }).waitFor();
+  const solved = page.getByRole("link", { name: "The last page of a range is not printed", exact: true });
+  await solved.waitFor();
+  await shown("tasks");
+  await solved.click();
+  await page.getByText("That is all that happened.").waitFor();
+  await shown("task");
+  await page.getByRole("tab", { name: "Change" }).click();
+  await page.getByRole("button", { name: /src\/lib\.rs/ }).waitFor();
+  await shown("change");
+  await page.getByRole("tab", { name: "Proof" }).click();
+  await page.getByRole("heading", { name: "Commands that were run" }).waitFor();
+  await shown("proof");
+  await to("Workers & queue");
+  await page.getByRole("heading", { name: "What runs by the clock" }).waitFor();
+  await shown("queue");
+  await to("Users & keys");
+  await page.getByRole("button", { name: /^vic/ }).click();
+  await page.getByRole("button", { name: "Make inactive: vic" }).waitFor();
+  await shown("users");
+  await to("Audit");
+  await page.getByText("users.create").first().click();
+  await shown("audit");
+  if (size === "phone") await page.getByRole("button", { name: "Menu" }).click();
+  if (size === "phone") await shown("menu");
+  await page.getByRole("link", { name: /My account/ }).click();
+  await page.getByRole("list", { name: "API keys" }).waitFor();
+  await shown("account");
+  await page.getByRole("button", { name: "New API key" }).click();
+  await shown("new-key");
+  await page.keyboard.press("Escape");
+  await page.keyboard.press("Control+k");
+  await page.getByRole("combobox", { name: "Page, Task or command" }).waitFor();
+  await shown("palette");
+  await context.close();
+  tell(`${size} ${colorScheme} is looked at`);
+}
+
+await story();
+await Promise.all([tour("wide", "light"), tour("phone", "dark")]);
+await Promise.all([tour("wide", "dark"), tour("phone", "light")]);
 await browser.close();
 for (const one of new Set(found)) console.error(one);
 assert.equal(found.length, 0, `${found.length} things are wrong`);

@@ -1,5 +1,6 @@
+import "./features/access/setupToken";
 import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
-import { createRootRoute, createRoute, createRouter, lazyRouteComponent, RouterProvider } from "@tanstack/react-router";
+import { createRootRoute, createRoute, createRouter, lazyRouteComponent, redirect, RouterProvider } from "@tanstack/react-router";
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 import { Failure } from "./api/client";
@@ -38,8 +39,35 @@ const queue = createRoute({
   path: "/queue",
   component: lazyRouteComponent(() => import("./features/queue/Queue"), "Queue"),
 });
+const account = createRoute({
+  getParentRoute: () => root,
+  path: "/account",
+  component: lazyRouteComponent(() => import("./features/account/Account"), "Account"),
+});
+const users = createRoute({
+  getParentRoute: () => root,
+  path: "/users",
+  component: lazyRouteComponent(() => import("./features/users/Users"), "Users"),
+});
+const audit = createRoute({
+  getParentRoute: () => root,
+  path: "/audit",
+  validateSearch: ({ actor, action }: Record<string, unknown>): { actor?: string; action?: string } => ({
+    ...(typeof actor === "string" ? { actor } : {}),
+    ...(typeof action === "string" ? { action } : {}),
+  }),
+  component: lazyRouteComponent(() => import("./features/audit/Audit"), "Audit"),
+});
+// The link of the terminal; once there is an admin it leads to the start.
+const setup = createRoute({
+  getParentRoute: () => root,
+  path: "/setup",
+  beforeLoad: () => {
+    throw redirect({ to: "/", replace: true });
+  },
+});
 
-const router = createRouter({ routeTree: root.addChildren([home, tasks, task, queue]), defaultPreload: "intent" });
+const router = createRouter({ routeTree: root.addChildren([home, tasks, task, queue, account, users, audit, setup]), defaultPreload: "intent" });
 
 declare module "@tanstack/react-router" {
   interface Register {

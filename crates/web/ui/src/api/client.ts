@@ -5,6 +5,13 @@ export type Task = Schemas["Task"];
 export type TaskSummary = Schemas["TaskSummary"];
 export type TaskEvent = Schemas["TaskEvent"];
 export type TaskState = Schemas["TaskState"];
+export type Me = Schemas["Me"];
+export type User = Schemas["User"];
+export type Session = Schemas["Session"];
+export type AuditLogEntry = Schemas["AuditLogEntry"];
+export type ApiKey = Schemas["ApiKey"];
+/** The document cannot name what an identity provider is called. */
+export type AuthState = Omit<Schemas["AuthState"], "oidc"> & { oidc?: { name: string } | null };
 type Problem = Schemas["Problem"];
 
 const KEY = "fettle.key";
@@ -23,6 +30,7 @@ export class Failure extends Error {
     readonly status: number,
     readonly requestId: string | null,
     readonly fields: { pointer: string; detail: string }[] = [],
+    readonly code = "",
   ) {
     super(`${title}: ${detail}`);
   }
@@ -40,7 +48,7 @@ export async function refused(response: Response): Promise<Failure> {
   const text = await response.text();
   try {
     const body = JSON.parse(text) as Problem;
-    return new Failure(body.title, body.detail, response.status, body.request_id, body.errors ?? []);
+    return new Failure(body.title, body.detail, response.status, body.request_id, body.errors ?? [], body.code);
   } catch {
     const detail = text.slice(0, 200) || response.statusText;
     return new Failure("Unexpected answer", detail, response.status, response.headers.get("x-request-id"));
@@ -64,20 +72,46 @@ export async function ask<T>(path: string, init: RequestInit = {}): Promise<T> {
     if (init.signal?.aborted) throw error;
     throw new Failure("No answer", "Fettle could not be reached. Is it running, and the network up?", 0, null);
   }
-  if (response.status === 401 && key.get()) {
+  if (!response.ok) throw await turnedAway(path, response);
+  return (response.status === 204 ? undefined : await response.json()) as T;
+}
+
+/** A 401 of the API, unlike one of the sign-in itself, says that whatever this page came with is good no longer. */
+export async function turnedAway(path: string, response: Response): Promise<Failure> {
+  if (response.status === 401 && path.startsWith("/api/v1/")) {
     key.clear();
     signedOut();
   }
-  if (!response.ok) throw await refused(response);
-  return (await response.json()) as T;
+  return refused(response);
 }
 
-export const post = <T>(path: string, body?: unknown, extra: Record<string, string> = {}) =>
+const send = <T>(method: string, path: string, body?: unknown, extra: Record<string, string> = {}) =>
   ask<T>(path, {
-    method: "POST",
+    method,
     headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...extra },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
+
+export const post = <T>(path: string, body?: unknown, extra?: Record<string, string>) => send<T>("POST", path, body, extra);
+export const patch = <T>(path: string, body: unknown) => send<T>("PATCH", path, body);
+export const remove = (path: string) => send<void>("DELETE", path);
+
+/** Saves what is at `path`. Read whole, since a link carries no key; what comes by cookie is a link of the browser's own. */
+export async function download(path: string, name: string): Promise<void> {
+  const link = document.createElement("a");
+  link.download = name;
+  if (key.get() === null) {
+    link.href = path;
+    link.click();
+    return;
+  }
+  const response = await fetch(path, { headers: headers() });
+  if (!response.ok) throw await turnedAway(path, response);
+  const url = URL.createObjectURL(await response.blob());
+  link.href = url;
+  link.click();
+  URL.revokeObjectURL(url);
+}
 
 type Answer<P extends keyof paths> = paths[P] extends {
   get: { responses: { 200: { content: { "application/json": infer T } } } };
@@ -86,6 +120,13 @@ type Answer<P extends keyof paths> = paths[P] extends {
   : never;
 
 export const get = {
+  authState: () => ask<AuthState>("/api/auth/state"),
+  me: () => ask<Me>("/api/v1/me"),
+  sessions: (user?: string) => ask<Schemas["SessionList"]>(`/api/v1/sessions${user ? `?user=${encodeURIComponent(user)}` : ""}`),
+  apiKeys: () => ask<Schemas["ApiKeyList"]>("/api/v1/api-keys"),
+  auditLog: ({ actor, action, after }: { actor?: string; action?: string; after?: string }) =>
+    ask<Schemas["LogPage"]>(`/api/v1/audit-log?${new URLSearchParams({ limit: "50", ...(actor ? { actor } : {}), ...(action ? { action } : {}), ...(after ? { after } : {}) })}`),
+  users: (after: string | undefined) => ask<Schemas["UserPage"]>(`/api/v1/users?${new URLSearchParams(after ? { after } : {})}`),
   overview: () => ask<Answer<"/api/v1/overview">>("/api/v1/overview"),
   tasks: (state: string | undefined, after: string | undefined) => {
     const query = new URLSearchParams({ limit: "50", ...(state ? { state } : {}), ...(after ? { after } : {}) });

@@ -1,4 +1,4 @@
-import { headers, refused, type TaskEvent } from "./client";
+import { headers, turnedAway, type TaskEvent } from "./client";
 
 export type Link = "connecting" | "live" | "lost" | "ended";
 
@@ -25,8 +25,7 @@ export async function follow(
         signal: AbortSignal.any([signal, silence.signal]),
         cache: "no-store",
       });
-      if (response.status === 401 || response.status === 404) throw await refused(response);
-      if (!response.ok || !response.body) throw await refused(response);
+      if (!response.ok || !response.body) throw await turnedAway(path, response);
       on.link("live");
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";

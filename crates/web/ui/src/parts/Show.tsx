@@ -54,6 +54,9 @@ export function duration(seconds: number): string {
   return `${Math.floor(seconds / 86_400)} d`;
 }
 
+/** A day as people write it where they are. */
+export const day = (at: string) => new Date(at).toLocaleDateString(undefined, { dateStyle: "medium" });
+
 export function Ago({ at }: { at: string }) {
   const now = useNow(15_000);
   const seconds = Math.max(0, (now - Date.parse(at)) / 1000);

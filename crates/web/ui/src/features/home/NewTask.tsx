@@ -2,6 +2,7 @@ import { useMutation, useQueryClient } from "@tanstack/react-query";
 import { useNavigate } from "@tanstack/react-router";
 import { useRef, useState, type FormEvent } from "react";
 import { post, type Schemas } from "../../api/client";
+import { useMe } from "../access/me";
 import { Trouble } from "../../parts/Show";
 
 const ISSUE = /^https?:\/\/[^/]+\/([^/]+\/[^/]+)\/issues\/(\d+)\/?$/;
@@ -20,6 +21,12 @@ export function wish(repository: string, what: string, mode: Schemas["Mode"], mo
 const fresh = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 export function NewTask() {
+  const { may, why } = useMe();
+  if (may("tasks.create")) return <Wish />;
+  return <p className="panel mb-4 px-4 py-3 text-soft">Starting a Task: {why}</p>;
+}
+
+function Wish() {
   const [repository, setRepository] = useState("");
   const [what, setWhat] = useState("");
   const [mode, setMode] = useState<Schemas["Mode"]>("quickfix");

@@ -2,6 +2,7 @@ import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { CheckCircle2, CircleDashed, RotateCcw, XCircle } from "lucide-react";
 import { get, post, type Schemas } from "../../api/client";
+import { useMe } from "../access/me";
 import { Ago, duration, Empty, Loading, Page, Trouble } from "../../parts/Show";
 
 const OFTEN_MS = 5_000;
@@ -12,7 +13,7 @@ export function Queue() {
   const clocks = useQuery({ queryKey: ["reconcilers"], queryFn: get.reconcilers, refetchInterval: OFTEN_MS });
   const jobs = overview.data?.jobs;
   return (
-    <Page title="Queue">
+    <Page title="Workers & queue">
       {overview.isError && <Trouble error={overview.error} again={() => void overview.refetch()} />}
       {overview.isPending && <Loading rows={1} />}
       {overview.data && jobs && (
@@ -78,6 +79,7 @@ function Number({ name, value, hint, bad = false }: { name: string; value: numbe
 
 function Dead({ job }: { job: Schemas["DeadJob"] }) {
   const queries = useQueryClient();
+  const { may } = useMe();
   const redrive = useMutation({
     mutationFn: () => post(`/api/v1/jobs/${job.job_id}/redrive`),
     onSettled: () => Promise.all(["dead-jobs", "overview", "tasks"].map((name) => queries.invalidateQueries({ queryKey: [name] }))),
@@ -93,9 +95,11 @@ function Dead({ job }: { job: Schemas["DeadJob"] }) {
           {job.last_failure && job.last_failure !== job.reason && <p className="prose-text text-soft">{job.last_failure}</p>}
           <p className="font-mono text-xs break-all text-soft">{job.job_id}</p>
         </div>
+        {may("jobs.redrive") && (
         <button type="button" className="button" disabled={redrive.isPending} aria-label={`Take up again ${job.job_id}`} onClick={() => redrive.mutate()}>
           <RotateCcw size={14} aria-hidden /> Take up again
         </button>
+        )}
       </div>
       {redrive.isError && <Trouble error={redrive.error} />}
     </li>

@@ -5,6 +5,7 @@ import { lazy, Suspense, useEffect, useRef, useState, type ReactNode } from "rea
 import { get, post, type Task, type TaskEvent } from "../../api/client";
 import { follow, type Link as Wire } from "../../api/live";
 import { Ago, duration, Loading, Page, Standing, Trouble } from "../../parts/Show";
+import { useMe } from "../access/me";
 import { ProofView } from "./ProofView";
 import { isWeb } from "./TaskRow";
 import { Timeline } from "./Timeline";
@@ -205,14 +206,15 @@ function Actions({ task }: { task: Task }) {
   });
   const ended = task.state === "done" || task.state === "cancelled";
   const stuck = task.run.job_state === "dead";
+  const { may } = useMe();
   return (
     <>
-      {!ended && (
+      {!ended && may("tasks.cancel") && (
         <button type="button" className="button" disabled={stop.isPending} onClick={() => confirm.current?.showModal()}>
           <Square size={14} aria-hidden /> Stop
         </button>
       )}
-      {(task.state === "done" || stuck) && (
+      {(task.state === "done" || stuck) && may("tasks.retry") && (
         <button type="button" className="button" disabled={retry.isPending} onClick={() => retry.mutate()}>
           <RotateCcw size={14} aria-hidden /> Try again
         </button>
