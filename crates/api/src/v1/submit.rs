@@ -170,6 +170,7 @@ impl NativeTask {
             }
         }
         Ok(NewTask {
+            further: Vec::new(),
             repository: self.repository,
             issue: self.issue,
             text: self.text.map(|text| (text.title, text.body)),
@@ -195,6 +196,7 @@ impl ForeignTask {
         fits("/repo_url", Some(&self.repo_url), MAX_REPOSITORY_CHARS)?;
         fits("/trigger_user", Some(&self.trigger_user), MAX_NAME_CHARS)?;
         Ok(NewTask {
+            further: Vec::new(),
             repository: Some(self.repo_url),
             issue: Some(issue),
             text: None,

@@ -141,6 +141,7 @@ fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
         actor: request.actor.clone(),
         trigger: request.trigger.to_owned(),
         at: start(),
+        further: Vec::new(),
     }
 }
 
@@ -217,6 +218,7 @@ impl World {
     /// A Task, made past the API.
     pub(crate) async fn task(&self) -> TaskId {
         let request = NewTask {
+            further: Vec::new(),
             repository: Some("acme/widget".to_owned()),
             issue: Some(7),
             text: None,
