@@ -109,9 +109,10 @@ fn announcement(event: &Event) -> Option<Announcement> {
         EventBody::RunFailed { ordinal, why, again: false } => {
             ("RunCompleted", json!({ "run": ordinal, "outcome": "failed", "proof": null, "reason": why }))
         }
-        EventBody::RunLapsed { ordinal, again: false } => {
-            ("RunCompleted", json!({ "run": ordinal, "outcome": "failed", "proof": null, "reason": "its workers died" }))
-        }
+        EventBody::RunLapsed { ordinal, again: false } => (
+            "RunCompleted",
+            json!({ "run": ordinal, "outcome": "failed", "proof": null, "reason": "its workers died" }),
+        ),
         EventBody::EffectSettled { effect, url: Some(url), .. } if effect == EffectKind::PullRequest.name() => {
             ("PullRequestCreated", json!({ "url": url }))
         }

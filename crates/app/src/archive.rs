@@ -79,7 +79,7 @@ pub const TABLES: &[Table] = &[
             ("updated_at", Instant),
             ("ended_at", Instant),
             ("subject", Text),
-            ("leading", Number),
+            ("leading_run", Number),
         ],
     },
     Table { name: "intent", columns: &[("key", Text), ("task_id", Id)] },

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fettle_domain::id::{CorrelationId, TaskId};
+use fettle_domain::id::{CorrelationId, RunId, TaskId};
 use fettle_domain::task::Mode;
 
 use crate::ports::BoxError;
@@ -102,4 +102,7 @@ impl std::fmt::Display for Missing {
 pub trait SubmitTask: Send + Sync {
     /// Durable when it returns.
     async fn submit(&self, request: NewTask) -> Result<Submitted, SubmitError>;
+
+    /// Further Runs of a Task, in their order. Durable when it returns.
+    async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError>;
 }

@@ -92,16 +92,26 @@ impl SubmitTask for Submitting {
         let (Opened::New { task, .. } | Opened::Joined { task } | Opened::Duplicate { task }) = &opened;
         Ok(Submitted { task: *task, opened })
     }
+
+    async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError> {
+        for (nth, run) in runs.iter().enumerate() {
+            known_models(&self.models, run.model.as_ref(), &format!("/runs/{nth}/model"))?;
+        }
+        let plans: Vec<RunPlan> = runs.into_iter().map(|run| plan_run(&*self.ids, run)).collect();
+        self.ledger.add_runs(task, by, &plans).await.map_err(SubmitError::Ledger)?;
+        Ok(plans.iter().map(|plan| plan.run).collect())
+    }
 }
 
 /// Refuses a model that is not configured.
-pub(crate) fn known_models(models: &[String], model: Option<&String>, pointer: &str) -> Result<(), SubmitError> {
+fn known_models(models: &[String], model: Option<&String>, pointer: &str) -> Result<(), SubmitError> {
     let Some(model) = model.filter(|model| !models.contains(model)) else { return Ok(()) };
     let known = if models.is_empty() { "none is configured".into() } else { models.join(", ") };
     Err(invalid(pointer, format!("there is no model `{model}`; known: {known}")))
 }
 
-fn plan_run(ids: &dyn IdSource, run: FurtherRun) -> RunPlan {
+/// A Run with new ids.
+pub fn plan_run(ids: &dyn IdSource, run: FurtherRun) -> RunPlan {
     let (id, job) = (RunId::from_uuid(ids.uuid()), JobId::from_uuid(ids.uuid()));
     RunPlan { run: id, job, model: run.model, instruction: run.instruction }
 }

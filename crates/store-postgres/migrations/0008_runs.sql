@@ -11,7 +11,7 @@ ALTER TABLE run ADD UNIQUE (task_id, ordinal);
 UPDATE run SET model = task.subject::jsonb -> 'value' ->> 'model' FROM task WHERE task.id = run.task_id;
 
 -- The number of the Run whose end is the Task's.
-ALTER TABLE task ADD COLUMN leading bigint NOT NULL DEFAULT 1;
+ALTER TABLE task ADD COLUMN leading_run bigint NOT NULL DEFAULT 1;
 
 -- Older binaries take any Run for a Task's only one.
 UPDATE ledger SET oldest_reader = 8;

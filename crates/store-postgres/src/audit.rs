@@ -201,7 +201,7 @@ async fn folds(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> {
                   run.worker_id AS run_worker, run.reason AS run_reason,
                   publish.state AS "publish_state?", coalesce(publish.delayed_until, publish.leased_until) AS publish_until,
                   publish.worker_id AS publish_worker, publish.reason AS publish_reason, turn.kind AS "turn?"
-           FROM task JOIN run AS tried ON tried.task_id = task.id AND tried.ordinal = task.leading
+           FROM task JOIN run AS tried ON tried.task_id = task.id AND tried.ordinal = task.leading_run
            JOIN job AS run ON run.id = tried.job_id
            LEFT JOIN LATERAL (SELECT * FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
                               ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish ON true
@@ -244,7 +244,7 @@ async fn folds(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> {
 /// Of Tasks with several Runs, which are few: what the Run's job says that speaks for the Task.
 async fn several(conn: &mut PgConnection) -> R<BTreeMap<TaskId, JobState>> {
     let rows = sqlx::query!(
-        r#"SELECT run.task_id, run.job_id, run.ordinal = task.leading AS "leads!" FROM run JOIN task ON task.id = run.task_id
+        r#"SELECT run.task_id, run.job_id, run.ordinal = task.leading_run AS "leads!" FROM run JOIN task ON task.id = run.task_id
            WHERE run.task_id IN (SELECT task_id FROM run WHERE ordinal > 1) ORDER BY run.task_id, run.ordinal"#
     )
     .fetch_all(&mut *conn)

@@ -83,14 +83,10 @@ impl Verb for Want {
 /// Whether a patch of the Task is pushed or is to be.
 pub(crate) async fn is_published(conn: &mut PgConnection, task: TaskId) -> R<bool> {
     let (task, push) = (task.as_uuid(), EffectKind::Push.name());
-    sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM effect WHERE task_id = $1 AND kind = $2) AS "is!""#,
-        task,
-        push,
-    )
-    .fetch_one(conn)
-    .await
-    .or_ledger()
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM effect WHERE task_id = $1 AND kind = $2) AS "is!""#, task, push,)
+        .fetch_one(conn)
+        .await
+        .or_ledger()
 }
 
 pub(crate) struct WantProgress {

@@ -290,17 +290,15 @@ pub(crate) async fn count(conn: &mut PgConnection, task: TaskId) -> R<usize> {
 /// Which of its Task's Runs a job executes, from 1.
 pub(crate) async fn ordinal(conn: &mut PgConnection, job: JobId) -> R<u16> {
     let job = job.as_uuid();
-    let ordinal = sqlx::query_scalar!("SELECT ordinal FROM run WHERE job_id = $1", job)
-        .fetch_one(conn)
-        .await
-        .or_ledger()?;
+    let ordinal =
+        sqlx::query_scalar!("SELECT ordinal FROM run WHERE job_id = $1", job).fetch_one(conn).await.or_ledger()?;
     Ok(u16::try_from(ordinal).map_err(unreadable)?)
 }
 
 pub(crate) async fn leading_job(conn: &mut PgConnection, task: TaskId) -> R<JobId> {
     let uuid = task.as_uuid();
     let job = sqlx::query_scalar!(
-        "SELECT run.job_id FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading
+        "SELECT run.job_id FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading_run
          WHERE task.id = $1",
         uuid,
     )
@@ -361,7 +359,7 @@ pub(crate) async fn want_what_follows(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
 /// The end of the `nth` is the Task's.
 async fn publish(tx: &mut Tx<'_>, task: TaskId, mut ends: Vec<End>, nth: usize) -> R<()> {
     let (leading, id) = (i64::from(ends[nth].ordinal), task.as_uuid());
-    sqlx::query!("UPDATE task SET leading = $1 WHERE id = $2", leading, id)
+    sqlx::query!("UPDATE task SET leading_run = $1 WHERE id = $2", leading, id)
         .execute(&mut *tx.conn)
         .await
         .or_ledger()?;

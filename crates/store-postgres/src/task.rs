@@ -217,7 +217,7 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> R<()> {
     let issue = plan.issue.number.map(number).transpose()?;
     let installation = plan.repo.as_ref().and_then(|repo| repo.installation).map(number).transpose()?;
     let (id, correlation, mode) = (plan.id.as_uuid(), plan.correlation.as_uuid(), plan.mode.name());
-    let place = lane::place(JobKind::Run, &subject, &plan.trigger);
+    let place = lane::place(JobKind::Run, &subject, plan.model.as_deref(), &plan.trigger);
     let (state, at, subject) = (TaskState::Queued.name(), Instant(plan.at), stored::write(&subject)?);
     sqlx::query!(
         "INSERT INTO task (id, correlation_id, mode, repo_forge_id, issue_number, installation, generation, actor,
@@ -269,7 +269,7 @@ pub(crate) struct Parts {
 pub(crate) async fn parts(tx: &mut Tx<'_>, task: TaskId) -> R<Parts> {
     let uuid = task.as_uuid();
     let runs = sqlx::query!(
-        r#"SELECT run.job_id AS run_job, run.result, run.ordinal = task.leading AS "leads!",
+        r#"SELECT run.job_id AS run_job, run.result, run.ordinal = task.leading_run AS "leads!",
                   coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
                             AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
                            (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'

@@ -33,7 +33,7 @@ struct Row {
     created_at: Instant,
     updated_at: Instant,
     subject: String,
-    leading: i64,
+    leading_run: i64,
 }
 
 pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
@@ -42,7 +42,7 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
         Row,
         "SELECT task.id, task.correlation_id, task.mode, task.generation,
                   task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
-                  task.leading
+                  task.leading_run
            FROM task WHERE task.id = $1",
         uuid,
     )
@@ -51,7 +51,7 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
     .or_ledger()?
     .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     let subject: Subject = stored::read(&row.subject)?;
-    let run = runs(conn, id, Some(row.leading)).await?.pop();
+    let run = runs(conn, id, Some(row.leading_run)).await?.pop();
     let run = run.ok_or_else(|| unreadable(format!("{id} has no leading Run")))?;
     Ok(TaskView {
         id: TaskId::from_uuid(row.id),
@@ -223,7 +223,7 @@ pub(crate) async fn at_work(conn: &mut PgConnection, max: u16) -> R<Vec<AtWork>>
     let rows = sqlx::query!(
         r#"SELECT task.id, task.created_at AS "created_at: Instant", run.id AS run_id
            FROM job JOIN task ON task.id = job.task_id
-             JOIN run ON run.job_id = job.id AND run.ordinal = task.leading
+             JOIN run ON run.job_id = job.id AND run.ordinal = task.leading_run
            WHERE job.leased_until IS NOT NULL AND job.kind = 'run' AND job.state = 'leased'
              AND task.repo_forge_id IS NOT NULL AND task.issue_number IS NOT NULL AND task.mode <> 'probe'
            ORDER BY task.created_at, task.id LIMIT $1"#,

@@ -36,7 +36,7 @@ DROP TABLE run_before;
 DROP TABLE step_before;
 
 -- The number of the Run whose end is the Task's.
-ALTER TABLE task ADD COLUMN leading INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE task ADD COLUMN leading_run INTEGER NOT NULL DEFAULT 1;
 
 -- Older binaries take any Run for a Task's only one.
 UPDATE ledger SET oldest_reader = 10;

@@ -204,7 +204,7 @@ fn events(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
 fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
     type Told = (Uuid, String, Option<i64>, u16, Option<Uuid>, Option<String>);
     let rows: Vec<Told> = conn.all(
-        "SELECT task.id, task.state, task.ended_at, task.leading,
+        "SELECT task.id, task.state, task.ended_at, task.leading_run,
                 (SELECT job.id FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
                  ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish_job,
                 (SELECT json_extract(event.body, '$.value.type') FROM event WHERE event.task_id = task.id

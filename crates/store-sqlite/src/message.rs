@@ -36,13 +36,12 @@ pub(crate) fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()>
         "INSERT INTO message (task_id, author, posted_at, handed_fence, content) VALUES (?, ?, ?, 0, ?)",
         params![id, by, now, text],
     )?;
-    let waiting: Vec<Uuid> =
-        tx.conn.all(
-            "SELECT id FROM job WHERE task_id = ? AND state = 'waiting'
+    let waiting: Vec<Uuid> = tx.conn.all(
+        "SELECT id FROM job WHERE task_id = ? AND state = 'waiting'
              AND NOT EXISTS (SELECT 1 FROM run WHERE run.job_id = job.id AND run.result IS NOT NULL)",
-            params![id],
-            first,
-        )?;
+        params![id],
+        first,
+    )?;
     for id in waiting {
         let mut row = job::get(tx.conn, JobId::from_uuid(id))?;
         if let Some(woken) = row.job.clone().wake() {

@@ -276,7 +276,7 @@ fn store_result(tx: &mut Tx<'_>, run: RunId, result: &RunResult) -> L<()> {
 /// What the leading Run of a Task came to, by name, once it has.
 pub(crate) fn outcome(tx: &mut Tx<'_>, task: TaskId) -> L<Option<&'static str>> {
     let result: Option<String> = tx.conn.one(
-        "SELECT run.result FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading WHERE task.id = ?",
+        "SELECT run.result FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading_run WHERE task.id = ?",
         params![task.as_uuid()],
         first,
     )?;
@@ -296,7 +296,7 @@ pub(crate) fn ordinal(conn: &Connection, job: JobId) -> L<u16> {
 
 pub(crate) fn leading_job(conn: &Connection, task: TaskId) -> L<JobId> {
     let job = conn.maybe(
-        "SELECT run.job_id FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading WHERE task.id = ?",
+        "SELECT run.job_id FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading_run WHERE task.id = ?",
         params![task.as_uuid()],
         first,
     )?;
@@ -352,7 +352,7 @@ pub(crate) fn want_what_follows(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
 
 /// The end of the `nth` is the Task's.
 fn publish(tx: &mut Tx<'_>, task: TaskId, mut ends: Vec<End>, nth: usize) -> L<()> {
-    tx.conn.run("UPDATE task SET leading = ? WHERE id = ?", params![ends[nth].ordinal, task.as_uuid()])?;
+    tx.conn.run("UPDATE task SET leading_run = ? WHERE id = ?", params![ends[nth].ordinal, task.as_uuid()])?;
     for end in ends.iter_mut().filter(|end| end.result.is_some()) {
         if let Some(settled) = end.job.job.clone().settle() {
             end.job.job = settled;

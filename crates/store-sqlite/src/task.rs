@@ -242,7 +242,7 @@ pub(crate) struct Parts {
 
 pub(crate) fn parts(tx: &mut Tx<'_>, task: TaskId) -> L<Parts> {
     let runs: Vec<(Uuid, bool, Option<Uuid>)> = tx.conn.all(
-        "SELECT run.job_id, run.ordinal = task.leading,
+        "SELECT run.job_id, run.ordinal = task.leading_run,
                 coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
                           AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
                          (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'

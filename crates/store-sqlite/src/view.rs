@@ -63,7 +63,7 @@ pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
         .maybe(
             "SELECT task.id, task.correlation_id, task.mode, task.generation,
                 task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
-                task.leading
+                task.leading_run
          FROM task WHERE task.id = ?",
             params![uuid],
             Row::read,
@@ -233,7 +233,7 @@ pub(crate) fn at_work(conn: &Connection, max: u16) -> L<Vec<AtWork>> {
     let rows: Vec<(Uuid, i64, Uuid)> = conn.all(
         "SELECT task.id, task.created_at, run.id
            FROM job INDEXED BY job_leased JOIN task ON task.id = job.task_id
-             JOIN run ON run.job_id = job.id AND run.ordinal = task.leading
+             JOIN run ON run.job_id = job.id AND run.ordinal = task.leading_run
            WHERE job.leased_until IS NOT NULL AND job.kind = 'run' AND job.state = 'leased'
              AND task.repo_forge_id IS NOT NULL AND task.issue_number IS NOT NULL AND task.mode <> 'probe'
            ORDER BY task.created_at, task.id LIMIT ?",

@@ -357,6 +357,11 @@ impl TaskView {
         }
     }
 
+    /// Whether a patch of it is pushed or is to be.
+    pub fn is_published(&self) -> bool {
+        self.effects.iter().any(|effect| effect.kind == EffectKind::Push)
+    }
+
     /// The branch that a pull request of this Task goes into.
     pub fn base_branch(&self, repo: &Repo) -> String {
         self.base.clone().unwrap_or_else(|| repo.default_branch.clone())

@@ -190,6 +190,16 @@ impl Rows {
         self.jobs.iter().rev().filter(|row| row.task == task).find(cancelled).or_else(|| self.newest_publish_job(task))
     }
 
+    /// Of each Task that waits for a person to choose, the last Run with a patch.
+    pub(crate) fn to_be_chosen(&self) -> Vec<(TaskId, RunId)> {
+        let waits = |run: &&RunRow| {
+            let job = self.find_job(run.job).map(|index| &self.jobs[index].job.state);
+            run.result.is_some() && matches!(job, Some(JobState::Waiting { .. }))
+        };
+        let waiting = self.tasks.values().filter(|task| task.state == TaskState::Waiting);
+        waiting.filter_map(|task| Some((task.id, task.runs.iter().rev().find(waits)?.id))).collect()
+    }
+
     pub(crate) fn newest_publish_job(&self, task: TaskId) -> Option<&JobRow> {
         self.jobs.iter().rev().find(|row| row.task == task && row.job.kind == JobKind::Publish)
     }

@@ -13,7 +13,7 @@ use fettle_domain::publication::{Ended, wanted_effects};
 use fettle_domain::run::RunResult;
 use fettle_domain::step::{MAX_STEP_BODY_BYTES, StepBody, StepRecord};
 
-use super::rows::{RunRow, Rows, Tx};
+use super::rows::{Rows, RunRow, Tx};
 use super::{effect, task};
 use crate::bug::Bug;
 

@@ -12,8 +12,9 @@ mod world;
 
 pub use cases::*;
 pub use choice::{
-    a_cancelled_task_stops_all_its_runs, a_person_chooses_among_several_patches, each_of_several_runs_hears_every_message,
-    runs_are_added_until_something_is_published, the_only_patch_is_published_unasked,
+    a_cancelled_task_stops_all_its_runs, a_person_chooses_among_several_patches,
+    each_of_several_runs_hears_every_message, runs_are_added_until_something_is_published,
+    the_only_patch_is_published_unasked,
 };
 pub use model::a_job_does_what_its_model_does;
 pub use progress::{

@@ -471,8 +471,8 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
         let run = |nth: u8| RunPlan {
             run: RunId::from_uuid(self.ids.uuid()),
             job: JobId::from_uuid(self.ids.uuid()),
-            model: (nth % 2 == 0).then(|| "coder".to_owned()),
-            instruction: (nth % 2 == 1).then(|| "be brief".to_owned()),
+            model: nth.is_multiple_of(2).then(|| "coder".to_owned()),
+            instruction: (!nth.is_multiple_of(2)).then(|| "be brief".to_owned()),
         };
         (0..runs).map(run).collect()
     }
