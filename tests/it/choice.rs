@@ -15,7 +15,7 @@ async fn post(fettle: &TestBox, path: &str, body: &Value) -> (u16, Value) {
 
 #[tokio::test]
 async fn two_runs_solve_an_issue_and_the_chosen_one_becomes_its_pull_request() {
-    let mut fettle = TestBox::start(Setup::with(repository::solving().script())).await.unwrap();
+    let fettle = TestBox::start(Setup::with(repository::solving().script())).await.unwrap();
     let issue = fettle.issue();
     let told = "Keep the change as small as it can be.";
     let order = json!({ "repository": fettle.repo.to_string(), "issue": issue, "further": [{ "instruction": told }] });
