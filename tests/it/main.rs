@@ -3,6 +3,7 @@
 mod accounts;
 mod admin;
 mod brokers;
+mod choice;
 mod crash;
 mod fix;
 mod github;

@@ -156,6 +156,8 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::tasks::get_task))
         .routes(routes!(v1::tasks::cancel_task))
         .routes(routes!(v1::tasks::retry_task))
+        .routes(routes!(v1::runs::list_runs, v1::runs::add_runs))
+        .routes(routes!(v1::runs::create_pull_request))
         .routes(routes!(v1::change::get_patch))
         .routes(routes!(v1::change::get_proof))
         .routes(routes!(v1::overview::get_overview))

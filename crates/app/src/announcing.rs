@@ -103,13 +103,16 @@ fn announcement(event: &Event) -> Option<Announcement> {
             ("TaskCompleted", json!({ "outcome": outcome, "pull_request": pull_request }))
         }
         EventBody::TaskCancelled => ("TaskCompleted", json!({ "outcome": "cancelled", "pull_request": null })),
-        EventBody::RunEnded { outcome, level } => ("RunCompleted", json!({ "outcome": outcome, "proof": level })),
-        EventBody::RunFailed { why, again: false } => {
-            ("RunCompleted", json!({ "outcome": "failed", "proof": null, "reason": why }))
+        EventBody::RunEnded { ordinal, outcome, level } => {
+            ("RunCompleted", json!({ "run": ordinal, "outcome": outcome, "proof": level }))
         }
-        EventBody::RunLapsed { again: false } => {
-            ("RunCompleted", json!({ "outcome": "failed", "proof": null, "reason": "its workers died" }))
+        EventBody::RunFailed { ordinal, why, again: false } => {
+            ("RunCompleted", json!({ "run": ordinal, "outcome": "failed", "proof": null, "reason": why }))
         }
+        EventBody::RunLapsed { ordinal, again: false } => (
+            "RunCompleted",
+            json!({ "run": ordinal, "outcome": "failed", "proof": null, "reason": "its workers died" }),
+        ),
         EventBody::EffectSettled { effect, url: Some(url), .. } if effect == EffectKind::PullRequest.name() => {
             ("PullRequestCreated", json!({ "url": url }))
         }
@@ -117,12 +120,14 @@ fn announcement(event: &Event) -> Option<Announcement> {
         | EventBody::RunLeased { .. }
         | EventBody::Step { .. }
         | EventBody::RunFailed { again: true, .. }
-        | EventBody::RunLapsed { again: true }
+        | EventBody::RunLapsed { again: true, .. }
         | EventBody::EffectIntended { .. }
         | EventBody::EffectSettled { .. }
         | EventBody::PublishFailed { .. }
         | EventBody::CancelRequested { .. }
-        | EventBody::Redriven { .. } => return None,
+        | EventBody::Redriven { .. }
+        | EventBody::RunsAdded { .. }
+        | EventBody::RunChosen { .. } => return None,
     };
     let told = [
         ("v", json!(VERSION)),

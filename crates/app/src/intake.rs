@@ -277,6 +277,7 @@ impl Intake {
             Err(refusal) => return Ok(Err(refusal.to_string())),
         };
         let request = NewTask {
+            further: Vec::new(),
             repository: Some(task.repo_url),
             issue: Some(task.issue),
             text: None,
@@ -408,6 +409,7 @@ impl Intake {
             actor: wish.actor,
             trigger: wish.trigger.to_owned(),
             at: self.clock.now(),
+            further: Vec::new(),
         };
         crash::before(Point::IntakeOpen);
         let opened = self.ledger.open_task(Some(delivery.id), &plan).await?;

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fettle_domain::id::{CorrelationId, TaskId};
+use fettle_domain::id::{CorrelationId, RunId, TaskId};
 use fettle_domain::task::Mode;
 
 use crate::ports::BoxError;
@@ -23,6 +23,8 @@ pub struct NewTask {
     pub mode: Mode,
     /// A configured model's name; absent for the first one.
     pub model: Option<String>,
+    /// Beside the first Run.
+    pub further: Vec<FurtherRun>,
     /// The base branch; absent for the repository's default.
     pub base: Option<String>,
     /// `admin`, or the forge login whose permission decides.
@@ -32,6 +34,15 @@ pub struct NewTask {
     /// The same key from the same trigger is the same request.
     pub idempotency_key: Option<String>,
     pub correlation: CorrelationId,
+}
+
+/// Another Run of the same Task, to be compared with the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FurtherRun {
+    /// A configured model's name; absent for the first one.
+    pub model: Option<String>,
+    /// What this Run is told and the others are not.
+    pub instruction: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,4 +102,7 @@ impl std::fmt::Display for Missing {
 pub trait SubmitTask: Send + Sync {
     /// Durable when it returns.
     async fn submit(&self, request: NewTask) -> Result<Submitted, SubmitError>;
+
+    /// Further Runs of a Task, in their order. Durable when it returns.
+    async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError>;
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fettle_domain::choice::MAX_RUNS;
 use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::label::needs_of;
@@ -15,8 +16,8 @@ use crate::intake::IntakeOptions;
 use crate::live::Live;
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError};
-use crate::ports::ledger::{Ledger, Opened, TaskPlan, TaskView};
-use crate::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
+use crate::ports::ledger::{Ledger, Opened, RunPlan, TaskPlan, TaskView};
+use crate::submit::{FurtherRun, Missing, NewTask, SubmitError, SubmitTask, Submitted};
 
 /// When the forge does not answer, the asker may try again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -43,9 +44,12 @@ pub struct Submitting {
 #[async_trait]
 impl SubmitTask for Submitting {
     async fn submit(&self, request: NewTask) -> Result<Submitted, SubmitError> {
-        if let Some(model) = request.model.as_ref().filter(|model| !self.models.contains(model)) {
-            let known = if self.models.is_empty() { "none is configured".into() } else { self.models.join(", ") };
-            return Err(invalid("/model", format!("there is no model `{model}`; known: {known}")));
+        known_models(&self.models, request.model.as_ref(), "/model")?;
+        for (nth, run) in request.further.iter().enumerate() {
+            known_models(&self.models, run.model.as_ref(), &format!("/further/{nth}/model"))?;
+        }
+        if request.further.len() >= MAX_RUNS || (request.mode == Mode::Probe && !request.further.is_empty()) {
+            return Err(invalid("/further", format!("a Task has at most {MAX_RUNS} Runs, a probe one")));
         }
         let repo = match &request.repository {
             Some(text) => Some(self.repository(text).await?),
@@ -73,6 +77,7 @@ impl SubmitTask for Submitting {
             actor: request.actor,
             trigger: request.trigger.to_owned(),
             at: self.clock.now(),
+            further: request.further.into_iter().map(|run| plan_run(&*self.ids, run)).collect(),
         };
         let opened = self.ledger.open_task(None, &plan).await.map_err(SubmitError::Ledger)?;
         if let Opened::Duplicate { task } = opened {
@@ -87,6 +92,28 @@ impl SubmitTask for Submitting {
         let (Opened::New { task, .. } | Opened::Joined { task } | Opened::Duplicate { task }) = &opened;
         Ok(Submitted { task: *task, opened })
     }
+
+    async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError> {
+        for (nth, run) in runs.iter().enumerate() {
+            known_models(&self.models, run.model.as_ref(), &format!("/runs/{nth}/model"))?;
+        }
+        let plans: Vec<RunPlan> = runs.into_iter().map(|run| plan_run(&*self.ids, run)).collect();
+        self.ledger.add_runs(task, by, &plans).await.map_err(SubmitError::Ledger)?;
+        Ok(plans.iter().map(|plan| plan.run).collect())
+    }
+}
+
+/// Refuses a model that is not configured.
+fn known_models(models: &[String], model: Option<&String>, pointer: &str) -> Result<(), SubmitError> {
+    let Some(model) = model.filter(|model| !models.contains(model)) else { return Ok(()) };
+    let known = if models.is_empty() { "none is configured".into() } else { models.join(", ") };
+    Err(invalid(pointer, format!("there is no model `{model}`; known: {known}")))
+}
+
+/// A Run with new ids.
+pub fn plan_run(ids: &dyn IdSource, run: FurtherRun) -> RunPlan {
+    let (id, job) = (RunId::from_uuid(ids.uuid()), JobId::from_uuid(ids.uuid()));
+    RunPlan { run: id, job, model: run.model, instruction: run.instruction }
 }
 
 /// Whoever may ask the API for a Task was allowed to by role. A message names whom it likes: there, `admin` is a login like

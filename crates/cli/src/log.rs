@@ -121,20 +121,26 @@ fn words(what: &What) -> (String, String) {
     let (area, text) = match what {
         What::TaskCreated { title, mode, trigger } => ("task", format!("{title} ({mode}, by {trigger})")),
         What::TaskJoined { by, message } => ("task", format!("{by}: {message}")),
-        What::RunLeased { worker } => ("run", format!("taken by {worker}")),
-        What::Step { kind, phase, title, calls, generated_tokens } => {
+        What::RunLeased { run, worker } => return (of_run(*run), format!("taken by {worker}")),
+        What::Step { run, kind, phase, title, calls, generated_tokens } => {
             let so_far = if kind == "model_call" {
                 format!(" ({calls} calls, {generated_tokens} tokens written so far)")
             } else {
                 String::new()
             };
-            return (phase.replace('_', "-"), format!("{title}{so_far}"));
+            let phase = phase.replace('_', "-");
+            let area = if *run == 1 { phase } else { format!("{} {phase}", of_run(*run)) };
+            return (area, format!("{title}{so_far}"));
         }
-        What::RunFailed { why, again: more } => ("run", format!("failed: {why}; {}", again(*more))),
-        What::RunLapsed { again: more } => ("run", format!("its worker was lost; {}", again(*more))),
-        What::RunEnded { outcome, level } => {
+        What::RunFailed { run, why, again: more } => {
+            return (of_run(*run), format!("failed: {why}; {}", again(*more)));
+        }
+        What::RunLapsed { run, again: more } => {
+            return (of_run(*run), format!("its worker was lost; {}", again(*more)));
+        }
+        What::RunEnded { run, outcome, level } => {
             let proof = level.as_deref().map(|level| format!(", the proof is {level}")).unwrap_or_default();
-            ("run", format!("ended: {}{proof}", outcome.replace('_', " ")))
+            return (of_run(*run), format!("ended: {}{proof}", outcome.replace('_', " ")));
         }
         What::EffectIntended { effect, detail } => ("publish", format!("{}: {detail}", effect.replace('_', " "))),
         What::EffectSettled { effect, detail, url } => {
@@ -148,11 +154,21 @@ fn words(what: &What) -> (String, String) {
             ("task", format!("done: {}{link}", outcome.replace('_', " ")))
         }
         What::Redriven { by } => ("task", format!("{by} starts it again")),
+        What::RunsAdded { by, models } => {
+            let models: Vec<_> = models.iter().map(|model| model.as_deref().unwrap_or("the first model")).collect();
+            ("task", format!("{by} lets {} work on it, too", models.join(", ")))
+        }
+        What::RunChosen { by, run } => ("task", format!("{by} chooses run {run}")),
         What::Unknown => {
             ("task", "something that this version of fettle has no words for; see it with --json".to_owned())
         }
     };
     (area.to_owned(), text)
+}
+
+/// Most Tasks have one Run, whose number says nothing.
+fn of_run(ordinal: u16) -> String {
+    if ordinal == 1 { "run".to_owned() } else { format!("run {ordinal}") }
 }
 
 #[cfg(test)]
@@ -177,6 +193,8 @@ mod tests {
                 "model call (2 calls, 9 tokens written so far)",
             ),
             (json!({"type": "run_lapsed", "again": true}), "run", "its worker was lost; it will be tried again"),
+            (json!({"type": "run_lapsed", "run": 2, "again": false}), "run 2", "its worker was lost; it is given up"),
+            (json!({"type": "run_chosen", "run": 2, "by": "ada"}), "task", "ada chooses run 2"),
             (
                 json!({"type": "task_done", "outcome": "ready_pr", "pull_request": 4}),
                 "task",

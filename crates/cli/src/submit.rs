@@ -47,6 +47,10 @@ pub(crate) struct Flags {
     /// A model that the dashboard is configured with; default: its first.
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
+    /// Another model that works on it beside the first; repeat it for more. A person then chooses among their patches:
+    /// `fettle task runs` and `fettle task choose`.
+    #[arg(long, value_name = "NAME")]
+    also: Vec<String>,
     /// The branch that the fix starts from; default: the repository's default branch.
     #[arg(long, value_name = "BRANCH")]
     base: Option<String>,
@@ -56,7 +60,7 @@ pub(crate) struct Flags {
     /// Put the request into the queue of a broker, where a dashboard will find it, instead of asking a dashboard:
     /// `amqp://…` or `redis://…`.
     #[arg(long, value_name = "URL", requires_all = ["repo", "issue", "user"],
-          conflicts_with_all = ["text", "model", "base", "idempotency_key", "wait", "json"])]
+          conflicts_with_all = ["text", "model", "also", "base", "idempotency_key", "wait", "json"])]
     to: Option<String>,
     /// The forge login that asks; with --to, its permission decides.
     #[arg(long, value_name = "LOGIN", requires = "to")]
@@ -165,6 +169,7 @@ fn order(flags: &Flags) -> Result<Value> {
         "text": text,
         "mode": mode.name(),
         "model": flags.model,
+        "further": flags.also.iter().map(|model| json!({ "model": model })).collect::<Vec<_>>(),
         "base": flags.base,
     }))
 }

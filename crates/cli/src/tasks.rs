@@ -11,14 +11,14 @@ use fettle_runtime::environment::Environment;
 use fettle_runtime::system;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Common;
 use crate::client::{self, Client};
 use crate::follow::Until;
 use crate::log;
 use crate::progress::{columns, one_line};
-use crate::wire::{Page, Proof, Summary, Task};
+use crate::wire::{Page, Proof, Run, Runs, Summary, Task};
 
 /// A title is cut to no less, however narrow the terminal.
 const MIN_TITLE_CHARS: usize = 16;
@@ -69,6 +69,29 @@ enum TaskCommand {
         #[arg(value_name = "TASK")]
         id: TaskId,
     },
+    /// Show a Task's Runs side by side: model, outcome, proof, size and cost.
+    Runs {
+        #[arg(value_name = "TASK")]
+        id: TaskId,
+    },
+    /// Let further models work on a Task, each in a Run of its own.
+    AddRuns {
+        #[arg(value_name = "TASK")]
+        id: TaskId,
+        /// One for each Run; without any, the first configured one.
+        #[arg(long = "model", value_name = "NAME")]
+        models: Vec<String>,
+        /// What these Runs are told and the others are not.
+        #[arg(long, value_name = "TEXT")]
+        instruction: Option<String>,
+    },
+    /// Make the pull request from one of a Task's Runs, by its number in `fettle task runs`.
+    Choose {
+        #[arg(value_name = "TASK")]
+        id: TaskId,
+        #[arg(value_name = "RUN", value_parser = clap::value_parser!(u16).range(1..))]
+        run: u16,
+    },
     /// Print what happened to a Task.
     Log {
         #[arg(value_name = "TASK")]
@@ -108,6 +131,33 @@ pub(crate) async fn one(common: &Common, flags: &TaskFlags, environment: &Enviro
             let until = if *follow { Until::End } else { Until::Now };
             log::print(&client, &id.to_string(), until, flags.json).await?;
             return Ok(ExitCode::SUCCESS);
+        }
+        TaskCommand::Runs { id } => {
+            let answer = client.get(&["api", "v1", "tasks", &id.to_string(), "runs"], &[]).await?;
+            let mut out = std::io::stdout().lock();
+            match flags.json {
+                true => writeln!(out, "{answer}")?,
+                false => runs(&mut out, &understand(answer)?)?,
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        TaskCommand::AddRuns { id, models, instruction } => {
+            let run = |model: Option<&String>| json!({ "model": model, "instruction": instruction });
+            let wanted = if models.is_empty() { vec![run(None)] } else { models.iter().map(Some).map(run).collect() };
+            let id = id.to_string();
+            let body = json!({ "runs": wanted });
+            let (_, answer) = client.post(&["api", "v1", "tasks", &id, "runs"], Some(&body), None).await?;
+            let count = wanted.len();
+            (answer, Some(format!("{count} more at {id}; compare them with `fettle task runs {id}`")))
+        }
+        TaskCommand::Choose { id, run } => {
+            let id = id.to_string();
+            let all: Runs = understand(client.get(&["api", "v1", "tasks", &id, "runs"], &[]).await?)?;
+            let chosen = all.items.iter().find(|item| item.ordinal == *run);
+            let chosen = chosen.with_context(|| format!("{id} has {} Runs and no number {run}", all.items.len()))?;
+            let body = json!({ "run_id": chosen.id });
+            let (_, answer) = client.post(&["api", "v1", "tasks", &id, "prs"], Some(&body), None).await?;
+            (answer, Some(format!("run {run} is published; follow it with `fettle task log -f {id}`")))
         }
         TaskCommand::Show { id } => (client.get(&address(id).each_ref().map(String::as_str), &[]).await?, None),
         TaskCommand::Cancel { id } => {
@@ -183,6 +233,42 @@ fn plain(out: &mut impl Write, page: &Page) -> std::io::Result<()> {
         writeln!(out, "{}", cells.map(|cell| one_line(&cell)).join("\t"))?;
     }
     Ok(())
+}
+
+/// A Task's Runs as columns; the leading one is marked.
+fn runs(out: &mut impl Write, runs: &Runs) -> std::io::Result<()> {
+    let head = ["RUN", "MODEL", "STATE", "OUTCOME", "PROOF", "CHANGE", "CALLS", "TOKENS", "SECONDS"].map(str::to_owned);
+    let mut rows = vec![head];
+    rows.extend(runs.items.iter().map(|run| {
+        let mark = if run.id == runs.leading { "*" } else { "" };
+        let result = run.result.as_ref();
+        let change = result.and_then(|result| result.change.as_ref());
+        let dash = || "-".to_owned();
+        [
+            format!("{}{mark}", run.ordinal),
+            model(run),
+            run.job_state.clone(),
+            result.map_or_else(dash, |result| result.outcome.replace('_', " ")),
+            result.and_then(|result| result.proof.as_ref()).map_or_else(dash, |proof| proof.level.clone()),
+            change.map_or_else(dash, |change| format!("+{} -{}", change.lines_added, change.lines_removed)),
+            run.spent.calls.to_string(),
+            run.spent.generated_tokens.to_string(),
+            run.spent.wall_s.to_string(),
+        ]
+        .map(|cell| one_line(&cell))
+    }));
+    for row in &rows {
+        let widest = |nth: usize| rows.iter().map(|row| row[nth].chars().count()).max().unwrap_or(0);
+        let cells: Vec<String> = row.iter().enumerate().map(|(nth, cell)| format!("{cell:<0$}", widest(nth))).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// What worked on it, else what was asked to.
+fn model(run: &Run) -> String {
+    let used = run.result.as_ref().map(|result| &result.model).filter(|model| !model.is_empty());
+    used.or(run.model.as_ref()).cloned().unwrap_or_else(|| "-".to_owned())
 }
 
 fn cut(text: &str, width: usize) -> String {

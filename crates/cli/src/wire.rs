@@ -49,6 +49,10 @@ pub(crate) struct Task {
 #[derive(Deserialize)]
 pub(crate) struct Run {
     pub(crate) id: String,
+    /// Among the Task's Runs.
+    #[serde(default = "first")]
+    pub(crate) ordinal: u16,
+    pub(crate) model: Option<String>,
     pub(crate) job_state: String,
     /// Those that failed.
     pub(crate) attempts: u16,
@@ -56,6 +60,13 @@ pub(crate) struct Run {
     pub(crate) steps: u32,
     pub(crate) spent: Spent,
     pub(crate) result: Option<RunResult>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Runs {
+    /// The id of the one whose end is the Task's.
+    pub(crate) leading: String,
+    pub(crate) items: Vec<Run>,
 }
 
 #[derive(Deserialize)]
@@ -68,6 +79,7 @@ pub(crate) struct Spent {
 
 #[derive(Deserialize)]
 pub(crate) struct RunResult {
+    pub(crate) outcome: String,
     pub(crate) notes: Vec<String>,
     pub(crate) model: String,
     pub(crate) base: Option<String>,
@@ -136,9 +148,13 @@ pub(crate) enum What {
         message: String,
     },
     RunLeased {
+        #[serde(default = "first")]
+        run: u16,
         worker: String,
     },
     Step {
+        #[serde(default = "first")]
+        run: u16,
         kind: String,
         phase: String,
         title: String,
@@ -146,13 +162,19 @@ pub(crate) enum What {
         generated_tokens: u64,
     },
     RunFailed {
+        #[serde(default = "first")]
+        run: u16,
         why: String,
         again: bool,
     },
     RunLapsed {
+        #[serde(default = "first")]
+        run: u16,
         again: bool,
     },
     RunEnded {
+        #[serde(default = "first")]
+        run: u16,
         outcome: String,
         level: Option<String>,
     },
@@ -180,6 +202,19 @@ pub(crate) enum What {
     Redriven {
         by: String,
     },
+    RunsAdded {
+        by: String,
+        models: Vec<Option<String>>,
+    },
+    RunChosen {
+        by: String,
+        run: u16,
+    },
     #[serde(other)]
     Unknown,
+}
+
+/// A dashboard of before there were several says nothing.
+fn first() -> u16 {
+    1
 }

@@ -91,6 +91,8 @@ actions! {
     TasksCreate = "tasks.create": Maintainer, Write;
     TasksCancel = "tasks.cancel": Maintainer, Write;
     TasksRetry = "tasks.retry": Maintainer, Write;
+    RunsCreate = "runs.create": Maintainer, Write;
+    PullRequestsCreate = "pull_requests.create": Maintainer, Write;
     JobsRead = "jobs.read": Viewer, Read;
     JobsRedrive = "jobs.redrive": Maintainer, Write;
     LedgerAudit = "ledger.audit": Viewer, Read;
@@ -244,7 +246,7 @@ mod tests {
         let (viewer, maintainer, admin) = (words(Role::Viewer), words(Role::Maintainer), words(Role::Admin));
         assert_eq!(
             maintainer.difference(&viewer).copied().collect::<Vec<_>>(),
-            ["jobs.redrive", "tasks.cancel", "tasks.create", "tasks.retry"]
+            ["jobs.redrive", "pull_requests.create", "runs.create", "tasks.cancel", "tasks.create", "tasks.retry"]
         );
         assert_eq!(
             admin.difference(&maintainer).copied().collect::<Vec<_>>(),

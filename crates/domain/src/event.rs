@@ -30,10 +30,16 @@ pub enum EventBody {
         what: String,
     },
     RunLeased {
+        /// Which of the Task's Runs, from 1.
+        #[serde(default = "first", skip_serializing_if = "is_first")]
+        ordinal: u16,
         worker: String,
         fence: u64,
     },
     Step {
+        /// Which of the Task's Runs, from 1.
+        #[serde(default = "first", skip_serializing_if = "is_first")]
+        ordinal: u16,
         seq: u32,
         kind: String,
         phase: String,
@@ -44,13 +50,22 @@ pub enum EventBody {
         took_ms: u64,
     },
     RunFailed {
+        /// Which of the Task's Runs, from 1.
+        #[serde(default = "first", skip_serializing_if = "is_first")]
+        ordinal: u16,
         why: String,
         again: bool,
     },
     RunLapsed {
+        /// Which of the Task's Runs, from 1.
+        #[serde(default = "first", skip_serializing_if = "is_first")]
+        ordinal: u16,
         again: bool,
     },
     RunEnded {
+        /// Which of the Task's Runs, from 1.
+        #[serde(default = "first", skip_serializing_if = "is_first")]
+        ordinal: u16,
         outcome: String,
         level: Option<String>,
     },
@@ -78,4 +93,24 @@ pub enum EventBody {
     Redriven {
         by: String,
     },
+    /// Further Runs, of these models in their order; `None`: the first configured one.
+    RunsAdded {
+        by: String,
+        models: Vec<Option<String>>,
+    },
+    /// Of several patches, this Run's is published.
+    RunChosen {
+        by: String,
+        ordinal: u16,
+    },
+}
+
+/// Most Tasks have one Run, whose number is not worth its bytes.
+fn first() -> u16 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_first(ordinal: &u16) -> bool {
+    *ordinal == 1
 }

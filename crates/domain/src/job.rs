@@ -224,6 +224,14 @@ impl Job {
         }
     }
 
+    /// Ends a job that waited for a person's decision and has nothing left to do. `None`: it does not wait.
+    pub fn settle(self) -> Option<Self> {
+        match self.state {
+            JobState::Waiting { .. } => Some(Self { state: JobState::Done, ..self }),
+            _ => None,
+        }
+    }
+
     /// At once when nobody holds it, else as soon as its holder lets go. `None` when there is nothing left to cancel.
     pub fn cancel(self) -> Option<Self> {
         let state = match self.state {

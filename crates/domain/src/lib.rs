@@ -8,6 +8,7 @@ pub mod account;
 pub mod audit_log;
 pub mod branch;
 pub mod budget;
+pub mod choice;
 pub mod effect;
 pub mod event;
 pub mod foreign;

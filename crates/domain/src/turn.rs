@@ -84,14 +84,14 @@ const INSTALLATION: &str = "installation:";
 const TOKEN: &str = "token";
 /// GitHub asks to write one after the other.
 const PUBLICATIONS: u32 = 1;
-/// A repository's Tasks at work at once, unless configured: a team with one repository has use for its workers, and whose
+/// A repository's Runs at work at once, unless configured: a team with one repository has use for its workers, and whose
 /// turn it is, and not this, keeps the others from starving.
 pub const PER_REPOSITORY: u16 = 4;
 
 /// How many may be at work at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slots {
-    /// Tasks of one repository.
+    /// Runs of one repository.
     pub per_repository: u32,
     /// Runs that a model takes at once, by its name; without an entry, as many as there are workers.
     pub per_model: BTreeMap<String, u32>,

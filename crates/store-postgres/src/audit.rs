@@ -1,8 +1,11 @@
 //! The invariants of `crates/README.md`, looked for in the rows themselves: one sentence for each breach.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use fettle_domain::choice;
 use fettle_domain::id::{JobId, TaskId};
+use fettle_domain::job::JobState;
 use fettle_domain::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use fettle_domain::task::TaskState;
 use fettle_domain::turn::Slots;
@@ -63,7 +66,7 @@ async fn identities(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()
 /// I4: nobody has more at work than its slots, and whoever is queued stands in line.
 async fn turns(conn: &mut PgConnection, slots: &Slots, breaches: &mut Vec<String>) -> R<()> {
     let owners = sqlx::query!(
-        r#"SELECT lane.slots_of, count(DISTINCT job.task_id) AS "held!"
+        r#"SELECT lane.slots_of, count(*) AS "held!"
            FROM job JOIN lane ON lane.id = job.lane_id WHERE job.leased_until IS NOT NULL GROUP BY lane.slots_of"#
     )
     .fetch_all(&mut *conn)
@@ -72,7 +75,7 @@ async fn turns(conn: &mut PgConnection, slots: &Slots, breaches: &mut Vec<String
     for owner in owners {
         let (held, allowed) = (owner.held, slots.of(&owner.slots_of));
         if held > i64::from(allowed) {
-            breaches.push(format!("I4: {} has {held} Tasks at work, {allowed} may be", owner.slots_of));
+            breaches.push(format!("I4: {} has {held} jobs at work, {allowed} may be", owner.slots_of));
         }
     }
     let astray = sqlx::query_scalar!("SELECT id FROM job WHERE (state = 'queued') <> (turn_at IS NOT NULL)")
@@ -135,7 +138,7 @@ async fn journals(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> 
     .await
     .or_ledger()?;
     for id in without_result {
-        breaches.push(format!("I5: the Run of {} is done without a result", TaskId::from_uuid(id)));
+        breaches.push(format!("I5: a Run of {} is done without a result", TaskId::from_uuid(id)));
     }
     let gaps = sqlx::query_scalar!(
         r#"SELECT run.task_id AS "task_id!" FROM run LEFT JOIN step ON step.run_id = run.id
@@ -145,7 +148,7 @@ async fn journals(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> 
     .await
     .or_ledger()?;
     for id in gaps {
-        breaches.push(format!("I5: the journal of {} has a gap", TaskId::from_uuid(id)));
+        breaches.push(format!("I5: a journal of {} has a gap", TaskId::from_uuid(id)));
     }
     let newer_than_lease = sqlx::query_scalar!(
         r#"SELECT DISTINCT run.task_id AS "task_id!" FROM step JOIN run ON run.id = step.run_id
@@ -190,6 +193,7 @@ async fn events(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> {
 
 /// I9, second half: the shown state is the fold of the jobs, and an end was told last.
 async fn folds(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> {
+    let several = several(conn).await?;
     // Row by row as they come: there may be as many as there ever were Tasks.
     let mut rows = sqlx::query!(
         r#"SELECT task.id, task.state, task.ended_at,
@@ -197,18 +201,20 @@ async fn folds(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> {
                   run.worker_id AS run_worker, run.reason AS run_reason,
                   publish.state AS "publish_state?", coalesce(publish.delayed_until, publish.leased_until) AS publish_until,
                   publish.worker_id AS publish_worker, publish.reason AS publish_reason, turn.kind AS "turn?"
-           FROM task JOIN run AS tried ON tried.task_id = task.id JOIN job AS run ON run.id = tried.job_id
+           FROM task JOIN run AS tried ON tried.task_id = task.id AND tried.ordinal = task.leading_run
+           JOIN job AS run ON run.id = tried.job_id
            LEFT JOIN LATERAL (SELECT * FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
                               ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish ON true
            LEFT JOIN LATERAL (SELECT event.kind FROM event WHERE event.task_id = task.id
-                              AND event.kind IN ('task_created', 'redriven', 'task_done', 'task_cancelled')
+                              AND event.kind IN ('task_created', 'redriven', 'runs_added', 'task_done', 'task_cancelled')
                               ORDER BY event.task_seq DESC LIMIT 1) AS turn ON true"#
     )
     .fetch(conn);
     while let Some(row) = rows.try_next().await.or_ledger()? {
         let id = TaskId::from_uuid(row.id);
         let bad = |what| unreadable(format!("a job of {id} {what}"));
-        let run = job::state_of(&row.run_state, row.run_until, row.run_worker, row.run_reason).map_err(bad)?;
+        let leading = job::state_of(&row.run_state, row.run_until, row.run_worker, row.run_reason).map_err(bad)?;
+        let run = several.get(&id).cloned().unwrap_or(leading);
         let publish = match row.publish_state {
             Some(state) => {
                 let (until, worker, reason) = (row.publish_until, row.publish_worker, row.publish_reason);
@@ -233,4 +239,29 @@ async fn folds(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> {
         }
     }
     Ok(())
+}
+
+/// Of Tasks with several Runs, which are few: what the Run's job says that speaks for the Task.
+async fn several(conn: &mut PgConnection) -> R<BTreeMap<TaskId, JobState>> {
+    let rows = sqlx::query!(
+        r#"SELECT run.task_id, run.job_id, run.ordinal = task.leading_run AS "leads!" FROM run JOIN task ON task.id = run.task_id
+           WHERE run.task_id IN (SELECT task_id FROM run WHERE ordinal > 1) ORDER BY run.task_id, run.ordinal"#
+    )
+    .fetch_all(&mut *conn)
+    .await
+    .or_ledger()?;
+    let mut runs: BTreeMap<TaskId, (Vec<JobState>, usize)> = BTreeMap::new();
+    for row in rows {
+        let job = job::get(conn, JobId::from_uuid(row.job_id)).await?.job.state;
+        let (jobs, leading) = runs.entry(TaskId::from_uuid(row.task_id)).or_default();
+        if row.leads {
+            *leading = jobs.len();
+        }
+        jobs.push(job);
+    }
+    let speaks = |(task, (mut jobs, leading)): (TaskId, (Vec<JobState>, usize))| {
+        let speaker = choice::speaker(&jobs.iter().collect::<Vec<_>>(), leading);
+        (task, jobs.swap_remove(speaker))
+    };
+    Ok(runs.into_iter().map(speaks).collect())
 }

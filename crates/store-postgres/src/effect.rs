@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 
 use crate::error::{OrLedger, R, unreadable};
 use crate::writer::{Tx, Verb};
-use crate::{event, job, stored, task};
+use crate::{event, job, run, stored, task};
 
 /// Of one Task, in the order they are brought about.
 pub(crate) async fn list(conn: &mut PgConnection, task: TaskId) -> R<Vec<Effect>> {
@@ -80,6 +80,15 @@ impl Verb for Want {
     }
 }
 
+/// Whether a patch of the Task is pushed or is to be.
+pub(crate) async fn is_published(conn: &mut PgConnection, task: TaskId) -> R<bool> {
+    let (task, push) = (task.as_uuid(), EffectKind::Push.name());
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM effect WHERE task_id = $1 AND kind = $2) AS "is!""#, task, push,)
+        .fetch_one(conn)
+        .await
+        .or_ledger()
+}
+
 pub(crate) struct WantProgress {
     pub(crate) task: TaskId,
 }
@@ -89,7 +98,8 @@ impl Verb for WantProgress {
 
     async fn apply(&self, tx: &mut Tx<'_>) -> R<bool> {
         task::lock(tx, self.task).await?;
-        if !matches!(task::parts(tx, self.task).await?.run.job.state, JobState::Leased { .. }) {
+        let leading = run::leading_job(tx.conn, self.task).await?;
+        if !matches!(job::get(tx.conn, leading).await?.job.state, JobState::Leased { .. }) {
             return Ok(false);
         }
         want(tx, self.task, &[EffectKind::Progress]).await?;
@@ -121,7 +131,7 @@ pub(crate) async fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) ->
         return Ok(id);
     }
     let new = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
-    let place = task::get(tx, task).await?.place_of(JobKind::Publish);
+    let place = task::get(tx, task).await?.publish_place();
     job::insert(tx, &new, task, &place).await?;
     Ok(new.id)
 }

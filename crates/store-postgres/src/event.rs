@@ -99,6 +99,8 @@ pub(crate) fn kind(body: &EventBody) -> &'static str {
         EventBody::TaskCancelled => "task_cancelled",
         EventBody::TaskDone { .. } => "task_done",
         EventBody::Redriven { .. } => "redriven",
+        EventBody::RunsAdded { .. } => "runs_added",
+        EventBody::RunChosen { .. } => "run_chosen",
     }
 }
 

@@ -298,7 +298,8 @@ impl Verb for Lease {
             lane::serve(tx, row.lane).await?;
             store(tx, &row).await?;
             if row.job.kind == JobKind::Run {
-                let body = EventBody::RunLeased { worker: self.who.name.clone(), fence: row.job.fence.get() };
+                let ordinal = run::ordinal(tx.conn, row.job.id).await?;
+                let body = EventBody::RunLeased { ordinal, worker: self.who.name.clone(), fence: row.job.fence.get() };
                 event::append(tx, row.task, &body).await?;
             }
             task::refresh(tx, row.task).await?;
@@ -401,7 +402,7 @@ async fn renew(tx: &mut Tx<'_>, beat: &Beat) -> R<BeatAnswer> {
         JobState::Cancelling { .. } => Ok(BeatAnswer::Cancel { reason: task::cancel_reason(tx, row.task).await? }),
         _ => {
             let (messages, received) = match row.job.kind {
-                JobKind::Run => message::hand_over(tx, row.task, beat.received).await?,
+                JobKind::Run => message::hand_over(tx, row.task, row.job.id, beat.received).await?,
                 JobKind::Publish => (Vec::new(), None),
             };
             Ok(BeatAnswer::Renewed { time_left: tx.timing.lease, messages, received })
@@ -432,7 +433,10 @@ impl Verb for Fail {
         store(tx, &row).await?;
         let (why, again) = (self.why.clone(), !row.job.state.is_final());
         let body = match row.job.kind {
-            JobKind::Run => EventBody::RunFailed { why, again },
+            JobKind::Run => {
+                let ordinal = run::ordinal(tx.conn, row.job.id).await?;
+                EventBody::RunFailed { ordinal, why, again }
+            }
             JobKind::Publish => EventBody::PublishFailed { why, again },
         };
         event::append(tx, row.task, &body).await?;
@@ -489,7 +493,7 @@ impl Verb for Release {
 /// A run that died owes its readers a comment; every end shows in the Task.
 async fn after_end(tx: &mut Tx<'_>, row: &JobRow) -> R<()> {
     if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. }) {
-        run::publish_the_death(tx, row.task).await?;
+        run::want_what_follows(tx, row.task).await?;
     }
     task::refresh(tx, row.task).await
 }
@@ -547,7 +551,7 @@ async fn expire(tx: &mut Tx<'_>, id: JobId) -> R<bool> {
     store(tx, &row).await?;
     let again = !row.job.state.is_final();
     let body = match row.job.kind {
-        JobKind::Run => EventBody::RunLapsed { again },
+        JobKind::Run => EventBody::RunLapsed { ordinal: run::ordinal(tx.conn, row.job.id).await?, again },
         JobKind::Publish => EventBody::PublishFailed { why: "the publisher's lease ended".to_owned(), again },
     };
     event::append(tx, row.task, &body).await?;
@@ -594,7 +598,11 @@ pub(crate) async fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> R<()> {
         JobKind::Run if task::get(tx, row.task).await?.state == TaskState::Cancelled => {
             return Err(LedgerError::Invalid(format!("{} was cancelled; retry it as a new Task", row.task)).into());
         }
-        JobKind::Run => {}
+        JobKind::Run => {
+            if run::count(tx.conn, row.task).await? > 1 && effect::is_published(tx.conn, row.task).await? {
+                return Err(LedgerError::Invalid(format!("another Run's patch of {} is published", row.task)).into());
+            }
+        }
         JobKind::Publish => {
             if let Some(newer) = effect::unfinished_publish_job(tx.conn, row.task).await? {
                 return Err(LedgerError::Invalid(format!("{newer} publishes for {} already", row.task)).into());

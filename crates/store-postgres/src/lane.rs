@@ -16,8 +16,9 @@ use crate::stored::Subject;
 use crate::time::Instant;
 use crate::writer::Tx;
 
-pub(crate) fn place(kind: JobKind, subject: &Subject, trigger: &str) -> Place {
-    Place::of(kind, subject.repo.as_ref(), subject.model.as_deref(), &subject.needs, trigger)
+/// `model`: of a Run.
+pub(crate) fn place(kind: JobKind, subject: &Subject, model: Option<&str>, trigger: &str) -> Place {
+    Place::of(kind, subject.repo.as_ref(), model, &subject.needs, trigger)
 }
 
 /// The lane at `place`, made when it is the first to stand there.
@@ -86,7 +87,7 @@ struct Room {
     pools: BTreeMap<i64, String>,
     /// What each model can still take.
     of_model: BTreeMap<String, i64>,
-    /// Whose slots jobs hold, with how many Tasks.
+    /// Whose slots jobs hold, and how many.
     held: BTreeMap<String, i64>,
 }
 
@@ -107,7 +108,7 @@ impl Room {
         .await
         .or_ledger()?;
         let held = sqlx::query!(
-            r#"SELECT lane.slots_of, count(DISTINCT job.task_id) AS "tasks!"
+            r#"SELECT lane.slots_of, count(*) AS "jobs!"
                FROM job JOIN lane ON lane.id = job.lane_id WHERE job.leased_until IS NOT NULL GROUP BY lane.slots_of"#
         )
         .fetch_all(conn)
@@ -116,7 +117,7 @@ impl Room {
         let mut room = Self {
             pools: BTreeMap::new(),
             of_model: BTreeMap::new(),
-            held: held.into_iter().map(|owner| (owner.slots_of, owner.tasks)).collect(),
+            held: held.into_iter().map(|owner| (owner.slots_of, owner.jobs)).collect(),
         };
         for pool in pools {
             let free = i64::from(slots.of_model(&pool.model)) - pool.held;

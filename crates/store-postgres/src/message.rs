@@ -25,7 +25,7 @@ impl Verb for Post {
     }
 }
 
-/// Keeps the message and wakes what waited for an answer.
+/// Keeps the message and wakes what waited for an answer; a Run whose patch waits to be chosen does not.
 pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> R<()> {
     let (id, now) = (task.as_uuid(), Instant(tx.now));
     // `handed_fence` is of a former rule and says nothing any more; a schema that drops it would shut older binaries out.
@@ -39,10 +39,14 @@ pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) ->
     .execute(&mut *tx.conn)
     .await
     .or_ledger()?;
-    let waiting = sqlx::query_scalar!("SELECT id FROM job WHERE task_id = $1 AND state = 'waiting'", id,)
-        .fetch_all(&mut *tx.conn)
-        .await
-        .or_ledger()?;
+    let waiting = sqlx::query_scalar!(
+        "SELECT id FROM job WHERE task_id = $1 AND state = 'waiting'
+         AND NOT EXISTS (SELECT FROM run WHERE run.job_id = job.id AND run.result IS NOT NULL)",
+        id,
+    )
+    .fetch_all(&mut *tx.conn)
+    .await
+    .or_ledger()?;
     for id in waiting {
         let mut row = job::get(tx.conn, JobId::from_uuid(id)).await?;
         if let Some(woken) = row.job.clone().wake() {
@@ -58,7 +62,12 @@ pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) ->
 /// A message that an earlier holder was handed and did not journal before it died is handed over again: each journaled
 /// message is one step, in the order they were handed. Who has been handed none under its lease has journaled none, so the
 /// journal says where to begin.
-pub(crate) async fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u64>) -> R<(Vec<String>, Option<u64>)> {
+pub(crate) async fn hand_over(
+    tx: &mut Tx<'_>,
+    task: TaskId,
+    run_job: JobId,
+    received: Option<u64>,
+) -> R<(Vec<String>, Option<u64>)> {
     let id = task.as_uuid();
     let all = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM message WHERE task_id = $1"#, id)
         .fetch_one(&mut *tx.conn)
@@ -73,8 +82,8 @@ pub(crate) async fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u6
         None => {
             let journaled = sqlx::query_scalar!(
                 r#"SELECT count(*) AS "count!" FROM step JOIN run ON run.id = step.run_id
-               WHERE run.task_id = $1 AND step.kind = 'message_in'"#,
-                id,
+               WHERE run.job_id = $1 AND step.kind = 'message_in'"#,
+                run_job.as_uuid(),
             )
             .fetch_one(&mut *tx.conn)
             .await

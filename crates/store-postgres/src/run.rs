@@ -1,10 +1,11 @@
 //! Runs: their journal of steps, their result, and the publish job that follows.
 
-use fettle_app::ports::ledger::{Fenced, LedgerError, RunOrder};
+use fettle_app::ports::ledger::{Fenced, LedgerError, RunOrder, RunPlan};
 use fettle_domain::budget::Spent;
+use fettle_domain::choice::{self, Follows, TO_BE_CHOSEN, has_patch, may_be_added};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RunId, TaskId};
-use fettle_domain::job::{Job, JobKind, JobState};
+use fettle_domain::job::{Job, JobKind, JobState, Until};
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::proof::Level;
 use fettle_domain::publication::{Ended, wanted_effects};
@@ -16,11 +17,14 @@ use crate::error::{OrLedger, R, unreadable};
 use crate::job::{self, JobRow};
 use crate::time::Instant;
 use crate::writer::{Tx, Verb};
-use crate::{effect, event, stored, task};
+use crate::{effect, event, lane, stored, task};
 
 /// The Run that a job executes, with its journal's length.
 struct RunRow {
     id: RunId,
+    ordinal: u16,
+    model: Option<String>,
+    instruction: Option<String>,
     steps: u32,
     spent: Spent,
 }
@@ -28,7 +32,8 @@ struct RunRow {
 async fn of_job(conn: &mut PgConnection, job: JobId) -> R<RunRow> {
     let uuid = job.as_uuid();
     let row = sqlx::query!(
-        "SELECT id, steps, calls, generated_tokens, prompt_tokens, wall_s FROM run WHERE job_id = $1",
+        "SELECT id, ordinal, model, instruction, steps, calls, generated_tokens, prompt_tokens, wall_s
+         FROM run WHERE job_id = $1",
         uuid,
     )
     .fetch_optional(conn)
@@ -37,6 +42,9 @@ async fn of_job(conn: &mut PgConnection, job: JobId) -> R<RunRow> {
     .ok_or_else(|| LedgerError::Invalid(format!("{job} is not a run job")))?;
     Ok(RunRow {
         id: RunId::from_uuid(row.id),
+        ordinal: u16::try_from(row.ordinal).map_err(unreadable)?,
+        model: row.model,
+        instruction: row.instruction,
         steps: u32::try_from(row.steps).map_err(unreadable)?,
         spent: spent(row.calls, row.generated_tokens, row.prompt_tokens, row.wall_s)?,
     })
@@ -62,7 +70,8 @@ pub(crate) async fn order(tx: &mut Tx<'_>, row: &JobRow) -> R<RunOrder> {
         mode: task.mode,
         repo: task.subject.repo,
         issue: task.subject.issue,
-        model: task.subject.model,
+        model: run.model,
+        instruction: run.instruction,
         base: task.subject.base,
         generation: task.generation,
         spent: run.spent,
@@ -138,7 +147,7 @@ impl Verb for Record {
             row.job = row.job.step(self.lease.fence).map_err(unreadable)?;
             job::store(tx, &row).await?;
         }
-        event::append(tx, row.task, &step_event(step)).await?;
+        event::append(tx, row.task, &step_event(run.ordinal, step)).await?;
         Ok(Fenced::Applied)
     }
 }
@@ -180,8 +189,9 @@ async fn store_spent(tx: &mut Tx<'_>, run: RunId, spent: &Spent, steps: i64) -> 
     Ok(())
 }
 
-fn step_event(step: &StepRecord) -> EventBody {
+fn step_event(ordinal: u16, step: &StepRecord) -> EventBody {
     EventBody::Step {
+        ordinal,
         seq: step.seq,
         kind: step.kind.name().to_owned(),
         phase: step.phase.clone(),
@@ -230,7 +240,10 @@ impl Verb for Complete {
         };
         let run = of_job(tx.conn, self.lease.job).await?;
         let cancelled = matches!(row.job.state, JobState::Cancelling { .. });
-        row.job = row.job.complete(self.lease.fence).map_err(unreadable)?;
+        let fence = self.lease.fence;
+        let waits = !cancelled && has_patch(&self.result.outcome) && count(tx.conn, row.task).await? > 1;
+        row.job = if waits { row.job.defer(fence, Until::Event, TO_BE_CHOSEN) } else { row.job.complete(fence) }
+            .map_err(unreadable)?;
         job::store(tx, &row).await?;
 
         let (id, result) = (run.id.as_uuid(), stored::write(&self.result)?);
@@ -240,15 +253,13 @@ impl Verb for Complete {
             .or_ledger()?;
         store_spent(tx, run.id, &self.result.spent, i64::from(run.steps)).await?;
         let level = self.result.change.as_ref().map(|change| level_name(change.proof.level).to_owned());
-        let body = EventBody::RunEnded { outcome: self.result.outcome.name().to_owned(), level };
-        event::append(tx, row.task, &body).await?;
+        let outcome = self.result.outcome.name().to_owned();
+        event::append(tx, row.task, &EventBody::RunEnded { ordinal: run.ordinal, outcome, level }).await?;
 
         if cancelled {
             publish_nothing(tx, row.task).await?;
         } else {
-            let audience = task::get(tx, row.task).await?.audience();
-            let kinds = wanted_effects(audience, Ended::With(&self.result.outcome));
-            effect::want(tx, row.task, &kinds).await?;
+            want_what_follows(tx, row.task).await?;
         }
         task::refresh(tx, row.task).await?;
         Ok(Fenced::Applied)
@@ -263,18 +274,170 @@ async fn publish_nothing(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
     }
     let job = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
     let cancelled = job.cancel().expect("a queued job can be cancelled");
-    let place = task::get(tx, task).await?.place_of(JobKind::Publish);
+    let place = task::get(tx, task).await?.publish_place();
     job::insert(tx, &cancelled, task, &place).await
 }
 
-/// A comment for a Run that died without an outcome.
-pub(crate) async fn publish_the_death(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
+pub(crate) async fn count(conn: &mut PgConnection, task: TaskId) -> R<usize> {
+    let task = task.as_uuid();
+    let count = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM run WHERE task_id = $1"#, task)
+        .fetch_one(conn)
+        .await
+        .or_ledger()?;
+    Ok(usize::try_from(count).map_err(unreadable)?)
+}
+
+/// Which of its Task's Runs a job executes, from 1.
+pub(crate) async fn ordinal(conn: &mut PgConnection, job: JobId) -> R<u16> {
+    let job = job.as_uuid();
+    let ordinal =
+        sqlx::query_scalar!("SELECT ordinal FROM run WHERE job_id = $1", job).fetch_one(conn).await.or_ledger()?;
+    Ok(u16::try_from(ordinal).map_err(unreadable)?)
+}
+
+pub(crate) async fn leading_job(conn: &mut PgConnection, task: TaskId) -> R<JobId> {
+    let uuid = task.as_uuid();
+    let job = sqlx::query_scalar!(
+        "SELECT run.job_id FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading_run
+         WHERE task.id = $1",
+        uuid,
+    )
+    .fetch_optional(conn)
+    .await
+    .or_ledger()?;
+    Ok(JobId::from_uuid(job.ok_or_else(|| LedgerError::NotFound(task.to_string()))?))
+}
+
+/// One of a Task's Runs, as far as it decides what follows.
+struct End {
+    run: RunId,
+    ordinal: u16,
+    job: JobRow,
+    result: Option<RunResult>,
+}
+
+impl End {
+    /// Its job is final, or waits with a patch.
+    fn has_come(&self) -> bool {
+        let state = &self.job.job.state;
+        state.is_final() || (matches!(state, JobState::Waiting { .. }) && self.result.is_some())
+    }
+}
+
+/// In the order of the Runs.
+async fn ends(tx: &mut Tx<'_>, task: TaskId) -> R<Vec<End>> {
+    let task = task.as_uuid();
+    let rows = sqlx::query!("SELECT id, ordinal, job_id, result FROM run WHERE task_id = $1 ORDER BY ordinal", task)
+        .fetch_all(&mut *tx.conn)
+        .await
+        .or_ledger()?;
+    let mut ends = Vec::with_capacity(rows.len());
+    for row in rows {
+        ends.push(End {
+            run: RunId::from_uuid(row.id),
+            ordinal: u16::try_from(row.ordinal).map_err(unreadable)?,
+            job: job::get(tx.conn, JobId::from_uuid(row.job_id)).await?,
+            result: row.result.as_deref().map(stored::read).transpose()?,
+        });
+    }
+    Ok(ends)
+}
+
+/// What the end of a Run asks for on the forge, once it is the end of all.
+pub(crate) async fn want_what_follows(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
+    let ends = ends(tx, task).await?;
+    if ends.iter().any(|end| end.job.job.state == JobState::Cancelled || !end.has_come()) {
+        return Ok(());
+    }
+    let outcomes: Vec<_> = ends.iter().map(|end| end.result.as_ref().map(|result| &result.outcome)).collect();
+    match choice::follows(&outcomes) {
+        Follows::Publish(nth) => publish(tx, task, ends, nth).await,
+        Follows::Choice => Ok(()),
+    }
+}
+
+/// The end of the `nth` is the Task's.
+async fn publish(tx: &mut Tx<'_>, task: TaskId, mut ends: Vec<End>, nth: usize) -> R<()> {
+    let (leading, id) = (i64::from(ends[nth].ordinal), task.as_uuid());
+    sqlx::query!("UPDATE task SET leading_run = $1 WHERE id = $2", leading, id)
+        .execute(&mut *tx.conn)
+        .await
+        .or_ledger()?;
+    for end in ends.iter_mut().filter(|end| end.result.is_some()) {
+        if let Some(settled) = end.job.job.clone().settle() {
+            end.job.job = settled;
+            job::store(tx, &end.job).await?;
+        }
+    }
     let audience = task::get(tx, task).await?.audience();
-    let kinds = wanted_effects(audience, Ended::Died);
-    if kinds.is_empty() {
+    let ended = ends[nth].result.as_ref().map_or(Ended::Died, |result| Ended::With(&result.outcome));
+    let kinds = wanted_effects(audience, ended);
+    // A comment for what died without an outcome, where there is somebody to tell.
+    if ended == Ended::Died && kinds.is_empty() {
         return Ok(());
     }
     effect::want(tx, task, &kinds).await.map(|_| ())
+}
+
+pub(crate) struct Add {
+    pub(crate) task: TaskId,
+    pub(crate) by: String,
+    pub(crate) plans: Vec<RunPlan>,
+}
+
+impl Verb for Add {
+    type Out = ();
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> R<()> {
+        task::lock(tx, self.task).await?;
+        let task = task::get(tx, self.task).await?;
+        let has = count(tx.conn, self.task).await?;
+        let published = effect::is_published(tx.conn, self.task).await?;
+        may_be_added(task.mode, task.state, task.is_cancelled, published, has, self.plans.len())
+            .map_err(|why| LedgerError::Invalid(format!("{} {why}", self.task)))?;
+        task::may_become_active(tx, self.task, JobKind::Publish).await?;
+        add(tx, self.task, has, &self.by, &self.plans).await?;
+        task::refresh(tx, self.task).await
+    }
+}
+
+/// Queues further Runs behind the first `has`, and tells of them.
+pub(crate) async fn add(tx: &mut Tx<'_>, task: TaskId, has: usize, by: &str, plans: &[RunPlan]) -> R<()> {
+    let row = task::get(tx, task).await?;
+    for (ordinal, plan) in (has + 1..).zip(plans) {
+        let place = lane::place(JobKind::Run, &row.subject, plan.model.as_deref(), &row.trigger);
+        job::insert(tx, &Job::queued(plan.job, JobKind::Run), task, &place).await?;
+        insert(tx, task, i64::try_from(ordinal).map_err(unreadable)?, plan).await?;
+    }
+    let models = plans.iter().map(|plan| plan.model.clone()).collect();
+    event::append(tx, task, &EventBody::RunsAdded { by: by.to_owned(), models }).await
+}
+
+pub(crate) struct Choose {
+    pub(crate) task: TaskId,
+    pub(crate) run: RunId,
+    pub(crate) by: String,
+}
+
+impl Verb for Choose {
+    type Out = ();
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> R<()> {
+        task::lock(tx, self.task).await?;
+        let ends = ends(tx, self.task).await?;
+        let nth = ends.iter().position(|end| end.run == self.run);
+        let nth = nth.ok_or_else(|| LedgerError::NotFound(self.run.to_string()))?;
+        if let Some(at_work) = ends.iter().find(|end| !end.has_come()) {
+            return Err(LedgerError::Invalid(format!("{} has not ended", at_work.run)).into());
+        }
+        if !matches!(ends[nth].job.job.state, JobState::Waiting { .. }) {
+            return Err(LedgerError::Invalid(format!("{} has no patch that waits to be chosen", self.run)).into());
+        }
+        let body = EventBody::RunChosen { by: self.by.clone(), ordinal: ends[nth].ordinal };
+        event::append(tx, self.task, &body).await?;
+        publish(tx, self.task, ends, nth).await?;
+        task::refresh(tx, self.task).await
+    }
 }
 
 fn level_name(level: Level) -> &'static str {
@@ -285,15 +448,18 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// The row of a Task's one Run.
-pub(crate) async fn insert(tx: &mut Tx<'_>, run: RunId, task: TaskId, job: JobId) -> R<()> {
-    let (run, task, job) = (run.as_uuid(), task.as_uuid(), job.as_uuid());
+pub(crate) async fn insert(tx: &mut Tx<'_>, task: TaskId, ordinal: i64, plan: &RunPlan) -> R<()> {
+    let (run, task, job) = (plan.run.as_uuid(), task.as_uuid(), plan.job.as_uuid());
     sqlx::query!(
-        "INSERT INTO run (id, task_id, job_id, steps, calls, generated_tokens, prompt_tokens, wall_s)
-         VALUES ($1, $2, $3, 0, 0, 0, 0, 0)",
+        "INSERT INTO run (id, task_id, job_id, ordinal, model, instruction, steps, calls, generated_tokens,
+                          prompt_tokens, wall_s)
+         VALUES ($1, $2, $3, $4, $5, $6, 0, 0, 0, 0, 0)",
         run,
         task,
         job,
+        ordinal,
+        plan.model.as_deref().map(stored::text),
+        plan.instruction.as_deref().map(stored::text),
     )
     .execute(&mut *tx.conn)
     .await

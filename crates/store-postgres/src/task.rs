@@ -2,7 +2,8 @@
 
 use std::str::FromStr;
 
-use fettle_app::ports::ledger::{CancelAnswer, LedgerError, Opened, Retried, TaskPlan};
+use fettle_app::ports::ledger::{CancelAnswer, LedgerError, Opened, Retried, RunPlan, TaskPlan};
+use fettle_domain::choice;
 use fettle_domain::effect::{EffectState, Receipt};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
@@ -28,6 +29,8 @@ pub(crate) struct TaskRow {
     pub(crate) state: TaskState,
     pub(crate) note: Option<String>,
     pub(crate) ended: bool,
+    /// Somebody asked for it, also while a holder has yet to let go.
+    pub(crate) is_cancelled: bool,
     pub(crate) subject: Subject,
 }
 
@@ -40,9 +43,9 @@ impl TaskRow {
         }
     }
 
-    /// Where a job of this Task stands in line.
-    pub(crate) fn place_of(&self, kind: JobKind) -> Place {
-        lane::place(kind, &self.subject, &self.trigger)
+    /// Where its publications stand in line.
+    pub(crate) fn publish_place(&self) -> Place {
+        lane::place(JobKind::Publish, &self.subject, None, &self.trigger)
     }
 
     /// What at most one active Task may have.
@@ -81,7 +84,8 @@ pub(crate) async fn lock(tx: &mut Tx<'_>, id: TaskId) -> R<()> {
 pub(crate) async fn get(tx: &mut Tx<'_>, id: TaskId) -> R<TaskRow> {
     let uuid = id.as_uuid();
     let row = sqlx::query!(
-        "SELECT correlation_id, mode, generation, trigger_kind, state, note, ended_at, subject FROM task WHERE id = $1",
+        "SELECT correlation_id, mode, generation, trigger_kind, state, note, ended_at, cancelled_by, subject
+         FROM task WHERE id = $1",
         uuid,
     )
     .fetch_optional(&mut *tx.conn)
@@ -96,6 +100,7 @@ pub(crate) async fn get(tx: &mut Tx<'_>, id: TaskId) -> R<TaskRow> {
         state: state_of(&row.state)?,
         note: row.note,
         ended: row.ended_at.is_some(),
+        is_cancelled: row.cancelled_by.is_some(),
         subject: stored::read(&row.subject)?,
     })
 }
@@ -212,7 +217,7 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> R<()> {
     let issue = plan.issue.number.map(number).transpose()?;
     let installation = plan.repo.as_ref().and_then(|repo| repo.installation).map(number).transpose()?;
     let (id, correlation, mode) = (plan.id.as_uuid(), plan.correlation.as_uuid(), plan.mode.name());
-    let place = lane::place(JobKind::Run, &subject, &plan.trigger);
+    let place = lane::place(JobKind::Run, &subject, plan.model.as_deref(), &plan.trigger);
     let (state, at, subject) = (TaskState::Queued.name(), Instant(plan.at), stored::write(&subject)?);
     sqlx::query!(
         "INSERT INTO task (id, correlation_id, mode, repo_forge_id, issue_number, installation, generation, actor,
@@ -237,46 +242,59 @@ async fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> R<()> {
     .or_ledger()?;
     remember(tx, &plan.intent, plan.id).await?;
     job::insert(tx, &Job::queued(plan.job, JobKind::Run), plan.id, &place).await?;
-    run::insert(tx, plan.run, plan.id, plan.job).await?;
+    let run = RunPlan { run: plan.run, job: plan.job, model: plan.model.clone(), instruction: None };
+    run::insert(tx, plan.id, 1, &run).await?;
     let body = EventBody::TaskCreated {
         title: plan.issue.title.clone(),
         mode: plan.mode.name().to_owned(),
         trigger: plan.trigger.clone(),
     };
-    event::append(tx, plan.id, &body).await
+    event::append(tx, plan.id, &body).await?;
+    if plan.further.is_empty() {
+        return Ok(());
+    }
+    run::add(tx, plan.id, 1, &plan.actor, &plan.further).await
 }
 
 /// A Task's jobs and result: what its state folds from.
 pub(crate) struct Parts {
+    /// Of the Run that speaks for it.
     pub(crate) run: JobRow,
     /// One that was cancelled, else the newest.
     pub(crate) publish: Option<JobRow>,
+    /// Of the leading Run.
     pub(crate) result: Option<RunResult>,
 }
 
 pub(crate) async fn parts(tx: &mut Tx<'_>, task: TaskId) -> R<Parts> {
     let uuid = task.as_uuid();
-    let row = sqlx::query!(
-        r#"SELECT run.job_id AS run_job, run.result,
+    let runs = sqlx::query!(
+        r#"SELECT run.job_id AS run_job, run.result, run.ordinal = task.leading_run AS "leads!",
                   coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
                             AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
                            (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
                             ORDER BY job.seq DESC LIMIT 1)) AS "publish_job?"
-           FROM run WHERE run.task_id = $1"#,
+           FROM task JOIN run ON run.task_id = task.id WHERE task.id = $1 ORDER BY run.ordinal"#,
         uuid,
     )
-    .fetch_optional(&mut *tx.conn)
+    .fetch_all(&mut *tx.conn)
     .await
-    .or_ledger()?
-    .ok_or_else(|| LedgerError::NotFound(task.to_string()))?;
-    let publish = match row.publish_job {
+    .or_ledger()?;
+    let leading = runs.iter().position(|run| run.leads).ok_or_else(|| LedgerError::NotFound(task.to_string()))?;
+    let mut jobs = Vec::with_capacity(runs.len());
+    for run in &runs {
+        jobs.push(job::get(tx.conn, JobId::from_uuid(run.run_job)).await?);
+    }
+    let states: Vec<&JobState> = jobs.iter().map(|row| &row.job.state).collect();
+    let speaker = choice::speaker(&states, leading);
+    let publish = match runs[leading].publish_job {
         Some(id) => Some(job::get(tx.conn, JobId::from_uuid(id)).await?),
         None => None,
     };
     Ok(Parts {
-        run: job::get(tx.conn, JobId::from_uuid(row.run_job)).await?,
+        run: jobs.swap_remove(speaker),
         publish,
-        result: row.result.as_deref().map(stored::read).transpose()?,
+        result: runs[leading].result.as_deref().map(stored::read).transpose()?,
     })
 }
 
@@ -388,10 +406,16 @@ impl Verb for Cancel {
         if first.rows_affected() > 0 {
             event::append(tx, self.task, &EventBody::CancelRequested { by: self.by.clone() }).await?;
         }
-        let mut run = parts(tx, self.task).await?.run;
-        if let Some(cancelled) = run.job.clone().cancel() {
-            run.job = cancelled;
-            job::store(tx, &run).await?;
+        let runs = sqlx::query_scalar!("SELECT job_id FROM run WHERE task_id = $1 ORDER BY ordinal", id)
+            .fetch_all(&mut *tx.conn)
+            .await
+            .or_ledger()?;
+        for run in runs {
+            let mut run = job::get(tx.conn, JobId::from_uuid(run)).await?;
+            if let Some(cancelled) = run.job.clone().cancel() {
+                run.job = cancelled;
+                job::store(tx, &run).await?;
+            }
         }
         effect::cancel_publication(tx, self.task).await?;
         refresh(tx, self.task).await?;
@@ -449,6 +473,21 @@ impl Retry {
             Some((repo, issue)) => 1 + earlier(tx, repo, issue).await?,
             None => row.generation + 1,
         };
+        let task = self.task.as_uuid();
+        let further = sqlx::query!(
+            "SELECT model, instruction FROM run WHERE task_id = $1 AND ordinal > 1 ORDER BY ordinal",
+            task,
+        )
+        .fetch_all(&mut *tx.conn)
+        .await
+        .or_ledger()?;
+        let further = further.into_iter().map(|run| RunPlan {
+            run: RunId::from_uuid(tx.ids.uuid()),
+            job: JobId::from_uuid(tx.ids.uuid()),
+            model: run.model,
+            instruction: run.instruction,
+        });
+        let further = further.collect();
         let plan = TaskPlan {
             id: TaskId::from_uuid(tx.ids.uuid()),
             run: RunId::from_uuid(tx.ids.uuid()),
@@ -465,6 +504,7 @@ impl Retry {
             actor: self.by.clone(),
             trigger: row.trigger,
             at: tx.now,
+            further,
         };
         insert(tx, &plan, generation).await?;
         Ok(Retried { task: plan.id, new: true })

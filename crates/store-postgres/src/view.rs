@@ -33,18 +33,7 @@ struct Row {
     created_at: Instant,
     updated_at: Instant,
     subject: String,
-    run_id: Uuid,
-    job_id: Uuid,
-    steps: i64,
-    calls: i64,
-    generated_tokens: i64,
-    prompt_tokens: i64,
-    wall_s: i64,
-    result: Option<String>,
-    job_state: String,
-    fence: i64,
-    attempts: i64,
-    crashes: i64,
+    leading_run: i64,
 }
 
 pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
@@ -53,9 +42,8 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
         Row,
         "SELECT task.id, task.correlation_id, task.mode, task.generation,
                   task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
-                  run.id AS run_id, run.job_id, run.steps, run.calls, run.generated_tokens,
-                  run.prompt_tokens, run.wall_s, run.result, job.state AS job_state, job.fence, job.attempts, job.crashes
-           FROM task JOIN run ON run.task_id = task.id JOIN job ON job.id = run.job_id WHERE task.id = $1",
+                  task.leading_run
+           FROM task WHERE task.id = $1",
         uuid,
     )
     .fetch_optional(&mut *conn)
@@ -63,6 +51,8 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
     .or_ledger()?
     .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     let subject: Subject = stored::read(&row.subject)?;
+    let run = runs(conn, id, Some(row.leading_run)).await?.pop();
+    let run = run.ok_or_else(|| unreadable(format!("{id} has no leading Run")))?;
     Ok(TaskView {
         id: TaskId::from_uuid(row.id),
         correlation: CorrelationId::from_uuid(row.correlation_id),
@@ -79,8 +69,33 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
         note: row.note,
         created_at: row.created_at.0,
         updated_at: row.updated_at.0,
-        run: RunView {
-            id: RunId::from_uuid(row.run_id),
+        run,
+        effects: effect::list(conn, id).await?,
+    })
+}
+
+/// A Task's Runs in their order, or the one of this number.
+pub(crate) async fn runs(conn: &mut PgConnection, task: TaskId, ordinal: Option<i64>) -> R<Vec<RunView>> {
+    let (task, (first, last)) = (task.as_uuid(), ordinal.map_or((0, i64::MAX), |ordinal| (ordinal, ordinal)));
+    let rows = sqlx::query!(
+        "SELECT run.id, run.ordinal, run.model, run.instruction, run.job_id, run.steps, run.calls, run.generated_tokens,
+                run.prompt_tokens, run.wall_s, run.result, job.state AS job_state, job.fence, job.attempts, job.crashes
+         FROM run JOIN job ON job.id = run.job_id WHERE run.task_id = $1 AND run.ordinal BETWEEN $2 AND $3
+         ORDER BY run.ordinal",
+        task,
+        first,
+        last,
+    )
+    .fetch_all(conn)
+    .await
+    .or_ledger()?;
+    let mut runs = Vec::with_capacity(rows.len());
+    for row in rows {
+        runs.push(RunView {
+            id: RunId::from_uuid(row.id),
+            ordinal: u16::try_from(row.ordinal).map_err(unreadable)?,
+            model: row.model,
+            instruction: row.instruction,
             job: JobId::from_uuid(row.job_id),
             job_state: row.job_state,
             fence: u64::try_from(row.fence).map_err(unreadable)?,
@@ -89,9 +104,9 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
             steps: u32::try_from(row.steps).map_err(unreadable)?,
             spent: run::spent(row.calls, row.generated_tokens, row.prompt_tokens, row.wall_s)?,
             result: row.result.as_deref().map(stored::read).transpose()?,
-        },
-        effects: effect::list(conn, id).await?,
-    })
+        });
+    }
+    Ok(runs)
 }
 
 /// The Task that a live lease works on.
@@ -207,7 +222,8 @@ pub(crate) async fn publication(conn: &mut PgConnection, lease: &LeaseRef) -> R<
 pub(crate) async fn at_work(conn: &mut PgConnection, max: u16) -> R<Vec<AtWork>> {
     let rows = sqlx::query!(
         r#"SELECT task.id, task.created_at AS "created_at: Instant", run.id AS run_id
-           FROM job JOIN task ON task.id = job.task_id JOIN run ON run.task_id = task.id
+           FROM job JOIN task ON task.id = job.task_id
+             JOIN run ON run.job_id = job.id AND run.ordinal = task.leading_run
            WHERE job.leased_until IS NOT NULL AND job.kind = 'run' AND job.state = 'leased'
              AND task.repo_forge_id IS NOT NULL AND task.issue_number IS NOT NULL AND task.mode <> 'probe'
            ORDER BY task.created_at, task.id LIMIT $1"#,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fettle_app::ports::ledger::L;
+use fettle_domain::choice;
 use fettle_domain::id::{JobId, TaskId};
 use fettle_domain::job::JobState;
 use fettle_domain::retry::{MAX_ATTEMPTS, MAX_CRASHES};
@@ -12,6 +13,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use crate::error::unreadable;
 use crate::sql::{Sql as _, first};
 use crate::time::whole_micros;
 use crate::{job, task};
@@ -66,7 +68,7 @@ fn turns(conn: &Connection, slots: &Slots, breaches: &mut Vec<String>) -> L<()> 
     type Line = (i64, String, Option<i64>, i64, Option<i64>);
     let lanes: Vec<Line> = conn.all(
         "SELECT id, slots_of, turn_seq,
-                (SELECT count(DISTINCT job.task_id) FROM lane AS beside JOIN job ON job.lane_id = beside.id
+                (SELECT count(*) FROM lane AS beside JOIN job ON job.lane_id = beside.id
                  WHERE beside.slots_of = lane.slots_of AND job.leased_until IS NOT NULL) AS held,
                 (SELECT seq FROM job WHERE lane_id = lane.id AND turn_at IS NOT NULL
                  ORDER BY turn_at, seq LIMIT 1) AS first
@@ -148,7 +150,7 @@ fn journals(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
         first,
     )?;
     for id in without_result {
-        breaches.push(format!("I5: the Run of {} is done without a result", TaskId::from_uuid(id)));
+        breaches.push(format!("I5: a Run of {} is done without a result", TaskId::from_uuid(id)));
     }
     let gaps = conn.all(
         "SELECT run.task_id FROM run LEFT JOIN step ON step.run_id = run.id
@@ -157,7 +159,7 @@ fn journals(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
         first,
     )?;
     for id in gaps {
-        breaches.push(format!("I5: the journal of {} has a gap", TaskId::from_uuid(id)));
+        breaches.push(format!("I5: a journal of {} has a gap", TaskId::from_uuid(id)));
     }
     let newer_than_lease = conn.all(
         "SELECT DISTINCT run.task_id FROM step JOIN run ON run.id = step.run_id
@@ -200,22 +202,22 @@ fn events(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
 
 /// I9, second half: the shown state is the fold of the jobs, and an end was told last.
 fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
-    type Told = (Uuid, String, Option<i64>, Uuid, Option<Uuid>, Option<String>);
+    type Told = (Uuid, String, Option<i64>, u16, Option<Uuid>, Option<String>);
     let rows: Vec<Told> = conn.all(
-        "SELECT task.id, task.state, task.ended_at, run.job_id AS run_job,
+        "SELECT task.id, task.state, task.ended_at, task.leading_run,
                 (SELECT job.id FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
                  ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish_job,
                 (SELECT json_extract(event.body, '$.value.type') FROM event WHERE event.task_id = task.id
                  AND json_extract(event.body, '$.value.type')
-                     IN ('task_created', 'redriven', 'task_done', 'task_cancelled')
+                     IN ('task_created', 'redriven', 'runs_added', 'task_done', 'task_cancelled')
                  ORDER BY event.task_seq DESC LIMIT 1) AS turn
-         FROM task JOIN run ON run.task_id = task.id",
+         FROM task",
         (),
         |row| row.try_into(),
     )?;
-    for (id, state, ended_at, run, publish, turn) in rows {
+    for (id, state, ended_at, leading, publish, turn) in rows {
         let id = TaskId::from_uuid(id);
-        let run = job::get(conn, JobId::from_uuid(run))?.job.state;
+        let run = speaker(conn, id, leading)?;
         let publish: Option<JobState> = match publish {
             Some(job) => Some(job::get(conn, JobId::from_uuid(job))?.job.state),
             None => None,
@@ -237,4 +239,21 @@ fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
         }
     }
     Ok(())
+}
+
+/// What the Run's job says that speaks for the Task.
+fn speaker(conn: &Connection, task: TaskId, leading: u16) -> L<JobState> {
+    let runs: Vec<(u16, Uuid)> = conn.all(
+        "SELECT ordinal, job_id FROM run WHERE task_id = ? ORDER BY ordinal",
+        params![task.as_uuid()],
+        |row| row.try_into(),
+    )?;
+    let mut jobs = Vec::with_capacity(runs.len());
+    for (_, job) in &runs {
+        jobs.push(job::get(conn, JobId::from_uuid(*job))?.job.state);
+    }
+    let leading = runs.iter().position(|(ordinal, _)| *ordinal == leading);
+    let leading = leading.ok_or_else(|| unreadable(format!("{task} has no leading Run")))?;
+    let speaker = choice::speaker(&jobs.iter().collect::<Vec<_>>(), leading);
+    Ok(jobs.swap_remove(speaker))
 }

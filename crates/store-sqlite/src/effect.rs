@@ -15,7 +15,7 @@ use crate::job::{self, JobRow};
 use crate::sql::{Sql as _, first};
 use crate::task::{self, TaskRow};
 use crate::writer::{Tx, Verb};
-use crate::{event, stored};
+use crate::{event, run, stored};
 
 /// Of one Task, in the order they are brought about.
 pub(crate) fn list(conn: &Connection, task: TaskId) -> L<Vec<Effect>> {
@@ -53,6 +53,16 @@ fn kind_named(text: &str) -> L<EffectKind> {
     EffectKind::named(text).ok_or_else(|| unreadable(format!("unknown effect kind `{text}`")))
 }
 
+/// Whether a patch of the Task is pushed or is to be.
+pub(crate) fn is_published(conn: &Connection, task: TaskId) -> L<bool> {
+    let push = EffectKind::Push.name();
+    conn.one(
+        "SELECT EXISTS (SELECT 1 FROM effect WHERE task_id = ? AND kind = ?)",
+        params![task.as_uuid(), push],
+        first,
+    )
+}
+
 pub(crate) fn unfinished_publish_job(conn: &Connection, task: TaskId) -> L<Option<JobRow>> {
     let id: Option<Uuid> = conn.maybe(
         "SELECT id FROM job WHERE task_id = ? AND kind = 'publish' AND state NOT IN ('done', 'dead', 'cancelled')",
@@ -87,7 +97,8 @@ impl Verb for WantProgress {
     type Out = bool;
 
     fn apply(&self, tx: &mut Tx<'_>) -> L<bool> {
-        if !matches!(task::parts(tx, self.task)?.run.job.state, JobState::Leased { .. }) {
+        let leading = run::leading_job(tx.conn, self.task)?;
+        if !matches!(job::get(tx.conn, leading)?.job.state, JobState::Leased { .. }) {
             return Ok(false);
         }
         let task = task::get(tx, self.task)?;
@@ -114,7 +125,7 @@ pub(crate) fn want(tx: &mut Tx<'_>, task: &TaskRow, kinds: &[EffectKind]) -> L<J
         return Ok(publish);
     }
     let new = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
-    job::insert(tx, new, task.id, &task.place_of(JobKind::Publish))
+    job::insert(tx, new, task.id, &task.publish_place())
 }
 
 /// Who was told of the beginning is told that the Task was cancelled, once nobody publishes for it any more.

@@ -312,8 +312,10 @@ impl Verb for Lease {
             store(tx, &row)?;
             let mut task = task::get(tx, row.task)?;
             if row.job.kind == JobKind::Run {
-                let body = EventBody::RunLeased { worker: self.who.name.clone(), fence: row.job.fence.get() };
+                let ordinal = run::ordinal(tx.conn, row.job.id)?;
+                let body = EventBody::RunLeased { ordinal, worker: self.who.name.clone(), fence: row.job.fence.get() };
                 task.tell(tx, &body)?;
+                // Who is at work speaks for the Task.
                 task.follow(tx, &row, None)?;
                 task.store(tx)?;
             } else {
@@ -396,7 +398,7 @@ fn renew(tx: &mut Tx<'_>, beat: &Beat) -> L<BeatAnswer> {
         JobState::Cancelling { .. } => Ok(BeatAnswer::Cancel { reason: task::cancel_reason(tx, row.task)? }),
         _ => {
             let (messages, received) = match row.job.kind {
-                JobKind::Run => message::hand_over(tx, row.task, beat.received)?,
+                JobKind::Run => message::hand_over(tx, row.task, row.job.id, beat.received)?,
                 JobKind::Publish => (Vec::new(), None),
             };
             Ok(BeatAnswer::Renewed { time_left: tx.timing.lease, messages, received })
@@ -427,7 +429,7 @@ impl Verb for Fail {
         store(tx, &row)?;
         let (why, again) = (self.why.clone(), !row.job.state.is_final());
         let body = match row.job.kind {
-            JobKind::Run => EventBody::RunFailed { why, again },
+            JobKind::Run => EventBody::RunFailed { ordinal: run::ordinal(tx.conn, row.job.id)?, why, again },
             JobKind::Publish => EventBody::PublishFailed { why, again },
         };
         event::append(tx, row.task, &body)?;
@@ -484,7 +486,7 @@ impl Verb for Release {
 /// A run that died owes its readers a comment; every end shows in the Task.
 fn after_end(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
     if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. }) {
-        run::publish_the_death(tx, row.task)?;
+        run::want_what_follows(tx, row.task)?;
     }
     task::refresh(tx, row.task)
 }
@@ -537,7 +539,7 @@ fn expire(tx: &mut Tx<'_>, id: JobId) -> L<bool> {
     store(tx, &row)?;
     let again = !row.job.state.is_final();
     let body = match row.job.kind {
-        JobKind::Run => EventBody::RunLapsed { again },
+        JobKind::Run => EventBody::RunLapsed { ordinal: run::ordinal(tx.conn, row.job.id)?, again },
         JobKind::Publish => EventBody::PublishFailed { why: "the publisher's lease ended".to_owned(), again },
     };
     event::append(tx, row.task, &body)?;
@@ -589,7 +591,11 @@ pub(crate) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
         JobKind::Run if task::get(tx, row.task)?.state == TaskState::Cancelled => {
             return Err(LedgerError::Invalid(format!("{} was cancelled; retry it as a new Task", row.task)));
         }
-        JobKind::Run => {}
+        JobKind::Run => {
+            if run::count(tx.conn, row.task)? > 1 && effect::is_published(tx.conn, row.task)? {
+                return Err(LedgerError::Invalid(format!("another Run's patch of {} is published", row.task)));
+            }
+        }
         JobKind::Publish => {
             if let Some(newer) = effect::unfinished_publish_job(tx.conn, row.task)? {
                 return Err(LedgerError::Invalid(format!("{} publishes for {} already", newer.job.id, row.task)));

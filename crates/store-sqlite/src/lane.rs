@@ -17,8 +17,9 @@ pub(crate) fn head_start() -> i64 {
     i64::try_from(AGING.as_micros()).expect("minutes are few microseconds")
 }
 
-pub(crate) fn place(kind: JobKind, subject: &Subject, trigger: &str) -> Place {
-    Place::of(kind, subject.repo.as_ref(), subject.model.as_deref(), &subject.needs, trigger)
+/// `model`: of a Run.
+pub(crate) fn place(kind: JobKind, subject: &Subject, model: Option<&str>, trigger: &str) -> Place {
+    Place::of(kind, subject.repo.as_ref(), model, &subject.needs, trigger)
 }
 
 /// A lane, as a job's row refers to it.
@@ -62,8 +63,7 @@ pub(crate) enum Turn {
     Kept,
 }
 
-/// After a job of `lane` began or ceased to stand in line, or took or freed a slot. A slot is a Task's; since it has one Run,
-/// and its publications take other slots, jobs are counted.
+/// After a job of `lane` began or ceased to stand in line, or took or freed a slot.
 pub(crate) fn refresh(tx: &mut Tx<'_>, lane: &Lane, turn: Turn) -> L<()> {
     let served_at = match turn {
         Turn::Had => tx.now.as_microsecond(),
@@ -201,7 +201,9 @@ fn take_in(tx: &mut Tx<'_>) -> L<()> {
     )?;
     for (id, kind, order_version, trigger, subject) in astray {
         let kind = if kind == "run" { JobKind::Run } else { JobKind::Publish };
-        let place = place(kind, &stored::read(&subject)?, &trigger);
+        // Of the times before lanes, when a Task had one Run.
+        let subject: Subject = stored::read(&subject)?;
+        let place = place(kind, &subject, subject.model.as_deref(), &trigger);
         let lane = enter(tx, kind, u16::try_from(order_version).map_err(unreadable)?, &place)?;
         let priority = place.priority.get();
         tx.conn.run("UPDATE job SET lane_id = ?, priority = ? WHERE id = ?", params![lane.id, priority, id])?;

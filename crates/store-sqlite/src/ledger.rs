@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
-    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION, Retried, Sweep, TaskCursor,
-    TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION, Retried, RunPlan, RunView,
+    Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
-use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
+use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, RunId, TaskId};
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
@@ -202,6 +202,19 @@ impl Ledger for SqliteLedger {
 
     async fn want_progress(&self, task: TaskId) -> L<bool> {
         self.write(effect::WantProgress { task }).await
+    }
+
+    async fn add_runs(&self, task: TaskId, by: &str, runs: &[RunPlan]) -> L<()> {
+        self.write(run::Add { task, by: by.to_owned(), plans: runs.to_vec() }).await
+    }
+
+    async fn choose_run(&self, task: TaskId, run: RunId, by: &str) -> L<()> {
+        self.write(run::Choose { task, run, by: by.to_owned() }).await
+    }
+
+    async fn runs(&self, task: TaskId) -> L<Vec<RunView>> {
+        let runs = self.readers.read(move |conn| view::runs(conn, task, None)).await?;
+        if runs.is_empty() { Err(LedgerError::NotFound(task.to_string())) } else { Ok(runs) }
     }
 
     async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer> {

@@ -28,7 +28,7 @@ impl Verb for Post {
     }
 }
 
-/// Keeps the message and wakes what waited for an answer.
+/// Keeps the message and wakes what waited for an answer; a Run whose patch waits to be chosen does not.
 pub(crate) fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()> {
     let (id, now) = (task.as_uuid(), tx.now.as_microsecond());
     // `handed_fence` is of a former rule and says nothing any more; a schema that drops it would shut older binaries out.
@@ -36,8 +36,12 @@ pub(crate) fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()>
         "INSERT INTO message (task_id, author, posted_at, handed_fence, content) VALUES (?, ?, ?, 0, ?)",
         params![id, by, now, text],
     )?;
-    let waiting: Vec<Uuid> =
-        tx.conn.all("SELECT id FROM job WHERE task_id = ? AND state = 'waiting'", params![id], first)?;
+    let waiting: Vec<Uuid> = tx.conn.all(
+        "SELECT id FROM job WHERE task_id = ? AND state = 'waiting'
+             AND NOT EXISTS (SELECT 1 FROM run WHERE run.job_id = job.id AND run.result IS NOT NULL)",
+        params![id],
+        first,
+    )?;
     for id in waiting {
         let mut row = job::get(tx.conn, JobId::from_uuid(id))?;
         if let Some(woken) = row.job.clone().wake() {
@@ -53,7 +57,12 @@ pub(crate) fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()>
 /// A message that an earlier holder was handed and did not journal before it died is handed over again: each journaled
 /// message is one step, in the order they were handed. Who has been handed none under its lease has journaled none, so the
 /// journal says where to begin.
-pub(crate) fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u64>) -> L<(Vec<String>, Option<u64>)> {
+pub(crate) fn hand_over(
+    tx: &mut Tx<'_>,
+    task: TaskId,
+    run_job: JobId,
+    received: Option<u64>,
+) -> L<(Vec<String>, Option<u64>)> {
     let id = task.as_uuid();
     let all: i64 = tx.conn.one("SELECT count(*) FROM message WHERE task_id = ?", params![id], first)?;
     let all = u64::try_from(all).map_err(unreadable)?;
@@ -65,8 +74,8 @@ pub(crate) fn hand_over(tx: &mut Tx<'_>, task: TaskId, received: Option<u64>) ->
         None => {
             let journaled: i64 = tx.conn.one(
                 "SELECT count(*) FROM step JOIN run ON run.id = step.run_id
-                 WHERE run.task_id = ? AND step.kind = 'message_in'",
-                params![id],
+                 WHERE run.job_id = ? AND step.kind = 'message_in'",
+                params![run_job.as_uuid()],
                 first,
             )?;
             u64::try_from(journaled).map_err(unreadable)?

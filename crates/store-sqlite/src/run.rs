@@ -1,10 +1,11 @@
 //! Runs: their journal of steps, their result, and the publish job that follows.
 
-use fettle_app::ports::ledger::{Fenced, L, LedgerError, RunOrder};
+use fettle_app::ports::ledger::{Fenced, L, LedgerError, RunOrder, RunPlan};
 use fettle_domain::budget::Spent;
+use fettle_domain::choice::{self, Follows, TO_BE_CHOSEN, has_patch, may_be_added};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RunId, TaskId};
-use fettle_domain::job::{Job, JobKind, JobState};
+use fettle_domain::job::{Job, JobKind, JobState, Until};
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::proof::Level;
 use fettle_domain::publication::{Ended, wanted_effects};
@@ -18,27 +19,34 @@ use crate::job::{self, JobRow};
 use crate::sql::{Sql as _, first};
 use crate::task::{self, TaskRow};
 use crate::writer::{Tx, Verb};
-use crate::{effect, event, stored};
+use crate::{effect, event, lane, stored};
 
 /// The Run that a job executes, with its journal's length.
 struct RunRow {
     id: RunId,
+    ordinal: u16,
+    model: Option<String>,
+    instruction: Option<String>,
     steps: u32,
     spent: Spent,
 }
 
 fn of_job(conn: &Connection, job: JobId) -> L<RunRow> {
     let uuid = job.as_uuid();
-    type Row = (Uuid, i64, i64, i64, i64, i64);
+    type Row = (Uuid, u16, Option<String>, Option<String>, i64, i64, i64, i64, i64);
     let row: Option<Row> = conn.maybe(
-        "SELECT id, steps, calls, generated_tokens, prompt_tokens, wall_s FROM run WHERE job_id = ?",
+        "SELECT id, ordinal, model, instruction, steps, calls, generated_tokens, prompt_tokens, wall_s
+         FROM run WHERE job_id = ?",
         params![uuid],
         |row| row.try_into(),
     )?;
-    let (id, steps, calls, generated_tokens, prompt_tokens, wall_s) =
+    let (id, ordinal, model, instruction, steps, calls, generated_tokens, prompt_tokens, wall_s) =
         row.ok_or_else(|| LedgerError::Invalid(format!("{job} is not a run job")))?;
     Ok(RunRow {
         id: RunId::from_uuid(id),
+        ordinal,
+        model,
+        instruction,
         steps: u32::try_from(steps).map_err(unreadable)?,
         spent: spent(calls, generated_tokens, prompt_tokens, wall_s)?,
     })
@@ -63,7 +71,8 @@ pub(crate) fn order(tx: &mut Tx<'_>, row: &JobRow, task: TaskRow) -> L<RunOrder>
         mode: task.mode,
         repo: task.subject.repo,
         issue: task.subject.issue,
-        model: task.subject.model,
+        model: run.model,
+        instruction: run.instruction,
         base: task.subject.base,
         generation: task.generation,
         spent: run.spent,
@@ -126,7 +135,7 @@ impl Verb for Record {
             row.job = row.job.step(self.lease.fence).map_err(unreadable)?;
             job::store(tx, &row)?;
         }
-        event::append(tx, row.task, &step_event(step))?;
+        event::append(tx, row.task, &step_event(run.ordinal, step))?;
         Ok(Fenced::Applied)
     }
 }
@@ -171,8 +180,9 @@ fn store_spent(tx: &mut Tx<'_>, run: RunId, spent: &Spent, steps: i64) -> L<()> 
     Ok(())
 }
 
-fn step_event(step: &StepRecord) -> EventBody {
+fn step_event(ordinal: u16, step: &StepRecord) -> EventBody {
     EventBody::Step {
+        ordinal,
         seq: step.seq,
         kind: step.kind.name().to_owned(),
         phase: step.phase.clone(),
@@ -219,22 +229,37 @@ impl Verb for Complete {
         };
         let run = of_job(tx.conn, self.lease.job)?;
         let cancelled = matches!(row.job.state, JobState::Cancelling { .. });
-        row.job = row.job.complete(self.lease.fence).map_err(unreadable)?;
+        let fence = self.lease.fence;
+        let is_alone = count(tx.conn, row.task)? == 1;
+        let waits = !cancelled && !is_alone && has_patch(&self.result.outcome);
+        row.job = if waits { row.job.defer(fence, Until::Event, TO_BE_CHOSEN) } else { row.job.complete(fence) }
+            .map_err(unreadable)?;
         job::store(tx, &row)?;
 
         store_result(tx, run.id, &self.result)?;
         let mut task = task::get(tx, row.task)?;
         let level = self.result.change.as_ref().map(|change| level_name(change.proof.level).to_owned());
-        task.tell(tx, &EventBody::RunEnded { outcome: self.result.outcome.name().to_owned(), level })?;
+        let outcome = self.result.outcome.name().to_owned();
+        task.tell(tx, &EventBody::RunEnded { ordinal: run.ordinal, outcome, level })?;
 
-        let publish = if cancelled {
-            publish_nothing(tx, &task)?
+        if is_alone {
+            let publish = if cancelled {
+                publish_nothing(tx, &task)?
+            } else {
+                let kinds = wanted_effects(task.audience(), Ended::With(&self.result.outcome));
+                effect::want(tx, &task, &kinds)?
+            };
+            task.follow(tx, &row, Some(&publish))?;
+            task.store(tx)?;
         } else {
-            let kinds = wanted_effects(task.audience(), Ended::With(&self.result.outcome));
-            effect::want(tx, &task, &kinds)?
-        };
-        task.follow(tx, &row, Some(&publish))?;
-        task.store(tx)?;
+            task.store(tx)?;
+            if cancelled {
+                publish_nothing(tx, &task)?;
+            } else {
+                want_what_follows(tx, row.task)?;
+            }
+            task::refresh(tx, row.task)?;
+        }
         Ok(Fenced::Applied)
     }
 }
@@ -248,12 +273,159 @@ fn store_result(tx: &mut Tx<'_>, run: RunId, result: &RunResult) -> L<()> {
     Ok(())
 }
 
-/// What the Run of a Task came to, by name, once it has.
+/// What the leading Run of a Task came to, by name, once it has.
 pub(crate) fn outcome(tx: &mut Tx<'_>, task: TaskId) -> L<Option<&'static str>> {
-    let result: Option<String> =
-        tx.conn.one("SELECT result FROM run WHERE task_id = ?", params![task.as_uuid()], first)?;
+    let result: Option<String> = tx.conn.one(
+        "SELECT run.result FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading_run WHERE task.id = ?",
+        params![task.as_uuid()],
+        first,
+    )?;
     let result = result.as_deref().map(stored::read::<RunResult>).transpose()?;
     Ok(result.map(|result| result.outcome.name()))
+}
+
+pub(crate) fn count(conn: &Connection, task: TaskId) -> L<usize> {
+    let count: i64 = conn.one("SELECT count(*) FROM run WHERE task_id = ?", params![task.as_uuid()], first)?;
+    usize::try_from(count).map_err(unreadable)
+}
+
+/// Which of its Task's Runs a job executes, from 1.
+pub(crate) fn ordinal(conn: &Connection, job: JobId) -> L<u16> {
+    conn.one("SELECT ordinal FROM run WHERE job_id = ?", params![job.as_uuid()], first)
+}
+
+pub(crate) fn leading_job(conn: &Connection, task: TaskId) -> L<JobId> {
+    let job = conn.maybe(
+        "SELECT run.job_id FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading_run WHERE task.id = ?",
+        params![task.as_uuid()],
+        first,
+    )?;
+    Ok(JobId::from_uuid(job.ok_or_else(|| LedgerError::NotFound(task.to_string()))?))
+}
+
+/// One of a Task's Runs, as far as it decides what follows.
+struct End {
+    run: RunId,
+    ordinal: u16,
+    job: JobRow,
+    result: Option<RunResult>,
+}
+
+impl End {
+    /// Its job is final, or waits with a patch.
+    fn has_come(&self) -> bool {
+        let state = &self.job.job.state;
+        state.is_final() || (matches!(state, JobState::Waiting { .. }) && self.result.is_some())
+    }
+}
+
+/// In the order of the Runs.
+fn ends(tx: &mut Tx<'_>, task: TaskId) -> L<Vec<End>> {
+    let rows: Vec<(Uuid, u16, Uuid, Option<String>)> = tx.conn.all(
+        "SELECT id, ordinal, job_id, result FROM run WHERE task_id = ? ORDER BY ordinal",
+        params![task.as_uuid()],
+        |row| row.try_into(),
+    )?;
+    let end = |(run, ordinal, job, result): (Uuid, u16, Uuid, Option<String>)| {
+        Ok(End {
+            run: RunId::from_uuid(run),
+            ordinal,
+            job: job::get(tx.conn, JobId::from_uuid(job))?,
+            result: result.as_deref().map(stored::read).transpose()?,
+        })
+    };
+    rows.into_iter().map(end).collect()
+}
+
+/// What the end of a Run asks for on the forge, once it is the end of all.
+pub(crate) fn want_what_follows(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
+    let ends = ends(tx, task)?;
+    if ends.iter().any(|end| end.job.job.state == JobState::Cancelled || !end.has_come()) {
+        return Ok(());
+    }
+    let outcomes: Vec<_> = ends.iter().map(|end| end.result.as_ref().map(|result| &result.outcome)).collect();
+    match choice::follows(&outcomes) {
+        Follows::Publish(nth) => publish(tx, task, ends, nth),
+        Follows::Choice => Ok(()),
+    }
+}
+
+/// The end of the `nth` is the Task's.
+fn publish(tx: &mut Tx<'_>, task: TaskId, mut ends: Vec<End>, nth: usize) -> L<()> {
+    tx.conn.run("UPDATE task SET leading_run = ? WHERE id = ?", params![ends[nth].ordinal, task.as_uuid()])?;
+    for end in ends.iter_mut().filter(|end| end.result.is_some()) {
+        if let Some(settled) = end.job.job.clone().settle() {
+            end.job.job = settled;
+            job::store(tx, &end.job)?;
+        }
+    }
+    let row = task::get(tx, task)?;
+    let ended = ends[nth].result.as_ref().map_or(Ended::Died, |result| Ended::With(&result.outcome));
+    let kinds = wanted_effects(row.audience(), ended);
+    // A comment for what died without an outcome, where there is somebody to tell.
+    if ended == Ended::Died && kinds.is_empty() {
+        return Ok(());
+    }
+    effect::want(tx, &row, &kinds).map(|_| ())
+}
+
+pub(crate) struct Add {
+    pub(crate) task: TaskId,
+    pub(crate) by: String,
+    pub(crate) plans: Vec<RunPlan>,
+}
+
+impl Verb for Add {
+    type Out = ();
+
+    fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+        let task = task::get(tx, self.task)?;
+        let has = count(tx.conn, self.task)?;
+        let published = effect::is_published(tx.conn, self.task)?;
+        may_be_added(task.mode, task.state, task.is_cancelled, published, has, self.plans.len())
+            .map_err(|why| LedgerError::Invalid(format!("{} {why}", self.task)))?;
+        task::may_become_active(tx, self.task, JobKind::Publish)?;
+        add(tx, &task, has, &self.by, &self.plans)?;
+        task::refresh(tx, self.task)
+    }
+}
+
+/// Queues further Runs behind the first `has`, and tells of them.
+pub(crate) fn add(tx: &mut Tx<'_>, task: &TaskRow, has: usize, by: &str, plans: &[RunPlan]) -> L<()> {
+    for (ordinal, plan) in (has + 1..).zip(plans) {
+        let place = lane::place(JobKind::Run, &task.subject, plan.model.as_deref(), &task.trigger);
+        job::insert(tx, Job::queued(plan.job, JobKind::Run), task.id, &place)?;
+        insert(tx, task.id, u16::try_from(ordinal).map_err(unreadable)?, plan)?;
+    }
+    let models = plans.iter().map(|plan| plan.model.clone()).collect();
+    event::append(tx, task.id, &EventBody::RunsAdded { by: by.to_owned(), models })
+}
+
+pub(crate) struct Choose {
+    pub(crate) task: TaskId,
+    pub(crate) run: RunId,
+    pub(crate) by: String,
+}
+
+impl Verb for Choose {
+    type Out = ();
+
+    fn apply(&self, tx: &mut Tx<'_>) -> L<()> {
+        task::get(tx, self.task)?;
+        let ends = ends(tx, self.task)?;
+        let nth = ends.iter().position(|end| end.run == self.run);
+        let nth = nth.ok_or_else(|| LedgerError::NotFound(self.run.to_string()))?;
+        if let Some(at_work) = ends.iter().find(|end| !end.has_come()) {
+            return Err(LedgerError::Invalid(format!("{} has not ended", at_work.run)));
+        }
+        if !matches!(ends[nth].job.job.state, JobState::Waiting { .. }) {
+            return Err(LedgerError::Invalid(format!("{} has no patch that waits to be chosen", self.run)));
+        }
+        let body = EventBody::RunChosen { by: self.by.clone(), ordinal: ends[nth].ordinal };
+        event::append(tx, self.task, &body)?;
+        publish(tx, self.task, ends, nth)?;
+        task::refresh(tx, self.task)
+    }
 }
 
 /// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written. Whoever still tells of
@@ -265,17 +437,7 @@ fn publish_nothing(tx: &mut Tx<'_>, task: &TaskRow) -> L<JobRow> {
     }
     let job = Job::queued(JobId::from_uuid(tx.ids.uuid()), JobKind::Publish);
     let cancelled = job.cancel().expect("a queued job can be cancelled");
-    job::insert(tx, cancelled, task.id, &task.place_of(JobKind::Publish))
-}
-
-/// A comment for a Run that died without an outcome.
-pub(crate) fn publish_the_death(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    let task = task::get(tx, task)?;
-    let kinds = wanted_effects(task.audience(), Ended::Died);
-    if kinds.is_empty() {
-        return Ok(());
-    }
-    effect::want(tx, &task, &kinds).map(|_| ())
+    job::insert(tx, cancelled, task.id, &task.publish_place())
 }
 
 fn level_name(level: Level) -> &'static str {
@@ -286,13 +448,12 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-/// The row of a Task's one Run.
-pub(crate) fn insert(tx: &mut Tx<'_>, run: RunId, task: TaskId, job: JobId) -> L<()> {
-    let (run, task, job) = (run.as_uuid(), task.as_uuid(), job.as_uuid());
+pub(crate) fn insert(tx: &mut Tx<'_>, task: TaskId, ordinal: u16, plan: &RunPlan) -> L<()> {
     tx.conn.run(
-        "INSERT INTO run (id, task_id, job_id, steps, calls, generated_tokens, prompt_tokens, wall_s)
-         VALUES (?, ?, ?, 0, 0, 0, 0, 0)",
-        params![run, task, job],
+        "INSERT INTO run (id, task_id, job_id, ordinal, model, instruction, steps, calls, generated_tokens,
+                          prompt_tokens, wall_s)
+         VALUES (?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0)",
+        params![plan.run.as_uuid(), task.as_uuid(), plan.job.as_uuid(), ordinal, plan.model, plan.instruction],
     )?;
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use std::str::FromStr;
 
-use fettle_app::ports::ledger::{CancelAnswer, L, LedgerError, Opened, Retried, TaskPlan};
+use fettle_app::ports::ledger::{CancelAnswer, L, LedgerError, Opened, Retried, RunPlan, TaskPlan};
+use fettle_domain::choice;
 use fettle_domain::effect::{EffectState, Receipt};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
@@ -30,6 +31,8 @@ pub(crate) struct TaskRow {
     pub(crate) state: TaskState,
     pub(crate) note: Option<String>,
     pub(crate) ended: bool,
+    /// Somebody asked for it, also while a holder has yet to let go.
+    pub(crate) is_cancelled: bool,
     pub(crate) subject: Subject,
     /// Of its last event.
     event_seq: i64,
@@ -46,9 +49,9 @@ impl TaskRow {
         }
     }
 
-    /// Where a job of this Task stands in line.
-    pub(crate) fn place_of(&self, kind: JobKind) -> Place {
-        lane::place(kind, &self.subject, &self.trigger)
+    /// Where its publications stand in line.
+    pub(crate) fn publish_place(&self) -> Place {
+        lane::place(JobKind::Publish, &self.subject, None, &self.trigger)
     }
 
     /// What at most one active Task may have.
@@ -72,14 +75,15 @@ pub(crate) fn state_of(text: &str) -> L<TaskState> {
 }
 
 pub(crate) fn get(tx: &mut Tx<'_>, id: TaskId) -> L<TaskRow> {
-    type Row = (Uuid, String, i64, String, String, Option<String>, bool, i64, String);
+    type Row = (Uuid, String, i64, String, String, Option<String>, bool, bool, i64, String);
     let row: Option<Row> = tx.conn.maybe(
-        "SELECT correlation_id, mode, generation, trigger_kind, state, note, ended_at IS NOT NULL, event_seq, subject
+        "SELECT correlation_id, mode, generation, trigger_kind, state, note, ended_at IS NOT NULL,
+                cancelled_by IS NOT NULL, event_seq, subject
          FROM task WHERE id = ?",
         params![id.as_uuid()],
         |row| row.try_into(),
     )?;
-    let (correlation, mode, generation, trigger, state, note, ended, event_seq, subject) =
+    let (correlation, mode, generation, trigger, state, note, ended, is_cancelled, event_seq, subject) =
         row.ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     Ok(TaskRow {
         id,
@@ -90,6 +94,7 @@ pub(crate) fn get(tx: &mut Tx<'_>, id: TaskId) -> L<TaskRow> {
         state: state_of(&state)?,
         note,
         ended,
+        is_cancelled,
         event_seq,
         turned: false,
         subject: stored::read(&subject)?,
@@ -188,7 +193,7 @@ fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
     let issue = plan.issue.number.map(number).transpose()?;
     let installation = plan.repo.as_ref().and_then(|repo| repo.installation).map(number).transpose()?;
     let (id, correlation, mode) = (plan.id.as_uuid(), plan.correlation.as_uuid(), plan.mode.name());
-    let place = lane::place(JobKind::Run, &subject, &plan.trigger);
+    let place = lane::place(JobKind::Run, &subject, plan.model.as_deref(), &plan.trigger);
     let (state, at, subject) = (TaskState::Queued.name(), plan.at.as_microsecond(), stored::write(&subject)?);
     tx.conn.run(
         "INSERT INTO task (id, correlation_id, mode, repo_forge_id, issue_number, installation, generation, actor,
@@ -212,36 +217,50 @@ fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
     )?;
     remember(tx, &plan.intent, plan.id)?;
     job::insert(tx, Job::queued(plan.job, JobKind::Run), plan.id, &place)?;
-    run::insert(tx, plan.run, plan.id, plan.job)?;
+    let run = RunPlan { run: plan.run, job: plan.job, model: plan.model.clone(), instruction: None };
+    run::insert(tx, plan.id, 1, &run)?;
     let body = EventBody::TaskCreated {
         title: plan.issue.title.clone(),
         mode: plan.mode.name().to_owned(),
         trigger: plan.trigger.clone(),
     };
-    event::insert(tx, plan.id, 1, plan.correlation, &body)
+    event::insert(tx, plan.id, 1, plan.correlation, &body)?;
+    if plan.further.is_empty() {
+        return Ok(());
+    }
+    let task = get(tx, plan.id)?;
+    run::add(tx, &task, 1, &plan.actor, &plan.further)
 }
 
 /// A Task's jobs: what its state folds from.
 pub(crate) struct Parts {
+    /// Of the Run that speaks for it.
     pub(crate) run: JobRow,
     /// One that was cancelled, else the newest.
     pub(crate) publish: Option<JobRow>,
 }
 
 pub(crate) fn parts(tx: &mut Tx<'_>, task: TaskId) -> L<Parts> {
-    let row: Option<(Uuid, Option<Uuid>)> = tx.conn.maybe(
-        "SELECT run.job_id,
+    let runs: Vec<(Uuid, bool, Option<Uuid>)> = tx.conn.all(
+        "SELECT run.job_id, run.ordinal = task.leading_run,
                 coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
                           AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
                          (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
                           ORDER BY job.seq DESC LIMIT 1))
-         FROM run WHERE run.task_id = ?",
+         FROM task JOIN run ON run.task_id = task.id WHERE task.id = ? ORDER BY run.ordinal",
         params![task.as_uuid()],
         |row| row.try_into(),
     )?;
-    let (run, publish) = row.ok_or_else(|| LedgerError::NotFound(task.to_string()))?;
+    let publish = runs.first().ok_or_else(|| LedgerError::NotFound(task.to_string()))?.2;
+    let mut jobs = Vec::with_capacity(runs.len());
+    for (job, _, _) in &runs {
+        jobs.push(job::get(tx.conn, JobId::from_uuid(*job))?);
+    }
+    let states: Vec<&JobState> = jobs.iter().map(|row| &row.job.state).collect();
+    let leading = runs.iter().position(|(_, leads, _)| *leads).unwrap_or(0);
+    let speaker = choice::speaker(&states, leading);
     Ok(Parts {
-        run: job::get(tx.conn, JobId::from_uuid(run))?,
+        run: jobs.swap_remove(speaker),
         publish: publish.map(|id| job::get(tx.conn, JobId::from_uuid(id))).transpose()?,
     })
 }
@@ -365,10 +384,13 @@ impl Verb for Cancel {
         if asked > 0 {
             event::append(tx, self.task, &EventBody::CancelRequested { by: self.by.clone() })?;
         }
-        let mut run = parts(tx, self.task)?.run;
-        if let Some(cancelled) = run.job.clone().cancel() {
-            run.job = cancelled;
-            job::store(tx, &run)?;
+        let runs = tx.conn.all("SELECT job_id FROM run WHERE task_id = ? ORDER BY ordinal", params![id], first)?;
+        for run in runs {
+            let mut run = job::get(tx.conn, JobId::from_uuid(run))?;
+            if let Some(cancelled) = run.job.clone().cancel() {
+                run.job = cancelled;
+                job::store(tx, &run)?;
+            }
         }
         effect::cancel_publication(tx, self.task)?;
         refresh(tx, self.task)?;
@@ -421,6 +443,18 @@ impl Retry {
             Some((repo, issue)) => 1 + standing(tx, repo, issue)?.tasks,
             None => row.generation + 1,
         };
+        let further: Vec<(Option<String>, Option<String>)> = tx.conn.all(
+            "SELECT model, instruction FROM run WHERE task_id = ? AND ordinal > 1 ORDER BY ordinal",
+            params![self.task.as_uuid()],
+            |row| row.try_into(),
+        )?;
+        let further = further.into_iter().map(|(model, instruction)| RunPlan {
+            run: RunId::from_uuid(tx.ids.uuid()),
+            job: JobId::from_uuid(tx.ids.uuid()),
+            model,
+            instruction,
+        });
+        let further = further.collect();
         let plan = TaskPlan {
             id: TaskId::from_uuid(tx.ids.uuid()),
             run: RunId::from_uuid(tx.ids.uuid()),
@@ -437,6 +471,7 @@ impl Retry {
             actor: self.by.clone(),
             trigger: row.trigger,
             at: tx.now,
+            further,
         };
         insert(tx, &plan, generation)?;
         Ok(Retried { task: plan.id, new: true })

@@ -34,18 +34,7 @@ struct Row {
     created_at: i64,
     updated_at: i64,
     subject: String,
-    run_id: Uuid,
-    job_id: Uuid,
-    steps: i64,
-    calls: i64,
-    generated_tokens: i64,
-    prompt_tokens: i64,
-    wall_s: i64,
-    result: Option<String>,
-    job_state: String,
-    fence: i64,
-    attempts: i64,
-    crashes: i64,
+    leading: u16,
 }
 
 impl Row {
@@ -63,18 +52,7 @@ impl Row {
             created_at: row.get(8)?,
             updated_at: row.get(9)?,
             subject: row.get(10)?,
-            run_id: row.get(11)?,
-            job_id: row.get(12)?,
-            steps: row.get(13)?,
-            calls: row.get(14)?,
-            generated_tokens: row.get(15)?,
-            prompt_tokens: row.get(16)?,
-            wall_s: row.get(17)?,
-            result: row.get(18)?,
-            job_state: row.get(19)?,
-            fence: row.get(20)?,
-            attempts: row.get(21)?,
-            crashes: row.get(22)?,
+            leading: row.get(11)?,
         })
     }
 }
@@ -85,15 +63,15 @@ pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
         .maybe(
             "SELECT task.id, task.correlation_id, task.mode, task.generation,
                 task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
-                run.id AS run_id, run.job_id, run.steps, run.calls, run.generated_tokens,
-                run.prompt_tokens, run.wall_s, run.result,
-                job.state AS job_state, job.fence, job.attempts, job.crashes
-         FROM task JOIN run ON run.task_id = task.id JOIN job ON job.id = run.job_id WHERE task.id = ?",
+                task.leading_run
+         FROM task WHERE task.id = ?",
             params![uuid],
             Row::read,
         )?
         .ok_or_else(|| LedgerError::NotFound(id.to_string()))?;
     let subject: Subject = stored::read(&row.subject)?;
+    let run = runs(conn, id, Some(row.leading))?.pop();
+    let run = run.ok_or_else(|| unreadable(format!("{id} has no leading Run")))?;
     Ok(TaskView {
         id: TaskId::from_uuid(row.id),
         correlation: CorrelationId::from_uuid(row.correlation_id),
@@ -110,19 +88,70 @@ pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
         note: row.note,
         created_at: from_micros(row.created_at),
         updated_at: from_micros(row.updated_at),
-        run: RunView {
-            id: RunId::from_uuid(row.run_id),
-            job: JobId::from_uuid(row.job_id),
-            job_state: row.job_state,
-            fence: u64::try_from(row.fence).map_err(unreadable)?,
-            attempts: u16::try_from(row.attempts).map_err(unreadable)?,
-            crashes: u16::try_from(row.crashes).map_err(unreadable)?,
-            steps: u32::try_from(row.steps).map_err(unreadable)?,
-            spent: run::spent(row.calls, row.generated_tokens, row.prompt_tokens, row.wall_s)?,
-            result: row.result.as_deref().map(stored::read).transpose()?,
-        },
+        run,
         effects: effect::list(conn, id)?,
     })
+}
+
+/// A Task's Runs in their order, or the one of this number.
+pub(crate) fn runs(conn: &Connection, task: TaskId, ordinal: Option<u16>) -> L<Vec<RunView>> {
+    struct Row {
+        id: Uuid,
+        ordinal: u16,
+        model: Option<String>,
+        instruction: Option<String>,
+        job: Uuid,
+        job_state: String,
+        fence: i64,
+        attempts: u16,
+        crashes: u16,
+        steps: u32,
+        /// Calls, generated tokens, prompt tokens, seconds.
+        spent: [i64; 4],
+        result: Option<String>,
+    }
+    let (first, last) = ordinal.map_or((0, u16::MAX), |ordinal| (ordinal, ordinal));
+    let rows: Vec<Row> = conn.all(
+        "SELECT run.id, run.ordinal, run.model, run.instruction, run.job_id, job.state, job.fence, job.attempts,
+                job.crashes, run.steps, run.calls, run.generated_tokens, run.prompt_tokens, run.wall_s, run.result
+         FROM run JOIN job ON job.id = run.job_id WHERE run.task_id = ? AND run.ordinal BETWEEN ? AND ?
+         ORDER BY run.ordinal",
+        params![task.as_uuid(), first, last],
+        |row| {
+            Ok(Row {
+                id: row.get(0)?,
+                ordinal: row.get(1)?,
+                model: row.get(2)?,
+                instruction: row.get(3)?,
+                job: row.get(4)?,
+                job_state: row.get(5)?,
+                fence: row.get(6)?,
+                attempts: row.get(7)?,
+                crashes: row.get(8)?,
+                steps: row.get(9)?,
+                spent: [row.get(10)?, row.get(11)?, row.get(12)?, row.get(13)?],
+                result: row.get(14)?,
+            })
+        },
+    )?;
+    let view = |row: Row| {
+        let [calls, generated_tokens, prompt_tokens, wall_s] = row.spent;
+        Ok(RunView {
+            id: RunId::from_uuid(row.id),
+            ordinal: row.ordinal,
+            model: row.model,
+            instruction: row.instruction,
+            job: JobId::from_uuid(row.job),
+            job_state: row.job_state,
+            fence: u64::try_from(row.fence).map_err(unreadable)?,
+            attempts: row.attempts,
+            crashes: row.crashes,
+            steps: row.steps,
+            spent: run::spent(calls, generated_tokens, prompt_tokens, wall_s)?,
+            result: row.result.as_deref().map(stored::read).transpose()?,
+        })
+    };
+    rows.into_iter().map(view).collect()
 }
 
 /// Newest first, strictly after the cursor.
@@ -203,7 +232,8 @@ pub(crate) fn publication(conn: &Connection, lease: &LeaseRef) -> L<Publication>
 pub(crate) fn at_work(conn: &Connection, max: u16) -> L<Vec<AtWork>> {
     let rows: Vec<(Uuid, i64, Uuid)> = conn.all(
         "SELECT task.id, task.created_at, run.id
-           FROM job INDEXED BY job_leased JOIN task ON task.id = job.task_id JOIN run ON run.task_id = task.id
+           FROM job INDEXED BY job_leased JOIN task ON task.id = job.task_id
+             JOIN run ON run.job_id = job.id AND run.ordinal = task.leading_run
            WHERE job.leased_until IS NOT NULL AND job.kind = 'run' AND job.state = 'leased'
              AND task.repo_forge_id IS NOT NULL AND task.issue_number IS NOT NULL AND task.mode <> 'probe'
            ORDER BY task.created_at, task.id LIMIT ?",

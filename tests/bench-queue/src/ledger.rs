@@ -97,6 +97,7 @@ impl Measured {
             actor: "ann".to_owned(),
             trigger: "label".to_owned(),
             at: now,
+            further: Vec::new(),
         }
     }
 

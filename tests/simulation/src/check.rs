@@ -149,7 +149,7 @@ fn brought_about(rows: &Rows, shown: &Shown, task: &TaskRow, breaches: &mut Vec<
         }
     }
     let wants_pull = task
-        .run
+        .leading()
         .result
         .as_ref()
         .is_some_and(|result| matches!(result.outcome, RunOutcome::ReadyPr | RunOutcome::DraftPr { .. }));
@@ -164,8 +164,10 @@ fn brought_about(rows: &Rows, shown: &Shown, task: &TaskRow, breaches: &mut Vec<
 
 /// A crash costs one model call at most: each lease pays for one that is not on record, no more.
 fn paid(world: &World, rows: &Rows, task: &TaskRow, breaches: &mut Vec<String>) {
-    let recorded = task.run.steps.iter().filter(|(_, step)| step.kind == StepKind::ModelCall).count();
-    let paid = usize::try_from(world.meter.paid(task.run.id)).unwrap_or(usize::MAX);
+    let steps = task.runs.iter().flat_map(|run| &run.steps);
+    let recorded = steps.filter(|(_, step)| step.kind == StepKind::ModelCall).count();
+    let paid: u64 = task.runs.iter().map(|run| u64::from(world.meter.paid(run.id))).sum();
+    let paid = usize::try_from(paid).unwrap_or(usize::MAX);
     let leases = rows.events.iter().filter(|event| event.task == task.id);
     let leases = leases.filter(|event| matches!(event.body, fettle_domain::event::EventBody::RunLeased { .. })).count();
     if paid > recorded + leases {
@@ -177,14 +179,17 @@ fn paid(world: &World, rows: &Rows, task: &TaskRow, breaches: &mut Vec<String>) 
 }
 
 fn journaled_once(task: &TaskRow, breaches: &mut Vec<String>) {
-    let mut said: BTreeMap<&str, usize> = BTreeMap::new();
-    for (_, step) in task.run.steps.iter().filter(|(_, step)| step.kind == StepKind::MessageIn) {
-        *said.entry(&step.title).or_default() += 1;
-    }
-    for (text, times) in said {
-        let posted = task.messages.iter().filter(|message| text.ends_with(&message.content)).count();
-        if times > posted {
-            breaches.push(format!("{}: the message `{text}` came {posted} times and was journaled {times}", task.id));
+    for run in &task.runs {
+        let mut said: BTreeMap<&str, usize> = BTreeMap::new();
+        for (_, step) in run.steps.iter().filter(|(_, step)| step.kind == StepKind::MessageIn) {
+            *said.entry(&step.title).or_default() += 1;
+        }
+        for (text, times) in said {
+            let posted = task.messages.iter().filter(|message| text.ends_with(&message.content)).count();
+            if times > posted {
+                let id = task.id;
+                breaches.push(format!("{id}: the message `{text}` came {posted} times and was journaled {times}"));
+            }
         }
     }
 }

@@ -26,6 +26,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fettle_domain::effect::EffectKind;
 use fettle_domain::id::JobId;
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::task::TaskState;
@@ -115,6 +116,7 @@ async fn come_to_an_end(world: &World, people: &People) {
     let mut started_over = BTreeSet::new();
     loop {
         people.ask_again(world);
+        people.choose(world);
         let asked = dead(world);
         for job in asked.difference(&started_over) {
             world.redrive(*job);
@@ -139,8 +141,14 @@ async fn come_to_an_end(world: &World, people: &People) {
 fn dead(world: &World) -> BTreeSet<JobId> {
     let rows = world.durable.rows();
     let is_cancelled = |row: &JobRow| rows.task(row.task).is_ok_and(|task| task.state == TaskState::Cancelled);
+    // Another Run's patch is the Task's pull request.
+    let is_beaten = |row: &JobRow| {
+        let task = rows.task(row.task).expect("a job has a Task");
+        task.runs.len() > 1 && task.effects.iter().any(|(effect, _)| effect.kind == EffectKind::Push)
+    };
     let dead = rows.jobs.iter().filter(|row| {
-        matches!(row.job.state, JobState::Dead { .. }) && (row.job.kind == JobKind::Publish || !is_cancelled(row))
+        let is_run = row.job.kind == JobKind::Run;
+        matches!(row.job.state, JobState::Dead { .. }) && !(is_run && (is_cancelled(row) || is_beaten(row)))
     });
     dead.map(|row| row.job.id).collect()
 }

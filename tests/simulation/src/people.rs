@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use fettle_app::ports::clock::{Clock as _, IdSource as _};
-use fettle_app::ports::ledger::{Delivery, Ledger as _};
-use fettle_domain::id::{CorrelationId, DeliveryId, TaskId};
+use fettle_app::ports::ledger::{Delivery, Ledger as _, RunPlan};
+use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
 use fettle_domain::incoming::{Incoming, IncomingIssue, IncomingUser, IssueChange, IssueState};
 use fettle_domain::task::TaskState;
 use jiff::Timestamp;
@@ -32,6 +32,8 @@ pub(crate) enum Wish {
     Cancel,
     Retry,
     Say,
+    /// Lets further models work on it, too.
+    Compare,
 }
 
 pub(crate) struct People {
@@ -68,10 +70,11 @@ impl People {
             wishes.push(Wish::Order { issue, with_id: dice.below(2) == 0 });
         }
         for _ in 0..self.size.wishes {
-            wishes.push(match dice.below(5) {
+            wishes.push(match dice.below(6) {
                 0 => Wish::Label { issue: dice.between(1, self.size.issues), told: true },
                 1 => Wish::Cancel,
                 2 => Wish::Retry,
+                3 => Wish::Compare,
                 _ => Wish::Say,
             });
         }
@@ -105,7 +108,7 @@ impl People {
                 lock(&self.orders).push((id.clone(), body.clone()));
                 world.broker.put(id, body);
             }
-            Wish::Cancel | Wish::Retry | Wish::Say => self.ask(world, wish),
+            Wish::Cancel | Wish::Retry | Wish::Say | Wish::Compare => self.ask(world, wish),
         }
     }
 
@@ -118,13 +121,28 @@ impl People {
         }
         let (task, _) = tasks[usize::try_from(self.nature.dice.below(tasks.len() as u64)).unwrap_or(0)];
         let said = format!("word {}", self.nature.dice.below(1_000_000));
+        let runs: Vec<RunPlan> = (0..self.nature.dice.between(1, 2)).map(|_| self.run()).collect();
         let _ = world.at_any_dashboard(|ledger| async move {
             match wish {
                 Wish::Cancel => ledger.cancel(task, "ada").await.map(|_| ()),
                 Wish::Retry => ledger.retry(task, "ada").await.map(|_| ()),
+                Wish::Compare => ledger.add_runs(task, "ada", &runs).await,
                 _ => ledger.post_message(task, "ada", &said).await,
             }
         });
+    }
+
+    fn run(&self) -> RunPlan {
+        let (run, job) = (RunId::from_uuid(self.nature.uuid()), JobId::from_uuid(self.nature.uuid()));
+        RunPlan { run, job, model: None, instruction: None }
+    }
+
+    /// Somebody chooses, wherever there is a choice.
+    pub(crate) fn choose(&self, world: &World) {
+        let waiting: Vec<(TaskId, RunId)> = world.durable.rows().to_be_chosen();
+        for (task, run) in waiting {
+            let _ = world.at_any_dashboard(|ledger| async move { ledger.choose_run(task, run, "ada").await });
+        }
     }
 
     fn deliver(&self, world: &World, key: &str) {

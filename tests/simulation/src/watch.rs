@@ -1,7 +1,7 @@
 //! Looks at each commit of the ledger, from outside: what it remembers of the jobs is its own, and it asks no rule that the
 //! ledger has asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use fettle_domain::effect::{Effect, EffectState, Intent};
@@ -136,16 +136,16 @@ impl Watch {
     /// I4 and I8, counted by repository and not by lane: whoever asks gets a job when one can go.
     fn nobody_is_turned_away(&self, rows: &Rows, kind: JobKind) {
         let repo = |task: &TaskId| rows.tasks.get(task).and_then(|task| task.repo.as_ref()).map(|repo| repo.forge_id);
-        let mut held: BTreeMap<Option<u64>, BTreeSet<TaskId>> = BTreeMap::new();
+        let mut held: BTreeMap<Option<u64>, usize> = BTreeMap::new();
         for row in rows.jobs.iter().filter(|row| row.job.kind == kind && is_held(&row.job.state)) {
-            held.entry(repo(&row.task)).or_default().insert(row.task);
+            *held.entry(repo(&row.task)).or_default() += 1;
         }
         let limit = match kind {
             JobKind::Run => usize::try_from(self.slots.per_repository).unwrap_or(usize::MAX),
             JobKind::Publish => 1,
         };
         for row in rows.jobs.iter().filter(|row| row.job.kind == kind && matches!(row.job.state, JobState::Queued)) {
-            if held.get(&repo(&row.task)).map_or(0, BTreeSet::len) < limit {
+            if held.get(&repo(&row.task)).copied().unwrap_or(0) < limit {
                 self.nature.breach(format!("I4: {} can go, somebody asks, and nothing is given", row.job.id));
             }
         }
@@ -163,7 +163,9 @@ fn is_allowed(from: &str, to: &str, verb: &str) -> bool {
         ("leased" | "cancelling", "done") => matches!(verb, "complete_run" | "complete_publish"),
         ("leased", "queued") => matches!(verb, "release" | "sweep" | "complete_publish"),
         ("leased", "delayed") => matches!(verb, "fail" | "defer"),
-        ("leased", "waiting") => verb == "defer",
+        // A patch that is one of several waits to be chosen, and ceases to when another is, or when there is no choice any more.
+        ("leased", "waiting") => matches!(verb, "defer" | "complete_run"),
+        ("waiting", "done") => matches!(verb, "choose_run" | "complete_run" | "fail" | "sweep"),
         ("leased", "dead") => matches!(verb, "fail" | "sweep"),
         ("leased", "cancelling") => verb == "cancel",
         ("cancelling", "cancelled") => matches!(verb, "fail" | "defer" | "release" | "sweep" | "complete_publish"),

@@ -189,6 +189,7 @@ impl World {
             Event::Weather => {
                 self.weather(now, plan);
                 people.ask_again(self);
+                people.choose(self);
                 plan.at(now + WEATHER_EVERY, Event::Weather);
             }
             Event::Wish(wish) => people.wish(self, wish),

@@ -26,7 +26,7 @@ use fettle_app::ports::sandbox::Sandbox;
 use fettle_app::running::{RunContext, RunEnd, Runner};
 use fettle_domain::budget::{Limits, MIN_CONTEXT_TOKENS};
 use fettle_domain::id::RunId;
-use fettle_domain::issue::IssueSnapshot;
+use fettle_domain::issue::{CommentSnapshot, IssueSnapshot};
 use fettle_domain::path_policy::PathPolicy;
 use fettle_domain::run::{RunOutcome, RunResult};
 use fettle_domain::task::Mode;
@@ -104,7 +104,7 @@ impl Runner for Agent {
                 token: context.read_token.clone().or_else(|| self.options.read_token.clone()),
             },
             base: BaseRef::Named(order.base.clone().unwrap_or_else(|| repo.default_branch.clone())),
-            issue: order.issue.clone(),
+            issue: told(order),
             mode: order.mode,
             limits: Limits::for_mode(order.mode),
             test_command: None,
@@ -116,6 +116,14 @@ impl Runner for Agent {
         });
         self.solve(&model, &brief, &context).await
     }
+}
+
+/// The issue, and what this Run alone is told, as the last word on it.
+fn told(order: &RunOrder) -> IssueSnapshot {
+    let mut issue = order.issue.clone();
+    let word = order.instruction.clone();
+    issue.comments.extend(word.map(|body| CommentSnapshot { author: "whoever ordered this Run".to_owned(), body }));
+    issue
 }
 
 impl Agent {

@@ -78,12 +78,15 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
             | "tasks/{task_id}/events"
             | "tasks/{task_id}/patch"
             | "tasks/{task_id}/proof"
+            | "tasks/{task_id}/runs"
             | "events"
             | "overview",
         ) => Action::TasksRead,
         ("POST", "tasks") => Action::TasksCreate,
         ("POST", "tasks/{task_id}/cancel") => Action::TasksCancel,
         ("POST", "tasks/{task_id}/retry") => Action::TasksRetry,
+        ("POST", "tasks/{task_id}/runs") => Action::RunsCreate,
+        ("POST", "tasks/{task_id}/prs") => Action::PullRequestsCreate,
         ("GET", "dead-jobs") => Action::JobsRead,
         ("POST", "jobs/{job_id}/redrive") => Action::JobsRedrive,
         ("GET", "audit") => Action::LedgerAudit,
@@ -124,7 +127,15 @@ pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Requ
         }
     };
     // What changes accounts is written down where it is done; the rest here, with whatever was refused.
-    let noted = matches!(action, Action::TasksCreate | Action::TasksCancel | Action::TasksRetry | Action::JobsRedrive);
+    let noted = matches!(
+        action,
+        Action::TasksCreate
+            | Action::TasksCancel
+            | Action::TasksRetry
+            | Action::RunsCreate
+            | Action::PullRequestsCreate
+            | Action::JobsRedrive
+    );
     if let Some(door) = api.door.as_ref().filter(|_| noted || response.status() == StatusCode::FORBIDDEN) {
         let result = if response.status().is_success() { "done" } else { "refused" };
         if let Err(error) = door.record(&caller.actor.name, action.word(), &path, result, &caller.origin).await {

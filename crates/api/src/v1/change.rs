@@ -4,16 +4,25 @@ use axum::Json;
 use axum::extract::State;
 use fettle_app::ports::ledger::TaskView;
 use fettle_app::showing::{MAX_DIFF_BYTES, ShowError};
-use fettle_domain::id::TaskId;
+use fettle_domain::id::{RunId, TaskId};
 use fettle_domain::proof::Proof;
 use fettle_domain::run::ProvenChange;
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::tasks::word;
-use crate::extract::Named;
+use crate::extract::{Named, Parameters};
 use crate::problem::{Code, Problem, ProblemBody};
 use crate::state::ApiState;
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ChangeParameters {
+    /// Of this Run; absent for the leading one.
+    #[param(value_type = Option<String>)]
+    run: Option<RunId>,
+}
 
 /// A change as text.
 #[derive(Serialize, ToSchema)]
@@ -30,7 +39,7 @@ pub(crate) struct PatchBody {
 /// The change of a Task's Run, as `git diff` prints it.
 #[utoipa::path(
     get, path = "/api/v1/tasks/{task_id}/patch", operation_id = "get_patch", tag = "tasks",
-    params(("task_id" = String, Path, description = "`task_…`")), security(("admin_key" = [])),
+    params(("task_id" = String, Path, description = "`task_…`"), ChangeParameters), security(("admin_key" = [])),
     responses(
         (status = 200, description = "The change", body = PatchBody),
         (status = 404, description = "There is none, or not yet", body = ProblemBody, content_type = "application/problem+json"),
@@ -39,10 +48,11 @@ pub(crate) struct PatchBody {
 pub(crate) async fn get_patch(
     State(api): State<ApiState>,
     Named(id): Named<TaskId>,
+    Parameters(parameters): Parameters<ChangeParameters>,
 ) -> Result<Json<PatchBody>, Problem> {
     let task = api.ledger.task(id).await?;
-    let change = change(&task)?;
-    let diff = api.changes.diff(&task, change).await.map_err(|error| match error {
+    let change = change(&api, &task, parameters.run).await?;
+    let diff = api.changes.diff(&task, &change).await.map_err(|error| match error {
         ShowError::Ledger(error) => error.into(),
         ShowError::NoRepository => none(),
         ShowError::Forge(_) | ShowError::Git(_) => {
@@ -52,8 +62,16 @@ pub(crate) async fn get_patch(
     Ok(Json(PatchBody { base: change.proof.base.to_string(), cut: diff.len() >= MAX_DIFF_BYTES, diff }))
 }
 
-fn change(task: &TaskView) -> Result<&ProvenChange, Problem> {
-    task.run.result.as_ref().and_then(|result| result.change.as_ref()).ok_or_else(none)
+/// Of `run`, or of the leading one.
+async fn change(api: &ApiState, task: &TaskView, run: Option<RunId>) -> Result<ProvenChange, Problem> {
+    let result = match run.filter(|run| *run != task.run.id) {
+        None => task.run.result.clone(),
+        Some(id) => {
+            let run = api.ledger.runs(task.id).await?.into_iter().find(|run| run.id == id);
+            run.ok_or_else(|| Problem::new(Code::NotFound, "This Task has no such Run."))?.result
+        }
+    };
+    result.and_then(|result| result.change).ok_or_else(none)
 }
 
 fn none() -> Problem {
@@ -137,7 +155,7 @@ struct CommandBody {
 /// Everything that was observed about the change of a Task's Run.
 #[utoipa::path(
     get, path = "/api/v1/tasks/{task_id}/proof", operation_id = "get_proof", tag = "tasks",
-    params(("task_id" = String, Path, description = "`task_…`")), security(("admin_key" = [])),
+    params(("task_id" = String, Path, description = "`task_…`"), ChangeParameters), security(("admin_key" = [])),
     responses(
         (status = 200, description = "The whole Proof", body = WholeProofBody),
         (status = 404, description = "There is none, or not yet", body = ProblemBody, content_type = "application/problem+json"),
@@ -146,9 +164,10 @@ struct CommandBody {
 pub(crate) async fn get_proof(
     State(api): State<ApiState>,
     Named(id): Named<TaskId>,
+    Parameters(parameters): Parameters<ChangeParameters>,
 ) -> Result<Json<WholeProofBody>, Problem> {
     let task = api.ledger.task(id).await?;
-    Ok(Json(WholeProofBody::from(&change(&task)?.proof)))
+    Ok(Json(WholeProofBody::from(&change(&api, &task, parameters.run).await?.proof)))
 }
 
 impl From<&Proof> for WholeProofBody {

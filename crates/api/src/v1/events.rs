@@ -201,10 +201,14 @@ enum What {
         message: String,
     },
     RunLeased {
+        /// Which of the Task's Runs, from 1.
+        run: u16,
         worker: String,
         fence: u64,
     },
     Step {
+        /// Which of the Task's Runs, from 1.
+        run: u16,
         seq: u32,
         kind: String,
         phase: String,
@@ -215,13 +219,19 @@ enum What {
         took_ms: u64,
     },
     RunFailed {
+        /// Which of the Task's Runs, from 1.
+        run: u16,
         why: String,
         again: bool,
     },
     RunLapsed {
+        /// Which of the Task's Runs, from 1.
+        run: u16,
         again: bool,
     },
     RunEnded {
+        /// Which of the Task's Runs, from 1.
+        run: u16,
         outcome: String,
         level: Option<String>,
     },
@@ -249,6 +259,16 @@ enum What {
     Redriven {
         by: String,
     },
+    /// Further Runs, of these models in their order; null: the first configured one.
+    RunsAdded {
+        by: String,
+        models: Vec<Option<String>>,
+    },
+    /// Of several patches, this Run's is published.
+    RunChosen {
+        by: String,
+        run: u16,
+    },
 }
 
 impl From<Event> for EventBody {
@@ -269,13 +289,13 @@ impl From<Body> for What {
         match body {
             Body::TaskCreated { title, mode, trigger } => Self::TaskCreated { title, mode, trigger },
             Body::TaskJoined { by, what } => Self::TaskJoined { by, message: what },
-            Body::RunLeased { worker, fence } => Self::RunLeased { worker, fence },
-            Body::Step { seq, kind, phase, title, calls, generated_tokens, prompt_tokens, took_ms } => {
-                Self::Step { seq, kind, phase, title, calls, generated_tokens, prompt_tokens, took_ms }
+            Body::RunLeased { ordinal: run, worker, fence } => Self::RunLeased { run, worker, fence },
+            Body::Step { ordinal: run, seq, kind, phase, title, calls, generated_tokens, prompt_tokens, took_ms } => {
+                Self::Step { run, seq, kind, phase, title, calls, generated_tokens, prompt_tokens, took_ms }
             }
-            Body::RunFailed { why, again } => Self::RunFailed { why, again },
-            Body::RunLapsed { again } => Self::RunLapsed { again },
-            Body::RunEnded { outcome, level } => Self::RunEnded { outcome, level },
+            Body::RunFailed { ordinal: run, why, again } => Self::RunFailed { run, why, again },
+            Body::RunLapsed { ordinal: run, again } => Self::RunLapsed { run, again },
+            Body::RunEnded { ordinal: run, outcome, level } => Self::RunEnded { run, outcome, level },
             Body::EffectIntended { effect, what } => Self::EffectIntended { effect, detail: what },
             Body::EffectSettled { effect, what, url } => Self::EffectSettled { effect, detail: what, url },
             Body::PublishFailed { why, again } => Self::PublishFailed { why, again },
@@ -283,6 +303,8 @@ impl From<Body> for What {
             Body::TaskCancelled => Self::TaskCancelled,
             Body::TaskDone { outcome, pull_request } => Self::TaskDone { outcome, pull_request },
             Body::Redriven { by } => Self::Redriven { by },
+            Body::RunsAdded { by, models } => Self::RunsAdded { by, models },
+            Body::RunChosen { by, ordinal: run } => Self::RunChosen { by, run },
         }
     }
 }

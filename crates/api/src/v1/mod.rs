@@ -6,6 +6,7 @@ pub(crate) mod cursor;
 pub(crate) mod events;
 pub(crate) mod operations;
 pub(crate) mod overview;
+pub(crate) mod runs;
 pub(crate) mod submit;
 pub(crate) mod system;
 pub(crate) mod tasks;

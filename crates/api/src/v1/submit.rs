@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::runs::{self, NewRun};
 use super::tasks::{self, ModeWord, TaskBody};
 use crate::auth::Caller;
 use crate::edge::Exchange;
@@ -24,7 +25,7 @@ const MAX_REPOSITORY_CHARS: usize = 300;
 const MAX_TITLE_CHARS: usize = 500;
 /// GitHub's limit for an issue's body.
 const MAX_TEXT_CHARS: usize = 65_536;
-const MAX_NAME_CHARS: usize = 200;
+pub(crate) const MAX_NAME_CHARS: usize = 200;
 const MAX_KEY_CHARS: usize = 200;
 
 /// Makes a Task. An issue with an active Task is joined; the same `Idempotency-Key` again gives the same Task.
@@ -98,6 +99,9 @@ pub(crate) struct NativeTask {
     mode: Option<ModeWord>,
     /// A configured model's name; absent for the first one.
     model: Option<String>,
+    /// Runs beside the first, which is `model`'s: they work on the same Task, and a person chooses among their patches.
+    #[serde(default)]
+    further: Vec<NewRun>,
     /// The base branch; absent for the repository's default.
     base: Option<String>,
 }
@@ -170,6 +174,7 @@ impl NativeTask {
             }
         }
         Ok(NewTask {
+            further: runs::further(self.further, "/further")?,
             repository: self.repository,
             issue: self.issue,
             text: self.text.map(|text| (text.title, text.body)),
@@ -195,6 +200,7 @@ impl ForeignTask {
         fits("/repo_url", Some(&self.repo_url), MAX_REPOSITORY_CHARS)?;
         fits("/trigger_user", Some(&self.trigger_user), MAX_NAME_CHARS)?;
         Ok(NewTask {
+            further: Vec::new(),
             repository: Some(self.repo_url),
             issue: Some(issue),
             text: None,
@@ -209,7 +215,7 @@ impl ForeignTask {
     }
 }
 
-fn fits(pointer: &str, text: Option<&str>, max_chars: usize) -> Result<(), Problem> {
+pub(crate) fn fits(pointer: &str, text: Option<&str>, max_chars: usize) -> Result<(), Problem> {
     match text {
         Some(text) if text.trim().is_empty() => Err(Problem::refused(pointer, "It must not be empty.")),
         Some(text) if text.chars().count() > max_chars => {

@@ -191,15 +191,22 @@ pub(crate) struct TaskBody {
     correlation_id: CorrelationId,
     /// The text as of the trigger: foreign text.
     text: String,
+    /// The leading one: its end is or will be the Task's.
     run: RunBody,
     effects: Vec<EffectBody>,
 }
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Run)]
-struct RunBody {
+pub(crate) struct RunBody {
     #[schema(value_type = String)]
     id: RunId,
+    /// Among the Task's Runs, from 1.
+    ordinal: u16,
+    /// The model asked for; null for the first configured one.
+    model: Option<String>,
+    /// What this Run is told and the others are not.
+    instruction: Option<String>,
     #[schema(value_type = String)]
     job_id: JobId,
     job_state: String,
@@ -377,6 +384,9 @@ impl From<&RunView> for RunBody {
     fn from(run: &RunView) -> Self {
         Self {
             id: run.id,
+            ordinal: run.ordinal,
+            model: run.model.clone(),
+            instruction: run.instruction.clone(),
             job_id: run.job,
             job_state: run.job_state.clone(),
             fence: run.fence,

@@ -66,7 +66,7 @@ fn event(id: u64, kind: &str) -> Option<Message> {
 }
 
 fn lapsed() -> EventBody {
-    EventBody::RunLapsed { again: true }
+    EventBody::RunLapsed { ordinal: 1, again: true }
 }
 
 fn done() -> EventBody {

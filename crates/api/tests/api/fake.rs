@@ -8,13 +8,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
-    Leased, Leases, Ledger, LedgerError, Opened, Order, Publication, Retried, RunOrder, RunView, Sweep, TaskCursor,
-    TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Leased, Leases, Ledger, LedgerError, Opened, Order, Publication, Retried, RunOrder, RunPlan, RunView, Sweep,
+    TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::budget::Spent;
 use fettle_domain::effect::{Effect, EffectKind, EffectState, Intent, Receipt};
 use fettle_domain::event::{Event, EventBody};
-use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
+use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, RunId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState, Refused, Retry, Until};
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::object::BlobId;
@@ -159,6 +159,7 @@ impl Leases for FakeLedger {
                 repo: task.repo.clone(),
                 issue: task.issue.clone(),
                 model: task.model.clone(),
+                instruction: None,
                 base: task.base.clone(),
                 generation: task.generation,
                 spent: task.run.spent,
@@ -310,6 +311,9 @@ impl Ledger for FakeLedger {
             updated_at: created_at,
             run: RunView {
                 id: plan.run,
+                ordinal: 1,
+                model: plan.model.clone(),
+                instruction: None,
                 job: plan.job,
                 job_state: "queued".to_owned(),
                 fence: Fence::NONE.get(),
@@ -329,6 +333,18 @@ impl Ledger for FakeLedger {
     async fn post_message(&self, _task: TaskId, _by: &str, text: &str) -> L<()> {
         self.inner.lock().unwrap().messages.push(text.to_owned());
         Ok(())
+    }
+
+    async fn add_runs(&self, _: TaskId, _: &str, _: &[RunPlan]) -> L<()> {
+        Err(LedgerError::Invalid("one Run is enough here".to_owned()))
+    }
+
+    async fn choose_run(&self, _: TaskId, _: RunId, _: &str) -> L<()> {
+        Err(LedgerError::Invalid("there is nothing to choose here".to_owned()))
+    }
+
+    async fn runs(&self, task: TaskId) -> L<Vec<RunView>> {
+        Ok(vec![self.task(task).await?.run])
     }
 
     async fn cancel(&self, task: TaskId, _by: &str) -> L<CancelAnswer> {

@@ -72,6 +72,68 @@ async fn a_probe_goes_from_the_api_through_a_worker_to_its_result() {
 }
 
 #[tokio::test]
+async fn several_runs_work_on_a_task_and_one_is_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(&dir).await;
+    let world = World::on(ledger.clone()).await;
+    let order = json!({"repository": "acme/widget", "issue": 7, "model": "first", "further": [{"model": "second"}]});
+    let made = world.post("/api/v1/tasks", &order).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text);
+    let task = made.header("location").to_owned();
+    let (runs, prs) = (format!("{task}/runs"), format!("{task}/prs"));
+    let added = world.post(&runs, &json!({"runs": [{"instruction": "mind the tests"}]})).await;
+    assert_eq!((added.status, added.json()["run_ids"].as_array().map(Vec::len)), (StatusCode::CREATED, Some(1)));
+    for (refused, pointer) in [
+        (json!({"runs": []}), "/runs"),
+        (json!({"runs": [{"model": ""}]}), "/runs/0/model"),
+        (json!({"runs": [{"instruction": "x".repeat(4_001)}]}), "/runs/0/instruction"),
+        (json!({"runs": vec![json!({}); 9]}), "/runs"),
+        (json!({"runs": [{"colour": "red"}]}), "/runs/0/colour"),
+    ] {
+        let answer = world.post(&runs, &refused).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", answer.text);
+        assert!(answer.text.contains(pointer), "{}", answer.text);
+    }
+    let many = world.post(&runs, &json!({"runs": vec![json!({}); 6]})).await;
+    assert_eq!(many.problem(), (409, "not_possible".to_owned()));
+
+    let shown = world.get(&runs).await.json();
+    let told: Vec<_> =
+        shown["items"].as_array().unwrap().iter().map(|run| (&run["model"], &run["instruction"])).collect();
+    let none = Value::Null;
+    assert_eq!(told, [(&json!("first"), &none), (&json!("second"), &none), (&none, &json!("mind the tests"))]);
+    let id = |nth: usize| json!({"run_id": shown["items"][nth]["id"]});
+    assert_eq!(world.post(&prs, &id(0)).await.problem(), (409, "not_possible".to_owned()));
+
+    let who = Holder { worker: WorkerId::from_uuid(Uuid::from_u128(5)), name: "host:1".to_owned() };
+    let request = RequestId::from_uuid(Uuid::from_u128(6));
+    let want = Want::anything(JobKind::Run, vec![1]);
+    let granted = world.worker().lease(&who, &want, 3, Duration::from_secs(5), request).await.unwrap();
+    let Granted::Leased(leases) = granted else { panic!("three are runnable") };
+    assert_eq!(leases.len(), 3);
+    for leased in &leases {
+        let result = RunResult {
+            outcome: RunOutcome::DraftPr { reasons: vec![] },
+            base: None,
+            change: None,
+            spent: Spent::default(),
+            model: "m".to_owned(),
+        };
+        assert_eq!(world.worker().complete_run(&leased.lease, &result).await.unwrap(), Fenced::Applied);
+    }
+    assert_eq!(world.get(&task).await.json()["state"], "waiting");
+    let chosen = world.post(&prs, &id(1)).await;
+    assert_eq!((chosen.status, chosen.json()["state"].clone()), (StatusCode::CREATED, json!("publishing")));
+    assert_eq!(chosen.json()["run"]["ordinal"], 2);
+    assert_eq!(world.post(&prs, &id(1)).await.status, StatusCode::OK, "the same choice again");
+    assert_eq!(world.post(&prs, &id(0)).await.problem(), (409, "not_possible".to_owned()));
+    assert_eq!(world.get(&runs).await.json()["leading"], shown["items"][1]["id"]);
+    let unknown = world.get(&format!("{task}/patch?run=run_{}", Uuid::from_u128(9).simple())).await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    ledger.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn deliveries_and_pages_come_back_as_they_went_in() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = open(&dir).await;

@@ -12,7 +12,8 @@ use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan, TaskView};
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::{ShowChange, ShowError};
-use fettle_app::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
+use fettle_app::submit::{FurtherRun, Missing, NewTask, SubmitError, SubmitTask, Submitted};
+use fettle_app::submitting::plan_run;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::label::Labels;
@@ -106,6 +107,12 @@ impl SubmitTask for Submitting {
         self.seen.lock().unwrap().push((request, plan.id));
         Ok(Submitted { task: plan.id, opened })
     }
+
+    async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError> {
+        let plans: Vec<_> = runs.into_iter().map(|run| plan_run(&self.ids, run)).collect();
+        self.ledger.add_runs(task, by, &plans).await.map_err(SubmitError::Ledger)?;
+        Ok(plans.iter().map(|plan| plan.run).collect())
+    }
 }
 
 fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
@@ -141,6 +148,7 @@ fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
         actor: request.actor.clone(),
         trigger: request.trigger.to_owned(),
         at: start(),
+        further: request.further.iter().map(|run| plan_run(ids, run.clone())).collect(),
     }
 }
 
@@ -217,6 +225,7 @@ impl World {
     /// A Task, made past the API.
     pub(crate) async fn task(&self) -> TaskId {
         let request = NewTask {
+            further: Vec::new(),
             repository: Some("acme/widget".to_owned()),
             issue: Some(7),
             text: None,

@@ -130,6 +130,9 @@ pub struct RunOrder {
     pub issue: IssueSnapshot,
     /// Absent: the first configured model.
     pub model: Option<String>,
+    /// What this Run is told over and above the issue; foreign text of a permitted person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<String>,
     /// The base branch; absent for the repository's default.
     pub base: Option<String>,
     pub generation: u32,
@@ -283,6 +286,19 @@ pub struct TaskPlan {
     /// `label`, `comment`, `api`, `foreign`, `cli`.
     pub trigger: String,
     pub at: Timestamp,
+    /// Runs beside the first, at most [`fettle_domain::choice::MAX_RUNS`] together.
+    pub further: Vec<RunPlan>,
+}
+
+/// A further Run of a Task, beside those it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunPlan {
+    pub run: RunId,
+    pub job: JobId,
+    /// Absent: the first configured model.
+    pub model: Option<String>,
+    /// What this Run is told and the others are not.
+    pub instruction: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -322,6 +338,7 @@ pub struct TaskView {
     pub note: Option<String>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+    /// The leading one: its end is or will be the Task's. The first, until another one's patch is published.
     pub run: RunView,
     /// In the order of [`EffectKind`].
     pub effects: Vec<Effect>,
@@ -330,10 +347,19 @@ pub struct TaskView {
 impl TaskView {
     /// How it ended, as people are told; `failed` when its Run was given up without a result. `None`: not yet.
     pub fn outcome(&self) -> Option<&'static str> {
+        // Beside another Run at work, or with a patch that is one of several, the leading one's end is not the Task's.
+        if matches!(self.state, TaskState::Queued | TaskState::Running) || self.run.job_state == "waiting" {
+            return None;
+        }
         match &self.run.result {
             Some(result) => Some(result.outcome.name()),
             None => (self.state == TaskState::Done).then_some("failed"),
         }
+    }
+
+    /// Whether a patch of it is pushed or is to be.
+    pub fn is_published(&self) -> bool {
+        self.effects.iter().any(|effect| effect.kind == EffectKind::Push)
     }
 
     /// The branch that a pull request of this Task goes into.
@@ -345,6 +371,12 @@ impl TaskView {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunView {
     pub id: RunId,
+    /// Among the Task's Runs, from 1.
+    pub ordinal: u16,
+    /// Absent: the first configured model.
+    pub model: Option<String>,
+    /// What this Run is told and the others are not.
+    pub instruction: Option<String>,
     pub job: JobId,
     pub job_state: String,
     pub fence: u64,
@@ -480,6 +512,14 @@ pub trait Ledger: Leases {
     async fn at_work(&self, max: u16) -> L<Vec<AtWork>>;
     /// Wants [`EffectKind::Progress`] while the Task's Run is at work; `false`: it is not any more.
     async fn want_progress(&self, task: TaskId) -> L<bool>;
+
+    /// Further Runs for a Task nothing of which is published or on its way. `Invalid` says why not.
+    async fn add_runs(&self, task: TaskId, by: &str, runs: &[RunPlan]) -> L<()>;
+    /// Publishes the patch of this one of a Task's Runs, once all have ended and several have a patch. `Invalid`: there is no
+    /// choice to make, or the Run has no patch.
+    async fn choose_run(&self, task: TaskId, run: RunId, by: &str) -> L<()>;
+    /// All of a Task, in their order.
+    async fn runs(&self, task: TaskId) -> L<Vec<RunView>>;
 
     async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer>;
     async fn retry(&self, task: TaskId, by: &str) -> L<Retried>;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use fettle_domain::effect::EffectState;
 use fettle_domain::event::EventBody;
-use fettle_domain::id::TaskId;
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::retry::{MAX_ATTEMPTS, MAX_CRASHES};
 use fettle_domain::task::TaskState;
@@ -54,18 +53,18 @@ fn identities(rows: &Rows, breaches: &mut Vec<String>) {
 }
 
 fn held_slots(rows: &Rows, slots: &Slots, breaches: &mut Vec<String>) {
-    let mut held: BTreeMap<&str, BTreeSet<TaskId>> = BTreeMap::new();
+    let mut held: BTreeMap<&str, u32> = BTreeMap::new();
     let mut of_model: BTreeMap<&str, u32> = BTreeMap::new();
     for row in rows.jobs.iter().filter(|row| is_held(&row.job.state)) {
         let lane = &rows.lanes[row.lane];
-        held.entry(&lane.slots_of).or_default().insert(row.task);
+        *held.entry(&lane.slots_of).or_default() += 1;
         if lane.kind == JobKind::Run {
             *of_model.entry(&lane.model).or_default() += 1;
         }
     }
-    for (slots_of, tasks) in held {
-        if tasks.len() > usize::try_from(slots.of(slots_of)).unwrap_or(usize::MAX) {
-            breaches.push(format!("I4: {} Tasks hold slots of {slots_of}", tasks.len()));
+    for (slots_of, count) in held {
+        if count > slots.of(slots_of) {
+            breaches.push(format!("I4: {count} jobs hold slots of {slots_of}"));
         }
     }
     for (model, count) in of_model {
@@ -104,18 +103,20 @@ fn jobs(rows: &Rows, now: Timestamp, breaches: &mut Vec<String>) {
 }
 
 fn journals(rows: &Rows, task: &TaskRow, breaches: &mut Vec<String>) {
-    let Some(run) = rows.find_job(task.run.job).map(|index| &rows.jobs[index].job) else {
-        breaches.push(format!("I5: {} has no run job", task.id));
-        return;
-    };
-    if matches!(run.state, JobState::Done) && task.run.result.is_none() {
-        breaches.push(format!("I5: the Run of {} is done without a result", task.id));
-    }
-    if task.run.steps.iter().enumerate().any(|(seq, (_, step))| usize::try_from(step.seq) != Ok(seq)) {
-        breaches.push(format!("I5: the journal of {} has a gap", task.id));
-    }
-    if task.run.steps.iter().any(|(fence, _)| *fence > run.fence) {
-        breaches.push(format!("I2: {} has a step of a fence that was never issued", task.id));
+    for run in &task.runs {
+        let Some(job) = rows.find_job(run.job).map(|index| &rows.jobs[index].job) else {
+            breaches.push(format!("I5: {} of {} has no run job", run.id, task.id));
+            continue;
+        };
+        if matches!(job.state, JobState::Done) && run.result.is_none() {
+            breaches.push(format!("I5: a Run of {} is done without a result", task.id));
+        }
+        if run.steps.iter().enumerate().any(|(seq, (_, step))| usize::try_from(step.seq) != Ok(seq)) {
+            breaches.push(format!("I5: a journal of {} has a gap", task.id));
+        }
+        if run.steps.iter().any(|(fence, _)| *fence > job.fence) {
+            breaches.push(format!("I2: {} has a step of a fence that was never issued", task.id));
+        }
     }
     let open = task.effects.iter().any(|(effect, _)| !matches!(effect.state, EffectState::Settled { .. }));
     if open && rows.newest_publish_job(task.id).is_some_and(|row| matches!(row.job.state, JobState::Done)) {
@@ -135,7 +136,7 @@ fn events(rows: &Rows, task: &TaskRow, breaches: &mut Vec<String>) {
     let told = own().rev().find_map(|event| match event.body {
         EventBody::TaskDone { .. } => Some(Some(TaskState::Done)),
         EventBody::TaskCancelled => Some(Some(TaskState::Cancelled)),
-        EventBody::TaskCreated { .. } | EventBody::Redriven { .. } => Some(None),
+        EventBody::TaskCreated { .. } | EventBody::Redriven { .. } | EventBody::RunsAdded { .. } => Some(None),
         _ => None,
     });
     if folded.is_final() && told.flatten() != Some(folded) {

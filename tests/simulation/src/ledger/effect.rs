@@ -47,12 +47,12 @@ pub(super) fn want(tx: &mut Tx<'_>, task: TaskId, kinds: &[EffectKind]) -> L<Job
         return Ok(tx.rows.jobs[index].job.id);
     }
     let id = JobId::from_uuid(tx.ids.uuid());
-    tx.insert_job(Job::queued(id, JobKind::Publish), task)?;
+    tx.insert_job(Job::queued(id, JobKind::Publish), task, None)?;
     Ok(id)
 }
 
 pub(super) fn want_progress(tx: &mut Tx<'_>, task: TaskId) -> L<bool> {
-    if !matches!(tx.rows.jobs[tx.rows.run_job(task)?].job.state, JobState::Leased { .. }) {
+    if !matches!(tx.rows.jobs[tx.rows.leading_job(task)?].job.state, JobState::Leased { .. }) {
         return Ok(false);
     }
     want(tx, task, &[EffectKind::Progress])?;

@@ -1,12 +1,12 @@
 //! The verbs of a lease. Which state follows is the domain's to say; which job is next, too.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fettle_app::ports::ledger::{
     Beat, BeatAnswer, Fenced, Holder, L, Leased, LedgerError, Order, RUN_ORDER_VERSION, RunOrder, Sweep, Then, Wake,
     Want,
 };
+use fettle_domain::effect::EffectKind;
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RequestId, TaskId, WorkerId};
 use fettle_domain::job::{Job, JobKind, JobState, Retry, Until};
@@ -69,7 +69,8 @@ pub(super) fn lease(tx: &mut Tx<'_>, asked: &Asked<'_>) -> L<Vec<Leased>> {
         row.request = Some(asked.request);
         let (kind, task) = (row.job.kind, row.task);
         if kind == JobKind::Run {
-            tx.append(task, EventBody::RunLeased { worker: asked.who.name.clone(), fence: fence.get() })?;
+            let ordinal = tx.rows.ordinal(tx.rows.jobs[index].job.id)?;
+            tx.append(task, EventBody::RunLeased { ordinal, worker: asked.who.name.clone(), fence: fence.get() })?;
         }
         task::refresh(tx, task)?;
         leased.push(grant(tx.rows, index, tx.timing.lease)?);
@@ -108,26 +109,27 @@ fn grant(rows: &Rows, index: usize, time_left: Duration) -> L<Leased> {
 fn order(rows: &Rows, index: usize) -> L<RunOrder> {
     let row = &rows.jobs[index];
     let task = rows.task(row.task)?;
+    let run = &task.runs[rows.run_of(row.job.id)?.1];
     Ok(RunOrder {
         task: task.id,
-        run: task.run.id,
+        run: run.id,
         correlation: task.correlation,
         mode: task.mode,
         repo: task.repo.clone(),
         issue: task.issue.clone(),
-        model: task.model.clone(),
+        model: run.model.clone(),
+        instruction: run.instruction.clone(),
         base: task.base.clone(),
         generation: task.generation,
-        spent: task.run.spent,
+        spent: run.spent,
         last_failure: row.last_failure.clone(),
     })
 }
 
-/// The Tasks that hold a slot of `slots_of`.
-fn held_tasks(rows: &Rows, slots_of: &str) -> usize {
+/// How many slots of `slots_of` are taken.
+fn held(rows: &Rows, slots_of: &str) -> usize {
     let held = rows.jobs.iter().filter(|row| is_held(&row.job.state) && rows.lanes[row.lane].slots_of == slots_of);
-    let lingering = rows.lingering.iter().filter(|(of, _)| of == slots_of).map(|(_, task)| *task);
-    held.map(|row| row.task).chain(lingering).collect::<BTreeSet<TaskId>>().len()
+    held.count() + rows.lingering.iter().filter(|of| *of == slots_of).count()
 }
 
 /// The lanes that `want` fits and whose model is not busy, with their free slots.
@@ -141,7 +143,7 @@ fn lanes(rows: &Rows, slots: &Slots, want: &Want) -> Vec<Lane> {
         if free_of_model(rows, slots, lane.kind, &lane.model) == 0 {
             continue;
         }
-        let held = u32::try_from(held_tasks(rows, &lane.slots_of)).unwrap_or(u32::MAX);
+        let held = u32::try_from(held(rows, &lane.slots_of)).unwrap_or(u32::MAX);
         let free_slots = slots.of(&lane.slots_of).saturating_sub(held);
         lanes.push(Lane { id: id as u64, served_at: lane.served_at, free_slots });
     }
@@ -229,7 +231,7 @@ pub(super) fn renew(tx: &mut Tx<'_>, beat: &Beat) -> L<BeatAnswer> {
         return Ok(BeatAnswer::Cancel { reason: format!("cancelled by {by}") });
     }
     let (messages, received) = match kind {
-        JobKind::Run => hand_over(tx, task, beat.received)?,
+        JobKind::Run => hand_over(tx, beat.lease.job, beat.received)?,
         JobKind::Publish => (Vec::new(), None),
     };
     Ok(BeatAnswer::Renewed { time_left: tx.timing.lease, messages, received })
@@ -249,9 +251,10 @@ fn revived(tx: &Tx<'_>, job: Job, fence: Fence) -> Job {
 }
 
 /// Messages that the holder has not been handed; without any under its lease, those that are not journaled.
-fn hand_over(tx: &Tx<'_>, task: TaskId, received: Option<u64>) -> L<(Vec<String>, Option<u64>)> {
+fn hand_over(tx: &Tx<'_>, job: JobId, received: Option<u64>) -> L<(Vec<String>, Option<u64>)> {
+    let (task, nth) = tx.rows.run_of(job)?;
     let row = tx.rows.task(task)?;
-    let journaled = || row.run.steps.iter().filter(|(_, step)| step.kind == StepKind::MessageIn).count() as u64;
+    let journaled = || row.runs[nth].steps.iter().filter(|(_, step)| step.kind == StepKind::MessageIn).count() as u64;
     let (all, has) = (row.messages.len() as u64, received.unwrap_or_else(journaled));
     if all <= has {
         return Ok((Vec::new(), received));
@@ -283,7 +286,7 @@ pub(super) fn end(
     if row.job.counters.attempts > attempts_before {
         let why = failure.unwrap_or_default().to_owned();
         let body = match kind {
-            JobKind::Run => EventBody::RunFailed { why, again },
+            JobKind::Run => EventBody::RunFailed { ordinal: tx.rows.ordinal(lease.job)?, why, again },
             JobKind::Publish => EventBody::PublishFailed { why, again },
         };
         tx.append(task, body)?;
@@ -317,7 +320,7 @@ fn after_end(tx: &mut Tx<'_>, index: usize) -> L<()> {
     let row = &tx.rows.jobs[index];
     let task = row.task;
     if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. }) {
-        run::publish_the_death(tx, task)?;
+        run::want_what_follows(tx, task)?;
     }
     task::refresh(tx, task)
 }
@@ -351,7 +354,7 @@ pub(super) fn sweep(tx: &mut Tx<'_>, max: u16, step: Option<Duration>) -> L<Swee
         let row = &tx.rows.jobs[index];
         let again = !row.job.state.is_final();
         let body = match row.job.kind {
-            JobKind::Run => EventBody::RunLapsed { again },
+            JobKind::Run => EventBody::RunLapsed { ordinal: tx.rows.ordinal(row.job.id)?, again },
             JobKind::Publish => EventBody::PublishFailed { why: "the publisher's lease ended".to_owned(), again },
         };
         let task = row.task;
@@ -388,7 +391,13 @@ pub(super) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
         JobKind::Run if tx.rows.task(task)?.state == TaskState::Cancelled => {
             return Err(LedgerError::Invalid(format!("{task} was cancelled; retry it as a new Task")));
         }
-        JobKind::Run => {}
+        JobKind::Run => {
+            let row = tx.rows.task(task)?;
+            let published = row.effects.iter().any(|(effect, _)| effect.kind == EffectKind::Push);
+            if row.runs.len() > 1 && published {
+                return Err(LedgerError::Invalid(format!("another Run's patch of {task} is published")));
+            }
+        }
         JobKind::Publish => {
             if let Some(newer) = tx.rows.unfinished_publish_job(task) {
                 let newer = tx.rows.jobs[newer].job.id;
@@ -408,6 +417,7 @@ pub(super) fn wake(tx: &mut Tx<'_>, task: TaskId) {
     for index in 0..tx.rows.jobs.len() {
         let row = &tx.rows.jobs[index];
         if row.task == task
+            && !tx.rows.run_of(row.job.id).is_ok_and(|(_, nth)| tx.rows.tasks[&task].runs[nth].result.is_some())
             && let Some(job) = row.job.clone().wake()
         {
             tx.store(index, job);
@@ -415,11 +425,12 @@ pub(super) fn wake(tx: &mut Tx<'_>, task: TaskId) {
     }
 }
 
-/// As `effect::cancel_publication`, for the run job.
-pub(super) fn cancel_run(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    let index = tx.rows.run_job(task)?;
-    if let Some(job) = tx.rows.jobs[index].job.clone().cancel() {
-        tx.store(index, job);
+/// As `effect::cancel_publication`, for the run jobs.
+pub(super) fn cancel_runs(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
+    for index in tx.rows.run_jobs(task)? {
+        if let Some(job) = tx.rows.jobs[index].job.clone().cancel() {
+            tx.store(index, job);
+        }
     }
     effect::cancel_publication(tx, task)
 }

@@ -22,11 +22,11 @@ use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{
     Accepted, Admission, Admissions, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted,
     Holder, L, Leases, Ledger, LedgerError, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION,
-    Retried, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Retried, RunPlan, RunView, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
-use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, TaskId};
+use fettle_domain::id::{DeliveryId, EffectId, JobId, RequestId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::{LeaseRef, Timing};
 use fettle_domain::object::BlobId;
@@ -308,12 +308,9 @@ impl Leases for MemoryLedger {
 
     async fn steps(&self, lease: &LeaseRef) -> L<Vec<StepRecord>> {
         self.read("steps", |rows, _| {
-            let row = rows.held_for_reading(lease)?;
-            let task = rows.task(row.task)?;
-            if task.run.job != lease.job {
-                return Err(LedgerError::Invalid(format!("{} is not a run job", lease.job)));
-            }
-            Ok(task.run.steps.iter().map(|(_, step)| step.clone()).collect())
+            rows.held_for_reading(lease)?;
+            let (task, nth) = rows.run_of(lease.job)?;
+            Ok(rows.task(task)?.runs[nth].steps.iter().map(|(_, step)| step.clone()).collect())
         })
         .await
     }
@@ -461,6 +458,18 @@ impl Ledger for MemoryLedger {
 
     async fn want_progress(&self, task: TaskId) -> L<bool> {
         self.write("want_progress", |tx| effect::want_progress(tx, task)).await
+    }
+
+    async fn add_runs(&self, task: TaskId, by: &str, runs: &[RunPlan]) -> L<()> {
+        self.write("add_runs", |tx| run::add(tx, task, by, runs)).await
+    }
+
+    async fn choose_run(&self, task: TaskId, run: RunId, by: &str) -> L<()> {
+        self.write("choose_run", |tx| run::choose(tx, task, run, by)).await
+    }
+
+    async fn runs(&self, task: TaskId) -> L<Vec<RunView>> {
+        self.read("runs", |rows, _| view::runs(rows, task)).await
     }
 
     async fn cancel(&self, task: TaskId, by: &str) -> L<CancelAnswer> {

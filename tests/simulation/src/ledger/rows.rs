@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fettle_app::ports::clock::IdSource;
-use fettle_app::ports::ledger::{Delivery, Fenced, L, LedgerError};
+use fettle_app::ports::ledger::{Delivery, Fenced, L, LedgerError, RunPlan};
 use fettle_domain::budget::Spent;
+use fettle_domain::choice;
 use fettle_domain::effect::Effect;
 use fettle_domain::event::{Event, EventBody};
 use fettle_domain::id::{CorrelationId, JobId, RequestId, RunId, TaskId};
@@ -42,7 +43,7 @@ pub(crate) struct Rows {
     /// The newest ledger time that a restart does not go behind.
     pub(super) time_at: i64,
     /// Of [`Bug::SlotFreedLate`]: whose slots count as taken until the next sweep.
-    pub(super) lingering: Vec<(String, TaskId)>,
+    pub(super) lingering: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,7 +74,10 @@ pub(crate) struct TaskRow {
     pub(super) ended: bool,
     pub(crate) event_seq: u64,
     pub(crate) cancelled_by: Option<String>,
-    pub(crate) run: RunRow,
+    /// In their order; the first came with the Task.
+    pub(crate) runs: Vec<RunRow>,
+    /// The one whose end is the Task's.
+    pub(crate) leading: usize,
     /// In the order in which they are brought about, with the fence that wrote last.
     pub(crate) effects: Vec<(Effect, Option<Fence>)>,
     pub(crate) messages: Vec<Message>,
@@ -83,9 +87,18 @@ pub(crate) struct TaskRow {
 pub(crate) struct RunRow {
     pub(crate) id: RunId,
     pub(crate) job: JobId,
+    pub(super) model: Option<String>,
+    pub(super) instruction: Option<String>,
     pub(crate) steps: Vec<(Fence, StepRecord)>,
     pub(super) spent: Spent,
     pub(crate) result: Option<RunResult>,
+}
+
+impl RunRow {
+    pub(super) fn new(plan: &RunPlan) -> Self {
+        let RunPlan { run, job, model, instruction } = plan.clone();
+        Self { id: run, job, model, instruction, steps: Vec::new(), spent: Spent::default(), result: None }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -148,8 +161,12 @@ impl TaskRow {
         Some((self.repo.as_ref()?.forge_id, self.issue.number?))
     }
 
-    pub(super) fn place_of(&self, kind: JobKind) -> Place {
-        Place::of(kind, self.repo.as_ref(), self.model.as_deref(), &self.needs, &self.trigger)
+    pub(super) fn place_of(&self, kind: JobKind, model: Option<&str>) -> Place {
+        Place::of(kind, self.repo.as_ref(), model, &self.needs, &self.trigger)
+    }
+
+    pub(crate) fn leading(&self) -> &RunRow {
+        &self.runs[self.leading]
     }
 }
 
@@ -173,6 +190,16 @@ impl Rows {
         self.jobs.iter().rev().filter(|row| row.task == task).find(cancelled).or_else(|| self.newest_publish_job(task))
     }
 
+    /// Of each Task that waits for a person to choose, the last Run with a patch.
+    pub(crate) fn to_be_chosen(&self) -> Vec<(TaskId, RunId)> {
+        let waits = |run: &&RunRow| {
+            let job = self.find_job(run.job).map(|index| &self.jobs[index].job.state);
+            run.result.is_some() && matches!(job, Some(JobState::Waiting { .. }))
+        };
+        let waiting = self.tasks.values().filter(|task| task.state == TaskState::Waiting);
+        waiting.filter_map(|task| Some((task.id, task.runs.iter().rev().find(waits)?.id))).collect()
+    }
+
     pub(crate) fn newest_publish_job(&self, task: TaskId) -> Option<&JobRow> {
         self.jobs.iter().rev().find(|row| row.task == task && row.job.kind == JobKind::Publish)
     }
@@ -188,8 +215,32 @@ impl Rows {
         self.tasks.values().find(here).map(|task| task.id)
     }
 
+    /// Of each of a Task's Runs.
+    pub(super) fn run_jobs(&self, task: TaskId) -> L<Vec<usize>> {
+        self.task(task)?.runs.iter().map(|run| self.job(run.job)).collect()
+    }
+
+    /// Of the Run that speaks for the Task.
     pub(super) fn run_job(&self, task: TaskId) -> L<usize> {
-        self.job(self.task(task)?.run.job)
+        let jobs = self.run_jobs(task)?;
+        let states: Vec<&JobState> = jobs.iter().map(|&index| &self.jobs[index].job.state).collect();
+        Ok(jobs[choice::speaker(&states, self.task(task)?.leading)])
+    }
+
+    pub(super) fn leading_job(&self, task: TaskId) -> L<usize> {
+        self.job(self.task(task)?.leading().job)
+    }
+
+    /// The Task and the Run that a job executes.
+    pub(super) fn run_of(&self, job: JobId) -> L<(TaskId, usize)> {
+        let task = self.jobs[self.job(job)?].task;
+        let nth = self.task(task)?.runs.iter().position(|run| run.job == job);
+        Ok((task, nth.ok_or_else(|| LedgerError::Invalid(format!("{job} is not a run job")))?))
+    }
+
+    /// Which of its Task's Runs a job executes, from 1.
+    pub(super) fn ordinal(&self, job: JobId) -> L<u16> {
+        Ok(u16::try_from(self.run_of(job)?.1 + 1).unwrap_or(u16::MAX))
     }
 
     /// The job under `lease`, for a read: a stale holder has nothing to read.
@@ -248,8 +299,9 @@ impl Tx<'_> {
         }
     }
 
-    pub(super) fn insert_job(&mut self, job: Job, task: TaskId) -> L<()> {
-        let place = self.rows.task(task)?.place_of(job.kind);
+    /// `model`: of a Run.
+    pub(super) fn insert_job(&mut self, job: Job, task: TaskId, model: Option<&str>) -> L<()> {
+        let place = self.rows.task(task)?.place_of(job.kind, model);
         let lane = self.lane(job.kind, &place);
         let runnable_at = matches!(job.state, JobState::Queued).then_some(self.now);
         self.wakes.job |= runnable_at.is_some();
@@ -299,7 +351,7 @@ impl Tx<'_> {
         self.wakes.job |= queued || (was_held && !held);
         if self.bug == Some(Bug::SlotFreedLate) && was_held && !held {
             let slots_of = self.rows.lanes[row.lane].slots_of.clone();
-            self.rows.lingering.push((slots_of, row.task));
+            self.rows.lingering.push(slots_of);
         }
     }
 }

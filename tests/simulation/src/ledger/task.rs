@@ -1,7 +1,6 @@
 //! Tasks: opened once per intent, one active per issue, shown in the state their jobs fold to.
 
-use fettle_app::ports::ledger::{CancelAnswer, L, LedgerError, Opened, Retried, TaskPlan};
-use fettle_domain::budget::Spent;
+use fettle_app::ports::ledger::{CancelAnswer, L, LedgerError, Opened, Retried, RunPlan, TaskPlan};
 use fettle_domain::effect::{EffectState, Receipt};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
@@ -9,7 +8,7 @@ use fettle_domain::job::{Job, JobKind, JobState};
 use fettle_domain::task::TaskState;
 
 use super::rows::{JobRow, Message, Rows, RunRow, TaskRow, Tx};
-use super::{effect, job};
+use super::{effect, job, run};
 
 pub(super) fn open_and_close(tx: &mut Tx<'_>, delivery: Option<DeliveryId>, plan: &TaskPlan) -> L<Opened> {
     if let Some(id) = delivery
@@ -79,7 +78,7 @@ fn keep_message(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()> {
 }
 
 fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
-    let run = RunRow { id: plan.run, job: plan.job, steps: Vec::new(), spent: Spent::default(), result: None };
+    let run = RunPlan { run: plan.run, job: plan.job, model: plan.model.clone(), instruction: None };
     let row = TaskRow {
         id: plan.id,
         correlation: plan.correlation,
@@ -99,19 +98,21 @@ fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
         ended: false,
         event_seq: 0,
         cancelled_by: None,
-        run,
+        runs: vec![RunRow::new(&run)],
+        leading: 0,
         effects: Vec::new(),
         messages: Vec::new(),
     };
     tx.rows.tasks.insert(plan.id, row);
     tx.rows.intents.insert(plan.intent.clone(), plan.id);
-    tx.insert_job(Job::queued(plan.job, JobKind::Run), plan.id)?;
+    tx.insert_job(Job::queued(plan.job, JobKind::Run), plan.id, plan.model.as_deref())?;
     let body = EventBody::TaskCreated {
         title: plan.issue.title.clone(),
         mode: plan.mode.name().to_owned(),
         trigger: plan.trigger.clone(),
     };
-    tx.append(plan.id, body)
+    tx.append(plan.id, body)?;
+    if plan.further.is_empty() { Ok(()) } else { run::insert(tx, plan.id, &plan.actor, &plan.further) }
 }
 
 fn note_of(row: &JobRow) -> Option<String> {
@@ -152,7 +153,7 @@ pub(super) fn refresh(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
     match state {
         TaskState::Cancelled if !was_ended => tx.append(task, EventBody::TaskCancelled),
         TaskState::Done if !was_ended => {
-            let outcome = row.run.result.as_ref().map_or("failed", |result| result.outcome.name()).to_owned();
+            let outcome = row.leading().result.as_ref().map_or("failed", |result| result.outcome.name()).to_owned();
             let pull_request = row.effects.iter().find_map(|(effect, _)| match effect.state {
                 EffectState::Settled { receipt: Receipt::PullRequest { number, .. } } => Some(number),
                 _ => None,
@@ -186,7 +187,7 @@ pub(super) fn cancel(tx: &mut Tx<'_>, task: TaskId, by: &str) -> L<CancelAnswer>
         row.cancelled_by = Some(by.to_owned());
         tx.append(task, EventBody::CancelRequested { by: by.to_owned() })?;
     }
-    job::cancel_run(tx, task)?;
+    job::cancel_runs(tx, task)?;
     refresh(tx, task)?;
     let state = tx.task(task)?.state;
     Ok(if state == TaskState::Cancelled { CancelAnswer::Cancelled } else { CancelAnswer::Cancelling })
@@ -222,6 +223,13 @@ fn open_next(tx: &mut Tx<'_>, row: TaskRow, by: &str) -> L<Retried> {
         Some((repo, issue)) => 1 + earlier(tx.rows, repo, issue),
         None => row.generation + 1,
     };
+    let further = row.runs[1..].iter().map(|run| RunPlan {
+        run: RunId::from_uuid(tx.ids.uuid()),
+        job: JobId::from_uuid(tx.ids.uuid()),
+        model: run.model.clone(),
+        instruction: run.instruction.clone(),
+    });
+    let further = further.collect();
     let plan = TaskPlan {
         id: TaskId::from_uuid(tx.ids.uuid()),
         run: RunId::from_uuid(tx.ids.uuid()),
@@ -238,6 +246,7 @@ fn open_next(tx: &mut Tx<'_>, row: TaskRow, by: &str) -> L<Retried> {
         actor: by.to_owned(),
         trigger: row.trigger,
         at: tx.now,
+        further,
     };
     insert(tx, &plan, generation)?;
     Ok(Retried { task: plan.id, new: true })

@@ -18,7 +18,6 @@ use super::{any_run, job};
 
 pub(super) fn task(rows: &Rows, id: TaskId) -> L<TaskView> {
     let task = rows.task(id)?;
-    let run = &rows.jobs[rows.run_job(id)?].job;
     Ok(TaskView {
         id,
         correlation: task.correlation,
@@ -35,19 +34,34 @@ pub(super) fn task(rows: &Rows, id: TaskId) -> L<TaskView> {
         note: task.note.clone(),
         created_at: task.created_at,
         updated_at: task.updated_at,
-        run: RunView {
-            id: task.run.id,
-            job: task.run.job,
-            job_state: run.state.name().to_owned(),
-            fence: run.fence.get(),
-            attempts: run.counters.attempts,
-            crashes: run.counters.crashes,
-            steps: u32::try_from(task.run.steps.len()).unwrap_or(u32::MAX),
-            spent: task.run.spent,
-            result: task.run.result.clone(),
-        },
+        run: run(rows, task, task.leading)?,
         effects: task.effects.iter().map(|(effect, _)| effect.clone()).collect(),
     })
+}
+
+fn run(rows: &Rows, task: &TaskRow, nth: usize) -> L<RunView> {
+    let run = &task.runs[nth];
+    let job = &rows.jobs[rows.job(run.job)?].job;
+    Ok(RunView {
+        id: run.id,
+        ordinal: rows.ordinal(run.job)?,
+        model: run.model.clone(),
+        instruction: run.instruction.clone(),
+        job: run.job,
+        job_state: job.state.name().to_owned(),
+        fence: job.fence.get(),
+        attempts: job.counters.attempts,
+        crashes: job.counters.crashes,
+        steps: u32::try_from(run.steps.len()).unwrap_or(u32::MAX),
+        spent: run.spent,
+        result: run.result.clone(),
+    })
+}
+
+/// In their order.
+pub(super) fn runs(rows: &Rows, id: TaskId) -> L<Vec<RunView>> {
+    let task = rows.task(id)?;
+    (0..task.runs.len()).map(|nth| run(rows, task, nth)).collect()
 }
 
 /// Newest first, strictly after the cursor.
@@ -83,7 +97,7 @@ pub(super) fn publication(rows: &Rows, lease: &LeaseRef) -> L<Publication> {
         return Err(LedgerError::Invalid(format!("{} is not a publish job", row.job.id)));
     }
     let task = task(rows, row.task)?;
-    let run = &rows.jobs[rows.run_job(task.id)?].job.state;
+    let run = &rows.jobs[rows.leading_job(task.id)?].job.state;
     let phase = (!run.is_final()).then(|| rows.task(task.id).map(phase)).transpose()?;
     let run_failure = match run {
         JobState::Dead { reason } => Some(reason.clone()),
@@ -94,7 +108,7 @@ pub(super) fn publication(rows: &Rows, lease: &LeaseRef) -> L<Publication> {
 }
 
 fn phase(task: &TaskRow) -> String {
-    task.run.steps.last().map(|(_, step)| step.phase.clone()).unwrap_or_default()
+    task.leading().steps.last().map(|(_, step)| step.phase.clone()).unwrap_or_default()
 }
 
 /// Runs under a lease that work on an issue, the longest-standing Task first.
@@ -103,7 +117,7 @@ pub(super) fn at_work(rows: &Rows, max: u16) -> L<Vec<AtWork>> {
     let mut at_work = Vec::new();
     for row in rows.jobs.iter().filter(leased) {
         let task = rows.task(row.task)?;
-        if task.place().is_some() && task.mode != Mode::Probe {
+        if task.place().is_some() && task.mode != Mode::Probe && task.leading().job == row.job.id {
             let mut effects = task.effects.iter().map(|(effect, _)| effect);
             let told = effects.find(|effect| effect.kind == EffectKind::Progress).cloned();
             at_work.push(AtWork { task: row.task, created_at: task.created_at, phase: phase(task), told });

@@ -3,6 +3,7 @@
 //! `contract::ledger!(sqlite, make().await)` makes one test of each case; after each, the audit must find nothing.
 
 mod cases;
+mod choice;
 mod model;
 mod progress;
 pub mod sequences;
@@ -10,6 +11,11 @@ mod turns;
 mod world;
 
 pub use cases::*;
+pub use choice::{
+    a_cancelled_task_stops_all_its_runs, a_person_chooses_among_several_patches,
+    each_of_several_runs_hears_every_message, runs_are_added_until_something_is_published,
+    the_only_patch_is_published_unasked,
+};
 pub use model::a_job_does_what_its_model_does;
 pub use progress::{
     a_cancelled_task_is_not_taken_up_again, a_publication_that_is_cancelled_still_tells_who_was_told,
@@ -69,6 +75,11 @@ macro_rules! ledger_contract {
                 a_mark_of_looking_moves_only_from_where_it_is,
                 an_issue_was_last_asked_for_when_its_newest_task_was,
                 what_needs_a_label_waits_for_a_worker_that_has_it,
+                a_person_chooses_among_several_patches,
+                the_only_patch_is_published_unasked,
+                runs_are_added_until_something_is_published,
+                a_cancelled_task_stops_all_its_runs,
+                each_of_several_runs_hears_every_message,
                 a_job_does_what_its_model_does,
             }
         }

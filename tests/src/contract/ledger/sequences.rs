@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fettle_app::ports::clock::{Clock as _, IdSource as _};
 use fettle_app::ports::ledger::{
-    Beat, Delivery, Granted, Holder, L, Ledger, Opened, Order, TaskFilter, TaskPlan, Then, Wake, Want,
+    Beat, Delivery, Granted, Holder, L, Ledger, Opened, Order, RunPlan, TaskFilter, TaskPlan, Then, Wake, Want,
 };
 use fettle_domain::branch::BranchName;
 use fettle_domain::budget::Spent;
@@ -57,7 +57,7 @@ type Nth = usize;
 
 #[derive(Debug, Clone)]
 pub enum Verb {
-    Open { issue: Option<u64>, repo: u64, model: Option<&'static str>, trigger: &'static str },
+    Open { issue: Option<u64>, repo: u64, model: Option<&'static str>, trigger: &'static str, further: u8 },
     OpenAgain,
     Accept { key: u8 },
     Postpone(Nth),
@@ -80,6 +80,8 @@ pub enum Verb {
     Cancel(Nth),
     Retry(Nth),
     Redrive(Nth),
+    AddRuns { task: Nth, runs: u8 },
+    Choose { task: Nth, run: Nth },
     Say(Nth),
     Sweep,
     Pass { seconds: u64 },
@@ -113,8 +115,8 @@ impl ReferenceStateMachine for Script {
         let kind = prop_oneof![Just(JobKind::Run), Just(JobKind::Publish)];
         prop_oneof![
             4 => (prop::option::weighted(0.9, 1..4u64), 77..79u64, prop::option::of(Just("coder")),
-                  prop::sample::select(vec!["label", "api"]))
-                .prop_map(|(issue, repo, model, trigger)| Verb::Open { issue, repo, model, trigger }),
+                  prop::sample::select(vec!["label", "api"]), prop_oneof![2 => Just(0u8), 1 => 1..3u8])
+                .prop_map(|(issue, repo, model, trigger, further)| Verb::Open { issue, repo, model, trigger, further }),
             1 => Just(Verb::OpenAgain),
             1 => (0..4u8).prop_map(|key| Verb::Accept { key }),
             1 => nth().prop_map(Verb::Postpone),
@@ -140,6 +142,8 @@ impl ReferenceStateMachine for Script {
             2 => nth().prop_map(Verb::Cancel),
             2 => nth().prop_map(Verb::Retry),
             1 => nth().prop_map(Verb::Redrive),
+            1 => (nth(), 0..3u8).prop_map(|(task, runs)| Verb::AddRuns { task, runs }),
+            2 => (nth(), 0..4usize).prop_map(|(task, run)| Verb::Choose { task, run }),
             2 => nth().prop_map(Verb::Say),
             2 => Just(Verb::Sweep),
             5 => prop::sample::select(vec![1u64, 20, 31, 700]).prop_map(|seconds| Verb::Pass { seconds }),
@@ -271,6 +275,7 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
             actor: "ada".into(),
             trigger: trigger.to_owned(),
             at: self.now(),
+            further: Vec::new(),
         }
     }
 
@@ -297,8 +302,9 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
 
     fn step(&mut self, verb: &Verb) -> Option<()> {
         match verb {
-            Verb::Open { issue, repo, model, trigger } => {
-                let plan = self.plan(*issue, *repo, *model, trigger);
+            Verb::Open { issue, repo, model, trigger, further } => {
+                let further = self.further(*further);
+                let plan = TaskPlan { further, ..self.plan(*issue, *repo, *model, trigger) };
                 self.open(verb, &plan);
                 self.plans.push(plan);
             }
@@ -343,7 +349,9 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
             }
             Verb::Record { lease, ahead, said } => {
                 let (lease, task) = self.lease(*lease)?;
-                let recorded = self.runtime.block_on(self.reference().ledger().task(task.reference)).unwrap().run.steps;
+                let runs = self.runtime.block_on(self.reference().ledger().runs(task.reference)).unwrap();
+                let run = runs.iter().find(|run| run.job == lease.reference.job);
+                let recorded = run.map_or(0, |run| run.steps);
                 let seq = recorded.saturating_add_signed((*ahead).into());
                 let step = step(seq, *said);
                 self.ask(verb, async |ledger, side| ledger.record(&lease.of(side), &step).await)?;
@@ -423,6 +431,18 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
                 let (lease, _) = self.lease(*nth)?;
                 self.ask(verb, async |ledger, side| ledger.redrive(lease.of(side).job, "bob").await)?;
             }
+            Verb::AddRuns { task, runs } => {
+                let (task, runs) = (Self::nth(&self.tasks, *task)?, self.further(*runs));
+                self.ask(verb, async |ledger, side| ledger.add_runs(task.of(side), "bob", &runs).await)?;
+            }
+            Verb::Choose { task, run } => {
+                let task = Self::nth(&self.tasks, *task)?;
+                let runs = |ledger: &dyn Ledger, task| self.runtime.block_on(ledger.runs(task)).unwrap();
+                let real = Self::nth(&runs(self.real().ledger(), task.real), *run)?.id;
+                let reference = Self::nth(&runs(self.reference().ledger(), task.reference), *run)?.id;
+                let run = Both { real, reference };
+                self.ask(verb, async |ledger, side| ledger.choose_run(task.of(side), run.of(side), "bob").await)?;
+            }
             Verb::Say(nth) => {
                 let task = Self::nth(&self.tasks, *nth)?;
                 self.ask(verb, async |ledger, side| ledger.post_message(task.of(side), "ada", "go on").await)?;
@@ -446,6 +466,17 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
         Some(())
     }
 
+    /// Every other one for a model of which there is one slot.
+    fn further(&self, runs: u8) -> Vec<RunPlan> {
+        let run = |nth: u8| RunPlan {
+            run: RunId::from_uuid(self.ids.uuid()),
+            job: JobId::from_uuid(self.ids.uuid()),
+            model: nth.is_multiple_of(2).then(|| "coder".to_owned()),
+            instruction: (!nth.is_multiple_of(2)).then(|| "be brief".to_owned()),
+        };
+        (0..runs).map(run).collect()
+    }
+
     fn effect(&self, task: Both<TaskId>, kind: EffectKind) -> Option<Both<EffectId>> {
         let find = |ledger: &dyn Ledger, task| {
             let view = self.runtime.block_on(ledger.task(task)).unwrap();
@@ -463,9 +494,15 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
                 // Time passes here without a sweep, and both must say that a lease is overdue; nothing else is ever wrong.
                 let breaches = ledger.audit().await.unwrap();
                 assert!(breaches.iter().all(|breach| breach.starts_with("I8:")), "after {verb:?}: {breaches:?}");
+                let tasks = ledger.tasks(TaskFilter::default(), None, 500).await.unwrap();
+                let mut runs = Vec::new();
+                for task in &tasks {
+                    runs.push(ledger.runs(task.id).await.unwrap());
+                }
                 shape(&(
                     breaches.len(),
-                    ledger.tasks(TaskFilter::default(), None, 500).await.unwrap(),
+                    tasks,
+                    runs,
                     ledger.depth().await.unwrap(),
                     ledger.demand().await.unwrap(),
                     ledger.runnable(100).await.unwrap(),

@@ -142,6 +142,7 @@ impl<S: Subject> World<S> {
             actor: "ada".into(),
             trigger: "label".into(),
             at: self.now(),
+            further: Vec::new(),
         }
     }
 

@@ -107,6 +107,7 @@ fn an_order_keeps_its_form() {
             taken_at: Timestamp::from_second(1_763_600_000).unwrap(),
         },
         model: None,
+        instruction: None,
         base: Some("next".to_owned()),
         generation: 2,
         spent: SPENT,
