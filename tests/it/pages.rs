@@ -13,7 +13,7 @@ const PACKAGES: [&str; 2] = ["axe-core@4.14.1", "playwright-core@1.65.1"];
 /// Where distributions put it.
 const CHROMIUM: [&str; 2] = ["/usr/bin/chromium", "/usr/bin/chromium-browser"];
 /// A Task's life, and every page four times.
-const LOOKED_AT: Duration = Duration::from_secs(150);
+const LOOKED_AT: Duration = Duration::from_secs(240);
 
 /// Pictures of all pages are left in `target/pages`, to be looked at.
 #[tokio::test]

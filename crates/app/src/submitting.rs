@@ -82,7 +82,12 @@ impl SubmitTask for Submitting {
         let opened = self.ledger.open_task(None, &plan).await.map_err(SubmitError::Ledger)?;
         if let Opened::Duplicate { task } = opened {
             let made = self.ledger.task(task).await.map_err(SubmitError::Ledger)?;
-            if !is_what_was_asked(&made, &plan) {
+            let runs = self.ledger.runs(task).await.map_err(SubmitError::Ledger)?;
+            let beside = runs.iter().skip(1).map(|run| (&run.model, &run.instruction));
+            let asked = plan.further.iter().map(|run| (&run.model, &run.instruction));
+            // Others may have been added since.
+            let same_runs = asked.clone().eq(beside.take(asked.len()));
+            if !is_what_was_asked(&made, &plan) || !same_runs {
                 return Err(invalid(
                     "/idempotency_key",
                     format!("the key has made {task} from another request; give this one a key of its own"),

@@ -11,6 +11,7 @@ const ADMIN = { username: "ada", email: "ada@example.org", password: "violet har
 const VIEWER = { username: "vic", email: "vic@example.org", password: "seven copper lanterns" };
 /** A Run with its tests before and after, on a busy machine. */
 const RUN_MS = 120_000;
+const TWICE = "Two tries at the last page of a range";
 const SIZES = { wide: { width: 1360, height: 900 }, phone: { width: 390, height: 844 } };
 
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
@@ -94,6 +95,24 @@ async function story() {
   assert(!(await page.title()).startsWith("run"), "a title ran as a script");
   tell("a Task became a pull request");
 
+  await to("Home");
+  await page.getByLabel("What to do").fill(`${TWICE}\n\`2-4\` prints two pages.`);
+  await page.getByLabel("Repository").fill("paper/pages");
+  await page.getByLabel("Model, or several").fill("scripted, scripted");
+  await page.getByRole("button", { name: "Start" }).click();
+  await page.getByRole("heading", { name: TWICE }).waitFor();
+  await page.getByRole("tab", { name: "Runs" }).click();
+  const choose = page.getByRole("button", { name: "Make the pull request from run 2" });
+  await choose.waitFor({ timeout: RUN_MS });
+  await page.getByText("choose the one that is published").waitFor({ timeout: RUN_MS });
+  assert.equal(await page.getByRole("link", { name: /pull request #/i }).count(), 0);
+  await page.getByRole("region", { name: "Change against change" }).getByText("src/lib.rs").nth(1).waitFor();
+  await shown("choice");
+  await choose.click();
+  await page.getByRole("link", { name: /pull request #/i }).waitFor();
+  await page.getByRole("columnheader", { name: "2. scripted published" }).waitFor();
+  tell("one of two Runs was chosen");
+
   const elsewhere = await open("wide", "light", ["401"]);
   await elsewhere.page.goto(base);
   await elsewhere.signIn(ADMIN);
@@ -171,6 +190,11 @@ async function tour(size, colorScheme) {
   await page.getByRole("tab", { name: "Proof" }).click();
   await page.getByRole("heading", { name: "Commands that were run" }).waitFor();
   await shown("proof");
+  await to("Tasks");
+  await page.getByRole("link", { name: TWICE, exact: true }).click();
+  await page.getByRole("tab", { name: "Runs" }).click();
+  await page.getByRole("region", { name: "Change against change" }).getByText("src/lib.rs").nth(1).waitFor();
+  await shown("compare");
   await to("Workers & queue");
   await page.getByRole("heading", { name: "What runs by the clock" }).waitFor();
   await shown("queue");

@@ -119,6 +119,9 @@ type Answer<P extends keyof paths> = paths[P] extends {
   ? T
   : never;
 
+/** Without it, of the leading Run. */
+const ofRun = (run: string | undefined) => (run ? `?run=${encodeURIComponent(run)}` : "");
+
 export const get = {
   authState: () => ask<AuthState>("/api/auth/state"),
   me: () => ask<Me>("/api/v1/me"),
@@ -133,8 +136,9 @@ export const get = {
     return ask<Answer<"/api/v1/tasks">>(`/api/v1/tasks?${query}`);
   },
   task: (id: string) => ask<Task>(`/api/v1/tasks/${encodeURIComponent(id)}`),
-  patch: (id: string) => ask<Answer<"/api/v1/tasks/{task_id}/patch">>(`/api/v1/tasks/${encodeURIComponent(id)}/patch`),
-  proof: (id: string) => ask<Answer<"/api/v1/tasks/{task_id}/proof">>(`/api/v1/tasks/${encodeURIComponent(id)}/proof`),
+  runs: (id: string) => ask<Answer<"/api/v1/tasks/{task_id}/runs">>(`/api/v1/tasks/${encodeURIComponent(id)}/runs`),
+  patch: (id: string, run?: string) => ask<Answer<"/api/v1/tasks/{task_id}/patch">>(`/api/v1/tasks/${encodeURIComponent(id)}/patch${ofRun(run)}`),
+  proof: (id: string, run?: string) => ask<Answer<"/api/v1/tasks/{task_id}/proof">>(`/api/v1/tasks/${encodeURIComponent(id)}/proof${ofRun(run)}`),
   deadJobs: () => ask<Schemas["DeadJobs"]>("/api/v1/dead-jobs"),
   reconcilers: () => ask<Schemas["ReconcilerList"]>("/api/v1/system/reconcilers"),
 };

@@ -466,6 +466,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/tasks/{task_id}/prs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Makes the Task's pull request from the patch of one of its Runs. Choosing the same one again changes nothing. */
+        post: operations["create_pull_request"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/tasks/{task_id}/retry": {
         parameters: {
             query?: never;
@@ -477,6 +494,24 @@ export interface paths {
         put?: never;
         /** Goes on with a dead Task, or starts the next generation of a finished one. */
         post: operations["retry_task"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/tasks/{task_id}/runs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** All Runs of a Task, in the order in which they were asked for. */
+        get: operations["list_runs"];
+        put?: never;
+        /** Adds Runs to a Task, which work beside the others. When all have ended and several have a patch, a person chooses one. */
+        post: operations["add_runs"];
         delete?: never;
         options?: never;
         head?: never;
@@ -780,6 +815,8 @@ export interface components {
         NativeTask: {
             /** @description The base branch; absent for the repository's default. */
             base?: string | null;
+            /** @description Runs beside the first, which is `model`'s: they work on the same Task, and a person chooses among their patches. */
+            further?: components["schemas"]["NewRun"][];
             /**
              * Format: int64
              * @description The issue's number; instead of `text`.
@@ -805,6 +842,25 @@ export interface components {
         NewPassword: {
             current: string;
             new: string;
+        };
+        NewPullRequest: {
+            /** @description Of this Task, with a patch. */
+            run_id: string;
+        };
+        /** @description A Run beside the others. */
+        NewRun: {
+            /** @description What this Run is told and the others are not; at most 4,000 characters. */
+            instruction?: string | null;
+            /** @description A configured model's name; absent for the first one. */
+            model?: string | null;
+        };
+        NewRunIds: {
+            /** @description In the order in which they were asked for. */
+            run_ids: string[];
+        };
+        NewRuns: {
+            /** @description At least one; a Task has at most eight in all. */
+            runs: components["schemas"]["NewRun"][];
         };
         NewTask: components["schemas"]["NativeTask"] | components["schemas"]["ForeignTask"];
         NewTest: {
@@ -960,8 +1016,17 @@ export interface components {
              */
             fence: number;
             id: string;
+            /** @description What this Run is told and the others are not. */
+            instruction?: string | null;
             job_id: string;
             job_state: string;
+            /** @description The model asked for; null for the first configured one. */
+            model?: string | null;
+            /**
+             * Format: int32
+             * @description Among the Task's Runs, from 1.
+             */
+            ordinal: number;
             result?: components["schemas"]["RunResult"] | null;
             spent: components["schemas"]["Spent"];
             /**
@@ -979,6 +1044,11 @@ export interface components {
             notes: string[];
             outcome: string;
             proof?: components["schemas"]["Proof"] | null;
+        };
+        Runs: {
+            items: components["schemas"]["Run"][];
+            /** @description Its end is or will be the Task's. */
+            leading: string;
         };
         /** @description What the ledger itself knows of Runs; a broker's queue may be behind it. */
         Scale: {
@@ -1075,6 +1145,7 @@ export interface components {
             /** @description Names the Task's thread in logs, events and journal. */
             correlation_id: string;
             effects: components["schemas"]["Effect"][];
+            /** @description The leading one: its end is or will be the Task's. */
             run: components["schemas"]["Run"];
             /** @description The issue's text as of the trigger: foreign text. */
             text: string;
@@ -1112,6 +1183,11 @@ export interface components {
         } | {
             /** Format: int64 */
             fence: number;
+            /**
+             * Format: int32
+             * @description Which of the Task's Runs, from 1.
+             */
+            run: number;
             /** @enum {string} */
             type: "run_leased";
             worker: string;
@@ -1124,6 +1200,11 @@ export interface components {
             phase: string;
             /** Format: int64 */
             prompt_tokens: number;
+            /**
+             * Format: int32
+             * @description Which of the Task's Runs, from 1.
+             */
+            run: number;
             /** Format: int32 */
             seq: number;
             title: string;
@@ -1133,16 +1214,31 @@ export interface components {
             type: "step";
         } | {
             again: boolean;
+            /**
+             * Format: int32
+             * @description Which of the Task's Runs, from 1.
+             */
+            run: number;
             /** @enum {string} */
             type: "run_failed";
             why: string;
         } | {
             again: boolean;
+            /**
+             * Format: int32
+             * @description Which of the Task's Runs, from 1.
+             */
+            run: number;
             /** @enum {string} */
             type: "run_lapsed";
         } | {
             level?: string | null;
             outcome: string;
+            /**
+             * Format: int32
+             * @description Which of the Task's Runs, from 1.
+             */
+            run: number;
             /** @enum {string} */
             type: "run_ended";
         } | {
@@ -1178,6 +1274,17 @@ export interface components {
             by: string;
             /** @enum {string} */
             type: "redriven";
+        } | {
+            by: string;
+            models: (string | null)[];
+            /** @enum {string} */
+            type: "runs_added";
+        } | {
+            by: string;
+            /** Format: int32 */
+            run: number;
+            /** @enum {string} */
+            type: "run_chosen";
         };
         TaskPage: {
             items: components["schemas"]["TaskSummary"][];
@@ -1261,7 +1368,7 @@ export interface components {
             last_login_at?: string | null;
             /**
              * Format: date-time
-             * @description Until when no password is looked at, after wrong ones.
+             * @description Until when no password is looked at from addresses that the account did not sign in from lately, after wrong ones.
              */
             locked_until?: string | null;
             role: string;
@@ -2242,7 +2349,10 @@ export interface operations {
     };
     get_patch: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Of this Run; absent for the leading one. */
+                run?: string;
+            };
             header?: never;
             path: {
                 /** @description `task_…` */
@@ -2283,7 +2393,10 @@ export interface operations {
     };
     get_proof: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Of this Run; absent for the leading one. */
+                run?: string;
+            };
             header?: never;
             path: {
                 /** @description `task_…` */
@@ -2304,6 +2417,60 @@ export interface operations {
             };
             /** @description There is none, or not yet */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    create_pull_request: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `task_…` */
+                task_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewPullRequest"];
+            };
+        };
+        responses: {
+            /** @description It had been chosen before */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Task"];
+                };
+            };
+            /** @description It is being published; the Task tells of it */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Task"];
+                };
+            };
+            /** @description A Run is at work, this one has no patch, or another one was chosen */
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2353,6 +2520,83 @@ export interface operations {
                 };
             };
             /** @description It has not ended */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_runs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `task_…` */
+                task_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All of them */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Runs"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    add_runs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `task_…` */
+                task_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewRuns"];
+            };
+        };
+        responses: {
+            /** @description They stand in line */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewRunIds"];
+                };
+            };
+            /** @description The Task is cancelled, has its pull request, or has as many Runs as it may */
             409: {
                 headers: {
                     [name: string]: unknown;

@@ -7,15 +7,15 @@ import "react-diff-view/style/index.css";
 const OPEN_LINES = 400;
 const WIDE = "(min-width: 1000px)";
 
-/** A change, file by file. File names and lines are foreign and only ever text. */
-export default function Patch({ diff }: { diff: string }) {
+/** A change, file by file; `narrow` beside another one. File names and lines are foreign and only ever text. */
+export default function Patch({ diff, narrow = false }: { diff: string; narrow?: boolean }) {
   const files = useMemo(() => parseDiff(diff, { nearbySequences: "zip" }), [diff]);
-  const [view, setView] = useState<"unified" | "split">(() => (matchMedia(WIDE).matches ? "split" : "unified"));
+  const [view, setView] = useState<"unified" | "split">(() => (!narrow && matchMedia(WIDE).matches ? "split" : "unified"));
   return (
     <div>
       <div className="mb-2 flex items-center gap-2 text-soft">
         <span className="flex-1">{files.length === 1 ? "1 file" : `${files.length} files`}</span>
-        {(["unified", "split"] as const).map((one) => (
+        {(narrow ? [] : (["unified", "split"] as const)).map((one) => (
           <button key={one} type="button" className="button" aria-pressed={view === one} onClick={() => setView(one)}>
             <span className={view === one ? "font-semibold text-accent" : ""}>{one === "split" ? "Side by side" : "Unified"}</span>
           </button>

@@ -6,6 +6,8 @@ export type Action =
   | "tasks.create"
   | "tasks.cancel"
   | "tasks.retry"
+  | "runs.create"
+  | "pull_requests.create"
   | "jobs.redrive"
   | "sessions.end"
   | "api_keys.create"

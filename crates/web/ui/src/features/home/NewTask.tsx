@@ -7,9 +7,10 @@ import { Trouble } from "../../parts/Show";
 
 const ISSUE = /^https?:\/\/[^/]+\/([^/]+\/[^/]+)\/issues\/(\d+)\/?$/;
 
-/** What the words ask for: an issue by its address, else a text with its first line as the title. */
+/** What the words ask for: an issue by its address, else a text with its first line as the title. Models stand between commas. */
 export function wish(repository: string, what: string, mode: Schemas["Mode"], model: string): Schemas["NativeTask"] {
-  const common = { mode, ...(model ? { model } : {}) };
+  const [first, ...others] = model.split(",").map((name) => name.trim()).filter(Boolean);
+  const common = { mode, ...(first ? { model: first } : {}), further: others.map((other) => ({ model: other })) };
   const issue = ISSUE.exec(what.trim());
   if (issue) return { ...common, repository: repository || issue[1], issue: Number(issue[2]) };
   if (/^#?\d+$/.test(what.trim())) return { ...common, repository, issue: Number(what.trim().replace("#", "")) };
@@ -71,8 +72,8 @@ function Wish() {
         </select>
       </label>
       <label>
-        <span className="mb-1 block text-soft">Model</span>
-        <input className="field" placeholder="first configured" value={model} onChange={(event) => edit(setModel)(event.target.value)} />
+        <span className="mb-1 block text-soft">Model, or several</span>
+        <input className="field" placeholder="first configured" title="Several, with commas between, work side by side; you choose among their patches" value={model} onChange={(event) => edit(setModel)(event.target.value)} />
       </label>
       <button type="submit" className="button primary self-end" disabled={submit.isPending}>
         Start

@@ -10,8 +10,8 @@ const LEVELS = {
 };
 
 /** What was observed about the change, all of it. */
-export function ProofView({ id }: { id: string }) {
-  const proof = useQuery({ queryKey: ["proof", id], queryFn: () => get.proof(id), staleTime: Infinity });
+export function ProofView({ id, run }: { id: string; run?: string }) {
+  const proof = useQuery({ queryKey: ["proof", id, run], queryFn: () => get.proof(id, run), staleTime: Infinity });
   if (proof.isError) return <Trouble error={proof.error} again={() => void proof.refetch()} />;
   if (proof.isPending) return <Loading rows={6} />;
   const one = proof.data;

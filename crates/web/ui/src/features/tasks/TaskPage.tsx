@@ -12,12 +12,14 @@ import { Timeline } from "./Timeline";
 
 const Markdown = lazy(() => import("../../parts/Markdown"));
 const Patch = lazy(() => import("../../parts/Patch"));
+const Runs = lazy(() => import("./Runs"));
 const route = getRouteApi("/tasks/$id");
 
 const TABS = [
   { id: "story", label: "Story" },
   { id: "change", label: "Change" },
   { id: "proof", label: "Proof" },
+  { id: "runs", label: "Runs" },
   { id: "issue", label: "Issue" },
 ] as const;
 type Tab = (typeof TABS)[number]["id"];
@@ -89,6 +91,11 @@ function OneTask({ id }: { id: string }) {
         {tab === "story" && <Story events={events} link={link} />}
         {tab === "change" && (change ? <Change id={id} title={change.title} summary={change.summary} /> : <Nothing>There is no change, or not yet.</Nothing>)}
         {tab === "proof" && (change ? <ProofView id={id} /> : <Nothing>Nothing has been proven, or not yet.</Nothing>)}
+        {tab === "runs" && (
+          <Suspense fallback={<Loading rows={4} />}>
+            <Runs task={one} />
+          </Suspense>
+        )}
         {tab === "issue" && (
           <div className="panel p-4">
             <Suspense fallback={<Loading rows={2} />}>{one.text.trim() ? <Markdown text={one.text} /> : <p className="text-soft">The issue has no text.</p>}</Suspense>

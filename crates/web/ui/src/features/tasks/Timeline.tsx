@@ -28,8 +28,9 @@ export function Timeline({ events }: { events: TaskEvent[] }) {
     <ol className="panel divide-y divide-line/60 px-4 py-1" aria-label="What happened">
       {events.map((event) => {
         const { Icon, tone, text, detail, url, aside } = told(event);
-        const now = event.what.type === "step" ? event.what.phase : "";
-        const heading = now !== "" && now !== phase ? (PHASES[now] ?? now) : null;
+        const run = "run" in event.what && event.what.type !== "run_chosen" && event.what.run > 1 ? `Run ${event.what.run}` : null;
+        const now = event.what.type === "step" ? `${run ? `${run}: ` : ""}${PHASES[event.what.phase] ?? event.what.phase}` : "";
+        const heading = now !== "" && now !== phase ? now : null;
         if (event.what.type === "step") phase = now;
         return (
           <li key={event.seq} className="arrives py-1.5">
@@ -37,6 +38,7 @@ export function Timeline({ events }: { events: TaskEvent[] }) {
             <div className="flex gap-2.5">
               <Icon size={15} className={`mt-0.5 shrink-0 ${tone}`} aria-hidden />
               <span className="min-w-0 flex-1 prose-text">
+                {run && <span className="mr-1.5 rounded bg-raised px-1.5 py-0.5 text-xs text-soft">{run}</span>}
                 {text}
                 {detail && <span className="text-soft"> {detail}</span>}
                 {isWeb(url) && (
@@ -107,5 +109,9 @@ function told({ what }: TaskEvent): Told {
       return { Icon: CheckCircle2, tone: "text-good", text: `Done: ${what.outcome.replaceAll("_", " ")}`, detail: what.pull_request ? `pull request #${what.pull_request}` : undefined };
     case "redriven":
       return { Icon: RotateCcw, tone: "text-accent", text: `${what.by} took it up again` };
+    case "runs_added":
+      return { Icon: Play, tone: "text-accent", text: `${what.by} lets others try, too:`, detail: what.models.map((model) => model ?? "the first model").join(", ") };
+    case "run_chosen":
+      return { Icon: CheckCircle2, tone: "text-good", text: `${what.by} chose run ${what.run}` };
   }
 }
