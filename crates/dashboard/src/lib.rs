@@ -245,6 +245,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         clock: clock.clone(),
         ids: ids.clone(),
         door: Some(door.clone()),
+        trusted_proxies: config.server.trusted_proxies.clone(),
         admin_key: credentials.admin_key.clone(),
         worker_key: credentials.worker_key.clone(),
         scale_key: credentials.scale_key.clone(),

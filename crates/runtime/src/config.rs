@@ -3,6 +3,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::sandbox::SandboxLevel;
+use fettle_domain::forwarded::Network;
 use fettle_domain::label::{Labels, Need};
 use fettle_domain::path_policy::PathPolicy;
 use fettle_domain::repo::RepoName;
@@ -50,11 +51,14 @@ pub struct Server {
     pub listen: String,
     /// Address of the worker API, health and metrics; only `fettle-dashboard` opens it, `fettle up` needs none.
     pub internal_listen: String,
+    /// Addresses and networks of reverse proxies whose `X-Forwarded-For` says who asks; from others it is ignored. Limits, lock-outs,
+    /// sessions and the audit log go by it.
+    pub trusted_proxies: Vec<Network>,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into() }
+        Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into(), trusted_proxies: Vec::new() }
     }
 }
 

@@ -9,6 +9,7 @@ use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::{Extension, Json};
 use fettle_app::doorkeeping::{DoorError, Doorkeeper, Known, Registration, SignedIn, TOKEN_SECONDS, Tokens, Wanted};
 use fettle_domain::access::{self, Actor, Via};
+use fettle_domain::account::network;
 use fettle_domain::session::Kind;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -34,14 +35,14 @@ impl ApiState {
         })
     }
 
-    /// Counts a try of this address, and about this account.
+    /// Counts a try of this address, and of it about this account.
     fn take(&self, peer: Option<IpAddr>, route: &str, login: Option<&str>) -> Result<(), Problem> {
-        let address = peer.map(|peer| peer.to_string()).unwrap_or_default();
+        let address = network(&peer.map(|peer| peer.to_string()).unwrap_or_default());
         self.limits.take(format!("{route} {address}"), PER_ADDRESS)?;
         match login {
             // A longer text is no login, and need not be remembered.
             Some(login) if login.len() <= MAX_LOGIN_BYTES => {
-                self.limits.take(format!("login {}", login.trim().to_lowercase()), PER_ACCOUNT)
+                self.limits.take(format!("login {address} {}", login.trim().to_lowercase()), PER_ACCOUNT)
             }
             Some(_) => Err(DoorError::Wrong.into()),
             None => Ok(()),
