@@ -28,6 +28,7 @@ pub struct Credentials {
     broker_password: Option<SecretString>,
     worker_broker_password: Option<SecretString>,
     store_password: Option<SecretString>,
+    pub(crate) oidc_secret: Option<SecretString>,
 }
 
 impl Credentials {
@@ -65,6 +66,7 @@ impl Credentials {
             broker_password: optional(&config.transport.password_file)?,
             worker_broker_password: optional(&config.transport.worker_password_file)?,
             store_password: optional(&config.store.password_file)?,
+            oidc_secret: config.auth.oidc.as_ref().map_or(Ok(None), |oidc| optional(&oidc.client_secret_file))?,
         };
         credentials.check()?;
         Ok(credentials)
@@ -119,6 +121,7 @@ impl Credentials {
             ("forge.app_key_file", optional(&self.app_key) != optional(&fresh.app_key)),
             ("transport.password_file", optional(&self.broker_password) != optional(&fresh.broker_password)),
             ("store.password_file", optional(&self.store_password) != optional(&fresh.store_password)),
+            ("auth.oidc.client_secret_file", optional(&self.oidc_secret) != optional(&fresh.oidc_secret)),
             ("gateway.models", all(&self.model_keys) != all(&fresh.model_keys)),
         ];
         differing.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
@@ -145,6 +148,7 @@ impl Credentials {
             ("broker password", self.broker_password.as_ref()),
             ("workers' broker password", self.worker_broker_password.as_ref()),
             ("database password", self.store_password.as_ref()),
+            ("sign-in provider's secret", self.oidc_secret.as_ref()),
         ];
         let named = named.into_iter().filter_map(|(name, secret)| Some((name, secret?.expose_secret())));
         KnownSecrets::new(named.chain(self.model_keys.iter().map(|key| ("model key", key.expose_secret()))))

@@ -22,6 +22,7 @@ pub mod lease;
 pub mod loops;
 pub mod missed;
 pub mod object;
+pub mod oidc;
 pub mod outgoing;
 pub mod patch;
 pub mod path;

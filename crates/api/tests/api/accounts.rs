@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use fettle_app::doorkeeping::{Doorkeeper, Registration};
+use fettle_app::doorkeeping::{Doorkeeper, Foreign, Registration};
 use fettle_app::ports::accounts::Accounts;
 use fettle_app::ports::clock::SecretSource;
 use fettle_domain::access::{Action, Role};
@@ -27,28 +27,28 @@ impl SecretSource for CountedSecrets {
     }
 }
 
-struct House {
-    world: World,
+pub(crate) struct House {
+    pub(crate) world: World,
     setup: SecretString,
     store: Arc<SqliteLedger>,
     _data: tempfile::TempDir,
 }
 
 /// What came back.
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     cookie: Option<String>,
-    text: String,
+    pub(crate) text: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("{}", self.text))
     }
 }
 
 impl House {
-    async fn open(registration: Registration) -> Self {
+    pub(crate) async fn open(registration: Registration) -> Self {
         let (door, setup, store, data) = Self::door(registration).await;
         Self { world: World::behind(door).await, setup, store, _data: data }
     }
@@ -57,6 +57,13 @@ impl House {
     async fn behind_proxy() -> Self {
         let (door, setup, store, data) = Self::door(Registration::Closed).await;
         Self { world: World::behind_proxy(door).await, setup, store, _data: data }
+    }
+
+    /// With somebody else who says who people are.
+    pub(crate) async fn with_provider(foreign: Foreign) -> Self {
+        let (mut door, setup, store, data) = Self::door(Registration::Closed).await;
+        door.foreign = Some(foreign);
+        Self { world: World::behind(door).await, setup, store, _data: data }
     }
 
     async fn door(registration: Registration) -> (Doorkeeper, SecretString, Arc<SqliteLedger>, tempfile::TempDir) {
@@ -88,7 +95,7 @@ impl House {
     }
 
     /// With the admin key.
-    async fn by_key(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn by_key(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         self.ask(method, path, &[("authorization", &format!("Bearer {ADMIN_KEY}"))], body).await
     }
 
@@ -98,7 +105,7 @@ impl House {
         self.post("/api/auth/setup", body).await
     }
 
-    async fn user(&self, name: &str, role: Role) -> String {
+    pub(crate) async fn user(&self, name: &str, role: Role) -> String {
         let body = json!({
             "username": name, "email": format!("{name}@example.org"), "password": PASSWORD, "role": role.name(),
         });
