@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_runtime::secrets::MIN_WEBHOOK_SECRET;
+use fettle_domain::strength::check_secret;
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -114,10 +114,10 @@ impl Taking {
 
     fn forge(&mut self) {
         let webhook = self.take(&["GITHUB_WEBHOOK_SECRET", "WEBHOOK_SECRET"]);
-        if let Some((variable, _)) = webhook.as_ref().filter(|(_, value)| value.len() < MIN_WEBHOOK_SECRET) {
+        if let Some((variable, _)) = webhook.as_ref().filter(|(_, value)| check_secret(value).is_err()) {
             self.leave(
                 variable,
-                "it is too short, and Fettle takes none below 16 characters: make a new one (`openssl rand -hex 32`), give \
+                "it can be guessed, and Fettle takes none with less than 128 bits: make a new one (`openssl rand -hex 32`), give \
                  it to the forge and name it as forge.webhook_secret_file",
             );
         } else if let Some((variable, _)) = webhook {
@@ -337,7 +337,7 @@ mod tests {
             ("OLLAMA_BASE_URL=http://a:b@127.0.0.1\nOLLAMA_MODEL=m", "OLLAMA_BASE_URL", "password"),
             ("OPENAI_API_KEY=x\nMODEL=m\nOPENAI_API_BASE=https://a:b@host/v1", "OPENAI_BASE_URL", "password"),
             ("MODEL=m", "MODEL", "OPENAI_API_KEY"),
-            ("WEBHOOK_SECRET=short", "WEBHOOK_SECRET", "too short"),
+            ("WEBHOOK_SECRET=short", "WEBHOOK_SECRET", "can be guessed"),
             ("GITHUB_APP_ID=12", "GITHUB_APP_ID", "one of them"),
             ("GITHUB_APP_ID=x\nGITHUB_PRIVATE_KEY_PATH=/srv/key", "GITHUB_APP_ID", "no number"),
         ] {

@@ -80,6 +80,10 @@ let
           workerKey
           (own "auth" "scale_key_file")
           (own "auth" "admin_key_file")
+          {
+            key = "auth.oidc.client_secret_file";
+            file = cfg.settings.auth.oidc.client_secret_file or null;
+          }
           (own "store" "password_file")
           (gateway "keys_file")
         ]

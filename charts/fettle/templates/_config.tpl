@@ -53,6 +53,7 @@
 {{- range $named -}}
 {{- with dig (index . 0) (index . 1) "" $.Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
 {{- end -}}
+{{- with dig "auth" "oidc" "client_secret_file" "" .Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
 {{- $files | uniq | sortAlpha | toJson -}}
 {{- end -}}
 

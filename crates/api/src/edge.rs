@@ -2,14 +2,16 @@
 //! problems, and writes every problem's body.
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use fettle_domain::forwarded::{self, Network};
 use fettle_domain::id::{CorrelationId, RequestId};
 use futures::FutureExt;
 use tokio::time::Instant;
@@ -20,6 +22,7 @@ use crate::problem::{Code, MEDIA_TYPE, Problem};
 use crate::state::ApiState;
 
 pub(crate) const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const REQUEST: HeaderName = HeaderName::from_static("x-request-id");
 /// Reading the body included. Long polls (25 s) fit in; event streams answer at once and then flow outside of it.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(30);
@@ -38,6 +41,7 @@ pub(crate) async fn exchange(State(api): State<ApiState>, mut request: Request, 
     let correlation = given_correlation(request.headers()).unwrap_or(CorrelationId::from_uuid(id));
     let names = Exchange { request: RequestId::from_uuid(id), correlation };
     request.extensions_mut().insert(names);
+    see_through_proxies(&mut request, &api.trusted_proxies);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
@@ -68,6 +72,17 @@ pub(crate) async fn exchange(State(api): State<ApiState>, mut request: Request, 
     span.in_scope(|| debug!(elapsed_ms = elapsed.as_millis(), "answered {method} {route}"));
     api.metrics.observe(&method, route, response.status(), elapsed);
     response
+}
+
+/// From here on, the other side is whom a trusted proxy says that it passes on.
+fn see_through_proxies(request: &mut Request, trusted: &[Network]) {
+    let Some(&ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() else { return };
+    let told = request.headers().get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+    let client = forwarded::client(peer.ip(), told, trusted);
+    if client != peer.ip().to_canonical() {
+        // Its port is not told, and nobody asks.
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::new(client, 0)));
+    }
 }
 
 /// Ends the handler after [`REQUEST_LIMIT`].

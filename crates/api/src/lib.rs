@@ -188,6 +188,8 @@ fn auth_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(auth::routes::log_in))
         .routes(routes!(auth::routes::refresh))
         .routes(routes!(auth::routes::log_out))
+        .routes(routes!(auth::oidc::begin))
+        .routes(routes!(auth::oidc::end))
 }
 
 fn webhook_routes() -> OpenApiRouter<ApiState> {

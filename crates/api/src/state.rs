@@ -11,6 +11,7 @@ use fettle_app::ports::ledger::Ledger;
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::ShowChange;
 use fettle_app::submit::SubmitTask;
+use fettle_domain::forwarded::Network;
 use prometheus::Registry;
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
@@ -39,6 +40,8 @@ pub struct Parts {
     pub ids: Arc<dyn IdSource>,
     /// Absent: there are no accounts, and the admin key alone opens the API.
     pub door: Option<Arc<Doorkeeper>>,
+    /// `server.trusted_proxies`.
+    pub trusted_proxies: Vec<Network>,
     /// Of `admin.key`.
     pub admin_key: SecretString,
     /// Of `auth.worker_key_file`.
@@ -76,6 +79,7 @@ pub struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ids: Arc<dyn IdSource>,
     pub(crate) door: Option<Arc<Doorkeeper>>,
+    pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) limits: Limits,
     pub(crate) admin_key: Key,
     pub(crate) worker_key: Key,
@@ -102,6 +106,7 @@ impl ApiState {
             clock: parts.clock,
             ids: parts.ids,
             door: parts.door,
+            trusted_proxies: parts.trusted_proxies,
             limits: Limits::default(),
             admin_key: Key::new(&parts.admin_key),
             worker_key: Key::new(&parts.worker_key),

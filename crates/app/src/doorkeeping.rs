@@ -3,6 +3,7 @@
 //! Decides nothing by itself: the rules are `domain::{access, account, session}`'s, the order in which things happen is here.
 
 mod access_token;
+mod foreign;
 mod password;
 mod sweeping;
 
@@ -12,6 +13,7 @@ use fettle_domain::access::{Actor, Role, Scope, Via};
 use fettle_domain::account::{Email, LastAdmin, NameError, Username, WeakPassword, check_password};
 use fettle_domain::audit_log::{Note, tidy};
 use fettle_domain::id::{ApiKeyId, SessionId, UserId};
+use fettle_domain::oidc::{NotAllowed, Unfit};
 use fettle_domain::session::{Kind, TOUCH_EVERY};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -25,10 +27,12 @@ use crate::ports::accounts::{
 };
 use crate::ports::clock::{Clock, IdSource, SecretSource};
 use crate::ports::ledger::{L, LedgerError};
+use crate::ports::provider::ProviderError;
 use access_token::{Keys, Unsound};
 use password::{Busy, Checked, Passwords};
 
 pub use access_token::TOKEN_SECONDS;
+pub use foreign::{Foreign, Returned};
 pub use sweeping::{SWEPT_EVERY, Sweep};
 
 /// How every API key begins, so that it is told from other secrets, by us and by scanners.
@@ -115,6 +119,16 @@ pub enum DoorError {
     TooManyKeys,
     #[error("this can be done with an account alone")]
     NoAccount,
+    #[error("this sign-in was not begun in this browser, or too long ago; begin again")]
+    NotBegunHere,
+    #[error("there is an account with this e-mail address, which signs in with its password")]
+    EmailHasAccount,
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    #[error("what the provider of sign-ins says is not good for this sign-in")]
+    Unfit(#[from] Unfit),
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
     #[error(transparent)]
     Busy(#[from] Busy),
     #[error(transparent)]
@@ -127,10 +141,10 @@ pub struct Doorkeeper {
     pub ids: Arc<dyn IdSource>,
     pub secrets: Arc<dyn SecretSource>,
     pub registration: Registration,
+    /// Who else says who people are.
+    pub foreign: Option<Foreign>,
     keys: Keys,
     passwords: Passwords,
-    /// Of the token that makes the first admin. Of this process: whoever has its terminal is the operator.
-    setup: Option<Digest>,
 }
 
 impl Doorkeeper {
@@ -142,14 +156,10 @@ impl Doorkeeper {
         secrets: Arc<dyn SecretSource>,
         registration: Registration,
     ) -> L<(Self, Option<SecretString>)> {
-        let token = match store.has_admin().await? {
-            true => None,
-            false => Some(secret_text("fettle_setup_", secrets.secret())),
-        };
-        let setup = token.as_ref().map(digest);
         let (keys, passwords) = (Keys::default(), Passwords::default());
-        let door = Self { store, clock, ids, secrets, registration, keys, passwords, setup };
+        let door = Self { store, clock, ids, secrets, registration, foreign: None, keys, passwords };
         door.renew_signing_keys().await?;
+        let token = if door.needs_setup().await? { door.keys.setup_tokens().into_iter().next() } else { None };
         Ok((door, token))
     }
 
@@ -162,7 +172,11 @@ impl Doorkeeper {
         if !self.needs_setup().await? {
             return Err(DoorError::SetUp);
         }
-        if !self.setup.is_some_and(|setup| bool::from(setup.ct_eq(&digest(token)))) {
+        // Another process may have shown its own, of a key that it made meanwhile.
+        self.keys.set(self.store.signing_keys().await?);
+        let shown = digest(token);
+        let good = |token: &SecretString| bool::from(digest(token).ct_eq(&shown));
+        if !self.keys.setup_tokens().iter().any(good) {
             let refused = Note { result: "refused".into(), ..note("", "setup", "", origin) };
             self.store.note(refused).await?;
             return Err(DoorError::WrongSetupToken);
@@ -209,7 +223,8 @@ impl Doorkeeper {
             Added::Added(user) => Ok(user),
             Added::UsernameTaken => Err(DoorError::UsernameTaken),
             Added::EmailTaken => Err(DoorError::EmailTaken),
-            Added::IdentityTaken => Err(DoorError::NotFound),
+            // It came with none.
+            Added::IdentityTaken => Err(DoorError::UsernameTaken),
             Added::AdminExists => Err(DoorError::SetUp),
         }
     }

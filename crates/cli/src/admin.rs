@@ -13,6 +13,7 @@ use crate::carry;
 use crate::client::{self, Client};
 use crate::progress::{note, one_line};
 use crate::tasks::understand;
+use crate::users;
 
 #[derive(clap::Args)]
 pub(crate) struct Flags {
@@ -47,6 +48,14 @@ enum Command {
         #[arg(long, default_value_t = 50, requires = "forge", value_parser = clap::value_parser!(u16).range(1..=100))]
         tasks: u16,
     },
+    /// Accounts: list them, make one, change one, set a password. Whoever has the admin key needs none.
+    Users {
+        #[command(subcommand)]
+        command: users::Command,
+    },
+    /// Show what was done and refused, the newest first, or check that the log is whole.
+    #[command(after_help = "Exit status: 0 when nothing is wrong, 1 when something is, or could not be asked.")]
+    AuditLog(users::LogFlags),
     /// Write the whole ledger into one file, while no dashboard runs on it.
     Export(carry::ExportFlags),
     /// Fill an empty database with a file that `export` wrote.
@@ -63,6 +72,12 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         Command::Audit { forge, tasks } => {
             let client = Client::new(common, &flags.client, environment)?;
             audit(&client, *forge, *tasks, flags.json).await
+        }
+        Command::Users { command } => {
+            users::run(&Client::new(common, &flags.client, environment)?, command, flags.json).await
+        }
+        Command::AuditLog(log) => {
+            users::audit_log(&Client::new(common, &flags.client, environment)?, log, flags.json).await
         }
         Command::Export(export) => carry::export(common, export, environment, flags.json).await,
         Command::Import(import) => carry::import(common, import, environment, flags.json).await,

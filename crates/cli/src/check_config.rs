@@ -198,15 +198,19 @@ fn missing_secrets(config: &Config) -> Vec<String> {
     tried.filter_map(|(key, read)| Some(format!("{key}: {}", chain(&read.err()?)))).collect()
 }
 
-/// Of the gateway: files that are there, and that it will refuse to start with.
+/// Files that are there, and that a process will refuse to start with.
 fn useless_keys(config: &Config) -> Vec<String> {
     let gateway = &config.gateway;
     let there = |file: &Option<camino::Utf8PathBuf>| file.clone().filter(|file| file.is_file());
     let keys = there(&gateway.keys_file).and_then(|file| fettle_inference::keys::read(&file).err());
+    let weak = secrets::shared(config).into_iter().filter_map(|(key, file)| {
+        let weak = secrets::read_strong(file.filter(|file| file.is_file())?).err()?;
+        matches!(weak, secrets::SecretError::Weak { .. }).then(|| format!("{key}: {weak}"))
+    });
     let run_tokens = there(&gateway.run_token_key_file)
         .and_then(|file| Some(RunTokenKey::new(&secrets::read(&file).ok()?).err()?.to_string()));
     let keys = keys.map(|error| format!("gateway.keys_file: {error:#}"));
-    keys.into_iter().chain(run_tokens.map(|error| format!("gateway.run_token_key_file: {error}"))).collect()
+    keys.into_iter().chain(weak).chain(run_tokens.map(|error| format!("gateway.run_token_key_file: {error}"))).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use bytes::Bytes;
 use camino::Utf8PathBuf;
 use fettle_app::ports::chain;
 use fettle_domain::outgoing::visible;
@@ -43,6 +44,16 @@ pub(crate) struct Client {
     base: Url,
     key_file: Utf8PathBuf,
     authorization: HeaderValue,
+}
+
+/// Of an answer that is read as it comes.
+pub(crate) struct Parts(Response);
+
+impl Parts {
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        let chunk = tokio::time::timeout(ANSWER_LIMIT, self.0.chunk()).await;
+        Ok(chunk.context("the dashboard fell silent")??)
+    }
 }
 
 /// Why a call came to nothing, in words for the person at the terminal.
@@ -120,6 +131,20 @@ impl Client {
             request = request.header("idempotency-key", key);
         }
         Ok(self.answer(request).await?)
+    }
+
+    pub(crate) async fn patch(&self, path: &[&str], body: &Value) -> Result<Value> {
+        let request = self.request(Method::PATCH, path, &[]).timeout(ANSWER_LIMIT).json(body);
+        Ok(self.answer(request).await?.1)
+    }
+
+    /// An answer of any length. Waits for its head only; each part of it has [`ANSWER_LIMIT`].
+    pub(crate) async fn stream(&self, path: &[&str]) -> Result<Parts> {
+        let request = self.request(Method::GET, path, &[]);
+        match tokio::time::timeout(ANSWER_LIMIT, self.send(request)).await {
+            Ok(response) => Ok(Parts(response?)),
+            Err(_) => Err(Failure::unanswered(format!("{} does not answer", shown(&self.base))).into()),
+        }
     }
 
     /// An event feed, from its beginning or after the event `last`. Waits for the head of the answer only.

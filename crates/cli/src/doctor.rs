@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use fettle_app::ports::chain;
+use fettle_domain::strength::check_secret;
 use fettle_runtime::config::{Config, IntakeMode};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
@@ -21,9 +22,6 @@ use serde::Serialize;
 use crate::check_config::summary;
 use crate::progress::{StatusLine, one_line};
 use crate::{Common, client};
-
-/// Shorter ones can be guessed offline from one signed delivery; the dashboard refuses to start with one.
-const MIN_WEBHOOK_SECRET: usize = 16;
 
 /// How the keys of the webhooks' secrets begin.
 const WEBHOOK_SECRETS: &str = "forge.webhook_secret";
@@ -191,11 +189,13 @@ fn webhook(config: &Config) -> Check {
             remedy,
         );
     };
-    if secret.expose_secret().len() < MIN_WEBHOOK_SECRET {
-        let sentence = format!(
-            "the webhook secret is shorter than {MIN_WEBHOOK_SECRET} characters; anybody who guesses it can order work"
+    if let Err(why) = check_secret(secret.expose_secret()) {
+        let sentence = format!("anybody who guesses the webhook secret can order work, and {why}");
+        return Check::fail(
+            "webhook",
+            sentence,
+            "make one with `openssl rand -hex 32`, and set it at the forge as well",
         );
-        return Check::fail("webhook", sentence, "make a longer one, and set it at the forge as well");
     }
     Check::ok("webhook", format!("webhooks are signed; label `{}` asks for work", config.forge.label))
 }

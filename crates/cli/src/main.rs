@@ -20,6 +20,7 @@ mod table;
 mod tasks;
 mod up;
 mod usage;
+mod users;
 mod wire;
 
 use std::process::ExitCode;
@@ -78,7 +79,7 @@ enum Command {
     Placements(gpus::PlacementFlags),
     /// Show what models were used for: requests, tokens, GPU seconds, energy.
     Usage(usage::Flags),
-    /// For operators: jobs that were given up, the audit, and moving the ledger.
+    /// For operators: jobs that were given up, the audit, accounts, the audit log, and moving the ledger.
     Admin(admin::Flags),
     /// Check whether this machine can do the work, and say what to do where it cannot.
     #[command(after_help = "Exit status: 0 when no check fails, 1 when one does.")]

@@ -184,6 +184,78 @@ async fn a_refusal_says_what_to_do_and_never_shows_the_key() {
     );
 }
 
+/// Standard input of a command that was given a password there.
+async fn typed(world: &World, arguments: &[&str], password: &str) -> Output {
+    let mut child = world.command(arguments);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(password.as_bytes()).await.unwrap();
+    drop(input);
+    timeout(LIMIT, child.wait_with_output()).await.expect("the command ends").unwrap()
+}
+
+#[tokio::test]
+async fn whoever_has_the_machine_makes_accounts_and_lets_people_in_again() {
+    let world = World::new().await;
+    let sign_in = async |password: String| {
+        let url = format!("http://{}/api/auth/login", world.running.address);
+        let body = serde_json::json!({ "username": "ada", "password": password });
+        let http = reqwest::Client::builder().timeout(LIMIT).no_proxy().build().unwrap();
+        http.post(url).json(&body).send().await.unwrap().status().as_u16()
+    };
+    let none = world.fettle(&["admin", "users", "list"]).await;
+    assert!(out(&none).starts_with("no accounts; "), "{}", out(&none));
+    let add = ["admin", "users", "add", "Ada", "--email", "ada@example.org", "--role", "admin"];
+    let made = world.fettle(&add).await;
+    assert!(made.status.success(), "{}", err(&made));
+    let told = out(&made);
+    let mut lines = told.lines();
+    assert_eq!(lines.next(), Some("added ada: admin, active"));
+    let password = lines.next().unwrap().to_owned();
+    assert_eq!(sign_in(password.clone()).await, 200);
+    let twice = world.fettle(&add).await;
+    assert!(twice.status.code() == Some(1) && err(&twice).contains("taken"), "{}", err(&twice));
+
+    // Locked out by wrong passwords, and let in with a new one.
+    for _ in 0..5 {
+        assert_eq!(sign_in("wrong".into()).await, 401);
+    }
+    assert_eq!(sign_in(password).await, 401);
+    let new = typed(
+        &world,
+        &["admin", "users", "password", "ada@example.org", "--password-file", "-"],
+        "mohn quirlt im herbst 7\n",
+    );
+    let new = new.await;
+    assert_eq!(out(&new), "set the password of ada: admin, active\n", "{}", err(&new));
+    assert_eq!(sign_in("mohn quirlt im herbst 7".into()).await, 200);
+    let weak = typed(&world, &["admin", "users", "password", "ada", "--password-file", "-"], "password1234").await;
+    assert!(weak.status.code() == Some(1) && err(&weak).contains("guessed"), "{}", err(&weak));
+
+    let last = world.fettle(&["admin", "users", "set", "ada", "--active", "false"]).await;
+    assert!(err(&last).contains("last active admin"), "{}", err(&last));
+    let eve = world.json(&["admin", "users", "add", "eve", "--email", "eve@example.org", "--json"]).await;
+    assert_eq!((&eve["role"], eve["password"].is_string()), (&"viewer".into(), true));
+    let set = world.fettle(&["admin", "users", "set", "eve", "--role", "maintainer", "--active", "false"]).await;
+    assert_eq!(out(&set), "changed eve: maintainer, inactive\n");
+    let listed = world.json(&["admin", "users", "list", "--json"]).await;
+    let names: Vec<&str> =
+        listed["items"].as_array().unwrap().iter().filter_map(|one| one["username"].as_str()).collect();
+    assert_eq!(names, ["ada", "eve"]);
+    let table = out(&world.fettle(&["admin", "users", "list"]).await);
+    assert!(table.contains("eve   maintainer  inactive"), "{table}");
+    let nobody = world.fettle(&["admin", "users", "set", "mallory", "--active", "false"]).await;
+    assert!(err(&nobody).contains("there is no account `mallory`"), "{}", err(&nobody));
+    assert_eq!(world.fettle(&["admin", "users", "set", "ada"]).await.status.code(), Some(2), "nothing to change");
+
+    let log = out(&world.fettle(&["admin", "audit-log", "--limit", "1"]).await);
+    let cells: Vec<&str> = log.trim_end().split('\t').collect();
+    assert_eq!((cells[1], cells[2], cells[3]), ("done", "admin", "users.change"), "{log}");
+    let whole = world.json(&["admin", "audit-log", "--verify", "--json"]).await;
+    assert!(whole["entries"].as_u64().unwrap() > 10 && whole["broken_from"].is_null(), "{whole}");
+    world.end().await;
+}
+
 #[tokio::test]
 async fn a_feed_that_breaks_off_goes_on_after_its_last_event() {
     let home = tempfile::tempdir().unwrap();

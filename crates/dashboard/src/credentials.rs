@@ -9,7 +9,7 @@ use fettle_domain::secret::KnownSecrets;
 use fettle_github::GitHubAuth;
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
-use fettle_runtime::secrets::{self, MIN_WEBHOOK_SECRET};
+use fettle_runtime::secrets;
 use secrecy::{ExposeSecret as _, SecretString};
 
 pub struct Credentials {
@@ -28,6 +28,7 @@ pub struct Credentials {
     broker_password: Option<SecretString>,
     worker_broker_password: Option<SecretString>,
     store_password: Option<SecretString>,
+    pub(crate) oidc_secret: Option<SecretString>,
 }
 
 impl Credentials {
@@ -35,22 +36,23 @@ impl Credentials {
     pub fn load(config: &Config, data: &DataDir, ids: &dyn IdSource) -> Result<Self> {
         let forge = &config.forge;
         let (admin_key, first_start) = match &config.auth.admin_key_file {
-            Some(file) => (read(file)?, false),
+            Some(file) => (shared(file)?, false),
             None => secrets::read_or_make(&data.admin_key(), random(ids))?,
         };
         let worker_key = match &config.auth.worker_key_file {
-            Some(file) => secrets::read(file)?,
+            Some(file) => shared(file)?,
             None => secrets::read_or_make(&data.worker_key(), random(ids))?.0,
         };
         let optional = |file: &Option<camino::Utf8PathBuf>| file.as_deref().map(read).transpose();
+        let strong = |file: &Option<camino::Utf8PathBuf>| file.as_deref().map(shared).transpose();
         let credentials = Self {
             admin_key,
             first_start,
             worker_key,
-            run_token_key: optional(&config.gateway.run_token_key_file)?,
-            scale_key: optional(&config.auth.scale_key_file)?,
-            webhook: optional(&forge.webhook_secret_file)?,
-            webhook_previous: optional(&forge.webhook_secret_previous_file)?,
+            run_token_key: strong(&config.gateway.run_token_key_file)?,
+            scale_key: strong(&config.auth.scale_key_file)?,
+            webhook: strong(&forge.webhook_secret_file)?,
+            webhook_previous: strong(&forge.webhook_secret_previous_file)?,
             read_token: optional(&forge.read_token_file)?,
             write_token: optional(&forge.write_token_file)?,
             app_key: optional(&forge.app_key_file)?,
@@ -64,6 +66,7 @@ impl Credentials {
             broker_password: optional(&config.transport.password_file)?,
             worker_broker_password: optional(&config.transport.worker_password_file)?,
             store_password: optional(&config.store.password_file)?,
+            oidc_secret: config.auth.oidc.as_ref().map_or(Ok(None), |oidc| optional(&oidc.client_secret_file))?,
         };
         credentials.check()?;
         Ok(credentials)
@@ -77,11 +80,6 @@ impl Credentials {
         if same(&self.read_token, &self.write_token) {
             bail!(
                 "forge.read_token_file and forge.write_token_file hold the same token; workers need one of their own that can only read"
-            );
-        }
-        if self.webhook.as_ref().is_some_and(|secret| secret.expose_secret().len() < MIN_WEBHOOK_SECRET) {
-            bail!(
-                "the webhook secret is shorter than {MIN_WEBHOOK_SECRET} characters; anybody who guesses it can order work"
             );
         }
         Ok(())
@@ -123,6 +121,7 @@ impl Credentials {
             ("forge.app_key_file", optional(&self.app_key) != optional(&fresh.app_key)),
             ("transport.password_file", optional(&self.broker_password) != optional(&fresh.broker_password)),
             ("store.password_file", optional(&self.store_password) != optional(&fresh.store_password)),
+            ("auth.oidc.client_secret_file", optional(&self.oidc_secret) != optional(&fresh.oidc_secret)),
             ("gateway.models", all(&self.model_keys) != all(&fresh.model_keys)),
         ];
         differing.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
@@ -149,6 +148,7 @@ impl Credentials {
             ("broker password", self.broker_password.as_ref()),
             ("workers' broker password", self.worker_broker_password.as_ref()),
             ("database password", self.store_password.as_ref()),
+            ("sign-in provider's secret", self.oidc_secret.as_ref()),
         ];
         let named = named.into_iter().filter_map(|(name, secret)| Some((name, secret?.expose_secret())));
         KnownSecrets::new(named.chain(self.model_keys.iter().map(|key| ("model key", key.expose_secret()))))
@@ -157,6 +157,11 @@ impl Credentials {
 
 fn read(path: &Utf8Path) -> Result<SecretString> {
     secrets::read(path).context("while reading the secrets that the configuration names")
+}
+
+/// One that others know as well.
+fn shared(path: &Utf8Path) -> Result<SecretString> {
+    secrets::read_strong(path).context("while reading the secrets that the configuration names")
 }
 
 /// 256 bits from two ids' random parts and their times; the random parts alone hold 148 bits.

@@ -15,7 +15,7 @@ use fettle_app::admission::Gate;
 use fettle_app::announcing::{ANNOUNCED_WITHIN, announce};
 use fettle_app::auditing::Auditing;
 use fettle_app::depths::{BrokerGauges, MEASURED_WITHIN, measure};
-use fettle_app::doorkeeping::{Doorkeeper, Registration, SWEPT_EVERY, Sweep};
+use fettle_app::doorkeeping::{Doorkeeper, Foreign, Registration, SWEPT_EVERY, Sweep};
 use fettle_app::foreign::{ForeignIntake, RECEIVED_WITHIN};
 use fettle_app::intake::{Intake, PROCESSED_WITHIN, ReadWebhook};
 use fettle_app::leasing::Heart;
@@ -37,9 +37,11 @@ use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
 use fettle_domain::incoming::Incoming;
 use fettle_domain::lease::Timing;
+use fettle_domain::oidc::Allowed;
 use fettle_domain::turn::Slots;
 use fettle_git::Git;
 use fettle_github::{GitHub, GitHubOptions, Timeouts, Url};
+use fettle_oidc::{Options as ProviderOptions, Provider};
 use fettle_runtime::config::{self, Config};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
@@ -191,7 +193,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     };
     let secrets = Arc::new(system::RandomSecrets);
     let opened = Doorkeeper::open(store.accounts(), clock.clone(), ids.clone(), secrets, registration).await;
-    let (door, setup_token) = opened.context("while opening the accounts")?;
+    let (mut door, setup_token) = opened.context("while opening the accounts")?;
+    door.foreign = config.auth.oidc.as_ref().map(|oidc| foreign(oidc, credentials)).transpose()?;
     let door = Arc::new(door);
     let metrics = HttpMetrics::register(&registry)?;
     let vitals = Arc::new(Vitals::default());
@@ -245,6 +248,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         clock: clock.clone(),
         ids: ids.clone(),
         door: Some(door.clone()),
+        trusted_proxies: config.server.trusted_proxies.clone(),
         admin_key: credentials.admin_key.clone(),
         worker_key: credentials.worker_key.clone(),
         scale_key: credentials.scale_key.clone(),
@@ -326,6 +330,22 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let running = Running { address, internal_address, ledger, ids, vitals, exchange, store, health };
     running.write_addresses(data)?;
     Ok(running)
+}
+
+/// Who else says who people are. It is asked when somebody wants to sign in.
+fn foreign(oidc: &config::Oidc, credentials: &Credentials) -> Result<Foreign> {
+    let provider = Provider::new(ProviderOptions {
+        issuer: oidc.issuer.clone(),
+        client_id: oidc.client_id.clone(),
+        client_secret: credentials.oidc_secret.clone(),
+        redirect_url: format!("{}/api/auth/oidc/callback", oidc.public_url.trim_end_matches('/')),
+    });
+    Ok(Foreign {
+        provider: Arc::new(provider.context("auth.oidc")?),
+        name: oidc.name.clone(),
+        allowed: Allowed { domains: oidc.allowed_domains.clone(), emails: oidc.allowed_emails.clone() },
+        role: oidc.role,
+    })
 }
 
 /// To the terminal alone: what is logged is kept and collected, and this makes an admin. After the `#`, browsers send it to

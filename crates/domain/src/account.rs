@@ -1,19 +1,21 @@
 //! Accounts: names, what a password must be, when a sign-in waits, and who must not be lost.
 
-use std::net::{IpAddr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use unicode_normalization::UnicodeNormalization as _;
 
 use crate::access::Role;
+use crate::strength::unforeseen_of_password;
+use crate::unseen::is_ignorable;
 
 /// Characters of a password at least; below it guessing is cheap, whatever they are.
 pub const MIN_PASSWORD_CHARS: usize = 12;
 /// Bytes of a password at most: hashing it costs time, and nobody types more.
 pub const MAX_PASSWORD_BYTES: usize = 1024;
-/// zxcvbn's score from 0 to 4 that suffices: 3 means at least 10^8 guesses for one who has the hash.
-const LEAST_SCORE: u8 = 3;
-/// Characters that must be left of a password without the account's own names, which are tried first, in any number.
+/// Characters that must be left of a password without what is tried first: the account's own names, common words, what is in a row or
+/// repeated.
 const LEAST_REST_CHARS: usize = 8;
 /// Shorter names are in many good passwords by chance.
 const LEAST_OWN_WORD_BYTES: usize = 4;
@@ -73,7 +75,7 @@ pub struct Email(String);
 impl Email {
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let text = text.trim();
-        let visible = text.chars().all(|one| !one.is_whitespace() && !one.is_control());
+        let visible = text.chars().all(|one| !one.is_whitespace() && !is_ignorable(one));
         let parts = text.split_once('@').filter(|(local, domain)| {
             !local.is_empty() && !domain.contains('@') && !domain.starts_with('.') && !domain.ends_with('.')
         });
@@ -100,22 +102,22 @@ pub enum WeakPassword {
     Guessable,
 }
 
+/// A password as it is hashed and compared: keyboards and systems write the same letters in several ways (NFKC).
+pub fn normalised(password: &str) -> String {
+    password.nfkc().collect()
+}
+
 /// Whether a new password will do. `about` are words that somebody who knows the account tries first.
 pub fn check_password(password: &str, about: &[&str]) -> Result<(), WeakPassword> {
     if password.len() > MAX_PASSWORD_BYTES {
         return Err(WeakPassword::Long);
     }
+    let password = &normalised(password);
     if password.chars().count() < MIN_PASSWORD_CHARS {
         return Err(WeakPassword::Short);
     }
-    let lower = password.to_lowercase();
-    let own = about.iter().filter(|word| word.len() >= LEAST_OWN_WORD_BYTES);
-    let rest = own.fold(lower, |rest, word| rest.replace(&word.to_lowercase(), ""));
-    if rest.chars().count() < LEAST_REST_CHARS {
-        return Err(WeakPassword::Guessable);
-    }
-    let score: u8 = zxcvbn::zxcvbn(password, about).score().into();
-    if score < LEAST_SCORE { Err(WeakPassword::Guessable) } else { Ok(()) }
+    let own: Vec<&str> = about.iter().copied().filter(|word| word.len() >= LEAST_OWN_WORD_BYTES).collect();
+    if unforeseen_of_password(password, &own) < LEAST_REST_CHARS { Err(WeakPassword::Guessable) } else { Ok(()) }
 }
 
 /// Wrong passwords in a row.
@@ -352,7 +354,7 @@ mod tests {
             assert!(Username::parse(odd).is_err(), "{odd}");
         }
         assert_eq!(Username::parse("Ada.L").unwrap().as_str(), "ada.l");
-        for odd in ["", "a", "@b", "a@", "a@b@c", "a b@c", "a@.b", "a\r\n@b"] {
+        for odd in ["", "a", "@b", "a@", "a@b@c", "a b@c", "a@.b", "a\r\n@b", "a\u{202e}b@c", "a\u{200b}@b"] {
             assert!(Email::parse(odd).is_err(), "{odd}");
         }
     }

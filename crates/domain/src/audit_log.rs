@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::unseen::is_hidden;
+
 /// Bytes of one text of an entry: parts come from whoever asks, and the log keeps them for ever.
 pub const MAX_TEXT_BYTES: usize = 512;
 
@@ -39,10 +41,15 @@ impl Note {
     }
 }
 
-/// `text` in one line of visible characters, cut to `max_bytes`.
+/// `text` in one line of characters that are seen and leave their neighbours where they are, cut to `max_bytes`.
 pub fn tidy(text: &str, max_bytes: usize) -> String {
     let mut tidied = String::new();
-    for one in text.chars().map(|one| if one.is_control() { ' ' } else { one }) {
+    let turns_lines = |one: char| matches!(one, '\u{2028}' | '\u{2029}');
+    for one in text
+        .chars()
+        .filter(|one| !is_hidden(*one) && !turns_lines(*one))
+        .map(|one| if one.is_control() { ' ' } else { one })
+    {
         if tidied.len() + one.len_utf8() > max_bytes {
             break;
         }
@@ -75,7 +82,7 @@ impl Head {
 
     /// The entry that follows.
     pub fn append(self, at: Timestamp, note: Note) -> Entry {
-        let (sequence, note) = (self.sequence + 1, note.tidied());
+        let (sequence, at, note) = (self.sequence + 1, whole_micros(at), note.tidied());
         let digest = digest(self.digest, sequence, at, &note);
         Entry { sequence, at, note, digest }
     }
@@ -83,11 +90,17 @@ impl Head {
     /// The head after `entry`, if that is what follows.
     pub fn follow(self, entry: &Entry) -> Result<Self, Broken> {
         let expected = digest(self.digest, entry.sequence, entry.at, &entry.note);
-        if entry.sequence != self.sequence + 1 || entry.digest != expected {
+        // The digest is of microseconds, and stores keep no more: an entry that says more is none of them.
+        let exact = entry.at == whole_micros(entry.at);
+        if entry.sequence != self.sequence + 1 || entry.digest != expected || !exact {
             return Err(Broken { sequence: self.sequence + 1 });
         }
         Ok(Self { sequence: entry.sequence, digest: entry.digest })
     }
+}
+
+fn whole_micros(at: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -150,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn any_change_is_seen_where_it_is(notes in notes(), which in any::<prop::sample::Index>(), how in 0..8) {
+        fn any_change_is_seen_where_it_is(notes in notes(), which in any::<prop::sample::Index>(), how in 0..9) {
             let (mut entries, _) = chain(notes);
             let which = which.index(entries.len());
             let entry = &mut entries[which];
@@ -163,6 +176,7 @@ mod tests {
                 4 => note.result.push('x'),
                 5 => note.detail.push('x'),
                 6 => entry.at = entry.at.checked_add(jiff::SignedDuration::from_micros(1)).unwrap(),
+                7 => entry.at = entry.at.checked_add(jiff::SignedDuration::from_nanos(1)).unwrap(),
                 _ => entry.digest[0] ^= 1,
             }
             let broken = verify(Head::EMPTY, &entries).map_err(|broken| broken.sequence);
@@ -188,6 +202,35 @@ mod tests {
             let tidied = tidy(&text, MAX_TEXT_BYTES);
             prop_assert!(tidied.len() <= MAX_TEXT_BYTES && !tidied.chars().any(char::is_control));
             prop_assert_eq!(tidy(&tidied, MAX_TEXT_BYTES), tidied);
+        }
+    }
+
+    #[test]
+    fn nothing_that_turns_text_around_or_is_not_seen_is_kept() {
+        assert_eq!(
+            tidy("Mo\u{202e}zilla\u{200b}\u{feff}/5.0\u{2066} (\u{e0041}X\u{2028}11)", 100),
+            "Mozilla/5.0 (X11)"
+        );
+    }
+
+    #[test]
+    fn what_a_clock_says_beyond_microseconds_is_cut_before_it_is_kept() {
+        let at = Timestamp::from_nanosecond(1_234_567_890_123).unwrap();
+        let note = notes_of("x");
+        let entry = Head::EMPTY.append(at, note);
+        assert_eq!(entry.at, Timestamp::from_microsecond(1_234_567_890).unwrap());
+        assert!(Head::EMPTY.follow(&entry).is_ok());
+    }
+
+    fn notes_of(action: &str) -> Note {
+        let empty = String::new;
+        Note {
+            actor: empty(),
+            action: action.into(),
+            object: empty(),
+            address: empty(),
+            result: empty(),
+            detail: empty(),
         }
     }
 

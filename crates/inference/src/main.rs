@@ -146,11 +146,11 @@ fn names(config: &Config) -> String {
 
 /// As the dashboard has it: a secret of its own, or what follows from the service key. Neither, and no Run of a dashboard can ask.
 fn run_token_key(config: &Config, data: &DataDir) -> Result<Option<RunTokenKey>> {
-    let own = config.gateway.run_token_key_file.as_deref().map(secrets::read).transpose()?;
+    let own = config.gateway.run_token_key_file.as_deref().map(secrets::read_strong).transpose()?;
     let service_key = match &config.auth.worker_key_file {
-        Some(file) => Some(secrets::read(file)?),
+        Some(file) => Some(secrets::read_strong(file)?),
         // Of a dashboard with the same data folder.
-        None => data.worker_key().exists().then(|| secrets::read(&data.worker_key())).transpose()?,
+        None => data.worker_key().exists().then(|| secrets::read_strong(&data.worker_key())).transpose()?,
     };
     let key = match (own, service_key) {
         (Some(own), _) => RunTokenKey::new(&own),

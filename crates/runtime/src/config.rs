@@ -3,6 +3,8 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_app::ports::sandbox::SandboxLevel;
+use fettle_domain::access::Role;
+use fettle_domain::forwarded::Network;
 use fettle_domain::label::{Labels, Need};
 use fettle_domain::path_policy::PathPolicy;
 use fettle_domain::repo::RepoName;
@@ -50,11 +52,14 @@ pub struct Server {
     pub listen: String,
     /// Address of the worker API, health and metrics; only `fettle-dashboard` opens it, `fettle up` needs none.
     pub internal_listen: String,
+    /// Addresses and networks of reverse proxies whose `X-Forwarded-For` says who asks; from others it is ignored. Limits, lock-outs,
+    /// sessions and the audit log go by it.
+    pub trusted_proxies: Vec<Network>,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into() }
+        Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into(), trusted_proxies: Vec::new() }
     }
 }
 
@@ -227,6 +232,62 @@ pub struct Auth {
     pub admin_key_file: Option<Utf8PathBuf>,
     /// Whether people may make accounts for themselves, as viewers: `closed` or `open`.
     pub registration: Registration,
+    /// A provider that signs people in, by OpenID Connect.
+    pub oidc: Option<Oidc>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Oidc {
+    /// As the sign-in page shows it.
+    pub name: String,
+    /// To the letter as the provider writes it.
+    pub issuer: String,
+    pub client_id: String,
+    /// Absent for a public client.
+    pub client_secret_file: Option<Utf8PathBuf>,
+    /// Where people open Fettle, such as `https://fettle.example.org`. The provider has to know
+    /// `<public_url>/api/auth/oidc/callback` as the address to come back to.
+    pub public_url: String,
+    /// Who has a verified e-mail address of one of these domains may sign in.
+    #[serde(default)]
+    pub allowed_domains: Vec<String>,
+    /// And who has one of these addresses.
+    #[serde(default)]
+    pub allowed_emails: Vec<String>,
+    /// Of whoever comes for the first time.
+    #[serde(default = "least_role")]
+    pub role: Role,
+}
+
+fn least_role() -> Role {
+    Role::Viewer
+}
+
+impl Oidc {
+    fn check(&self) -> Result<(), String> {
+        if self.allowed_domains.is_empty() && self.allowed_emails.is_empty() {
+            return Err("auth.oidc lets nobody in: set allowed_domains or allowed_emails".into());
+        }
+        if let Some(odd) = self.allowed_domains.iter().find(|domain| domain.is_empty() || domain.contains(['@', '*'])) {
+            return Err(format!("auth.oidc.allowed_domains: `{odd}` is not a domain such as example.org"));
+        }
+        for (key, text) in [("name", &self.name), ("client_id", &self.client_id)] {
+            if text.trim().is_empty() {
+                return Err(format!("auth.oidc.{key} is empty"));
+            }
+        }
+        for (key, url) in [("issuer", &self.issuer), ("public_url", &self.public_url)] {
+            let plain = ["http://127.", "http://localhost", "http://[::1]"];
+            if !url.starts_with("https://") && !plain.iter().any(|here| url.starts_with(here)) {
+                return Err(format!("auth.oidc.{key}: `{url}` is not an address that begins with https://"));
+            }
+            if url.contains(['@', '?', '#']) {
+                return Err(format!("auth.oidc.{key} holds more than an address"));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -317,7 +378,9 @@ impl Config {
             &mut gateway.keys_file,
             &mut gateway.run_token_key_file,
         ];
-        single.into_iter().chain(gateway.models.iter_mut().map(|model| &mut model.api_key_file)).flatten()
+        let oidc = auth.oidc.as_mut().map(|oidc| &mut oidc.client_secret_file);
+        let models = gateway.models.iter_mut().map(|model| &mut model.api_key_file);
+        single.into_iter().chain(oidc).chain(models).flatten()
     }
 
     /// Like [`Config::load`], from text.
@@ -341,6 +404,7 @@ impl Config {
     /// Every secret that is named here: its key and file.
     pub fn secret_files(&self) -> Vec<(String, &Utf8Path)> {
         let forge = &self.forge;
+        let oidc_secret = self.auth.oidc.as_ref().map_or(&None, |oidc| &oidc.client_secret_file);
         let named = [
             ("forge.app_key_file", &forge.app_key_file),
             ("forge.read_token_file", &forge.read_token_file),
@@ -351,6 +415,7 @@ impl Config {
             ("auth.admin_key_file", &self.auth.admin_key_file),
             ("auth.worker_key_file", &self.auth.worker_key_file),
             ("auth.scale_key_file", &self.auth.scale_key_file),
+            ("auth.oidc.client_secret_file", oidc_secret),
             ("transport.password_file", &self.transport.password_file),
             ("transport.worker_password_file", &self.transport.worker_password_file),
             ("gateway.keys_file", &self.gateway.keys_file),
@@ -428,6 +493,7 @@ impl Config {
             return invalid("agent.workers is 0: nothing would ever run".into());
         }
         self.store.check()?;
+        self.auth.oidc.as_ref().map_or(Ok(()), Oidc::check)?;
         self.forge.check_intake()?;
         self.transport.check()?;
         self.agent.sandbox.check()?;
@@ -559,8 +625,29 @@ fn set(table: &mut toml::Table, path: &[String], value: toml::Value) -> Result<(
 mod tests {
     use super::*;
 
+    fn oidc(more: &str, issuer: &str) -> String {
+        let issuer = if issuer.is_empty() { "https://id.example.org" } else { issuer };
+        format!(
+            "[auth.oidc]\nname = 'Example'\nissuer = '{issuer}'\nclient_id = 'fettle'\npublic_url = 'https://fettle.example.org'\n{more}\n"
+        )
+    }
+
     fn parse(text: &str) -> Result<Config, ConfigError> {
         Config::parse("fettle.toml", text, &Environment::default())
+    }
+
+    #[test]
+    fn a_provider_of_sign_ins_brings_a_secret_that_no_worker_gets() {
+        let config = parse(&oidc("allowed_emails = ['ada@example.org']\nclient_secret_file = 's'", "")).unwrap();
+        let provider = config.auth.oidc.as_ref().unwrap();
+        assert_eq!((provider.role, provider.public_url.as_str()), (Role::Viewer, "https://fettle.example.org"));
+        assert!(config.secret_files().iter().any(|(key, file)| key == "auth.oidc.client_secret_file" && *file == "s"));
+        let folder = tempfile::tempdir().unwrap();
+        let file = Utf8Path::from_path(folder.path()).unwrap().join("fettle.toml");
+        fs_err::write(&file, oidc("allowed_domains = ['a.b']\nclient_secret_file = 's'", "")).unwrap();
+        let config = Config::load(Some(&file), &Environment::default()).unwrap();
+        let placed = config.auth.oidc.unwrap().client_secret_file.unwrap();
+        assert_eq!(Some(placed.as_path()), file.parent().map(|folder| folder.join("s")).as_deref());
     }
 
     #[test]
@@ -623,6 +710,13 @@ mod tests {
             ("[transport]\nurl = \"amqp://h\"\nuser = \"f\"", "belong together"),
             ("[transport]\nurl = \"amqp://h\"\npassword_file = \"p\"\nworker_password_file = \"q/p\"", "two secrets"),
             ("[store]\npassword_file = \"p\"", "no store.url"),
+            ("[server]\ntrusted_proxies = [\"proxy\"]", "`proxy` is neither an address nor a network"),
+            (&oidc("", ""), "lets nobody in"),
+            (&oidc("allowed_domains = ['*.example.org']", ""), "`*.example.org` is not a domain"),
+            (&oidc("allowed_domains = ['a.b']\nrole = 'root'", ""), "role"),
+            (&oidc("allowed_domains = ['a.b']\nallowed = 1", ""), "unknown field `allowed`"),
+            (&oidc("allowed_domains = ['a.b']", "http://id.example.org"), "begins with https://"),
+            (&oidc("allowed_domains = ['a.b']", "https://u:p@id.example.org"), "more than an address"),
             ("[store]\nurl = \"postgres://f:word@h/f\"", "store.password_file"),
             ("[store]\nurl = \"mysql://h/f\"", "postgres://"),
             ("[store]\nurl = \"postgres://h\"", "names no database"),

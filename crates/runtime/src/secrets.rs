@@ -1,7 +1,8 @@
 //! Secrets come as files, are read once, and are made with narrow rights.
 
 use camino::Utf8Path;
-use secrecy::SecretString;
+use fettle_domain::strength::{WeakSecret, check_secret};
+use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::config::Config;
 use crate::data::DataDir;
@@ -9,8 +10,6 @@ use crate::environment::Environment;
 
 /// Larger files are no secrets; a wrong path is told before it is read into memory.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
-/// Characters. Shorter webhook secrets can be guessed offline from one signed delivery.
-pub const MIN_WEBHOOK_SECRET: usize = 16;
 /// Characters of a key that we make: 256 bits as hexadecimal digits.
 const KEY_PREFIX: &str = "fettle_";
 
@@ -28,6 +27,11 @@ pub enum SecretError {
     Empty(String),
     #[error("the secret file {0} is larger than {MAX_SECRET_BYTES} bytes; is it the right file?")]
     TooLarge(String),
+    #[error(
+        "the secret in {path} can be guessed: {why}. Make a new one with `openssl rand -hex 32 > {path}`, and give it to whoever \
+         else has the old one"
+    )]
+    Weak { path: String, why: WeakSecret },
     #[error("could not write {path}")]
     Write {
         path: String,
@@ -54,6 +58,26 @@ pub fn read(path: &Utf8Path) -> Result<SecretString, SecretError> {
     Ok(SecretString::from(text.to_owned()))
 }
 
+/// As [`read`], of a secret that other programs know as well and that nobody may guess.
+pub fn read_strong(path: &Utf8Path) -> Result<SecretString, SecretError> {
+    let secret = read(path)?;
+    check_secret(secret.expose_secret()).map_err(|why| SecretError::Weak { path: path.to_string(), why })?;
+    Ok(secret)
+}
+
+/// The configuration's keys of the files that [`read_strong`] reads.
+pub fn shared(config: &Config) -> [(&'static str, Option<&Utf8Path>); 6] {
+    let (auth, forge) = (&config.auth, &config.forge);
+    [
+        ("auth.admin_key_file", auth.admin_key_file.as_deref()),
+        ("auth.worker_key_file", auth.worker_key_file.as_deref()),
+        ("auth.scale_key_file", auth.scale_key_file.as_deref()),
+        ("gateway.run_token_key_file", config.gateway.run_token_key_file.as_deref()),
+        ("forge.webhook_secret_file", forge.webhook_secret_file.as_deref()),
+        ("forge.webhook_secret_previous_file", forge.webhook_secret_previous_file.as_deref()),
+    ]
+}
+
 /// Reads `path`, or makes a new random key there with mode 0600 when it is absent. `true`: it was made.
 pub fn read_or_make(path: &Utf8Path, random: [u8; 32]) -> Result<(SecretString, bool), SecretError> {
     use std::io::Write as _;
@@ -67,7 +91,7 @@ pub fn read_or_make(path: &Utf8Path, random: [u8; 32]) -> Result<(SecretString, 
             writeln!(file, "{key}").and_then(|()| file.sync_all()).map_err(error)?;
             Ok((SecretString::from(key), true))
         }
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => read(path).map(|key| (key, false)),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => read_strong(path).map(|key| (key, false)),
         Err(e) => Err(error(e)),
     }
 }
@@ -106,21 +130,36 @@ fn told_if_open(file: &Utf8Path) -> Option<String> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use secrecy::ExposeSecret as _;
-
     use super::*;
 
     #[test]
     fn a_key_is_made_once_and_only_its_owner_may_read_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = Utf8Path::from_path(folder.path()).unwrap().join("admin.key");
-        let (first, made) = read_or_make(&path, [7; 32]).unwrap();
+        let (first, made) = read_or_make(&path, std::array::from_fn(|nth| (nth * 89) as u8)).unwrap();
         assert!(made);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let (second, made) = read_or_make(&path, [8; 32]).unwrap();
         assert!(!made);
         assert_eq!(first.expose_secret(), second.expose_secret());
     }
+
+    #[test]
+    fn a_secret_that_can_be_guessed_is_refused_with_its_file_and_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(folder.path()).unwrap().join("webhook-secret");
+        for weak in ["changeme", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "hunter2hunter2hunter2hunter2"] {
+            fs_err::write(&path, weak).unwrap();
+            assert!(read(&path).is_ok());
+            let refused = read_strong(&path).unwrap_err().to_string();
+            assert!(refused.contains(&format!("openssl rand -hex 32 > {path}")), "{refused}");
+            assert!(!refused.contains(weak), "{refused}");
+            assert!(read_or_make(&path, [7; 32]).is_err(), "one that is there is no better");
+        }
+        fs_err::write(&path, "d4c1b5e2f39a7068c2ab4f6e1d0973b8\n").unwrap();
+        assert_eq!(read_strong(&path).unwrap().expose_secret(), "d4c1b5e2f39a7068c2ab4f6e1d0973b8");
+    }
+
     #[test]
     fn a_secret_that_others_can_read_is_told_unless_systemd_keeps_it() {
         let folder = tempfile::tempdir().unwrap();

@@ -67,8 +67,8 @@ async fn run() -> Result<()> {
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
     let key_file = config.auth.worker_key_file.clone().unwrap_or_else(|| data.worker_key());
-    let key =
-        secrets::read(&key_file).context("the worker needs the dashboard's service key (auth.worker_key_file)")?;
+    let key = secrets::read_strong(&key_file)
+        .context("the worker needs the dashboard's service key (auth.worker_key_file)")?;
     let dashboard = config.agent.dashboard_url.clone();
     let contact = Arc::new(Contact::default());
     let client = || {

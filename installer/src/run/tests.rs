@@ -152,7 +152,11 @@ fn asked() -> Answers {
 /// A machine on which another installation runs, with the release's tree lying about.
 fn fresh() -> (FakeHost, Release) {
     let mut host = FakeHost::fresh();
-    host.put("/etc/ai-agent/env", "GITHUB_WEBHOOK_SECRET='a secret of before'\nOLLAMA_MODEL=codellama:13b\n", 0o600);
+    host.put(
+        "/etc/ai-agent/env",
+        "GITHUB_WEBHOOK_SECRET='a secret of what ran here before'\nOLLAMA_MODEL=codellama:13b\n",
+        0o600,
+    );
     host.put(&format!("/etc/systemd/system/{PREDECESSOR}"), "[Service]\n", 0o644);
     host.daemon_reload().unwrap();
     host.units(UnitVerb::Enable, PREDECESSOR).unwrap();
@@ -242,7 +246,7 @@ fn an_installation_that_is_refused_a_change_takes_itself_back() {
 #[test]
 fn what_ran_before_is_retired_with_its_secret_carried_over_and_comes_back_with_an_uninstallation() {
     let (mut host, release) = installed();
-    assert_eq!(host.text("/etc/fettle/secrets/webhook-secret"), Some("a secret of before"));
+    assert_eq!(host.text("/etc/fettle/secrets/webhook-secret"), Some("a secret of what ran here before"));
     assert!(host.text("/etc/fettle/fettle.toml").unwrap().contains("http://127.0.0.1:11434/v1"));
     assert_eq!(host.unit(PREDECESSOR).unwrap(), crate::host::UnitState::default());
     // Whoever is content removes what was there before; nothing hangs on it any more.

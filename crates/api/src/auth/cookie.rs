@@ -11,6 +11,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 const SECURE_NAME: &str = "__Host-fettle_session";
 /// On loopback there is no TLS.
 const PLAIN_NAME: &str = "fettle_session";
+/// Of a sign-in that is under way at a provider.
+const SECURE_FLOW: &str = "__Host-fettle_sign_in";
+const PLAIN_FLOW: &str = "fettle_sign_in";
+/// Seconds to sign in at a provider; whoever takes longer begins again.
+const FLOW_LASTS: u64 = 600;
 /// No page of another origin can send it without being asked whether it may.
 const REQUEST_HEADER: &str = "x-fettle-request";
 
@@ -45,28 +50,51 @@ impl Place {
         }
     }
 
+    fn flow(self) -> &'static str {
+        match self {
+            Self::PlainLoopback => PLAIN_FLOW,
+            Self::Elsewhere => SECURE_FLOW,
+        }
+    }
+
     pub(crate) fn find(self, headers: &HeaderMap) -> Option<SecretString> {
-        let values = headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-        let mut pairs = values.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        pairs.find(|(name, value)| *name == self.name() && !value.is_empty()).map(|(_, value)| value.into())
+        find(self.name(), headers)
+    }
+
+    pub(crate) fn find_flow(self, headers: &HeaderMap) -> Option<SecretString> {
+        find(self.flow(), headers)
+    }
+
+    pub(crate) fn set_flow(self, secret: &SecretString) -> HeaderValue {
+        self.header(self.flow(), secret.expose_secret(), FLOW_LASTS)
+    }
+
+    pub(crate) fn clear_flow(self) -> HeaderValue {
+        self.header(self.flow(), "", 0)
     }
 
     pub(crate) fn set(self, secret: &SecretString) -> HeaderValue {
-        self.header(secret.expose_secret(), WHOLE_LIMIT.as_secs())
+        self.header(self.name(), secret.expose_secret(), WHOLE_LIMIT.as_secs())
     }
 
     pub(crate) fn clear(self) -> HeaderValue {
-        self.header("", 0)
+        self.header(self.name(), "", 0)
     }
 
-    fn header(self, value: &str, seconds: u64) -> HeaderValue {
+    fn header(self, name: &str, value: &str, seconds: u64) -> HeaderValue {
         let secure = match self {
             Self::PlainLoopback => "",
             Self::Elsewhere => "; Secure",
         };
-        let text = format!("{}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}", self.name());
+        let text = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}");
         HeaderValue::try_from(text).expect("a cookie of hex digits is a header")
     }
+}
+
+fn find(wanted: &str, headers: &HeaderMap) -> Option<SecretString> {
+    let values = headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = values.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, value)| *name == wanted && !value.is_empty()).map(|(_, value)| value.into())
 }
 
 /// Whether a cookie may stand for its holder in this request: a page of another origin can make a browser send it along.

@@ -12,7 +12,8 @@ use crate::problem::{Code, Problem};
 const WINDOW: Duration = Duration::from_secs(60);
 /// Of one address: an office behind one address signs in in the morning.
 pub(crate) const PER_ADDRESS: u32 = 60;
-/// About one account, from wherever: a person does not type faster.
+/// About one account from one address: a person does not type faster. From elsewhere others may try; the account's own lock counts
+/// these, and keeps no familiar address out.
 pub(crate) const PER_ACCOUNT: u32 = 10;
 /// Keys that are remembered, some 100 bytes each. Beyond them all are forgotten: lock-out still holds then.
 const MAX_KEYS: usize = 10_000;

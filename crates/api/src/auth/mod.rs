@@ -2,6 +2,7 @@
 
 pub(crate) mod cookie;
 pub(crate) mod limits;
+pub(crate) mod oidc;
 pub(crate) mod routes;
 
 use std::net::{IpAddr, SocketAddr};

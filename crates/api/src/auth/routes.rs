@@ -8,7 +8,9 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::{Extension, Json};
 use fettle_app::doorkeeping::{DoorError, Doorkeeper, Known, Registration, SignedIn, TOKEN_SECONDS, Tokens, Wanted};
+use fettle_app::ports::provider::ProviderError;
 use fettle_domain::access::{self, Actor, Via};
+use fettle_domain::account::network;
 use fettle_domain::session::Kind;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -21,9 +23,9 @@ use crate::extract::Body;
 use crate::problem::{Code, Problem, ProblemBody};
 use crate::state::ApiState;
 
-type Peer = Option<Extension<ConnectInfo<SocketAddr>>>;
+pub(super) type Peer = Option<Extension<ConnectInfo<SocketAddr>>>;
 
-fn ip(peer: Peer) -> Option<IpAddr> {
+pub(super) fn ip(peer: Peer) -> Option<IpAddr> {
     peer.map(|Extension(ConnectInfo(peer))| peer.ip().to_canonical())
 }
 
@@ -34,14 +36,14 @@ impl ApiState {
         })
     }
 
-    /// Counts a try of this address, and about this account.
-    fn take(&self, peer: Option<IpAddr>, route: &str, login: Option<&str>) -> Result<(), Problem> {
-        let address = peer.map(|peer| peer.to_string()).unwrap_or_default();
+    /// Counts a try of this address, and of it about this account.
+    pub(super) fn take(&self, peer: Option<IpAddr>, route: &str, login: Option<&str>) -> Result<(), Problem> {
+        let address = network(&peer.map(|peer| peer.to_string()).unwrap_or_default());
         self.limits.take(format!("{route} {address}"), PER_ADDRESS)?;
         match login {
             // A longer text is no login, and need not be remembered.
             Some(login) if login.len() <= MAX_LOGIN_BYTES => {
-                self.limits.take(format!("login {}", login.trim().to_lowercase()), PER_ACCOUNT)
+                self.limits.take(format!("login {address} {}", login.trim().to_lowercase()), PER_ACCOUNT)
             }
             Some(_) => Err(DoorError::Wrong.into()),
             None => Ok(()),
@@ -60,13 +62,24 @@ impl From<DoorError> for Problem {
             chars.next().map(|first| format!("{}{}.", first.to_uppercase(), chars.as_str())).unwrap_or_default()
         };
         match error {
-            DoorError::Wrong | DoorError::WrongToken | DoorError::WrongSetupToken => {
+            DoorError::Wrong | DoorError::WrongToken | DoorError::WrongSetupToken | DoorError::NotBegunHere => {
                 Self::new(Code::Unauthenticated, sentence(&error))
             }
-            DoorError::SetUp | DoorError::LastAdmin(_) | DoorError::TooManyKeys | DoorError::NoAccount => {
-                Self::new(Code::NotPossible, sentence(&error))
+            DoorError::SetUp
+            | DoorError::LastAdmin(_)
+            | DoorError::TooManyKeys
+            | DoorError::NoAccount
+            | DoorError::EmailHasAccount => Self::new(Code::NotPossible, sentence(&error)),
+            DoorError::RegistrationClosed | DoorError::NotAllowed(_) => Self::new(Code::Forbidden, sentence(&error)),
+            DoorError::Provider(ProviderError::Unavailable(_)) => {
+                let detail = "The provider of sign-ins does not answer. Try again in a moment.";
+                Self::new(Code::Unavailable, detail).because(error)
             }
-            DoorError::RegistrationClosed => Self::new(Code::Forbidden, sentence(&error)),
+            // What it is, the audit log says: to whom it is told here, nobody knows.
+            DoorError::Provider(ProviderError::Refused(_)) | DoorError::Unfit(_) => {
+                let detail = "What the provider of sign-ins says is not good for this sign-in. Begin again.";
+                Self::new(Code::Unauthenticated, detail)
+            }
             DoorError::Weak(_) => Self::refused("/password", sentence(&error)),
             DoorError::Name(fettle_domain::account::NameError::Email) | DoorError::EmailTaken => {
                 Self::refused("/email", sentence(&error))
@@ -89,10 +102,16 @@ pub(crate) struct StateBody {
     /// There is no admin yet: the setup page comes first.
     setup_needed: bool,
     registration: RegistrationWord,
-    /// An identity provider; none can be configured.
-    #[schema(value_type = Option<Object>)]
-    oidc: Option<()>,
+    /// Who else signs people in, at `/api/auth/oidc/start`.
+    oidc: Option<ProviderBody>,
     user: Option<MeBody>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = SignInProvider)]
+struct ProviderBody {
+    /// As people know it.
+    name: String,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -217,7 +236,7 @@ pub(crate) async fn get_auth_state(
             Registration::Closed => RegistrationWord::Closed,
             Registration::Open => RegistrationWord::Open,
         },
-        oidc: None,
+        oidc: door.foreign.as_ref().map(|foreign| ProviderBody { name: foreign.name.clone() }),
         user: user.as_ref().map(MeBody::from),
     }))
 }

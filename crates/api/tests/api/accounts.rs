@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use fettle_app::doorkeeping::{Doorkeeper, Registration};
+use fettle_app::doorkeeping::{Doorkeeper, Foreign, Registration};
 use fettle_app::ports::accounts::Accounts;
 use fettle_app::ports::clock::SecretSource;
 use fettle_domain::access::{Action, Role};
@@ -27,35 +27,53 @@ impl SecretSource for CountedSecrets {
     }
 }
 
-struct House {
-    world: World,
+pub(crate) struct House {
+    pub(crate) world: World,
     setup: SecretString,
     store: Arc<SqliteLedger>,
     _data: tempfile::TempDir,
 }
 
 /// What came back.
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     cookie: Option<String>,
-    text: String,
+    pub(crate) text: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("{}", self.text))
     }
 }
 
 impl House {
-    async fn open(registration: Registration) -> Self {
+    pub(crate) async fn open(registration: Registration) -> Self {
+        let (door, setup, store, data) = Self::door(registration).await;
+        Self { world: World::behind(door).await, setup, store, _data: data }
+    }
+
+    /// Behind a proxy, which is the test: it says from where it passes a request on.
+    async fn behind_proxy() -> Self {
+        let (door, setup, store, data) = Self::door(Registration::Closed).await;
+        Self { world: World::behind_proxy(door).await, setup, store, _data: data }
+    }
+
+    /// With somebody else who says who people are.
+    pub(crate) async fn with_provider(foreign: Foreign) -> Self {
+        let (mut door, setup, store, data) = Self::door(Registration::Closed).await;
+        door.foreign = Some(foreign);
+        Self { world: World::behind(door).await, setup, store, _data: data }
+    }
+
+    async fn door(registration: Registration) -> (Doorkeeper, SecretString, Arc<SqliteLedger>, tempfile::TempDir) {
         let data = tempfile::tempdir().unwrap();
         let options = Options::new(Arc::new(Still), Arc::new(Counted::from(1_000_000)));
         let store = Arc::new(SqliteLedger::open(data.path().to_str().unwrap(), options).await.unwrap());
         let (clock, ids) = (Arc::new(Still), Arc::new(Counted::from(2_000_000)));
         let secrets = Arc::<CountedSecrets>::default();
         let (door, setup) = Doorkeeper::open(store.clone(), clock, ids, secrets, registration).await.unwrap();
-        Self { world: World::behind(door).await, setup: setup.unwrap(), store, _data: data }
+        (door, setup.unwrap(), store, data)
     }
 
     async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {
@@ -77,7 +95,7 @@ impl House {
     }
 
     /// With the admin key.
-    async fn by_key(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn by_key(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         self.ask(method, path, &[("authorization", &format!("Bearer {ADMIN_KEY}"))], body).await
     }
 
@@ -87,7 +105,7 @@ impl House {
         self.post("/api/auth/setup", body).await
     }
 
-    async fn user(&self, name: &str, role: Role) -> String {
+    pub(crate) async fn user(&self, name: &str, role: Role) -> String {
         let body = json!({
             "username": name, "email": format!("{name}@example.org"), "password": PASSWORD, "role": role.name(),
         });
@@ -189,7 +207,9 @@ async fn every_operation_asks_what_its_caller_may() {
 /// As the product says it, not as the code does.
 fn least_role(operation: &str) -> Role {
     match operation {
-        "create_task" | "cancel_task" | "retry_task" | "add_runs" | "create_pull_request" | "redrive_job" => Role::Maintainer,
+        "create_task" | "cancel_task" | "retry_task" | "add_runs" | "create_pull_request" | "redrive_job" => {
+            Role::Maintainer
+        }
         "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => Role::Admin,
         _ => Role::Viewer,
     }
@@ -259,8 +279,6 @@ async fn a_wrong_password_an_unknown_name_and_a_locked_account_are_one_answer() 
         assert_eq!(seen(login("bob", "x").await), unknown);
     }
     assert_eq!(seen(login("bob", PASSWORD).await), unknown, "it is locked");
-    let users = house.by_key(Method::GET, "/api/v1/users", None).await.json();
-    assert!(users["items"][0]["locked_until"].is_string(), "{users}");
     let body = json!({"password": "another-quirl-of-19-poppies"});
     let changed = house.by_key(Method::PATCH, &format!("/api/v1/users/{id}"), Some(body)).await;
     assert_eq!(changed.status, 200, "{}", changed.text);
@@ -270,6 +288,92 @@ async fn a_wrong_password_an_unknown_name_and_a_locked_account_are_one_answer() 
     }
     let limited = login("bob", PASSWORD).await;
     assert_eq!((limited.status, limited.json()["code"].clone()), (429, json!("too_many")));
+}
+
+#[tokio::test]
+async fn whoever_knows_a_name_cannot_keep_its_owner_out_of_where_they_sign_in() {
+    let house = House::behind_proxy().await;
+    house.user("bob", Role::Viewer).await;
+    let from = |address: String, password: &'static str| {
+        let house = &house;
+        async move {
+            let headers = [("x-forwarded-for", address.as_str())];
+            let body = json!({"username": "bob", "password": password});
+            house.ask(Method::POST, "/api/auth/login", &headers, Some(body)).await.status
+        }
+    };
+    assert_eq!(from("192.0.2.1".into(), PASSWORD).await, 200);
+    for number in 0..22 {
+        assert_eq!(from(format!("198.51.100.{number}"), "x").await, 401);
+    }
+    let users = house.by_key(Method::GET, "/api/v1/users", None).await.json();
+    assert!(users["items"][0]["locked_until"].is_string(), "{users}");
+    assert_eq!(from("203.0.113.1".into(), PASSWORD).await, 401, "others are locked out");
+    assert_eq!(from("192.0.2.1".into(), PASSWORD).await, 200, "and its own address is not");
+    // Of one network there are no many addresses.
+    for number in 0..5 {
+        assert_eq!(from(format!("2001:db8::{number}"), "x").await, 401);
+    }
+    assert_eq!(from("2001:db8::77".into(), PASSWORD).await, 401);
+    // What the client says of itself stands before what the proxy says.
+    assert_eq!(from("192.0.2.1, 198.51.100.200".into(), "x").await, 401);
+    let log = house.by_key(Method::GET, "/api/v1/audit-log?limit=1", None).await.json();
+    assert_eq!(log["items"][0]["address"], "198.51.100.200", "{log}");
+}
+
+#[tokio::test]
+async fn an_admins_key_that_reads_sees_no_other_peoples_sessions() {
+    let house = House::open(Registration::Closed).await;
+    let (ada, bob) = (house.user("ada", Role::Admin).await, house.user("bob", Role::Viewer).await);
+    house.tokens("bob").await;
+    let token = house.tokens("ada").await.0;
+    let mut keys = Vec::new();
+    for scope in ["read", "write", "admin"] {
+        let body = json!({"name": scope, "scopes": [scope]});
+        let made = house.with(&token, Method::POST, "/api/v1/api-keys", Some(body)).await;
+        keys.push((scope, made.json()["key"].as_str().unwrap().to_owned()));
+    }
+    for (scope, key) in keys {
+        let headers = [("x-api-key", key.as_str())];
+        let own = house.ask(Method::GET, &format!("/api/v1/sessions?user={ada}"), &headers, None).await;
+        assert_eq!(own.status, 200, "{scope}");
+        let others = house.ask(Method::GET, &format!("/api/v1/sessions?user={bob}"), &headers, None).await;
+        assert_eq!(others.status, if scope == "admin" { 200 } else { 403 }, "{scope}");
+    }
+    let me = house.by_key(Method::GET, "/api/v1/me", None).await.json();
+    let may: Vec<&str> = me["may"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(may.contains(&"users.create") && !may.contains(&"me.password"), "{may:?}");
+}
+
+#[tokio::test]
+async fn the_setup_token_is_one_for_all_who_serve_from_the_same_store() {
+    let house = House::open(Registration::Closed).await;
+    let (clock, ids, secrets) = (Arc::new(Still), Arc::new(Counted::from(3_000_000)), Arc::<CountedSecrets>::default());
+    let (_, other) = Doorkeeper::open(house.store.clone(), clock, ids, secrets, Registration::Closed).await.unwrap();
+    assert_eq!(other.unwrap().expose_secret(), house.setup.expose_secret());
+    assert_eq!(house.set_up().await.status, 201);
+}
+
+#[tokio::test]
+async fn a_password_is_the_same_on_every_keyboard_and_a_browsers_name_turns_no_text_around() {
+    let house = House::open(Registration::Closed).await;
+    let composed = "\u{c4}pfel-quirlen-\u{fc}ber-laternen";
+    let body = json!({"username": "bob", "email": "bob@example.org", "password": composed, "role": "viewer"});
+    assert_eq!(house.by_key(Method::POST, "/api/v1/users", Some(body)).await.status, 201);
+    let decomposed = json!({"username": "bob", "password": "A\u{308}pfel-quirlen-u\u{308}ber-laternen"});
+    let agent = [("user-agent", "Mozilla\u{202e}\u{200b} 5")];
+    let answer = house.ask(Method::POST, "/api/auth/login", &agent, Some(decomposed)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let token = answer.json()["accessToken"].as_str().unwrap().to_owned();
+    let sessions = house.with(&token, Method::GET, "/api/v1/sessions", None).await.json();
+    assert_eq!(sessions["items"][0]["user_agent"], "Mozilla 5");
+    for odd in ["bo\u{202e}b", "bo\u{200b}b"] {
+        let body = json!({"username": odd, "email": "b@example.org", "password": PASSWORD, "role": "viewer"});
+        assert_eq!(house.by_key(Method::POST, "/api/v1/users", Some(body)).await.status, 422);
+        let body =
+            json!({"username": "bo", "email": format!("{odd}@example.org"), "password": PASSWORD, "role": "viewer"});
+        assert_eq!(house.by_key(Method::POST, "/api/v1/users", Some(body)).await.status, 422);
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::{ShowChange, ShowError};
 use fettle_app::submit::{FurtherRun, Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use fettle_app::submitting::plan_run;
+use fettle_domain::forwarded::Network;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::label::Labels;
@@ -174,19 +175,26 @@ impl World {
 
     pub(crate) async fn with(webhook: Option<WebhookSecrets>) -> Self {
         let fake = Arc::new(FakeLedger::new());
-        Self::build(fake.clone(), fake, webhook, None).await
+        Self::build(fake.clone(), fake, webhook, None, Vec::new()).await
     }
 
     /// With another ledger than the fake.
     pub(crate) async fn on(ledger: Arc<dyn Ledger>) -> Self {
         let secrets = WebhookSecrets { current: SecretString::from(SECRET), previous: None };
-        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets), None).await
+        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets), None, Vec::new()).await
     }
 
     /// With accounts.
     pub(crate) async fn behind(door: Doorkeeper) -> Self {
         let fake = Arc::new(FakeLedger::new());
-        Self::build(fake.clone(), fake, None, Some(Arc::new(door))).await
+        Self::build(fake.clone(), fake, None, Some(Arc::new(door)), Vec::new()).await
+    }
+
+    /// With accounts, and trusting what this machine says of others.
+    pub(crate) async fn behind_proxy(door: Doorkeeper) -> Self {
+        let fake = Arc::new(FakeLedger::new());
+        let trusted = vec!["127.0.0.1".parse().unwrap()];
+        Self::build(fake.clone(), fake, None, Some(Arc::new(door)), trusted).await
     }
 
     async fn build(
@@ -194,12 +202,13 @@ impl World {
         ledger: Arc<dyn Ledger>,
         webhook: Option<WebhookSecrets>,
         door: Option<Arc<Doorkeeper>>,
+        trusted: Vec<Network>,
     ) -> Self {
         let submitting = submitting(ledger.clone());
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let (api, metrics, health, reconcilers) =
-            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests(), door);
+            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests(), door, trusted);
         health.serving();
         tracker.spawn({
             let (health, ledger, stop) = (health.clone(), ledger.clone(), shutdown.clone());
@@ -304,6 +313,7 @@ pub(crate) fn state(
     shutdown: &CancellationToken,
     timing: ProbeTiming,
     door: Option<Arc<Doorkeeper>>,
+    trusted: Vec<Network>,
 ) -> (ApiState, HttpMetrics, Arc<Health>, Arc<Reconcilers>) {
     let registry = Registry::new();
     let metrics = HttpMetrics::register(&registry).unwrap();
@@ -316,6 +326,7 @@ pub(crate) fn state(
         changes: Arc::new(NothingWritten),
         clock: Arc::new(Still),
         ids: Arc::new(Counted::default()),
+        trusted_proxies: trusted,
         door,
         admin_key: SecretString::from(ADMIN_KEY),
         scale_key: Some(SecretString::from(SCALE_KEY)),

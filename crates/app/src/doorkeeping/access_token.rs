@@ -4,7 +4,9 @@ use arc_swap::ArcSwap;
 use fettle_domain::id::SessionId;
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::ports::accounts::{Session, SigningKey, User};
@@ -13,6 +15,8 @@ use crate::ports::accounts::{Session, SigningKey, User};
 pub const TOKEN_SECONDS: i64 = 900;
 /// Who signs, and for whom.
 const ISSUER: &str = "fettle";
+/// What a key makes beside signatures.
+const SETUP: &[u8] = b"fettle setup token, version 1\0";
 /// A longer text is none of ours; it is not decoded.
 const MAX_TOKEN_BYTES: usize = 4 * 1024;
 
@@ -46,6 +50,13 @@ pub(super) enum Unsound {
 impl Keys {
     pub(super) fn set(&self, keys: Vec<SigningKey>) {
         self.0.store(keys.into());
+    }
+
+    /// What makes the first admin, of the newest key first. It follows from the key, so that each process on this database shows and
+    /// takes the same: whoever has its terminal is the operator.
+    pub(super) fn setup_tokens(&self) -> Vec<SecretString> {
+        let token = |key: &SigningKey| Sha256::new().chain_update(SETUP).chain_update(key.secret).finalize();
+        self.0.load().iter().map(|key| format!("fettle_setup_{}", hex::encode(token(key))).into()).collect()
     }
 
     pub(super) fn issue(&self, user: &User, session: &Session, id: Uuid, now: Timestamp) -> Option<String> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use argon2::password_hash::{PasswordHash as Phc, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
+use fettle_domain::account::normalised;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 
@@ -65,11 +66,16 @@ impl Passwords {
     ) -> Result<Checked, Busy> {
         let (password, stored) = (password.clone(), stored.cloned());
         self.run(move || {
-            let text = stored.as_ref().map_or(NOBODY, |stored| &stored.0);
-            if !verifies(&password, text) || stored.is_none() {
+            // One who has no password costs what one who has costs.
+            let text = stored.as_ref().map(|stored| stored.0.as_str()).filter(|text| !text.is_empty());
+            let (known, text) = (text.is_some(), text.unwrap_or(NOBODY));
+            let right = verifies(&normal(&password), text);
+            // Hashes that were made before passwords were normalised, or elsewhere, are of what was typed then.
+            let as_typed = !right && is_unusual(&password) && verifies(&password, text);
+            if !known || !(right || as_typed) {
                 return Checked::Wrong;
             }
-            Checked::Right { upgraded: is_weaker(text).then(|| hash(&password, &salt)) }
+            Checked::Right { upgraded: (as_typed || is_weaker(text)).then(|| hash(&password, &salt)) }
         })
         .await
     }
@@ -93,8 +99,16 @@ fn argon2() -> Argon2<'static> {
 
 fn hash(password: &SecretString, salt: &[u8; 32]) -> PasswordHash {
     let salt = SaltString::encode_b64(&salt[..16]).expect("16 bytes are a salt");
-    let hashed = argon2().hash_password(password.expose_secret().as_bytes(), &salt);
+    let hashed = argon2().hash_password(normal(password).expose_secret().as_bytes(), &salt);
     PasswordHash(hashed.expect("passwords are far shorter than 4 GiB").to_string())
+}
+
+fn normal(password: &SecretString) -> SecretString {
+    normalised(password.expose_secret()).into()
+}
+
+fn is_unusual(password: &SecretString) -> bool {
+    normalised(password.expose_secret()) != password.expose_secret()
 }
 
 /// Takes the parameters from the hash, so that older ones verify as well.
@@ -141,6 +155,25 @@ mod tests {
         let Checked::Right { upgraded: Some(upgraded) } = checked else { panic!("{checked:?}") };
         assert_eq!(passwords.check(&right, Some(&upgraded), [1; 32]).await, Ok(Checked::Right { upgraded: None }));
         assert_eq!(passwords.check(&wrong, Some(&old), [1; 32]).await, Ok(Checked::Wrong));
+    }
+
+    #[tokio::test]
+    async fn a_password_is_the_same_however_its_letters_are_written() {
+        let passwords = Passwords::default();
+        let (composed, decomposed, wide) =
+            (secret("Größe-der-Äpfel"), secret("Gro\u{308}ße-der-A\u{308}pfel"), secret("Ｇröße-der-Äpfel"));
+        let stored = passwords.hash(&decomposed, [7; 32]).await.unwrap();
+        for typed in [&composed, &decomposed, &wide] {
+            assert_eq!(passwords.check(typed, Some(&stored), [1; 32]).await, Ok(Checked::Right { upgraded: None }));
+        }
+        let old = PasswordHash(bcrypt::hash(decomposed.expose_secret(), 4).unwrap());
+        let checked = passwords.check(&decomposed, Some(&old), [1; 32]).await.unwrap();
+        let Checked::Right { upgraded: Some(upgraded) } = checked else { panic!("{checked:?}") };
+        assert_eq!(passwords.check(&composed, Some(&upgraded), [1; 32]).await, Ok(Checked::Right { upgraded: None }));
+        assert_eq!(passwords.check(&secret("Grosse-der-Apfel"), Some(&stored), [1; 32]).await, Ok(Checked::Wrong));
+        for typed in ["", "anything"] {
+            assert_eq!(passwords.check(&secret(typed), Some(&PasswordHash::none()), [1; 32]).await, Ok(Checked::Wrong));
+        }
     }
 
     #[test]

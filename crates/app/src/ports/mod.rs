@@ -7,6 +7,7 @@ pub mod git;
 pub mod journal;
 pub mod ledger;
 pub mod model;
+pub mod provider;
 pub mod sandbox;
 pub mod serving;
 pub mod transport;

@@ -19,6 +19,7 @@ const NAME_LIMIT: usize = 52;
 const NOT_FOR_WORKERS: &[&str] = &[
     "/auth/admin_key_file",
     "/auth/scale_key_file",
+    "/auth/oidc/client_secret_file",
     "/forge/app_key_file",
     "/forge/write_token_file",
     "/forge/webhook_secret_file",
@@ -143,7 +144,7 @@ pub(super) fn unsettable_keys(readme: &str, schema: &Value) -> Vec<String> {
         }
         at.is_some()
     };
-    let ours = |key: &&str| key.starts_with("server.") || key.starts_with("auth.") || *key == "store.data_dir";
+    let ours = |key: &&str| *key == "store.data_dir";
     keys.filter(|key| !ours(key) && !can_be_set(key)).map(str::to_owned).collect()
 }
 

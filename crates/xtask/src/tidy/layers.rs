@@ -35,6 +35,7 @@ const BELOW_BINARIES: &[&str] = &[
     "git",
     "github",
     "llm",
+    "oidc",
     "runtime",
     "sandbox",
     "store-postgres",
@@ -56,6 +57,7 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "git", kind: Kind::Adapter(USE_CASES) },
     Row { name: "sandbox", kind: Kind::Adapter(USE_CASES) },
     Row { name: "llm", kind: Kind::Adapter(USE_CASES) },
+    Row { name: "oidc", kind: Kind::Adapter(USE_CASES) },
     // What it sees becomes values of placement.
     Row { name: "gpu", kind: Kind::Adapter(&["placement"]) },
     Row { name: "engines", kind: Kind::Adapter(&["app", "domain", "placement"]) },

@@ -25,7 +25,6 @@ const LIBRARIES: &[&str] = &[
     "thiserror",
     "unicode-normalization",
     "uuid",
-    "zxcvbn",
 ];
 
 /// Beyond the bans of the root.
