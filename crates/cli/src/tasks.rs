@@ -92,6 +92,12 @@ enum TaskCommand {
         #[arg(value_name = "RUN", value_parser = clap::value_parser!(u16).range(1..))]
         run: u16,
     },
+    /// Say something to a Task: each of its Runs is told before its next model call.
+    Say {
+        #[arg(value_name = "TASK")]
+        id: TaskId,
+        text: String,
+    },
     /// Print what happened to a Task.
     Log {
         #[arg(value_name = "TASK")]
@@ -158,6 +164,12 @@ pub(crate) async fn one(common: &Common, flags: &TaskFlags, environment: &Enviro
             let body = json!({ "run_id": chosen.id });
             let (_, answer) = client.post(&["api", "v1", "tasks", &id, "prs"], Some(&body), None).await?;
             (answer, Some(format!("run {run} is published; follow it with `fettle task log -f {id}`")))
+        }
+        TaskCommand::Say { id, text } => {
+            let id = id.to_string();
+            let body = json!({ "text": text });
+            let (_, answer) = client.post(&["api", "v1", "tasks", &id, "messages"], Some(&body), None).await?;
+            (answer, Some(format!("{id} will be told")))
         }
         TaskCommand::Show { id } => (client.get(&address(id).each_ref().map(String::as_str), &[]).await?, None),
         TaskCommand::Cancel { id } => {

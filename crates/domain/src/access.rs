@@ -92,6 +92,7 @@ actions! {
     TasksCancel = "tasks.cancel": Maintainer, Write;
     TasksRetry = "tasks.retry": Maintainer, Write;
     RunsCreate = "runs.create": Maintainer, Write;
+    MessagesCreate = "messages.create": Maintainer, Write;
     PullRequestsCreate = "pull_requests.create": Maintainer, Write;
     JobsRead = "jobs.read": Viewer, Read;
     JobsRedrive = "jobs.redrive": Maintainer, Write;
@@ -252,7 +253,15 @@ mod tests {
         let (viewer, maintainer, admin) = (words(Role::Viewer), words(Role::Maintainer), words(Role::Admin));
         assert_eq!(
             maintainer.difference(&viewer).copied().collect::<Vec<_>>(),
-            ["jobs.redrive", "pull_requests.create", "runs.create", "tasks.cancel", "tasks.create", "tasks.retry"]
+            [
+                "jobs.redrive",
+                "messages.create",
+                "pull_requests.create",
+                "runs.create",
+                "tasks.cancel",
+                "tasks.create",
+                "tasks.retry"
+            ]
         );
         assert_eq!(
             admin.difference(&maintainer).copied().collect::<Vec<_>>(),

@@ -1,7 +1,9 @@
 //! Messages from permitted persons to a running Task, handed to its holder with a renewal.
 
+use fettle_app::ports::ledger::{LedgerError, Message};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, TaskId};
+use sqlx::PgConnection;
 
 use crate::error::{OrLedger, R, unreadable};
 use crate::time::Instant;
@@ -55,6 +57,28 @@ pub(crate) async fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) ->
         }
     }
     task::refresh(tx, task).await
+}
+
+/// The newest `max` of a Task, the newest last.
+pub(crate) async fn list(conn: &mut PgConnection, task: TaskId, max: u16) -> R<Vec<Message>> {
+    let id = task.as_uuid();
+    let known = sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM task WHERE id = $1) AS "is!""#, id)
+        .fetch_one(&mut *conn)
+        .await
+        .or_ledger()?;
+    if !known {
+        return Err(LedgerError::NotFound(task.to_string()).into());
+    }
+    let newest = sqlx::query!(
+        r#"SELECT author, posted_at AS "posted_at: Instant", content FROM message
+           WHERE task_id = $1 ORDER BY seq DESC LIMIT $2"#,
+        id,
+        i64::from(max),
+    )
+    .fetch_all(conn)
+    .await
+    .or_ledger()?;
+    Ok(newest.into_iter().rev().map(|row| Message { by: row.author, at: row.posted_at.0, text: row.content }).collect())
 }
 
 /// What the holder has not been handed yet, oldest first, and how many of the Task's messages it has then.

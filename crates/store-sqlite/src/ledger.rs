@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
-    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION, Retried, RunPlan, RunView,
-    Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Message, Opened, Publication, RUN_ORDER_VERSION, Retried, RunPlan,
+    RunView, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
@@ -173,6 +173,10 @@ impl Ledger for SqliteLedger {
 
     async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()> {
         self.write(message::Post { task, by: by.to_owned(), text: text.to_owned() }).await
+    }
+
+    async fn messages(&self, task: TaskId, max: u16) -> L<Vec<Message>> {
+        self.readers.read(move |conn| message::list(conn, task, max.min(MAX_PAGE))).await
     }
 
     async fn publication(&self, lease: &LeaseRef) -> L<Publication> {

@@ -1,13 +1,14 @@
 //! Messages from permitted persons to a running Task, handed to its holder with a renewal.
 
-use fettle_app::ports::ledger::L;
+use fettle_app::ports::ledger::{L, LedgerError, Message};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, TaskId};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use crate::error::unreadable;
 use crate::sql::{Sql as _, first};
+use crate::time::from_micros;
 use crate::writer::{Tx, Verb};
 use crate::{event, job, task};
 
@@ -50,6 +51,22 @@ pub(crate) fn post(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()>
         }
     }
     task::refresh(tx, task)
+}
+
+/// The newest `max` of a Task, the newest last.
+pub(crate) fn list(conn: &Connection, task: TaskId, max: u16) -> L<Vec<Message>> {
+    let id = task.as_uuid();
+    let known: i64 = conn.one("SELECT count(*) FROM task WHERE id = ?", params![id], first)?;
+    if known == 0 {
+        return Err(LedgerError::NotFound(task.to_string()));
+    }
+    let mut newest: Vec<Message> = conn.all(
+        "SELECT author, posted_at, content FROM message WHERE task_id = ? ORDER BY seq DESC LIMIT ?",
+        params![id, max],
+        |row| Ok(Message { by: row.get(0)?, at: from_micros(row.get(1)?), text: row.get(2)? }),
+    )?;
+    newest.reverse();
+    Ok(newest)
 }
 
 /// What the holder has not been handed yet, oldest first, and how many of the Task's messages it has then.

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 15] = [
+const WHOLE_TABLE: [&str; 16] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -21,6 +21,8 @@ const WHOLE_TABLE: [&str; 15] = [
     "UPDATE lane SET served_at = max(served_at, ?4), (turn_at, turn_seq)",
     // It sorts what is at work, which is little.
     "task.mode <> 'probe'",
+    // It sorts the messages of one Task, which are few.
+    "SELECT author, posted_at, content FROM message",
     // At start.
     "GROUP BY slots_of",
     // One row.

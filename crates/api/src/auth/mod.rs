@@ -80,6 +80,7 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
             | "tasks/{task_id}/patch"
             | "tasks/{task_id}/proof"
             | "tasks/{task_id}/runs"
+            | "tasks/{task_id}/messages"
             | "events"
             | "overview",
         ) => Action::TasksRead,
@@ -87,6 +88,7 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
         ("POST", "tasks/{task_id}/cancel") => Action::TasksCancel,
         ("POST", "tasks/{task_id}/retry") => Action::TasksRetry,
         ("POST", "tasks/{task_id}/runs") => Action::RunsCreate,
+        ("POST", "tasks/{task_id}/messages") => Action::MessagesCreate,
         ("POST", "tasks/{task_id}/prs") => Action::PullRequestsCreate,
         ("GET", "dead-jobs") => Action::JobsRead,
         ("POST", "jobs/{job_id}/redrive") => Action::JobsRedrive,
@@ -134,6 +136,7 @@ pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Requ
             | Action::TasksCancel
             | Action::TasksRetry
             | Action::RunsCreate
+            | Action::MessagesCreate
             | Action::PullRequestsCreate
             | Action::JobsRedrive
     );

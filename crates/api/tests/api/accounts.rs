@@ -207,9 +207,13 @@ async fn every_operation_asks_what_its_caller_may() {
 /// As the product says it, not as the code does.
 fn least_role(operation: &str) -> Role {
     match operation {
-        "create_task" | "cancel_task" | "retry_task" | "add_runs" | "create_pull_request" | "redrive_job" => {
-            Role::Maintainer
-        }
+        "create_task"
+        | "cancel_task"
+        | "retry_task"
+        | "add_runs"
+        | "post_message"
+        | "create_pull_request"
+        | "redrive_job" => Role::Maintainer,
         "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => Role::Admin,
         _ => Role::Viewer,
     }

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
-    Leased, Leases, Ledger, LedgerError, Opened, Order, Publication, Retried, RunOrder, RunPlan, RunView, Sweep,
-    TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Leased, Leases, Ledger, LedgerError, Message, Opened, Order, Publication, Retried, RunOrder, RunPlan, RunView,
+    Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::budget::Spent;
 use fettle_domain::effect::{Effect, EffectKind, EffectState, Intent, Receipt};
@@ -333,6 +333,11 @@ impl Ledger for FakeLedger {
     async fn post_message(&self, _task: TaskId, _by: &str, text: &str) -> L<()> {
         self.inner.lock().unwrap().messages.push(text.to_owned());
         Ok(())
+    }
+
+    async fn messages(&self, _task: TaskId, _max: u16) -> L<Vec<Message>> {
+        let texts = self.inner.lock().unwrap().messages.clone();
+        Ok(texts.into_iter().map(|text| Message { by: "admin".to_owned(), at: start(), text }).collect())
     }
 
     async fn add_runs(&self, _: TaskId, _: &str, _: &[RunPlan]) -> L<()> {

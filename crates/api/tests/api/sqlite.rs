@@ -122,12 +122,21 @@ async fn several_runs_work_on_a_task_and_one_is_published() {
         assert_eq!(world.worker().complete_run(&leased.lease, &result).await.unwrap(), Fenced::Applied);
     }
     assert_eq!(world.get(&task).await.json()["state"], "waiting");
+    let said = world.post(&format!("{task}/messages"), &json!({"text": "I like the second"})).await;
+    assert_eq!((said.status, &said.json()["items"][0]["text"]), (StatusCode::ACCEPTED, &json!("I like the second")));
+    assert_eq!(world.get(&task).await.json()["state"], "waiting", "what waits to be chosen has done its work");
+    let blank = world.post(&format!("{task}/messages"), &json!({"text": " "})).await;
+    assert_eq!(blank.status, StatusCode::UNPROCESSABLE_ENTITY);
     let chosen = world.post(&prs, &id(1)).await;
     assert_eq!((chosen.status, chosen.json()["state"].clone()), (StatusCode::CREATED, json!("publishing")));
     assert_eq!(chosen.json()["run"]["ordinal"], 2);
     assert_eq!(world.post(&prs, &id(1)).await.status, StatusCode::OK, "the same choice again");
     assert_eq!(world.post(&prs, &id(0)).await.problem(), (409, "not_possible".to_owned()));
     assert_eq!(world.get(&runs).await.json()["leading"], shown["items"][1]["id"]);
+    let other = world.post("/api/v1/tasks", &json!({"mode": "probe"})).await.header("location").to_owned();
+    world.post(&format!("{other}/cancel"), &json!({})).await;
+    let late = world.post(&format!("{other}/messages"), &json!({"text": "hello"})).await;
+    assert_eq!(late.problem(), (409, "too_late".to_owned()));
     let unknown = world.get(&format!("{task}/patch?run=run_{}", Uuid::from_u128(9).simple())).await;
     assert_eq!(unknown.status, StatusCode::NOT_FOUND);
     ledger.close().await.unwrap();

@@ -438,6 +438,14 @@ pub struct Depth {
     pub open_deliveries: u64,
 }
 
+/// From a permitted person to a Task: foreign text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub by: String,
+    pub at: Timestamp,
+    pub text: String,
+}
+
 /// A job that was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadJob {
@@ -497,6 +505,8 @@ pub trait Ledger: Leases {
     async fn set_poll_mark(&self, repo_forge_id: u64, from: Option<Timestamp>, to: Timestamp) -> L<bool>;
     /// A message to a Task, handed to its Run before the next model call.
     async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()>;
+    /// What a Task was told, the newest last; of very many, the newest `max`.
+    async fn messages(&self, task: TaskId, max: u16) -> L<Vec<Message>>;
 
     async fn publication(&self, lease: &LeaseRef) -> L<Publication>;
     /// Before the request. Replaces an earlier intent of the same effect.

@@ -89,6 +89,9 @@ async function story() {
   await page.getByLabel("Repository").fill("paper/pages");
   await page.getByRole("button", { name: "Start" }).click();
   await page.getByRole("heading", { name: title }).waitFor();
+  await page.getByLabel("Say something to whoever works on it").fill("Mind the single page.");
+  await page.getByRole("button", { name: "Send" }).click();
+  await page.getByRole("region", { name: "Messages" }).getByText("Mind the single page.").waitFor();
   await page.getByText("That is all that happened.").waitFor({ timeout: RUN_MS });
   await page.getByRole("link", { name: /^Pull request #/ }).waitFor();
   await page.getByText("Proven", { exact: true }).first().waitFor();

@@ -21,8 +21,8 @@ use bytes::Bytes;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{
     Accepted, Admission, Admissions, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted,
-    Holder, L, Leases, Ledger, LedgerError, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Opened, Publication, RUN_ORDER_VERSION,
-    Retried, RunPlan, RunView, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Holder, L, Leases, Ledger, LedgerError, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Message, Opened, Publication,
+    RUN_ORDER_VERSION, Retried, RunPlan, RunView, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
@@ -430,6 +430,10 @@ impl Ledger for MemoryLedger {
 
     async fn post_message(&self, task: TaskId, by: &str, text: &str) -> L<()> {
         self.write("post_message", |tx| task::post_message(tx, task, by, text)).await
+    }
+
+    async fn messages(&self, task: TaskId, max: u16) -> L<Vec<Message>> {
+        self.read("messages", |rows, _| view::messages(rows, task, max)).await
     }
 
     async fn publication(&self, lease: &LeaseRef) -> L<Publication> {

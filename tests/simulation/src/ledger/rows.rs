@@ -104,6 +104,7 @@ impl RunRow {
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
     pub(super) author: String,
+    pub(super) at: Timestamp,
     pub(crate) content: String,
 }
 

@@ -71,7 +71,7 @@ pub(super) fn post_message(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) 
 }
 
 fn keep_message(tx: &mut Tx<'_>, task: TaskId, by: &str, text: &str) -> L<()> {
-    let message = Message { author: by.to_owned(), content: text.to_owned() };
+    let message = Message { author: by.to_owned(), at: tx.now, content: text.to_owned() };
     tx.task(task)?.messages.push(message);
     job::wake(tx, task);
     refresh(tx, task)

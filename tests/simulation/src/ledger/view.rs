@@ -1,7 +1,7 @@
 //! Tasks and counts as they are shown.
 
 use fettle_app::ports::ledger::{
-    DeadJob, Demand, Depth, L, LedgerError, Publication, RunView, TaskCursor, TaskFilter, TaskView,
+    DeadJob, Demand, Depth, L, LedgerError, Message, Publication, RunView, TaskCursor, TaskFilter, TaskView,
 };
 use fettle_domain::branch::BranchName;
 use fettle_domain::effect::EffectKind;
@@ -56,6 +56,13 @@ fn run(rows: &Rows, task: &TaskRow, nth: usize) -> L<RunView> {
         spent: run.spent,
         result: run.result.clone(),
     })
+}
+
+/// The newest `max`, the newest last.
+pub(super) fn messages(rows: &Rows, id: TaskId, max: u16) -> L<Vec<Message>> {
+    let all = &rows.task(id)?.messages;
+    let shown = all.iter().skip(all.len().saturating_sub(max.into()));
+    Ok(shown.map(|one| Message { by: one.author.clone(), at: one.at, text: one.content.clone() }).collect())
 }
 
 /// In their order.

@@ -2,7 +2,7 @@
 
 use fettle_app::ports::clock::IdSource as _;
 use fettle_app::ports::ledger::{
-    Beat, BeatAnswer, CancelAnswer, Fenced, Leased, LedgerError, Order, RunOrder, RunPlan, TaskPlan, Then,
+    Beat, BeatAnswer, CancelAnswer, Fenced, Leased, LedgerError, Message, Order, RunOrder, RunPlan, TaskPlan, Then,
 };
 use fettle_domain::choice::MAX_RUNS;
 use fettle_domain::effect::EffectKind;
@@ -164,6 +164,8 @@ pub async fn each_of_several_runs_hears_every_message<S: Subject>(world: &mut Wo
     let (first, second) = (world.lease(JobKind::Run).await, world.lease(JobKind::Run).await);
     complete(world, &first, RunOutcome::ReadyPr).await;
     world.ledger().post_message(task, "ada", "mind the tests").await.unwrap();
+    let kept = world.ledger().messages(task, 10).await.unwrap();
+    assert_eq!(kept, [Message { by: "ada".into(), at: world.now(), text: "mind the tests".into() }]);
     assert!(world.try_lease(JobKind::Run).await.is_none(), "what waits to be chosen has done its work");
     world.ledger().add_runs(task, "ada", &[further(world, "third")]).await.unwrap();
     let third = world.lease(JobKind::Run).await;

@@ -497,7 +497,7 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
                 let tasks = ledger.tasks(TaskFilter::default(), None, 500).await.unwrap();
                 let mut runs = Vec::new();
                 for task in &tasks {
-                    runs.push(ledger.runs(task.id).await.unwrap());
+                    runs.push((ledger.runs(task.id).await.unwrap(), ledger.messages(task.id, 3).await.unwrap()));
                 }
                 shape(&(
                     breaches.len(),

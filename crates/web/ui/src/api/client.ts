@@ -136,6 +136,7 @@ export const get = {
     return ask<Answer<"/api/v1/tasks">>(`/api/v1/tasks?${query}`);
   },
   task: (id: string) => ask<Task>(`/api/v1/tasks/${encodeURIComponent(id)}`),
+  messages: (id: string) => ask<Answer<"/api/v1/tasks/{task_id}/messages">>(`/api/v1/tasks/${encodeURIComponent(id)}/messages`),
   runs: (id: string) => ask<Answer<"/api/v1/tasks/{task_id}/runs">>(`/api/v1/tasks/${encodeURIComponent(id)}/runs`),
   patch: (id: string, run?: string) => ask<Answer<"/api/v1/tasks/{task_id}/patch">>(`/api/v1/tasks/${encodeURIComponent(id)}/patch${ofRun(run)}`),
   proof: (id: string, run?: string) => ask<Answer<"/api/v1/tasks/{task_id}/proof">>(`/api/v1/tasks/${encodeURIComponent(id)}/proof${ofRun(run)}`),

@@ -466,6 +466,24 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/tasks/{task_id}/messages": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What a Task was told, the newest last, at most the newest 200. An issue's comments are among them. */
+        get: operations["list_messages"];
+        put?: never;
+        /** Says something to a Task that has not ended. A Run that waits for an answer goes on. */
+        post: operations["post_message"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/tasks/{task_id}/patch": {
         parameters: {
             query?: never;
@@ -842,6 +860,16 @@ export interface components {
             username: string;
             via: string;
         };
+        Message: {
+            /** Format: date-time */
+            at: string;
+            by: string;
+            /** @description Foreign text. */
+            text: string;
+        };
+        Messages: {
+            items: components["schemas"]["Message"][];
+        };
         /** @enum {string} */
         Mode: "quickfix" | "refine" | "probe";
         /** @description The API's own form. Unknown fields are refused. */
@@ -871,6 +899,10 @@ export interface components {
             name: string;
             /** @description `read`, `write` and `admin`; the furthest counts, within the owner's role. */
             scopes: string[];
+        };
+        NewMessage: {
+            /** @description At most 8,000 characters. */
+            text: string;
         };
         NewPassword: {
             current: string;
@@ -2430,6 +2462,83 @@ export interface operations {
                 };
                 content: {
                     "text/event-stream": components["schemas"]["TaskEvent"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_messages: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `task_…` */
+                task_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The messages */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Messages"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    post_message: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `task_…` */
+                task_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewMessage"];
+            };
+        };
+        responses: {
+            /** @description Its Runs will be told */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Messages"];
+                };
+            };
+            /** @description The Task has ended */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             /** @description A problem; switch on its `code` */

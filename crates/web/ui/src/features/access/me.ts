@@ -7,6 +7,7 @@ export type Action =
   | "tasks.cancel"
   | "tasks.retry"
   | "runs.create"
+  | "messages.create"
   | "pull_requests.create"
   | "jobs.redrive"
   | "sessions.end"

@@ -8,6 +8,7 @@ import { Ago, duration, Loading, Page, Standing, Trouble } from "../../parts/Sho
 import { useMe } from "../access/me";
 import { ProofView } from "./ProofView";
 import { isWeb } from "./TaskRow";
+import { Talk } from "./Talk";
 import { Timeline } from "./Timeline";
 
 const Markdown = lazy(() => import("../../parts/Markdown"));
@@ -88,6 +89,7 @@ function OneTask({ id }: { id: string }) {
       <Cost task={one} />
       <Tabs tab={tab} choose={setTab} />
       <div role="tabpanel" id={`panel-${tab}`} aria-labelledby={`tab-${tab}`} className="mt-3">
+        {tab === "story" && <Talk task={one} />}
         {tab === "story" && <Story events={events} link={link} />}
         {tab === "change" && (change ? <Change id={id} title={change.title} summary={change.summary} /> : <Nothing>There is no change, or not yet.</Nothing>)}
         {tab === "proof" && (change ? <ProofView id={id} /> : <Nothing>Nothing has been proven, or not yet.</Nothing>)}
