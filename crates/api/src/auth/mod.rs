@@ -78,16 +78,22 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
             | "tasks/{task_id}/events"
             | "tasks/{task_id}/patch"
             | "tasks/{task_id}/proof"
+            | "runs/{run_id}/steps"
             | "events"
-            | "overview",
+            | "overview"
+            | "repositories"
+            | "models",
         ) => Action::TasksRead,
         ("POST", "tasks") => Action::TasksCreate,
         ("POST", "tasks/{task_id}/cancel") => Action::TasksCancel,
         ("POST", "tasks/{task_id}/retry") => Action::TasksRetry,
-        ("GET", "dead-jobs") => Action::JobsRead,
+        ("GET", "dead-jobs" | "queue" | "workers") => Action::JobsRead,
         ("POST", "jobs/{job_id}/redrive") => Action::JobsRedrive,
         ("GET", "audit") => Action::LedgerAudit,
-        ("GET", "system/reconcilers") => Action::SystemRead,
+        ("GET", "system/reconcilers" | "inference/devices" | "inference/placements" | "inference/events") => {
+            Action::SystemRead
+        }
+        ("GET", "system/settings") => Action::SettingsRead,
         ("GET", "me") => Action::MeRead,
         ("POST", "me/password") => Action::MePassword,
         ("GET", "sessions") => Action::SessionsRead,

@@ -190,7 +190,9 @@ async fn every_operation_asks_what_its_caller_may() {
 fn least_role(operation: &str) -> Role {
     match operation {
         "create_task" | "cancel_task" | "retry_task" | "redrive_job" => Role::Maintainer,
-        "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => Role::Admin,
+        "get_settings" | "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => {
+            Role::Admin
+        }
         _ => Role::Viewer,
     }
 }

@@ -13,6 +13,8 @@ mod fake;
 #[cfg(test)]
 mod health;
 #[cfg(test)]
+mod reads;
+#[cfg(test)]
 mod sqlite;
 #[cfg(test)]
 mod system;
