@@ -6,6 +6,7 @@ import { get, post, type Task, type TaskEvent } from "../../api/client";
 import { follow, type Link as Wire } from "../../api/live";
 import { Ago, duration, Loading, Page, Standing, Trouble } from "../../parts/Show";
 import { useMe } from "../access/me";
+import { Journal } from "./Journal";
 import { ProofView } from "./ProofView";
 import { isWeb } from "./TaskRow";
 import { Timeline } from "./Timeline";
@@ -16,6 +17,7 @@ const route = getRouteApi("/tasks/$id");
 
 const TABS = [
   { id: "story", label: "Story" },
+  { id: "work", label: "Work" },
   { id: "change", label: "Change" },
   { id: "proof", label: "Proof" },
   { id: "issue", label: "Issue" },
@@ -87,6 +89,7 @@ function OneTask({ id }: { id: string }) {
       <Tabs tab={tab} choose={setTab} />
       <div role="tabpanel" id={`panel-${tab}`} aria-labelledby={`tab-${tab}`} className="mt-3">
         {tab === "story" && <Story events={events} link={link} />}
+        {tab === "work" && <Journal run={one.run.id} events={events} />}
         {tab === "change" && (change ? <Change id={id} title={change.title} summary={change.summary} /> : <Nothing>There is no change, or not yet.</Nothing>)}
         {tab === "proof" && (change ? <ProofView id={id} /> : <Nothing>Nothing has been proven, or not yet.</Nothing>)}
         {tab === "issue" && (
