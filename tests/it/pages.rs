@@ -1,7 +1,8 @@
 //! The pages in a real browser, in front of the real programs: from the terminal's link to a pull request and a session that somebody
 //! else ends, and every page looked at in both themes, wide and on a phone.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,6 +15,59 @@ const PACKAGES: [&str; 2] = ["axe-core@4.14.1", "playwright-core@1.65.1"];
 const CHROMIUM: [&str; 2] = ["/usr/bin/chromium", "/usr/bin/chromium-browser"];
 /// A Task's life, and every page four times.
 const LOOKED_AT: Duration = Duration::from_secs(240);
+
+/// Types, bundling and styles, on a busy machine.
+const BUILT: &str = "240";
+
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in fs_err::read_dir(next).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap().is_dir() {
+                true => open.push(entry.path()),
+                false => {
+                    let name = entry.path().strip_prefix(folder).unwrap().to_owned();
+                    files.insert(name, fs_err::read(entry.path()).unwrap());
+                }
+            }
+        }
+    }
+    files
+}
+
+/// Built by npm alone, as whoever changes a page does.
+#[test]
+fn the_committed_pages_are_what_their_source_makes_of_the_committed_document() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    let source = crates.join("web/ui");
+    let Some(packages) = downloads::npm_locked(&source) else { return };
+    let work = tempfile::tempdir().unwrap();
+    let (ui, api) = (work.path().join("crates/web/ui"), work.path().join("crates/api"));
+    fs_err::create_dir_all(&api).unwrap();
+    fs_err::copy(crates.join("api/openapi.json"), api.join("openapi.json")).unwrap();
+    let own = |name: &std::ffi::OsStr| name != "node_modules" && name != "e2e";
+    for entry in fs_err::read_dir(&source).unwrap().map(Result::unwrap).filter(|entry| own(&entry.file_name())) {
+        let (from, to) = (entry.path(), ui.join(entry.file_name()));
+        let files =
+            if from.is_dir() { tree(&from) } else { BTreeMap::from([(PathBuf::new(), fs_err::read(&from).unwrap())]) };
+        for (name, content) in files {
+            let to = if name.as_os_str().is_empty() { to.clone() } else { to.join(name) };
+            fs_err::create_dir_all(to.parent().unwrap()).unwrap();
+            fs_err::write(to, content).unwrap();
+        }
+    }
+    std::os::unix::fs::symlink(packages.join("node_modules"), ui.join("node_modules")).unwrap();
+    let built = Command::new("timeout").args([BUILT, "npm", "run", "build"]).current_dir(&ui).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let schema = "src/api/schema.ts";
+    let same = fs_err::read(ui.join(schema)).unwrap() == fs_err::read(source.join(schema)).unwrap();
+    assert!(same, "{schema} is not what openapi.json says; `npm run build` in crates/web/ui");
+    let (now, committed) = (tree(&work.path().join("crates/web/dist")), tree(&crates.join("web/dist")));
+    let names = now.keys().chain(committed.keys());
+    let differ: BTreeSet<_> = names.filter(|name| now.get(*name) != committed.get(*name)).collect();
+    assert!(differ.is_empty(), "these are not what crates/web/ui makes, so `npm run build` there: {differ:?}");
+}
 
 /// Pictures of all pages are left in `target/pages`, to be looked at.
 #[tokio::test]

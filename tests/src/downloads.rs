@@ -47,6 +47,49 @@ pub fn npm_packages(name: &str, packages: &[&str]) -> Option<PathBuf> {
     installed("node", name, packages, &npm)
 }
 
+/// Exactly what a project's lock file names, in a folder that has `node_modules`; `None` when it cannot be had.
+pub fn npm_locked(project: &Path) -> Option<PathBuf> {
+    let get = || {
+        let lock = fs_err::read(project.join("package-lock.json"))?;
+        let home = cache().join("node");
+        let kept = home.join(format!("locked-{:016x}", digest(&lock)));
+        if kept.exists() {
+            return Ok(kept);
+        }
+        fs_err::create_dir_all(&home)?;
+        let work = tempfile::tempdir_in(&home)?;
+        let target = work.path().join("packages");
+        fs_err::create_dir(&target)?;
+        for file in ["package.json", "package-lock.json"] {
+            fs_err::copy(project.join(file), target.join(file))?;
+        }
+        let mut command = Command::new("timeout");
+        command.arg(FETCH_SECONDS).args(["npm", "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund"]);
+        let output = command.current_dir(&target).stdin(Stdio::null()).output().context("while starting npm")?;
+        if !output.status.success() {
+            bail!("npm ci failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        if fs_err::rename(&target, &kept).is_err() && !kept.exists() {
+            bail!("{} cannot be made", kept.display());
+        }
+        Ok(kept)
+    };
+    match get() {
+        Ok(path) => Some(path),
+        Err(error) => {
+            skip(&format!("what needs the packages of {}: {error:#}", project.display()));
+            None
+        }
+    }
+}
+
+fn digest(content: &[u8]) -> u64 {
+    use std::hash::{DefaultHasher, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(content);
+    hasher.finish()
+}
+
 /// What `install` makes of the packages in the folder that it is given after its own arguments.
 fn installed(kind: &str, name: &str, packages: &[&str], install: &[&str]) -> Option<PathBuf> {
     let home = cache().join(kind);

@@ -7,6 +7,7 @@ mod auth;
 mod edge;
 mod extract;
 mod health;
+mod inference_client;
 mod metrics;
 mod pages;
 mod problem;
@@ -30,9 +31,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use health::{Health, PartsHealth, ProbeTiming};
+pub use inference_client::{InferenceClient, InferenceError};
 pub use metrics::HttpMetrics;
 pub use serve::serve;
-pub use state::{ApiState, Parts, WebhookSecrets};
+pub use state::{About, ApiState, ConfiguredModel, Parts, Setting, WebhookSecrets};
 pub use worker_client::{Contact, WorkerClient, WorkerClientError};
 pub use worker_health::{WorkerHealth, WorkerHealthParts};
 
@@ -144,6 +146,7 @@ pub fn openapi_json() -> String {
         (name = "accounts", description = "Who comes in, with what, and what they did"),
         (name = "tasks", description = "What somebody asked for"),
         (name = "events", description = "Following Tasks as server-sent events"),
+        (name = "inference", description = "Devices of this machine, and which model is where"),
         (name = "webhooks", description = "Where the forge reports"),
         (name = "operations", description = "How the process is doing; on the internal listener, where there is one"),
     )
@@ -168,6 +171,15 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::operations::redrive_job))
         .routes(routes!(v1::operations::audit))
         .routes(routes!(v1::system::list_reconcilers))
+        .routes(routes!(v1::queue::get_queue))
+        .routes(routes!(v1::queue::list_workers))
+        .routes(routes!(v1::repositories::list_repositories))
+        .routes(routes!(v1::settings::list_models))
+        .routes(routes!(v1::settings::get_settings))
+        .routes(routes!(v1::steps::list_steps))
+        .routes(routes!(v1::inference::list_devices))
+        .routes(routes!(v1::inference::list_placements))
+        .routes(routes!(v1::inference::list_placement_events))
         .routes(routes!(v1::accounts::get_me))
         .routes(routes!(v1::accounts::change_password))
         .routes(routes!(v1::accounts::list_sessions))

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Key;
 use crate::auth::limits::Limits;
 use crate::health::Health;
+use crate::inference_client::InferenceClient;
 use crate::metrics::HttpMetrics;
 use crate::webhook::Verifier;
 
@@ -55,10 +56,48 @@ pub struct Parts {
     pub metrics: HttpMetrics,
     /// All metrics of the process, for `/metrics`.
     pub registry: Registry,
+    /// Absent: this machine has no inference process to ask.
+    pub inference: Option<InferenceClient>,
+    pub about: About,
     /// The program's version, as health and the start page tell it.
     pub version: &'static str,
     /// Ends event streams and long polls, so that the server can drain.
     pub shutdown: CancellationToken,
+}
+
+/// What the process was configured with, as far as it is shown. Holds no secret.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// Absent: none was read.
+    pub config_file: Option<String>,
+    pub settings: Vec<Setting>,
+    /// Those that are looked at for labels because they are named.
+    pub repositories: Vec<String>,
+    /// The first is used unless a Task names another.
+    pub models: Vec<ConfiguredModel>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Setting {
+    pub key: String,
+    pub value: String,
+    /// A reload exchanges it.
+    pub live: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct ConfiguredModel {
+    pub name: String,
+    pub kind: String,
+    /// On this machine.
+    pub here: bool,
+    /// Without user and password.
+    pub server: Option<String>,
+    pub known_as: Option<String>,
+    pub context_tokens: u64,
+    pub parallel: Option<u16>,
+    pub with_key: bool,
+    pub pinned: bool,
 }
 
 /// Two secrets, so that one can be replaced without losing a delivery.
@@ -89,6 +128,8 @@ pub struct Inner {
     pub(crate) reconcilers: Arc<Reconcilers>,
     pub(crate) metrics: HttpMetrics,
     pub(crate) registry: Registry,
+    pub(crate) inference: Option<InferenceClient>,
+    pub(crate) about: Live<About>,
     pub(crate) version: &'static str,
     pub(crate) shutdown: CancellationToken,
     pub(crate) event_streams: Arc<Semaphore>,
@@ -116,12 +157,19 @@ impl ApiState {
             reconcilers: parts.reconcilers,
             metrics: parts.metrics,
             registry: parts.registry,
+            inference: parts.inference,
+            about: Live::new(parts.about),
             version: parts.version,
             shutdown: parts.shutdown,
             event_streams: Arc::new(Semaphore::new(MAX_EVENT_STREAMS)),
             blobs_in_flight: Semaphore::new(MAX_BLOBS_IN_FLIGHT),
             large_webhooks: Semaphore::new(MAX_LARGE_WEBHOOKS),
         }))
+    }
+
+    /// What is shown from now on.
+    pub fn set_about(&self, about: About) {
+        self.about.set(about);
     }
 
     /// Deliveries that come from now on are checked with these.

@@ -40,6 +40,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     let registry = Registry::new();
     let running = fettle_dashboard::start(Start {
         config: &config,
+        config_file: common.config.as_deref(),
         data: &data,
         credentials: &credentials,
         git: git.clone(),

@@ -42,6 +42,7 @@ impl World {
         let credentials = Credentials::load(&config, &data, &RandomIds).unwrap();
         let supervisor = Supervisor::default();
         let running = fettle_dashboard::start(Start {
+            config_file: None,
             broker: None,
             config: &config,
             data: &data,

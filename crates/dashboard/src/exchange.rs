@@ -1,5 +1,6 @@
 //! What a reload exchanges in a running dashboard, and from which keys each piece is made.
 
+use camino::Utf8PathBuf;
 use fettle_api::ApiState;
 use fettle_app::intake::IntakeOptions;
 use fettle_app::live::Live;
@@ -9,6 +10,7 @@ use fettle_runtime::config::Config;
 use fettle_runtime::reload::{Keys, LOG};
 
 use crate::Credentials;
+use crate::about::about;
 
 /// The keys of a dashboard.
 pub const KEYS: Keys = Keys {
@@ -42,6 +44,7 @@ pub struct Exchange {
     pub(crate) intake: Live<IntakeOptions>,
     pub(crate) publishing: Live<PublishOptions>,
     pub(crate) api: ApiState,
+    pub(crate) config_file: Option<Utf8PathBuf>,
 }
 
 impl Exchange {
@@ -49,6 +52,7 @@ impl Exchange {
     pub fn apply(&self, config: &Config, credentials: &Credentials) {
         self.intake.set(intake_options(config));
         self.publishing.set(publish_options(config, credentials));
+        self.api.set_about(about(config, self.config_file.as_deref()));
         self.api.set_webhook_secrets(credentials.webhook_secrets().as_ref());
     }
 }

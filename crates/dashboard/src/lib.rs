@@ -1,5 +1,6 @@
 //! The dashboard's composition root: ledger, forge, intake, publisher, reconcilers and the HTTP edge in one process.
 
+mod about;
 mod credentials;
 mod exchange;
 mod lookout;
@@ -10,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming};
+use camino::Utf8Path;
+use fettle_api::{ApiState, Health, HttpMetrics, InferenceClient, Parts, ProbeTiming};
 use fettle_app::admission::Gate;
 use fettle_app::announcing::{ANNOUNCED_WITHIN, announce};
 use fettle_app::auditing::Auditing;
@@ -63,6 +65,8 @@ use store::{Opening, Store};
 /// What a dashboard is started with.
 pub struct Start<'a> {
     pub config: &'a Config,
+    /// Where it was read from; absent: from nowhere but the environment.
+    pub config_file: Option<&'a Utf8Path>,
     pub data: &'a DataDir,
     pub credentials: &'a Credentials,
     /// The publisher's repositories.
@@ -162,8 +166,20 @@ pub fn probing(environment: &Environment) -> ProbeTiming {
 
 /// Builds all parts and starts their tasks. Contacts nobody: the forge is asked when there is work.
 pub async fn start(start: Start<'_>) -> Result<Running> {
-    let Start { config, data, credentials, git, broker, timing, probing, listener, internal, registry, supervisor } =
-        start;
+    let Start {
+        config,
+        config_file,
+        data,
+        credentials,
+        git,
+        broker,
+        timing,
+        probing,
+        listener,
+        internal,
+        registry,
+        supervisor,
+    } = start;
     let shutdown = supervisor.shutdown().clone();
     let clock: Arc<dyn Clock> = Arc::new(system::SystemClock);
     let ids: Arc<dyn IdSource> = Arc::new(system::RandomIds);
@@ -257,6 +273,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         reconcilers: reconcilers.clone(),
         metrics: metrics.clone(),
         registry: registry.clone(),
+        inference: Some(InferenceClient::at(data.inference_socket().as_std_path())?),
+        about: about::about(config, config_file),
         version: env!("CARGO_PKG_VERSION"),
         shutdown: shutdown.clone(),
     });
@@ -312,7 +330,12 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     }
     let (watched, probed, stop) = (health.clone(), ledger.clone(), shutdown.clone());
     supervisor.spawn("the watch over the ledger", async move { watched.watch(&*probed, &metrics, &stop).await });
-    let exchange = Exchange { intake: intake_options, publishing, api: api.clone() };
+    let exchange = Exchange {
+        intake: intake_options,
+        publishing,
+        api: api.clone(),
+        config_file: config_file.map(Utf8Path::to_owned),
+    };
     let (mut router, mut internal_address) = (fettle_api::router(api.clone()), None);
     if let Some(internal) = internal {
         let address = internal.local_addr().context("while listening for workers")?;

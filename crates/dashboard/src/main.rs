@@ -81,6 +81,7 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
     let test_timing = environment.find("FETTLE_TEST_TIMING").is_some();
     let running = start(Start {
         config: &config,
+        config_file: flags.config.as_deref(),
         data: &data,
         credentials: &credentials,
         git,

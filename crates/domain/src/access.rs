@@ -98,6 +98,8 @@ actions! {
     JobsRedrive = "jobs.redrive": Maintainer, Write;
     LedgerAudit = "ledger.audit": Viewer, Read;
     SystemRead = "system.read": Viewer, Read;
+    // Where secrets lie and whom this machine talks to is nothing for everybody who may look at Tasks.
+    SettingsRead = "settings.read": Admin, Admin;
     MeRead = "me.read": Viewer, Read;
     // A key that leaked must not become a password, a longer-lived key or an end to its owner's sessions.
     MePassword = "me.password": Viewer, Admin;
@@ -265,7 +267,7 @@ mod tests {
         );
         assert_eq!(
             admin.difference(&maintainer).copied().collect::<Vec<_>>(),
-            ["audit_log.read", "users.change", "users.create", "users.read"]
+            ["audit_log.read", "settings.read", "users.change", "users.create", "users.read"]
         );
         assert_eq!(admin.len(), Action::ALL.len());
         let key = Actor { user: None, name: "admin".into(), role: Role::Admin, scope: None, via: Via::AdminKey };

@@ -22,6 +22,13 @@ pub struct Keys {
     pub read: &'static [&'static str],
 }
 
+impl Keys {
+    /// Whether a reload exchanges `key`.
+    pub fn is_live(self, key: &str) -> bool {
+        covers(self.live, key)
+    }
+}
+
 /// Both kinds of process exchange it.
 pub const LOG: &str = "telemetry.log";
 

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
-    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Message, Opened, Publication, RUN_ORDER_VERSION, Retried, RunPlan,
-    RunView, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Message, OpenJob, Opened, Publication, RUN_ORDER_VERSION, Retried,
+    RunPlan, RunView, SeenRepository, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
@@ -26,7 +26,9 @@ use tokio::time::Instant;
 use crate::error::R;
 use crate::job::Chosen;
 use crate::writer::within;
-use crate::{POLL, PostgresLedger, audit, blob, delivery, effect, event, job, lane, message, poll, run, task, view};
+use crate::{
+    POLL, PostgresLedger, audit, blob, delivery, effect, event, job, lane, listing, message, poll, run, task, view,
+};
 
 /// Jobs of one lease request and beats of one renewal.
 const MAX_AT_ONCE: usize = 32;
@@ -344,6 +346,42 @@ impl Ledger for PostgresLedger {
             let mut reading = self.store.reading().await?;
             let dead = view::dead(&mut reading, max.min(MAX_PAGE)).await;
             reading.end(dead).await
+        })
+        .await
+    }
+
+    async fn held_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+        within(async {
+            let mut reading = self.store.reading().await?;
+            let found = listing::held(&mut reading, max.min(MAX_PAGE)).await;
+            reading.end(found).await
+        })
+        .await
+    }
+
+    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+        within(async {
+            let mut reading = self.store.reading().await?;
+            let found = listing::unheld(&mut reading, max.min(MAX_PAGE)).await;
+            reading.end(found).await
+        })
+        .await
+    }
+
+    async fn seen_repositories(&self, max: u16) -> L<Vec<SeenRepository>> {
+        within(async {
+            let mut reading = self.store.reading().await?;
+            let found = listing::repositories(&mut reading, max.min(MAX_PAGE)).await;
+            reading.end(found).await
+        })
+        .await
+    }
+
+    async fn journal(&self, run: RunId, from: u32, max: u16) -> L<Vec<StepRecord>> {
+        within(async {
+            let mut reading = self.store.reading().await?;
+            let found = listing::journal(&mut reading, run, from, max.min(MAX_PAGE)).await;
+            reading.end(found).await
         })
         .await
     }

@@ -20,6 +20,7 @@ mod import;
 mod job;
 mod lane;
 mod ledger;
+mod listing;
 mod lock;
 mod message;
 mod open;

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
-    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Message, Opened, Publication, RUN_ORDER_VERSION, Retried, RunPlan,
-    RunView, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Message, OpenJob, Opened, Publication, RUN_ORDER_VERSION, Retried,
+    RunPlan, RunView, SeenRepository, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
@@ -23,7 +23,7 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::{SqliteLedger, audit, delivery, effect, event, job, lane, message, poll, run, task, view};
+use crate::{SqliteLedger, audit, delivery, effect, event, job, lane, listing, message, poll, run, task, view};
 
 /// Jobs of one lease request and beats of one renewal.
 const MAX_AT_ONCE: usize = 32;
@@ -235,6 +235,22 @@ impl Ledger for SqliteLedger {
 
     async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
         self.readers.read(move |conn| view::dead(conn, max.min(MAX_PAGE))).await
+    }
+
+    async fn held_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+        self.readers.read(move |conn| listing::held(conn, max.min(MAX_PAGE))).await
+    }
+
+    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+        self.readers.read(move |conn| listing::unheld(conn, max.min(MAX_PAGE))).await
+    }
+
+    async fn seen_repositories(&self, max: u16) -> L<Vec<SeenRepository>> {
+        self.readers.read(move |conn| listing::repositories(conn, max.min(MAX_PAGE))).await
+    }
+
+    async fn journal(&self, run: RunId, from: u32, max: u16) -> L<Vec<StepRecord>> {
+        self.readers.read(move |conn| listing::journal(conn, run, from, max.min(MAX_PAGE))).await
     }
 
     async fn task(&self, id: TaskId) -> L<TaskView> {

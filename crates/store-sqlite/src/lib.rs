@@ -16,6 +16,7 @@ mod job;
 mod lane;
 mod ledger;
 mod line;
+mod listing;
 mod message;
 mod migrate;
 mod open;

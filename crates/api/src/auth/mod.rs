@@ -81,8 +81,11 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
             | "tasks/{task_id}/proof"
             | "tasks/{task_id}/runs"
             | "tasks/{task_id}/messages"
+            | "runs/{run_id}/steps"
             | "events"
-            | "overview",
+            | "overview"
+            | "repositories"
+            | "models",
         ) => Action::TasksRead,
         ("POST", "tasks") => Action::TasksCreate,
         ("POST", "tasks/{task_id}/cancel") => Action::TasksCancel,
@@ -90,10 +93,13 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
         ("POST", "tasks/{task_id}/runs") => Action::RunsCreate,
         ("POST", "tasks/{task_id}/messages") => Action::MessagesCreate,
         ("POST", "tasks/{task_id}/prs") => Action::PullRequestsCreate,
-        ("GET", "dead-jobs") => Action::JobsRead,
+        ("GET", "dead-jobs" | "queue" | "workers") => Action::JobsRead,
         ("POST", "jobs/{job_id}/redrive") => Action::JobsRedrive,
         ("GET", "audit") => Action::LedgerAudit,
-        ("GET", "system/reconcilers") => Action::SystemRead,
+        ("GET", "system/reconcilers" | "inference/devices" | "inference/placements" | "inference/events") => {
+            Action::SystemRead
+        }
+        ("GET", "system/settings") => Action::SettingsRead,
         ("GET", "me") => Action::MeRead,
         ("POST", "me/password") => Action::MePassword,
         ("GET", "sessions") => Action::SessionsRead,

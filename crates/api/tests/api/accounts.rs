@@ -214,7 +214,9 @@ fn least_role(operation: &str) -> Role {
         | "post_message"
         | "create_pull_request"
         | "redrive_job" => Role::Maintainer,
-        "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => Role::Admin,
+        "get_settings" | "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => {
+            Role::Admin
+        }
         _ => Role::Viewer,
     }
 }

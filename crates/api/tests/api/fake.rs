@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
-    Leased, Leases, Ledger, LedgerError, Message, Opened, Order, Publication, Retried, RunOrder, RunPlan, RunView,
-    Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Leased, Leases, Ledger, LedgerError, Message, OpenJob, Opened, Order, Publication, Retried, RunOrder, RunPlan,
+    RunView, SeenRepository, Stands, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::budget::Spent;
 use fettle_domain::effect::{Effect, EffectKind, EffectState, Intent, Receipt};
@@ -132,6 +132,36 @@ impl FakeLedger {
 }
 
 impl Inner {
+    fn open_jobs(&self) -> Vec<OpenJob> {
+        let open = self.jobs.values().filter_map(|job| {
+            let stands = match job.state.clone() {
+                JobState::Queued => Stands::Runnable { since: start() },
+                JobState::Delayed { until } => Stands::Delayed { until },
+                JobState::Waiting { .. } => Stands::Waiting,
+                JobState::Leased { worker: by, until } => {
+                    Stands::Held { by, name: "worker-1".to_owned(), until, cancelling: false }
+                }
+                JobState::Cancelling { worker: by, until } => {
+                    Stands::Held { by, name: "worker-1".to_owned(), until, cancelling: true }
+                }
+                JobState::Done | JobState::Dead { .. } | JobState::Cancelled => return None,
+            };
+            let task = self.tasks.iter().find(|task| task.run.job == job.id)?;
+            Some(OpenJob {
+                job: job.id,
+                kind: job.kind,
+                task: task.id,
+                title: task.issue.title.clone(),
+                repo: task.repo.as_ref().map(|repo| repo.name.clone()),
+                stands,
+                attempts: job.counters.attempts,
+                crashes: job.counters.crashes,
+                last_failure: None,
+            })
+        });
+        open.collect()
+    }
+
     fn task(&mut self, id: TaskId) -> L<&mut TaskView> {
         self.tasks.iter_mut().find(|task| task.id == id).ok_or_else(|| LedgerError::NotFound(id.to_string()))
     }
@@ -381,6 +411,46 @@ impl Ledger for FakeLedger {
     async fn dead(&self, _max: u16) -> L<Vec<DeadJob>> {
         self.well().await?;
         Ok(Vec::new())
+    }
+
+    async fn held_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+        self.well().await?;
+        let mut open = self.inner.lock().unwrap().open_jobs();
+        open.retain(|job| matches!(job.stands, Stands::Held { .. }));
+        open.truncate(max.into());
+        Ok(open)
+    }
+
+    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+        self.well().await?;
+        let mut open = self.inner.lock().unwrap().open_jobs();
+        open.retain(|job| !matches!(job.stands, Stands::Held { .. }));
+        open.truncate(max.into());
+        Ok(open)
+    }
+
+    async fn seen_repositories(&self, max: u16) -> L<Vec<SeenRepository>> {
+        self.well().await?;
+        let tasks = self.inner.lock().unwrap().tasks.clone();
+        let mut seen: Vec<SeenRepository> = Vec::new();
+        for (repo, task) in tasks.iter().rev().filter_map(|task| Some((task.repo.as_ref()?, task))) {
+            let open = u64::from(!matches!(task.state, TaskState::Done | TaskState::Cancelled));
+            match seen.iter_mut().find(|one| one.forge_id == repo.forge_id) {
+                Some(one) => (one.tasks, one.open) = (one.tasks + 1, one.open + open),
+                None => seen.push(SeenRepository { forge_id: repo.forge_id, tasks: 1, open, newest: task.id }),
+            }
+        }
+        seen.truncate(max.into());
+        Ok(seen)
+    }
+
+    async fn journal(&self, run: RunId, from: u32, max: u16) -> L<Vec<StepRecord>> {
+        self.well().await?;
+        let inner = self.inner.lock().unwrap();
+        let task = inner.tasks.iter().find(|task| task.run.id == run);
+        let job = task.ok_or_else(|| LedgerError::NotFound(run.to_string()))?.run.job;
+        let steps = inner.steps.get(&job).into_iter().flatten();
+        Ok(steps.filter(|step| step.seq >= from).take(max.into()).cloned().collect())
     }
 
     async fn task(&self, id: TaskId) -> L<TaskView> {

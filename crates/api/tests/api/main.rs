@@ -15,6 +15,8 @@ mod health;
 #[cfg(test)]
 mod oidc;
 #[cfg(test)]
+mod reads;
+#[cfg(test)]
 mod sqlite;
 #[cfg(test)]
 mod system;

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fettle_api::{ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets, WorkerClient};
+use fettle_api::{
+    About, ApiState, ConfiguredModel, Health, HttpMetrics, Parts, ProbeTiming, Setting, WebhookSecrets, WorkerClient,
+};
 use fettle_app::auditing::{AuditForge, ForgeAudit};
 use fettle_app::doorkeeping::Doorkeeper;
 use fettle_app::ports::clock::{Clock, IdSource};
@@ -336,10 +338,32 @@ pub(crate) fn state(
         reconcilers: reconcilers.clone(),
         metrics: metrics.clone(),
         registry,
+        inference: None,
+        about: about(),
         version: "0.0.0-test",
         shutdown: shutdown.clone(),
     });
     (api, metrics, health, reconcilers)
+}
+
+fn about() -> About {
+    let model = ConfiguredModel {
+        name: "coder".to_owned(),
+        kind: "openai-compatible".to_owned(),
+        here: false,
+        server: Some("http://127.0.0.1:8000/v1".to_owned()),
+        known_as: None,
+        context_tokens: 65_536,
+        parallel: Some(2),
+        with_key: true,
+        pinned: false,
+    };
+    About {
+        config_file: Some("/etc/fettle.toml".to_owned()),
+        settings: vec![Setting { key: "forge.label".to_owned(), value: "\"ai-help\"".to_owned(), live: true }],
+        repositories: vec!["acme/unseen".to_owned(), "acme/widget".to_owned()],
+        models: vec![model],
+    }
 }
 
 /// A forge that was never written to.

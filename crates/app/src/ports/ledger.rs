@@ -15,7 +15,7 @@ use fettle_domain::label::Labels;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
 use fettle_domain::progress::AtWork;
-use fettle_domain::repo::Repo;
+use fettle_domain::repo::{Repo, RepoName};
 use fettle_domain::run::RunResult;
 use fettle_domain::step::StepRecord;
 use fettle_domain::task::{Mode, TaskState};
@@ -460,6 +460,54 @@ pub struct DeadJob {
     pub crashes: u16,
 }
 
+/// A job that has neither ended nor been given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenJob {
+    pub job: JobId,
+    pub kind: JobKind,
+    pub task: TaskId,
+    /// Of its Task: foreign text.
+    pub title: String,
+    pub repo: Option<RepoName>,
+    pub stands: Stands,
+    pub attempts: u16,
+    pub crashes: u16,
+    /// What its holder said last.
+    pub last_failure: Option<String>,
+}
+
+/// Where an open job stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stands {
+    Runnable {
+        since: Timestamp,
+    },
+    Delayed {
+        until: Timestamp,
+    },
+    /// Runnable again when something happens.
+    Waiting,
+    Held {
+        by: WorkerId,
+        /// Host and process, for people.
+        name: String,
+        /// By then the holder has to have told that it is still there.
+        until: Timestamp,
+        /// Its holder is told to stop.
+        cancelling: bool,
+    },
+}
+
+/// A repository that Tasks were asked for in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenRepository {
+    pub forge_id: u64,
+    pub tasks: u64,
+    /// Of them, those that have not ended.
+    pub open: u64,
+    pub newest: TaskId,
+}
+
 /// What Runs ask of workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Demand {
@@ -537,6 +585,14 @@ pub trait Ledger: Leases {
     async fn redrive(&self, job: JobId, by: &str) -> L<()>;
     /// The newest first.
     async fn dead(&self, max: u16) -> L<Vec<DeadJob>>;
+    /// Jobs under a lease, the one first whose holder has to be heard of first.
+    async fn held_jobs(&self, max: u16) -> L<Vec<OpenJob>>;
+    /// Open jobs that nobody holds, in the order in which they came.
+    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>>;
+    /// The one with the newest Task first.
+    async fn seen_repositories(&self, max: u16) -> L<Vec<SeenRepository>>;
+    /// Of a Run's journal, in order: steps from number `from` on.
+    async fn journal(&self, run: RunId, from: u32, max: u16) -> L<Vec<StepRecord>>;
 
     async fn task(&self, id: TaskId) -> L<TaskView>;
     /// Newest first, strictly after the cursor.

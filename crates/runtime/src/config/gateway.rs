@@ -171,6 +171,17 @@ pub enum ModelKind {
 }
 
 impl ModelKind {
+    /// As the configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OpenaiCompatible => "openai-compatible",
+            Self::Openai => "openai",
+            Self::Anthropic => "anthropic",
+            Self::Google => "google",
+            Self::Ollama => "ollama",
+        }
+    }
+
     fn default_url(self) -> Option<&'static str> {
         match self {
             Self::OpenaiCompatible => None,

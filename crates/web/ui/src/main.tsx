@@ -58,6 +58,26 @@ const audit = createRoute({
   }),
   component: lazyRouteComponent(() => import("./features/audit/Audit"), "Audit"),
 });
+const repositories = createRoute({
+  getParentRoute: () => root,
+  path: "/repositories",
+  component: lazyRouteComponent(() => import("./features/repositories/Repositories"), "Repositories"),
+});
+const models = createRoute({
+  getParentRoute: () => root,
+  path: "/models",
+  component: lazyRouteComponent(() => import("./features/models/Models"), "Models"),
+});
+const gpus = createRoute({
+  getParentRoute: () => root,
+  path: "/gpus",
+  component: lazyRouteComponent(() => import("./features/gpus/Gpus"), "Gpus"),
+});
+const settings = createRoute({
+  getParentRoute: () => root,
+  path: "/settings",
+  component: lazyRouteComponent(() => import("./features/settings/Settings"), "Settings"),
+});
 // The link of the terminal; once there is an admin it leads to the start.
 const setup = createRoute({
   getParentRoute: () => root,
@@ -67,7 +87,7 @@ const setup = createRoute({
   },
 });
 
-const router = createRouter({ routeTree: root.addChildren([home, tasks, task, queue, account, users, audit, setup]), defaultPreload: "intent" });
+const router = createRouter({ routeTree: root.addChildren([home, tasks, task, queue, account, users, audit, repositories, models, gpus, settings, setup]), defaultPreload: "intent" });
 
 declare module "@tanstack/react-router" {
   interface Register {

@@ -21,8 +21,9 @@ use bytes::Bytes;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{
     Accepted, Admission, Admissions, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted,
-    Holder, L, Leases, Ledger, LedgerError, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Message, Opened, Publication,
-    RUN_ORDER_VERSION, Retried, RunPlan, RunView, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    Holder, L, Leases, Ledger, LedgerError, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Message, OpenJob, Opened, Publication,
+    RUN_ORDER_VERSION, Retried, RunPlan, RunView, SeenRepository, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView,
+    Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
@@ -490,6 +491,22 @@ impl Ledger for MemoryLedger {
 
     async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
         self.read("dead", |rows, _| Ok(view::dead(rows, max.min(MAX_PAGE)))).await
+    }
+
+    async fn held_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+        self.read("held_jobs", |rows, _| view::held(rows, max.min(MAX_PAGE))).await
+    }
+
+    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+        self.read("unheld_jobs", |rows, _| view::unheld(rows, max.min(MAX_PAGE))).await
+    }
+
+    async fn seen_repositories(&self, max: u16) -> L<Vec<SeenRepository>> {
+        self.read("seen_repositories", |rows, _| Ok(view::repositories(rows, max.min(MAX_PAGE)))).await
+    }
+
+    async fn journal(&self, run: RunId, from: u32, max: u16) -> L<Vec<StepRecord>> {
+        self.read("journal", |rows, _| view::journal(rows, run, from, max.min(MAX_PAGE))).await
     }
 
     async fn task(&self, id: TaskId) -> L<TaskView> {

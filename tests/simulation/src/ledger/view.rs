@@ -1,14 +1,16 @@
 //! Tasks and counts as they are shown.
 
 use fettle_app::ports::ledger::{
-    DeadJob, Demand, Depth, L, LedgerError, Message, Publication, RunView, TaskCursor, TaskFilter, TaskView,
+    DeadJob, Demand, Depth, L, LedgerError, Message, OpenJob, Publication, RunView, SeenRepository, Stands, TaskCursor,
+    TaskFilter, TaskView,
 };
 use fettle_domain::branch::BranchName;
 use fettle_domain::effect::EffectKind;
-use fettle_domain::id::TaskId;
+use fettle_domain::id::{RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::progress::AtWork;
+use fettle_domain::step::StepRecord;
 use fettle_domain::task::Mode;
 use fettle_domain::turn::Slots;
 use jiff::Timestamp;
@@ -177,6 +179,70 @@ pub(super) fn dead(rows: &Rows, max: u16) -> Vec<DeadJob> {
         _ => None,
     });
     dead.take(max.into()).collect()
+}
+
+fn open_job(rows: &Rows, row: &JobRow) -> L<Option<OpenJob>> {
+    let stands = match &row.job.state {
+        JobState::Queued => Stands::Runnable { since: row.runnable_at.expect("a queued job is runnable") },
+        JobState::Delayed { until } => Stands::Delayed { until: *until },
+        JobState::Waiting { .. } => Stands::Waiting,
+        JobState::Leased { worker, until } | JobState::Cancelling { worker, until } => Stands::Held {
+            by: *worker,
+            name: row.holder.clone().unwrap_or_default(),
+            until: *until,
+            cancelling: matches!(row.job.state, JobState::Cancelling { .. }),
+        },
+        JobState::Done | JobState::Dead { .. } | JobState::Cancelled => return Ok(None),
+    };
+    let task = rows.task(row.task)?;
+    Ok(Some(OpenJob {
+        job: row.job.id,
+        kind: row.job.kind,
+        task: row.task,
+        title: task.issue.title.clone(),
+        repo: task.repo.as_ref().map(|repo| repo.name.clone()),
+        stands,
+        attempts: row.job.counters.attempts,
+        crashes: row.job.counters.crashes,
+        last_failure: row.last_failure.clone(),
+    }))
+}
+
+pub(super) fn held(rows: &Rows, max: u16) -> L<Vec<OpenJob>> {
+    let until = |row: &&JobRow| match row.job.state {
+        JobState::Leased { until, .. } | JobState::Cancelling { until, .. } => Some(until),
+        _ => None,
+    };
+    let mut held: Vec<&JobRow> = rows.jobs.iter().filter(|row| is_held(&row.job.state)).collect();
+    held.sort_by_key(until);
+    held.into_iter().take(max.into()).filter_map(|row| open_job(rows, row).transpose()).collect()
+}
+
+pub(super) fn unheld(rows: &Rows, max: u16) -> L<Vec<OpenJob>> {
+    let open = rows.jobs.iter().filter(|row| !is_held(&row.job.state));
+    open.filter_map(|row| open_job(rows, row).transpose()).take(max.into()).collect()
+}
+
+pub(super) fn repositories(rows: &Rows, max: u16) -> Vec<SeenRepository> {
+    let mut tasks: Vec<(u64, &TaskRow)> =
+        rows.tasks.values().filter_map(|task| Some((task.repo.as_ref()?.forge_id, task))).collect();
+    tasks.sort_by_key(|(forge_id, task)| (std::cmp::Reverse(task.created_at), *forge_id, std::cmp::Reverse(task.id)));
+    let mut seen: Vec<SeenRepository> = Vec::new();
+    for (forge_id, task) in tasks {
+        let open = u64::from(!task.ended);
+        match seen.iter_mut().find(|one| one.forge_id == forge_id) {
+            Some(one) => (one.tasks, one.open) = (one.tasks + 1, one.open + open),
+            None => seen.push(SeenRepository { forge_id, tasks: 1, open, newest: task.id }),
+        }
+    }
+    seen.truncate(max.into());
+    seen
+}
+
+pub(super) fn journal(rows: &Rows, run: RunId, from: u32, max: u16) -> L<Vec<StepRecord>> {
+    let found = rows.tasks.values().flat_map(|task| &task.runs).find(|row| row.id == run);
+    let steps = found.ok_or_else(|| LedgerError::NotFound(run.to_string()))?.steps.iter().map(|(_, step)| step);
+    Ok(steps.filter(|step| step.seq >= from).take(max.into()).cloned().collect())
 }
 
 pub(super) fn depth(rows: &Rows, now: Timestamp) -> Depth {

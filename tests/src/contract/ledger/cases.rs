@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, Fenced, Granted, LedgerError, MAX_BLOB_BYTES, Opened,
-    TaskCursor, TaskFilter, Then, Wake,
+    SeenRepository, Stands, TaskCursor, TaskFilter, Then, Wake,
 };
 use fettle_domain::effect::{EffectKind, EffectState, Intent, Receipt};
 use fettle_domain::event::EventBody;
@@ -693,6 +693,90 @@ pub async fn depth_counts_what_is_where<S: Subject>(world: &mut World<S>) {
     let depth = world.ledger().depth().await.unwrap();
     assert_eq!((depth.runnable, depth.waiting, depth.delayed, depth.leased, depth.dead), (2, 1, 1, 1, 0));
     assert_eq!((depth.oldest_runnable_s, depth.open_deliveries), (7, 1));
+}
+
+pub async fn open_jobs_are_listed_with_whoever_holds_them<S: Subject>(world: &mut World<S>) {
+    let mut tasks = Vec::new();
+    for issue in 1..=5 {
+        tasks.push(world.open(issue).await);
+    }
+    let begun = world.now();
+    let waits = world.lease(JobKind::Run).await.lease;
+    world.leases().defer(&waits, Wake::Event, "?").await.unwrap();
+    let later = world.lease(JobKind::Run).await.lease;
+    world.leases().fail(&later, "no network", Then::RetryAfter(HOUR)).await.unwrap();
+    let stopped = world.lease(JobKind::Run).await.lease;
+    world.ledger().cancel(tasks[2], "ada").await.unwrap();
+    world.advance(SECOND);
+    let held = world.lease(JobKind::Run).await.lease;
+    let lease = Timing::default().lease;
+
+    let listed = world.ledger().held_jobs(10).await.unwrap();
+    let jobs: Vec<_> = listed.iter().map(|job| (job.job, job.task)).collect();
+    assert_eq!(jobs, [(stopped.job, tasks[2]), (held.job, tasks[3])], "the one first that runs out first");
+    assert!(matches!(&listed[0].stands, Stands::Held { cancelling: true, .. }), "{:?}", listed[0]);
+    match &listed[1].stands {
+        Stands::Held { by: _, name, until, cancelling } => {
+            assert_eq!((name.as_str(), *until, *cancelling), ("box/1", world.now() + lease, false));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        (listed[1].title.as_str(), listed[1].repo.clone()),
+        ("issue 4", world.plan(1).repo.map(|repo| repo.name))
+    );
+    assert_eq!(world.ledger().held_jobs(1).await.unwrap(), listed[..1]);
+
+    let listed = world.ledger().unheld_jobs(10).await.unwrap();
+    let stands: Vec<_> = listed.iter().map(|job| (job.task, job.stands.clone())).collect();
+    let until = begun + HOUR;
+    assert_eq!(
+        stands,
+        [
+            (tasks[0], Stands::Waiting),
+            (tasks[1], Stands::Delayed { until }),
+            (tasks[4], Stands::Runnable { since: begun }),
+        ]
+    );
+    assert_eq!((listed[1].attempts, listed[1].last_failure.as_deref()), (1, Some("no network")));
+    assert_eq!(world.ledger().unheld_jobs(2).await.unwrap(), listed[..2]);
+}
+
+pub async fn repositories_are_known_by_their_tasks<S: Subject>(world: &mut World<S>) {
+    assert_eq!(world.ledger().seen_repositories(10).await.unwrap(), []);
+    world.open(1).await;
+    world.advance(SECOND);
+    let mut elsewhere = world.plan(1);
+    if let Some(repo) = &mut elsewhere.repo {
+        (repo.forge_id, repo.name) = (78, "acme/other".parse().unwrap());
+    }
+    world.ledger().open_task(None, &elsewhere).await.unwrap();
+    let mut probe = world.plan(3);
+    probe.repo = None;
+    world.ledger().open_task(None, &probe).await.unwrap();
+    world.advance(SECOND);
+    let newest = world.open(2).await;
+    world.ledger().cancel(newest, "ada").await.unwrap();
+    let forge_id = world.plan(1).repo.unwrap().forge_id;
+    let first = SeenRepository { forge_id, tasks: 2, open: 1, newest };
+    let second = SeenRepository { forge_id: 78, tasks: 1, open: 1, newest: elsewhere.id };
+    assert_eq!(world.ledger().seen_repositories(10).await.unwrap(), [first, second]);
+    assert_eq!(world.ledger().seen_repositories(1).await.unwrap(), [first]);
+}
+
+pub async fn a_journal_is_read_by_whoever_knows_its_run<S: Subject>(world: &mut World<S>) {
+    let task = world.open(1).await;
+    let run = world.view(task).await.run.id;
+    let read = async |from, max| world.ledger().journal(run, from, max).await.unwrap();
+    assert_eq!(read(0, 10).await, []);
+    let lease = world.lease(JobKind::Run).await.lease;
+    for (seq, title) in (0..).zip(["a", "b", "c"]) {
+        world.leases().record(&lease, &step(seq, title)).await.unwrap();
+    }
+    assert_eq!(read(1, 10).await, [step(1, "b"), step(2, "c")]);
+    assert_eq!((read(0, 1).await, read(3, 10).await), (vec![step(0, "a")], vec![]));
+    let unknown = world.plan(2).run;
+    assert!(matches!(world.ledger().journal(unknown, 0, 10).await, Err(LedgerError::NotFound(_))));
 }
 
 pub async fn demand_counts_the_runs_that_workers_hold_or_could_hold<S: Subject>(world: &mut World<S>) {

@@ -501,10 +501,11 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
                 }
                 shape(&(
                     breaches.len(),
-                    tasks,
-                    runs,
+                    (tasks, runs),
                     ledger.depth().await.unwrap(),
                     ledger.demand().await.unwrap(),
+                    (ledger.held_jobs(100).await.unwrap(), ledger.unheld_jobs(100).await.unwrap()),
+                    ledger.seen_repositories(100).await.unwrap(),
                     ledger.runnable(100).await.unwrap(),
                     ledger.open_deliveries(100).await.unwrap(),
                     ledger.actors(77, 1, 10).await.unwrap(),

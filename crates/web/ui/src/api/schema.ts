@@ -278,6 +278,57 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/inference/devices": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** GPUs and whatever else models run on, with memory, load, power and temperature of this moment. */
+        get: operations["list_devices"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/inference/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Loads, evictions and refusals, the newest first. */
+        get: operations["list_placement_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/inference/placements": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Which model is where and why, and which is not and why not. */
+        get: operations["list_placements"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/jobs/{job_id}/redrive": {
         parameters: {
             query?: never;
@@ -329,6 +380,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The models that Tasks can name. What an examination found is told where the inference process of this machine knows it. */
+        get: operations["list_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/overview": {
         parameters: {
             query?: never;
@@ -338,6 +406,57 @@ export interface paths {
         };
         /** The queue in numbers, and the newest event. */
         get: operations["get_overview"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/queue": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Jobs that have not ended: who holds which, and what waits for what. Those that were given up are among the dead ones. */
+        get: operations["get_queue"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/repositories": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Repositories that Tasks were asked for in, the one with the newest first, and those that are configured. */
+        get: operations["list_repositories"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/runs/{run_id}/steps": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What a Run has done so far: model calls, tool calls with what came of them, and the orchestrator's own steps. */
+        get: operations["list_steps"];
         put?: never;
         post?: never;
         delete?: never;
@@ -389,6 +508,23 @@ export interface paths {
         };
         /** What this process does by the clock, and how the last run of each went. */
         get: operations["list_reconcilers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/system/settings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The configuration that counts now, and where it comes from. */
+        get: operations["get_settings"];
         put?: never;
         post?: never;
         delete?: never;
@@ -605,6 +741,23 @@ export interface paths {
         patch: operations["change_user"];
         trace?: never;
     };
+    "/api/v1/workers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Whoever holds jobs: workers, and publishers. The ledger does not know of one that holds none. */
+        get: operations["list_workers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/healthz": {
         parameters: {
             query?: never;
@@ -762,6 +915,30 @@ export interface components {
         };
         /** @enum {string} */
         DeliveryVerdict: "new" | "duplicate" | "pong" | "ignored";
+        Device: {
+            /** Format: int32 */
+            celsius?: number | null;
+            /** Format: int32 */
+            gpu_percent?: number | null;
+            /** @description `ok`, `degraded`, `waiting`, `quarantined` or `lost`. */
+            health: string;
+            id: string;
+            /** @description Devices of one are joined by a fast link. */
+            island?: string | null;
+            /** Format: int32 */
+            memory_percent?: number | null;
+            name: string;
+            /** @description The memory that it draws on. */
+            pool: string;
+            /** Format: double */
+            watts?: number | null;
+            /** @description Why it is not `ok`, and what is to be done. */
+            why?: string | null;
+        };
+        DeviceList: {
+            items: components["schemas"]["Device"][];
+            pools: components["schemas"]["Pool"][];
+        };
         Effect: {
             /** @description The branch and commit, the address, or the reason for withholding. */
             detail?: string | null;
@@ -770,6 +947,19 @@ export interface components {
             kind: string;
             /** @description `wanted`, `intended`, `settled` or `withheld`. */
             state: string;
+        };
+        /** @description How it calls tools, as an examination found. */
+        Examined: {
+            /** Format: int32 */
+            asked?: number | null;
+            /** @description Null when it calls none well enough. */
+            dialect?: string | null;
+            /** @description The way of changing a file that it knows best. */
+            edits?: string | null;
+            /** Format: int32 */
+            right?: number | null;
+            /** @description Why it only talks. */
+            why?: string | null;
         };
         FieldError: {
             detail: string;
@@ -872,6 +1062,32 @@ export interface components {
         };
         /** @enum {string} */
         Mode: "quickfix" | "refine" | "probe";
+        Model: {
+            /** Format: int64 */
+            context_tokens: number;
+            examined?: components["schemas"]["Examined"] | null;
+            /** @description It runs on this machine. */
+            here: boolean;
+            /** @description `openai-compatible`, `openai`, `anthropic`, `google` or `ollama`. */
+            kind: string;
+            /** @description The name that the server knows it by. */
+            known_as?: string | null;
+            name: string;
+            /**
+             * Format: int32
+             * @description Runs that use it at a time.
+             */
+            parallel?: number | null;
+            pinned: boolean;
+            /** @description Where its server is, when it is elsewhere. */
+            server?: string | null;
+            /** @description A key is sent with what it is asked. */
+            with_key: boolean;
+        };
+        ModelList: {
+            /** @description In the order of the configuration: the first is used unless a Task names another. */
+            items: components["schemas"]["Model"][];
+        };
         /** @description The API's own form. Unknown fields are refused. */
         NativeTask: {
             /** @description The base branch; absent for the repository's default. */
@@ -941,6 +1157,45 @@ export interface components {
             role: string;
             username: string;
         };
+        NewestTask: {
+            /** Format: date-time */
+            created_at: string;
+            outcome?: string | null;
+            state: string;
+            task_id: string;
+            /** @description Foreign text. */
+            title: string;
+        };
+        OpenJob: {
+            /** Format: int32 */
+            attempts: number;
+            /** Format: int32 */
+            crashes: number;
+            job_id: string;
+            /** @description `run` or `publish`. */
+            kind: string;
+            last_failure?: string | null;
+            repository?: string | null;
+            /**
+             * Format: date-time
+             * @description Of a runnable one: since when it could have begun.
+             */
+            since?: string | null;
+            state: components["schemas"]["OpenJobState"];
+            task_id: string;
+            /** @description Of the Task: foreign text. */
+            title: string;
+            /**
+             * Format: date-time
+             * @description Of a delayed one: when it is runnable again. Of a held one: when it goes to another, unless its holder is heard of.
+             */
+            until?: string | null;
+            /** @description Host and process of its holder. */
+            worker?: string | null;
+            worker_id?: string | null;
+        };
+        /** @enum {string} */
+        OpenJobState: "held" | "cancelling" | "runnable" | "delayed" | "waiting";
         /** @enum {string} */
         Opened: "new" | "joined" | "duplicate";
         /** @description Of one moment. */
@@ -971,6 +1226,63 @@ export interface components {
             cut: boolean;
             /** @description As `git diff` prints it: foreign text. */
             diff: string;
+        };
+        PlacedEngine: {
+            devices: string[];
+            id: string;
+            /** Format: int32 */
+            in_flight: number;
+            model: string;
+            pinned: boolean;
+            recipe: string;
+            /** @description `reserved`, `spawning`, `loading`, `ready`, `draining`, `stopping`, `reclaiming`, `sleeping`, `backoff` or `gone`. */
+            state: string;
+            /** @description Why it is there, in one sentence. */
+            why: string;
+        };
+        PlacementEvent: {
+            /** Format: date-time */
+            at: string;
+            engine?: string | null;
+            kind: string;
+            model: string;
+            text: string;
+        };
+        PlacementEvents: {
+            items: components["schemas"]["PlacementEvent"][];
+        };
+        Placements: {
+            engines: components["schemas"]["PlacedEngine"][];
+            /** @description Models of this machine, loaded or not. */
+            models: string[];
+            /** @description Models that somebody waits for, and why in vain. */
+            refused: components["schemas"]["RefusedModel"][];
+        };
+        /** @description Bytes, as the memory ledger counts them. */
+        Pool: {
+            /**
+             * Format: int64
+             * @description That an engine could still have.
+             */
+            available_bytes: number;
+            /** Format: int64 */
+            capacity_bytes: number;
+            /**
+             * Format: int64
+             * @description By engines of Fettle.
+             */
+            claimed_bytes: number;
+            /** @description Why it offers nothing, if it does not. */
+            closed?: string | null;
+            /**
+             * Format: int64
+             * @description By other programs.
+             */
+            foreign_bytes: number;
+            /** Format: int64 */
+            free_bytes: number;
+            id: string;
+            kind: string;
         };
         /** @description The body of every error. */
         Problem: {
@@ -1030,6 +1342,12 @@ export interface components {
             number: number;
             url: string;
         };
+        Queue: {
+            /** @description There are more than are listed. */
+            cut: boolean;
+            /** @description First those that are held, then those that nobody holds in the order in which they came. */
+            items: components["schemas"]["OpenJob"][];
+        };
         Reconciler: {
             /** Format: int32 */
             failures_in_a_row: number;
@@ -1063,6 +1381,12 @@ export interface components {
         RefreshToken: {
             refreshToken: string;
         };
+        RefusedModel: {
+            model: string;
+            /** @description Who asked for it. */
+            owner: string;
+            why: string;
+        };
         Register: {
             email: string;
             password: string;
@@ -1070,6 +1394,24 @@ export interface components {
         };
         /** @enum {string} */
         Registration: "closed" | "open";
+        Repository: {
+            /** @description `forge.poll_repositories` names it. */
+            configured: boolean;
+            name: string;
+            newest?: components["schemas"]["NewestTask"] | null;
+            /**
+             * Format: int64
+             * @description Of the Tasks, those that have not ended.
+             */
+            open: number;
+            /** Format: int64 */
+            tasks: number;
+        };
+        RepositoryList: {
+            /** @description There are more than are listed. */
+            cut: boolean;
+            items: components["schemas"]["Repository"][];
+        };
         Run: {
             /** Format: int32 */
             attempts: number;
@@ -1158,6 +1500,21 @@ export interface components {
         SessionList: {
             items: components["schemas"]["Session"][];
         };
+        Setting: {
+            /** @description `server.listen` */
+            key: string;
+            /** @description A change counts after a reload, and not only after a restart. */
+            live: boolean;
+            /** @description As it would stand in the file. */
+            value: string;
+        };
+        Settings: {
+            /** @description The file that was read; null where everything is a default or comes from the environment. */
+            config_file?: string | null;
+            /** @description Every key that has a value, also by default; of secrets, the file that each is read from. Models are listed apart. */
+            items: components["schemas"]["Setting"][];
+            version: string;
+        };
         Setup: {
             email: string;
             password: string;
@@ -1183,6 +1540,50 @@ export interface components {
             prompt_tokens: number;
             /** Format: int64 */
             wall_s: number;
+        };
+        /** @description All texts are foreign, and end after 8 KiB. */
+        Step: {
+            /** @description Of a model call: what it calls. Of a tool call: the one that was carried out. */
+            calls: components["schemas"]["StepCall"][];
+            /** @description A text is longer than what is shown. */
+            cut: boolean;
+            /**
+             * Format: int64
+             * @description By the Run so far, this step included.
+             */
+            generated_tokens: number;
+            /** @description `base`, `model_call`, `tool_call`, `verify`, `decide` or `message_in`. */
+            kind: string;
+            /** @description Of a tool call: whether it did what was asked. */
+            ok?: boolean | null;
+            /** @description What a tool gave back; of another step whatever it holds, as JSON. */
+            output?: string | null;
+            phase: string;
+            /** Format: int64 */
+            prompt_tokens: number;
+            /** @description What it thought before, where its provider tells. */
+            reasoning?: string | null;
+            /** @description What a model said. */
+            said?: string | null;
+            /** Format: int32 */
+            seq: number;
+            title: string;
+            /** Format: int64 */
+            took_ms: number;
+        };
+        StepCall: {
+            /** @description As JSON. */
+            arguments: string;
+            tool: string;
+        };
+        StepPage: {
+            /** @description At most 50, in order. */
+            items: components["schemas"]["Step"][];
+            /**
+             * Format: int32
+             * @description `after` of the next page; null when there is no further step, or not yet.
+             */
+            next?: number | null;
         };
         Submitted: {
             opened: components["schemas"]["Opened"];
@@ -1466,6 +1867,15 @@ export interface components {
             /** @description `rustc 1.95.0 (…)`, one line a tool. */
             toolchain: string[];
             touched_tests: components["schemas"]["TouchedTest"][];
+        };
+        Worker: {
+            id: string;
+            jobs: components["schemas"]["OpenJob"][];
+            /** @description Host and process. */
+            name: string;
+        };
+        WorkerList: {
+            items: components["schemas"]["Worker"][];
         };
     };
     responses: never;
@@ -2053,6 +2463,120 @@ export interface operations {
             };
         };
     };
+    list_devices: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All of this machine */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeviceList"];
+                };
+            };
+            /** @description No inference process runs here */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_placement_events: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The last 200 */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PlacementEvents"];
+                };
+            };
+            /** @description No inference process runs here */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_placements: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Of this moment */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Placements"];
+                };
+            };
+            /** @description No inference process runs here */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     redrive_job: {
         parameters: {
             query?: never;
@@ -2154,6 +2678,35 @@ export interface operations {
             };
         };
     };
+    list_models: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All that are configured */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelList"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     get_overview: {
         parameters: {
             query?: never;
@@ -2170,6 +2723,108 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Overview"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_queue: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description At most 100 that are held, and 100 that are not */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Queue"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_repositories: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description At most 100 besides those configured */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RepositoryList"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_steps: {
+        parameters: {
+            query?: {
+                /** @description Only steps with a greater number: `next` of the page before. */
+                after?: number;
+            };
+            header?: never;
+            path: {
+                /** @description `run_…` */
+                run_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of the journal */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StepPage"];
+                };
+            };
+            /** @description There is no such Run */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             /** @description A problem; switch on its `code` */
@@ -2261,6 +2916,35 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ReconcilerList"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_settings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Of this process */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Settings"];
                 };
             };
             /** @description A problem; switch on its `code` */
@@ -2920,6 +3604,35 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_workers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description By name, with what each holds */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WorkerList"];
                 };
             };
             /** @description A problem; switch on its `code` */

@@ -48,10 +48,12 @@ export function useNow(everyMs: number) {
 }
 
 export function duration(seconds: number): string {
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-  if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
-  return `${Math.floor(seconds / 86_400)} d`;
+  const two = (whole: number, unit: string, rest: number, small: string) => `${whole} ${unit}${rest > 0 ? ` ${rest} ${small}` : ""}`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return two(Math.floor(whole / 60), "min", whole % 60, "s");
+  if (whole < 86_400) return two(Math.floor(whole / 3600), "h", Math.floor((whole % 3600) / 60), "min");
+  return `${Math.floor(whole / 86_400)} d`;
 }
 
 /** A day as people write it where they are. */
@@ -95,7 +97,7 @@ export function Trouble({ error, again }: { error: unknown; again?: () => void }
 
 export function Empty({ title, children }: { title: string; children: ReactNode }) {
   return (
-    <div className="panel p-8 text-center">
+    <div className="panel px-6 py-5 text-center">
       <p className="font-semibold">{title}</p>
       <div className="mx-auto mt-1 max-w-prose text-soft">{children}</div>
     </div>

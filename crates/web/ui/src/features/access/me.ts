@@ -15,7 +15,8 @@ export type Action =
   | "me.password"
   | "users.read"
   | "users.change"
-  | "audit_log.read";
+  | "audit_log.read"
+  | "settings.read";
 
 export const MeContext = createContext<Me | null>(null);
 

@@ -1,14 +1,15 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import { CheckCircle2, CircleDashed, RotateCcw, XCircle } from "lucide-react";
+import { CheckCircle2, CircleDashed, Clock, HardHat, RotateCcw, XCircle } from "lucide-react";
 import { get, post, type Schemas } from "../../api/client";
 import { useMe } from "../access/me";
-import { Ago, duration, Empty, Loading, Page, Trouble } from "../../parts/Show";
+import { Ago, duration, Empty, Loading, Page, Trouble, useNow } from "../../parts/Show";
 
 const OFTEN_MS = 5_000;
 
 export function Queue() {
   const overview = useQuery({ queryKey: ["overview"], queryFn: get.overview, refetchInterval: OFTEN_MS });
+  const queue = useQuery({ queryKey: ["queue"], queryFn: get.queue, refetchInterval: OFTEN_MS });
   const dead = useQuery({ queryKey: ["dead-jobs"], queryFn: get.deadJobs });
   const clocks = useQuery({ queryKey: ["reconcilers"], queryFn: get.reconcilers, refetchInterval: OFTEN_MS });
   const jobs = overview.data?.jobs;
@@ -26,6 +27,13 @@ export function Queue() {
           <Number name="Unread messages" value={overview.data.open_deliveries} hint="from the forge" />
         </dl>
       )}
+      <h2 className="mt-8 mb-2 text-base font-semibold">Who is at work</h2>
+      {queue.isError && <Trouble error={queue.error} again={() => void queue.refetch()} />}
+      {queue.isPending && <Loading rows={2} />}
+      {queue.isSuccess && <Workers jobs={queue.data.items} />}
+      <h2 className="mt-8 mb-2 text-base font-semibold">What waits</h2>
+      {queue.isPending && <Loading rows={2} />}
+      {queue.isSuccess && <Waiting jobs={queue.data.items} cut={queue.data.cut} />}
       <h2 className="mt-8 mb-2 text-base font-semibold">Given up</h2>
       {dead.isError && <Trouble error={dead.error} again={() => void dead.refetch()} />}
       {dead.isPending && <Loading rows={2} />}
@@ -48,20 +56,99 @@ export function Queue() {
             const Icon = one.last_outcome === "ok" ? CheckCircle2 : one.last_outcome === "failed" ? XCircle : CircleDashed;
             const tone = one.last_outcome === "ok" ? "text-good" : one.last_outcome === "failed" ? "text-bad" : "text-soft";
             return (
-              <li key={one.name} className="flex flex-wrap items-baseline gap-x-4 gap-y-1 px-4 py-2">
-                <span className={`inline-flex w-28 items-center gap-1.5 ${tone}`}>
+              <li key={one.name} className="grid grid-cols-[7rem_1fr_auto] items-baseline gap-x-4 gap-y-0.5 px-4 py-2 sm:grid-cols-[7rem_1fr_auto_6rem]">
+                <span className={`inline-flex items-center gap-1.5 ${tone}`}>
                   <Icon size={14} aria-hidden /> {one.last_outcome === "ok" ? "Well" : one.last_outcome === "failed" ? `Failed ×${one.failures_in_a_row}` : "Not yet"}
                 </span>
-                <span className="min-w-0 flex-1 font-medium">{one.name}</span>
-                <span className="text-soft tabular-nums">every {one.period_s < 1 ? `${one.period_s * 1000} ms` : duration(one.period_s)}</span>
-                <span className="text-soft">{one.last_started_at ? <Ago at={one.last_started_at} /> : "never"}</span>
-                {one.last_failure && <span className="w-full text-bad prose-text">{one.last_failure}</span>}
+                <span className="min-w-0 truncate font-medium">{one.name}</span>
+                <span className="text-soft tabular-nums max-sm:order-last max-sm:col-span-2 max-sm:col-start-2">every {one.period_s < 1 ? `${one.period_s * 1000} ms` : duration(one.period_s)}</span>
+                <span className="text-right text-soft">{one.last_started_at ? <Ago at={one.last_started_at} /> : "never"}</span>
+                {one.last_failure && <span className="order-last col-span-full text-bad prose-text">{one.last_failure}</span>}
               </li>
             );
           })}
         </ul>
       )}
     </Page>
+  );
+}
+
+type Job = Schemas["OpenJob"];
+const isHeld = (job: Job) => job.state === "held" || job.state === "cancelling";
+
+function Workers({ jobs }: { jobs: Job[] }) {
+  const now = useNow(1_000);
+  const held = jobs.filter(isHeld);
+  const names = [...new Map(held.map((job) => [job.worker_id, job.worker ?? ""]))].sort(([, one], [, other]) => one.localeCompare(other));
+  if (names.length === 0) return <Empty title="Nobody holds a job">A worker shows here as soon as it takes something up; one without work is not known to the ledger.</Empty>;
+  return (
+    <ul className="panel divide-y divide-line" aria-label="Workers">
+      {names.map(([id, name]) => (
+        <li key={id} className="px-4 py-3">
+          <p className="flex flex-wrap items-center gap-x-2 font-medium">
+            <HardHat size={15} aria-hidden className="text-soft" /> {name || "A worker without a name"}
+          </p>
+          <ul className="mt-1 space-y-1 pl-6">
+            {held
+              .filter((job) => job.worker_id === id)
+              .map((job) => {
+                const left = (Date.parse(job.until ?? "") - now) / 1000;
+                return (
+                  <li key={job.job_id} className="flex flex-wrap items-baseline gap-x-3">
+                    <span className="w-20 text-soft">{job.kind === "run" ? "Run" : "Publishing"}</span>
+                    <JobTask job={job} />
+                    {job.state === "cancelling" && <span className="text-warn">is told to stop</span>}
+                    <span className={`text-xs tabular-nums ${left < 5 ? "text-warn" : "text-soft"}`}>{left > 0 ? `heard of; has it for ${Math.ceil(left)} s more` : "not heard of: goes to another"}</span>
+                  </li>
+                );
+              })}
+          </ul>
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+function JobTask({ job }: { job: Job }) {
+  return (
+    <span className="min-w-0 flex-1 basis-52 truncate">
+      <Link to="/tasks/$id" params={{ id: job.task_id }} className="font-medium text-accent underline">
+        {job.title}
+      </Link>{" "}
+      <span className="text-soft">{job.repository}</span>
+    </span>
+  );
+}
+
+function Waiting({ jobs, cut }: { jobs: Job[]; cut: boolean }) {
+  const waiting = jobs.filter((job) => !isHeld(job));
+  if (waiting.length === 0) return <Empty title="Nothing waits">Whatever is asked for is taken up at once.</Empty>;
+  return (
+    <>
+      <ol className="panel divide-y divide-line" aria-label="Waiting jobs">
+        {waiting.map((job) => (
+          <li key={job.job_id} className="flex flex-wrap items-baseline gap-x-3 gap-y-0.5 px-4 py-2">
+            <span className={`inline-flex w-32 items-center gap-1.5 ${job.state === "runnable" ? "" : "text-warn"}`}>
+              {job.state === "runnable" ? <CircleDashed size={14} aria-hidden /> : <Clock size={14} aria-hidden />}
+              {job.state === "runnable" ? "Can begin" : job.state === "delayed" ? "Later" : "For an event"}
+            </span>
+            <JobTask job={job} />
+            <span className="text-soft">
+              {job.kind === "run" ? "Run" : "Publishing"}
+              {job.since && (
+                <>
+                  , since <Ago at={job.since} />
+                </>
+              )}
+              {job.state === "delayed" && job.until && `, again at ${new Date(job.until).toLocaleTimeString()}`}
+              {job.attempts + job.crashes > 0 && `, ${job.attempts + job.crashes} failed ${job.attempts + job.crashes === 1 ? "try" : "tries"}`}
+            </span>
+            {job.last_failure && <span className="w-full text-bad prose-text">{job.last_failure}</span>}
+          </li>
+        ))}
+      </ol>
+      {cut && <p className="mt-1 text-soft">There are more than are listed here.</p>}
+    </>
   );
 }
 

@@ -6,6 +6,7 @@ import { get, post, type Task, type TaskEvent } from "../../api/client";
 import { follow, type Link as Wire } from "../../api/live";
 import { Ago, duration, Loading, Page, Standing, Trouble } from "../../parts/Show";
 import { useMe } from "../access/me";
+import { Journal } from "./Journal";
 import { ProofView } from "./ProofView";
 import { isWeb } from "./TaskRow";
 import { Talk } from "./Talk";
@@ -18,6 +19,7 @@ const route = getRouteApi("/tasks/$id");
 
 const TABS = [
   { id: "story", label: "Story" },
+  { id: "work", label: "Work" },
   { id: "change", label: "Change" },
   { id: "proof", label: "Proof" },
   { id: "runs", label: "Runs" },
@@ -91,6 +93,7 @@ function OneTask({ id }: { id: string }) {
       <div role="tabpanel" id={`panel-${tab}`} aria-labelledby={`tab-${tab}`} className="mt-3">
         {tab === "story" && <Talk task={one} />}
         {tab === "story" && <Story events={events} link={link} />}
+        {tab === "work" && <Journal run={one.run.id} events={events} />}
         {tab === "change" && (change ? <Change id={id} title={change.title} summary={change.summary} /> : <Nothing>There is no change, or not yet.</Nothing>)}
         {tab === "proof" && (change ? <ProofView id={id} /> : <Nothing>Nothing has been proven, or not yet.</Nothing>)}
         {tab === "runs" && (

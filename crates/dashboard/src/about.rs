@@ -1,0 +1,74 @@
+//! What the API may show of the configuration.
+
+use camino::Utf8Path;
+use fettle_api::{About, ConfiguredModel, Setting};
+use fettle_runtime::config::{Config, ModelConfig};
+
+use crate::exchange::KEYS;
+
+/// Models are shown apart: their engines' arguments are whatever the operator wrote.
+const APART: &str = "gateway.models";
+
+pub(crate) fn about(config: &Config, file: Option<&Utf8Path>) -> About {
+    let values = config.values();
+    let shown = values.iter().filter(|(key, _)| *key != APART);
+    About {
+        config_file: file.map(ToString::to_string),
+        settings: shown
+            .map(|(key, value)| Setting { key: key.clone(), value: value.to_string(), live: KEYS.is_live(key) })
+            .collect(),
+        repositories: config.forge.poll_repositories.iter().map(ToString::to_string).collect(),
+        models: config.gateway.models.iter().map(model).collect(),
+    }
+}
+
+fn model(model: &ModelConfig) -> ConfiguredModel {
+    ConfiguredModel {
+        name: model.name.clone(),
+        kind: model.kind.name().to_owned(),
+        here: model.path.is_some() || !model.recipes.is_empty(),
+        server: model.base_url.as_deref().map(without_user),
+        known_as: model.model.clone(),
+        context_tokens: model.context,
+        parallel: model.parallel,
+        with_key: model.api_key_file.is_some(),
+        pinned: model.pinned,
+    }
+}
+
+/// An address as others may see it: a password may stand before its host, and a key behind its path.
+fn without_user(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else { return String::new() };
+    let (host, path) = rest.split_once('/').map_or((rest, ""), |(host, path)| (host, path));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{scheme}://{host}/{path}").trim_end_matches('/').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_secret_of_an_address_is_shown() {
+        for (given, shown) in [
+            ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
+            ("https://ada:p@ss@models.example/v1?key=abc", "https://models.example/v1"),
+            ("https://models.example", "https://models.example"),
+            ("ada:pass@models.example", ""),
+        ] {
+            assert_eq!(without_user(given), shown, "{given}");
+        }
+    }
+
+    #[test]
+    fn models_stand_apart_and_settings_say_whether_a_reload_is_enough() {
+        let mut config = Config::default();
+        config.gateway.models.push(ModelConfig::elsewhere("coder", "http://u:p@127.0.0.1:8000/v1", 65_536));
+        let about = about(&config, Some("/etc/fettle.toml".into()));
+        let live = |key: &str| about.settings.iter().find(|one| one.key == key).map(|one| one.live);
+        assert_eq!((live("forge.label"), live("server.listen"), live(APART)), (Some(true), Some(false), None));
+        assert_eq!(about.models[0].server.as_deref(), Some("http://127.0.0.1:8000/v1"));
+        assert!(about.settings.iter().all(|one| !one.value.contains("u:p")));
+    }
+}
