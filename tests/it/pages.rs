@@ -1,5 +1,6 @@
 //! The pages in a real browser, in front of the real programs: from the terminal's link to a pull request and a session that somebody
 //! else ends, and every page looked at in both themes, wide and on a phone.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
