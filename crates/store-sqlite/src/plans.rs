@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 15] = [
+const WHOLE_TABLE: [&str; 17] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -21,6 +21,9 @@ const WHOLE_TABLE: [&str; 15] = [
     "UPDATE lane SET served_at = max(served_at, ?4), (turn_at, turn_seq)",
     // It sorts what is at work, which is little.
     "task.mode <> 'probe'",
+    // They sort numbers that an index holds, of what waits and of one repository's Tasks.
+    "AS open_seq",
+    "SELECT id FROM task WHERE repo_forge_id = ? ORDER BY",
     // At start.
     "GROUP BY slots_of",
     // One row.
