@@ -99,9 +99,10 @@ pub(crate) fn unheld(conn: &Connection, max: u16) -> L<Vec<OpenJob>> {
     let rows = conn.all(
         "SELECT job.id, job.kind, job.task_id, job.state, job.runnable_at, job.delayed_until, job.leased_until,
                 job.worker_id, job.holder, job.attempts, job.crashes, job.last_failure, task.subject
-         FROM job INDEXED BY job_unfinished JOIN task ON task.id = job.task_id
-         WHERE job.state IN ('queued', 'delayed', 'waiting') AND job.state NOT IN ('done', 'cancelled')
-         ORDER BY job.seq LIMIT ?",
+         FROM (SELECT seq AS open_seq FROM job INDEXED BY job_unfinished
+               WHERE state IN ('queued', 'delayed', 'waiting') AND state NOT IN ('done', 'cancelled')
+               ORDER BY seq LIMIT ?)
+         JOIN job ON job.seq = open_seq JOIN task ON task.id = job.task_id ORDER BY job.seq",
         params![max],
         Row::read,
     )?;

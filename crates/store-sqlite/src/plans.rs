@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 16] = [
+const WHOLE_TABLE: [&str; 18] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -23,6 +23,9 @@ const WHOLE_TABLE: [&str; 16] = [
     "task.mode <> 'probe'",
     // It sorts the messages of one Task, which are few.
     "SELECT author, posted_at, content FROM message",
+    // They sort numbers that an index holds, of what waits and of one repository's Tasks.
+    "AS open_seq",
+    "SELECT id FROM task WHERE repo_forge_id = ? ORDER BY",
     // At start.
     "GROUP BY slots_of",
     // One row.

@@ -166,7 +166,7 @@ pub(crate) fn origin(headers: &HeaderMap, peer: Option<IpAddr>) -> Origin {
 }
 
 /// A key that is shown counts, also when it is wrong; the cookie only without one.
-async fn recognise(
+pub(crate) async fn recognise(
     api: &ApiState,
     method: &Method,
     headers: &HeaderMap,

@@ -5,10 +5,12 @@
 //! A feed that breaks off without `end` is resumed by asking again with the last `id`.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Method};
 use axum::response::Sse;
 use axum::response::sse::{Event as Message, KeepAlive};
 use fettle_app::ports::ledger::LedgerError;
@@ -18,10 +20,11 @@ use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
+use crate::auth::{Caller, recognise};
 use crate::extract::{Named, Parameters};
 use crate::problem::{Code, Problem};
 use crate::state::ApiState;
@@ -32,7 +35,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_secs(2);
 /// Read at once: one short read of the ledger.
 const PAGE: u16 = 200;
-/// Another dashboard's events ring no bell here; looking finds them.
+/// Another dashboard's events ring no bell here, and nor does the end of a session; looking finds them.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize, IntoParams)]
@@ -59,10 +62,11 @@ pub(crate) async fn follow_task(
     State(api): State<ApiState>,
     Named(task): Named<TaskId>,
     Parameters(parameters): Parameters<FollowParameters>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
     api.ledger.task(task).await?;
-    feed(api, Some(task), parameters, &headers)
+    feed(api, Some(task), parameters, &caller, headers)
 }
 
 /// Follows all Tasks, from the first kept event or from `Last-Event-ID`, until the server stops.
@@ -75,16 +79,18 @@ pub(crate) async fn follow_task(
 pub(crate) async fn follow_events(
     State(api): State<ApiState>,
     Parameters(parameters): Parameters<FollowParameters>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
-    feed(api, None, parameters, &headers)
+    feed(api, None, parameters, &caller, headers)
 }
 
 fn feed(
     api: ApiState,
     task: Option<TaskId>,
     parameters: FollowParameters,
-    headers: &HeaderMap,
+    caller: &Caller,
+    headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>> + use<>>, Problem> {
     let after = match headers.get("last-event-id") {
         None => parameters.after.unwrap_or(0),
@@ -98,7 +104,18 @@ fn feed(
             .retry_after(Duration::from_secs(10))
     })?;
     let news = api.ledger.newest_event();
-    let feed = Feed { api, task, after, news, look_at_task: task.is_some(), ended: false, _permit: permit };
+    let feed = Feed {
+        api,
+        task,
+        after,
+        news,
+        look_at_task: task.is_some(),
+        ended: false,
+        peer: caller.origin.address.parse().ok(),
+        headers,
+        known_at: Instant::now(),
+        _permit: permit,
+    };
     let greeting = stream::once(async { Ok(Message::default().retry(RETRY).comment("fettle events")) });
     let pages = stream::unfold(feed, |mut feed| async move { feed.next().await.map(|page| (page, feed)) });
     let messages = pages.flat_map(|page| stream::iter(page).map(Ok));
@@ -113,6 +130,10 @@ struct Feed {
     /// The Task may have ended: at the start, and after an event that says so.
     look_at_task: bool,
     ended: bool,
+    /// With what the follower has come, and from where: a feed outlasts sessions, tokens and keys.
+    headers: HeaderMap,
+    peer: Option<IpAddr>,
+    known_at: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -120,6 +141,10 @@ impl Feed {
     /// The next messages; waits for some. `None` when the feed is over.
     async fn next(&mut self) -> Option<Vec<Message>> {
         while !self.ended {
+            if self.known_at.elapsed() >= LOOK_AGAIN {
+                recognise(&self.api, &Method::GET, &self.headers, self.peer).await.ok()?;
+                self.known_at = Instant::now();
+            }
             // Marked as seen before reading: what comes during the read wakes us again.
             self.news.borrow_and_update();
             match self.read().await {

@@ -421,6 +421,21 @@ async fn what_is_somebody_elses_does_not_exist() {
 }
 
 #[tokio::test]
+async fn a_feed_ends_with_the_session_that_it_came_with() {
+    let house = House::open(Registration::Closed).await;
+    house.user("bob", Role::Viewer).await;
+    let cookie = house.cookie("bob").await;
+    let url = format!("{}/api/v1/events", house.world.public);
+    let feed = house.world.http.get(url).header("cookie", &cookie).send().await.unwrap();
+    assert_eq!(feed.status(), 200);
+    let sessions = house.ask(Method::GET, "/api/v1/sessions", &[("cookie", &cookie)], None).await.json();
+    let session = format!("/api/v1/sessions/{}", sessions["items"][0]["id"].as_str().unwrap());
+    assert_eq!(house.by_key(Method::DELETE, &session, None).await.status, 204);
+    // It breaks off without its end: who may still follow asks again.
+    assert!(!feed.text().await.unwrap().contains("event: end"));
+}
+
+#[tokio::test]
 async fn a_new_password_ends_the_other_sessions_and_the_last_admin_stays() {
     let house = House::open(Registration::Closed).await;
     let made = house.set_up().await;
