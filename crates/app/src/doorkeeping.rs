@@ -121,6 +121,8 @@ pub enum DoorError {
     NoAccount,
     #[error("this sign-in was not begun in this browser, or too long ago; begin again")]
     NotBegunHere,
+    #[error("this account is inactive; an admin can change that")]
+    Inactive,
     #[error("there is an account with this e-mail address, which signs in with its password")]
     EmailHasAccount,
     #[error(transparent)]

@@ -3,18 +3,23 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use fettle_app::doorkeeping::{DoorError, Doorkeeper, Origin, Registration, Wanted};
 use fettle_app::ports::accounts::{
     Accounts, Added, ApiKey, Changed, Digest, Exchanged, Founding, Identity, NewApiKey, NewSession, NewUser, Session,
     SignInBy, SigningKey, User, UserChange,
 };
+use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::L;
 use fettle_domain::account::Tries;
 use fettle_domain::audit_log::{Entry, Head, Note, verify};
 use fettle_domain::id::{ApiKeyId, SessionId, UserId};
+use fettle_runtime::system::RandomSecrets;
 use fettle_store_postgres::PostgresLedger;
 use fettle_tests::contract;
 use fettle_tests::contract::accounts::{World, note};
+use fettle_tests::contract::ledger::CountedIds;
 use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 
 use super::{Dashboard, execute, postgres};
@@ -151,6 +156,70 @@ impl Accounts for InTurn {
     async fn forget_addresses(&self, before: Timestamp, max: u16) -> L<u64> {
         self.next().forget_addresses(before, max).await
     }
+}
+
+fn origin() -> Origin {
+    Origin { address: "192.0.2.1".into(), user_agent: "a browser".into() }
+}
+
+fn wanted(name: &str) -> Wanted {
+    let (username, email) = (name.to_owned(), format!("{name}@example.org"));
+    Wanted { username, email, password: PASSWORD.into() }
+}
+
+const PASSWORD: &str = "mohnfeld-quirlt-19-laternen";
+
+/// Two processes behind one address, as people meet them.
+async fn two_doors() -> Option<[(Doorkeeper, Option<SecretString>); 2]> {
+    let url = postgres::migrated().await.expect("a database can be made")?;
+    let time = Arc::default();
+    let mut doors = Vec::new();
+    for space in [1, 2] {
+        let ledger = Arc::new(Dashboard::join(&url, &time, space).await.ledger);
+        let (clock, ids): (Arc<dyn Clock>, Arc<dyn IdSource>) =
+            (time.clone(), Arc::new(CountedIds::of_space(0xd00 + space)));
+        let opened = Doorkeeper::open(ledger, clock, ids, Arc::new(RandomSecrets), Registration::Closed);
+        doors.push(opened.await.expect("the accounts open"));
+    }
+    doors.try_into().ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_token_sets_up_whichever_process_it_comes_to_and_of_two_at_once_one_is_admin() {
+    let Some([(one, shown), (other, shown_there)]) = two_doors().await else { return };
+    let (token, same) = (shown.unwrap(), shown_there.unwrap());
+    assert_eq!(token.expose_secret(), same.expose_secret());
+    let wrong = one.set_up(&"fettle_setup_00".into(), wanted("eve"), &origin()).await.unwrap_err();
+    assert!(matches!(wrong, DoorError::WrongSetupToken), "{wrong:?}");
+    let (here, origin) = (&origin(), &origin());
+    let (first, second) =
+        tokio::join!(one.set_up(&token, wanted("ada"), here), other.set_up(&token, wanted("bob"), origin));
+    let refused = match (&first, &second) {
+        (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
+        both => panic!("{both:?}"),
+    };
+    assert!(matches!(refused, DoorError::SetUp), "{refused:?}");
+    assert!(!other.needs_setup().await.unwrap());
+    assert_eq!(one.store.list_users(None, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_signs_in_at_one_process_is_known_at_the_other_and_a_copied_token_ends_both() {
+    let Some([(one, token), (other, _)]) = two_doors().await else { return };
+    one.set_up(&token.unwrap(), wanted("ada"), &origin()).await.unwrap();
+    let tokens = one.log_in_client("ada", &PASSWORD.into(), &origin()).await.unwrap();
+    let access = tokens.access.expose_secret();
+    let known = other.by_access_token(access).await.unwrap().expect("its key is in the database");
+    assert_eq!(known.actor.name, "ada");
+    let (here, origin) = (&origin(), &origin());
+    let (first, second) = tokio::join!(one.refresh(&tokens.refresh, here), other.refresh(&tokens.refresh, origin));
+    assert!(first.is_ok() != second.is_ok(), "of two who show it at once, one has copied it: {first:?} {second:?}");
+    for door in [&one, &other] {
+        assert!(door.by_access_token(access).await.unwrap().is_none(), "the family has ended");
+    }
+    let log = one.store.entries_after(0, 100).await.unwrap();
+    assert!(log.last().is_some_and(|last| last.note.result == "refused" && last.note.action == "refresh"), "{log:?}");
+    verify(Head::EMPTY, &log).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -70,7 +70,9 @@ impl From<DoorError> for Problem {
             | DoorError::TooManyKeys
             | DoorError::NoAccount
             | DoorError::EmailHasAccount => Self::new(Code::NotPossible, sentence(&error)),
-            DoorError::RegistrationClosed | DoorError::NotAllowed(_) => Self::new(Code::Forbidden, sentence(&error)),
+            DoorError::RegistrationClosed | DoorError::NotAllowed(_) | DoorError::Inactive => {
+                Self::new(Code::Forbidden, sentence(&error))
+            }
             DoorError::Provider(ProviderError::Unavailable(_)) => {
                 let detail = "The provider of sign-ins does not answer. Try again in a moment.";
                 Self::new(Code::Unavailable, detail).because(error)

@@ -337,7 +337,7 @@ async fn who_comes_from_the_provider_has_one_account_whatever_their_address_beco
     // Made inactive here, the provider's word is no longer enough; and there is no password to try.
     let path = format!("/api/v1/users/{}", me["id"].as_str().unwrap());
     assert_eq!(inn.house.by_key(Method::PATCH, &path, Some(json!({"active": false}))).await.status, 200);
-    assert_eq!(inn.sign_in("1", "ada@example.org", Says::Right).await.status, 401);
+    assert_eq!(inn.sign_in("1", "ada@example.org", Says::Right).await.status, 403);
     let body = json!({"username": "ada.l-2", "password": ""}).to_string();
     let login = inn.http.post(format!("{}/api/auth/login", inn.house.world.public));
     let login = login.header("content-type", "application/json").body(body).send().await.unwrap();

@@ -120,7 +120,8 @@ impl Doorkeeper {
             Some(user) => user,
             None => self.add_foreign(foreign, identity, &claims, email, origin).await?,
         };
-        if user.standing.active { Ok(user) } else { Err(DoorError::Wrong) }
+        // Who they are is proven, so this tells nobody anything new.
+        if user.standing.active { Ok(user) } else { Err(DoorError::Inactive) }
     }
 
     async fn add_foreign(
