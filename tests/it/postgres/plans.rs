@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use super::{connect, postgres};
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 12] = [
+const WHOLE_TABLE: [&str; 13] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -23,6 +23,8 @@ const WHOLE_TABLE: [&str; 12] = [
     "CROSS JOIN LATERAL (\n             SELECT job.id",
     // It sorts the lanes in which jobs stand.
     ") AS first_ones) AS counted",
+    // It sorts what has the same deadline.
+    "ORDER BY job.leased_until, job.seq LIMIT",
     // One row.
     "ledger",
 ];

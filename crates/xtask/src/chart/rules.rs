@@ -510,7 +510,9 @@ mod tests {
     fn a_documented_key_that_values_refuse_is_found() {
         let model = json!({"items": {"properties": {"name": {}}}});
         let forge = json!({"properties": {"label": {}}});
-        let config = json!({"properties": {"forge": forge, "gateway": {"properties": {"models": model}}}});
+        let server = json!({"properties": {"listen": {}}});
+        let gateway = json!({"properties": {"models": model}});
+        let config = json!({"properties": {"forge": forge, "gateway": gateway, "server": server}});
         let schema = json!({"properties": {"config": config}});
         let readme = "| `forge.label`, `forge.labels` | said of `forge.other` |\n| `gateway.models[].name` | x |\n\
                       | `gateway.models[].size` | x |\n| `server.listen` | x |\n| `share.it` | x |\n";

@@ -120,7 +120,7 @@ function Tabs({ tab, choose }: { tab: Tab; choose: (tab: Tab) => void }) {
       ref={place}
       role="tablist"
       aria-label="Parts of the Task"
-      className="flex gap-1 border-b border-line"
+      className="flex gap-1 overflow-x-auto border-b border-line whitespace-nowrap"
       onKeyDown={(event) => {
         const step = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
         const next = TABS[(TABS.findIndex((one) => one.id === tab) + step + TABS.length) % TABS.length];
