@@ -194,6 +194,43 @@ mod tests {
     }
 
     #[test]
+    fn a_run_keeps_its_journal_and_its_model_when_others_may_stand_beside_it() {
+        let mut conn = of_sqlx(6);
+        conn.execute_batch(
+            r#"PRAGMA foreign_keys = ON;
+               INSERT INTO task (id, correlation_id, mode, generation, actor, trigger_kind, state, event_seq, created_at,
+                                 updated_at, subject)
+                   VALUES (x'01', x'02', 'quickfix', 1, 'ada', 'label', 'running', 1, 5, 5,
+                           '{"v":"1","value":{"model":"coder"}}');
+               INSERT INTO job (id, kind, task_id, order_version, state, fence, attempts, crashes, crashes_since_step,
+                                progress, created_at)
+                   VALUES (x'03', 'run', x'01', 1, 'leased', 7, 0, 0, 0, 0, 5), (x'05', 'run', x'01', 1, 'queued', 0, 0, 0, 0, 0, 5);
+               INSERT INTO run (id, task_id, job_id, steps, calls, generated_tokens, prompt_tokens, wall_s)
+                   VALUES (x'04', x'01', x'03', 1, 2, 3, 4, 5);
+               INSERT INTO step (run_id, seq, fence, kind, recorded_at, record) VALUES (x'04', 0, 7, 'base', 5, '{}');"#,
+        )
+        .unwrap();
+        migrate(&mut conn).unwrap();
+        let there: (i64, String, i64, i64, i64, i64) = conn
+            .query_row(
+                "SELECT run.ordinal, run.model, run.steps, run.wall_s, task.leading_run, step.fence
+                 FROM task JOIN run ON run.task_id = task.id JOIN step ON step.run_id = run.id",
+                (),
+                |row| row.try_into(),
+            )
+            .unwrap();
+        assert_eq!(there, (1, "coder".into(), 1, 5, 1, 7));
+        let beside =
+            "INSERT INTO run (id, task_id, job_id, ordinal, steps, calls, generated_tokens, prompt_tokens, wall_s)
+                      VALUES (x'06', x'01', x'05', ?, 0, 0, 0, 0, 0)";
+        conn.execute(beside, params![1]).unwrap_err();
+        conn.execute(beside, params![2]).unwrap();
+        let orphan =
+            "INSERT INTO step (run_id, seq, fence, kind, recorded_at, record) VALUES (x'09', 0, 7, 'base', 5, '{}')";
+        conn.execute(orphan, ()).unwrap_err();
+    }
+
+    #[test]
     fn a_newer_migration_is_tolerated_and_another_or_unfinished_one_is_not() {
         let mut conn = of_sqlx(6);
         conn.execute("UPDATE _sqlx_migrations SET version = 1000 WHERE version = 6", ()).unwrap();
