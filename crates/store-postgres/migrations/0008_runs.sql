@@ -8,7 +8,8 @@ ALTER TABLE run ADD COLUMN model text;
 -- What this Run is told and the others are not.
 ALTER TABLE run ADD COLUMN instruction text;
 ALTER TABLE run ADD UNIQUE (task_id, ordinal);
-UPDATE run SET model = task.subject::jsonb -> 'value' ->> 'model' FROM task WHERE task.id = run.task_id;
+-- Not jsonb, which refuses what people may have written.
+UPDATE run SET model = task.subject::json -> 'value' ->> 'model' FROM task WHERE task.id = run.task_id;
 
 -- The number of the Run whose end is the Task's.
 ALTER TABLE task ADD COLUMN leading_run bigint NOT NULL DEFAULT 1;
