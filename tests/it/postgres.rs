@@ -118,6 +118,59 @@ impl Subject for Dashboard {
     }
 }
 
+/// What stood in a database before a Task had several Runs.
+const BEFORE_RUNS: [&str; 7] = [
+    include_str!("../../crates/store-postgres/migrations/0001_ledger.sql"),
+    include_str!("../../crates/store-postgres/migrations/0002_intake.sql"),
+    include_str!("../../crates/store-postgres/migrations/0003_announced.sql"),
+    include_str!("../../crates/store-postgres/migrations/0004_lanes.sql"),
+    include_str!("../../crates/store-postgres/migrations/0005_poll.sql"),
+    include_str!("../../crates/store-postgres/migrations/0006_needs.sql"),
+    include_str!("../../crates/store-postgres/migrations/0007_accounts.sql"),
+];
+
+#[tokio::test]
+async fn runs_keep_their_models_when_others_may_stand_beside_them_whatever_people_had_written() {
+    let Some(url) = postgres::empty().await.unwrap() else { return };
+    let mut conn = connect(&url).await;
+    for migration in BEFORE_RUNS {
+        sqlx::raw_sql(migration).execute(&mut conn).await.unwrap();
+    }
+    let lane =
+        "INSERT INTO pool (id, kind, order_version, model, needs) OVERRIDING SYSTEM VALUE VALUES (1, 'run', 1, '', '');
+                INSERT INTO lane (id, pool_id, slots_of) OVERRIDING SYSTEM VALUE VALUES (1, 1, 'x')";
+    sqlx::raw_sql(lane).execute(&mut conn).await.unwrap();
+    let subjects = [
+        (
+            r#"{"v":"1","value":{"issue":{"body":"\u0000 \"model\":\"no\" \\\\"},"model":"coder","base":null}}"#,
+            Some("coder"),
+        ),
+        (r#"{"v":"1","value":{"issue":{"body":"x"},"model":null,"base":null}}"#, None),
+        (r#"{"v":"1","value":{"issue":{"body":"x"},"model":"q\"w:7b"}}"#, Some("q\"w:7b")),
+    ];
+    for (nth, (subject, _)) in subjects.iter().enumerate() {
+        let id = uuid::Uuid::from_u128(nth as u128 + 1);
+        let task = "INSERT INTO task (id, correlation_id, mode, generation, actor, trigger_kind, state, event_seq,
+                                      created_at, updated_at, subject)
+                    VALUES ($1, $1, 'quickfix', 1, 'ada', 'label', 'running', 1, now(), now(), $2)";
+        sqlx::query(task).bind(id).bind(subject).execute(&mut conn).await.unwrap();
+        for rest in [
+            "INSERT INTO job (id, kind, task_id, order_version, state, fence, attempts, crashes, crashes_since_step,
+                              progress, created_at, priority, lane_id)
+             VALUES ($1, 'run', $1, 1, 'done', 7, 0, 0, 0, 0, now(), 4, 1)",
+            "INSERT INTO run (id, task_id, job_id, steps, calls, generated_tokens, prompt_tokens, wall_s)
+             VALUES ($1, $1, $1, 1, 2, 3, 4, 5)",
+        ] {
+            sqlx::query(rest).bind(id).execute(&mut conn).await.unwrap();
+        }
+    }
+    let runs = include_str!("../../crates/store-postgres/migrations/0008_runs.sql");
+    sqlx::raw_sql(AssertSqlSafe(format!("BEGIN; {runs} COMMIT"))).execute(&mut conn).await.unwrap();
+    let kept = "SELECT run.model FROM task JOIN run ON run.task_id = task.id AND run.ordinal = task.leading_run ORDER BY task.id";
+    let kept: Vec<Option<String>> = sqlx::query_scalar(kept).fetch_all(&mut conn).await.unwrap();
+    assert_eq!(kept, subjects.map(|(_, model)| model.map(str::to_owned)));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_nobody_migrated_is_refused_and_told_how_and_four_may_migrate_it_at_once() {
     let Some(url) = postgres::empty().await.unwrap() else { return };
