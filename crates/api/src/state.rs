@@ -16,6 +16,7 @@ use prometheus::Registry;
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::auth::Key;
 use crate::auth::limits::Limits;
@@ -120,6 +121,9 @@ pub struct Inner {
     pub(crate) door: Option<Arc<Doorkeeper>>,
     pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) limits: Limits,
+    /// What is carried out though nobody waits for its answer any more: a write with its line in the audit log. Whoever asked waits
+    /// for it, and each ends within the time of a request.
+    pub(crate) noting: TaskTracker,
     pub(crate) admin_key: Key,
     pub(crate) worker_key: Key,
     pub(crate) scale_key: Option<Key>,
@@ -149,6 +153,7 @@ impl ApiState {
             door: parts.door,
             trusted_proxies: parts.trusted_proxies,
             limits: Limits::default(),
+            noting: TaskTracker::new(),
             admin_key: Key::new(&parts.admin_key),
             worker_key: Key::new(&parts.worker_key),
             scale_key: parts.scale_key.as_ref().map(Key::new),

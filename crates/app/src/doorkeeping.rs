@@ -243,8 +243,10 @@ impl Doorkeeper {
         let stored = found.as_ref().map(|user| &user.password);
         // Asked for nobody as well: an unknown name shows in nothing.
         let id = found.as_ref().map_or_else(|| UserId::from_uuid(Uuid::nil()), |user| user.id);
+        // Until it is written down what came of it, so that guesses that come at once are counted one by one.
+        let turn = self.passwords.turn().await?;
         let tries = self.store.tries(id, &origin.address).await?;
-        let checked = self.passwords.check(password, stored, self.secrets.secret()).await?;
+        let checked = turn.check(password, stored, self.secrets.secret()).await?;
         let name = found.as_ref().map_or(UNKNOWN, |user| user.username.as_str());
         let refused = |why: &str| Note {
             result: "refused".into(),
@@ -385,10 +387,12 @@ impl Doorkeeper {
     ) -> Result<(), DoorError> {
         let user = &by.user;
         let now = self.clock.now();
+        let turn = self.passwords.turn().await?;
         let tries = self.store.tries(user.id, &origin.address).await?;
-        let checked = self.passwords.check(current, Some(&user.password), self.secrets.secret()).await?;
+        let checked = turn.check(current, Some(&user.password), self.secrets.secret()).await?;
         let noted = || note(&by.actor.name, "me.password", user.id, origin);
         if tries.locked(now) {
+            self.store.note(Note { result: "refused".into(), detail: "locked".into(), ..noted() }).await?;
             return Err(DoorError::Wrong);
         }
         if checked == Checked::Wrong {
@@ -397,7 +401,8 @@ impl Doorkeeper {
             return Err(DoorError::Wrong);
         }
         check_password(new.expose_secret(), &[user.username.as_str(), user.email.as_str(), "fettle"])?;
-        let password = Some(self.passwords.hash(new, self.secrets.secret()).await?);
+        let password = Some(turn.hash(new, self.secrets.secret()).await?);
+        drop(turn);
         let change = UserChange { password, keep: by.session, ..UserChange::default() };
         self.changed(user.id, change, noted()).await.map(|_| ())
     }

@@ -6,16 +6,21 @@ use fettle_runtime::config::{Config, ModelConfig};
 
 use crate::exchange::KEYS;
 
-/// Models are shown apart: their engines' arguments are whatever the operator wrote.
-const APART: &str = "gateway.models";
+/// Models are shown apart, and engines not at all: their arguments are whatever the operator wrote.
+const APART: [&str; 2] = ["gateway.models", "gpu.engines"];
 
 pub(crate) fn about(config: &Config, file: Option<&Utf8Path>) -> About {
     let values = config.values();
-    let shown = values.iter().filter(|(key, _)| *key != APART);
+    let apart = |key: &str| {
+        let below =
+            |apart: &&str| key.strip_prefix(*apart).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        APART.iter().any(below)
+    };
+    let shown = values.iter().filter(|(key, _)| !apart(key));
     About {
         config_file: file.map(ToString::to_string),
         settings: shown
-            .map(|(key, value)| Setting { key: key.clone(), value: value.to_string(), live: KEYS.is_live(key) })
+            .map(|(key, value)| Setting { key: key.clone(), value: told(&value.to_string()), live: KEYS.is_live(key) })
             .collect(),
         repositories: config.forge.poll_repositories.iter().map(ToString::to_string).collect(),
         models: config.gateway.models.iter().map(model).collect(),
@@ -34,6 +39,12 @@ fn model(model: &ModelConfig) -> ConfiguredModel {
         with_key: model.api_key_file.is_some(),
         pinned: model.pinned,
     }
+}
+
+/// A value as it is shown; an address without what may be secret in it.
+fn told(value: &str) -> String {
+    let bare = value.trim_matches('"');
+    if bare.contains("://") && !bare.contains([' ', ',', '[']) { without_user(bare) } else { value.to_owned() }
 }
 
 /// An address as others may see it: a password may stand before its host, and a key behind its path.
@@ -67,7 +78,7 @@ mod tests {
         config.gateway.models.push(ModelConfig::elsewhere("coder", "http://u:p@127.0.0.1:8000/v1", 65_536));
         let about = about(&config, Some("/etc/fettle.toml".into()));
         let live = |key: &str| about.settings.iter().find(|one| one.key == key).map(|one| one.live);
-        assert_eq!((live("forge.label"), live("server.listen"), live(APART)), (Some(true), Some(false), None));
+        assert_eq!((live("forge.label"), live("server.listen"), live(APART[0])), (Some(true), Some(false), None));
         assert_eq!(about.models[0].server.as_deref(), Some("http://127.0.0.1:8000/v1"));
         assert!(about.settings.iter().all(|one| !one.value.contains("u:p")));
     }

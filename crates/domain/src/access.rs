@@ -97,6 +97,8 @@ actions! {
     JobsRead = "jobs.read": Viewer, Read;
     JobsRedrive = "jobs.redrive": Maintainer, Write;
     LedgerAudit = "ledger.audit": Viewer, Read;
+    // It spends what the forge lets us ask.
+    ForgeAudit = "forge.audit": Maintainer, Write;
     SystemRead = "system.read": Viewer, Read;
     // Where secrets lie and whom this machine talks to is nothing for everybody who may look at Tasks.
     SettingsRead = "settings.read": Admin, Admin;
@@ -256,6 +258,7 @@ mod tests {
         assert_eq!(
             maintainer.difference(&viewer).copied().collect::<Vec<_>>(),
             [
+                "forge.audit",
                 "jobs.redrive",
                 "messages.create",
                 "pull_requests.create",

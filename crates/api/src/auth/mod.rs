@@ -17,6 +17,7 @@ use fettle_domain::access::{self, Action, Actor, Object, Refusal, Role, Via};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tracing::Instrument as _;
 
 use crate::problem::{Code, Problem};
 use crate::state::ApiState;
@@ -127,14 +128,6 @@ pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Requ
     let Some(action) = action(&method, &route) else {
         return Problem::new(Code::Forbidden, "Nobody may do this.").into_response();
     };
-    let refusal = caller.may(action, Object::Shared).err();
-    let response = match refusal {
-        Some(problem) => problem.into_response(),
-        None => {
-            request.extensions_mut().insert(caller.clone());
-            next.run(request).await
-        }
-    };
     // What changes accounts is written down where it is done; the rest here, with whatever was refused.
     let noted = matches!(
         action,
@@ -146,13 +139,49 @@ pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Requ
             | Action::PullRequestsCreate
             | Action::JobsRedrive
     );
-    if let Some(door) = api.door.as_ref().filter(|_| noted || response.status() == StatusCode::FORBIDDEN) {
-        let result = if response.status().is_success() { "done" } else { "refused" };
-        if let Err(error) = door.record(&caller.actor.name, action.word(), &path, result, &caller.origin).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "could not write the audit log");
-        }
+    if let Err(problem) = caller.may(action, Object::Shared) {
+        note_refusal(&api, &caller, action, &path).await;
+        return problem.into_response();
     }
-    response
+    request.extensions_mut().insert(caller.clone());
+    if !noted {
+        let response = next.run(request).await;
+        if response.status() == StatusCode::FORBIDDEN {
+            note_refusal(&api, &caller, action, &path).await;
+        }
+        return response;
+    }
+    // Whoever hangs up before the answer has still done it, and that is written down.
+    let (noting, span) = (api.noting.clone(), tracing::Span::current());
+    let done = async move {
+        let response = next.run(request).await;
+        let result = if response.status().is_success() { "done" } else { "refused" };
+        note(&api, &caller, action, &path, result).await;
+        response
+    };
+    match noting.spawn(done.instrument(span)).await {
+        Ok(response) => response,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Problem::new(Code::Unavailable, "Fettle is shutting down.").into_response(),
+        },
+    }
+}
+
+/// Of one account within a minute; whoever is refused more often tells the log nothing new.
+const REFUSALS_NOTED: u32 = 30;
+
+async fn note_refusal(api: &ApiState, caller: &Caller, action: Action, path: &str) {
+    if api.limits.take(format!("refused {}", caller.actor.name), REFUSALS_NOTED).is_ok() {
+        note(api, caller, action, path, "refused").await;
+    }
+}
+
+async fn note(api: &ApiState, caller: &Caller, action: Action, path: &str, result: &str) {
+    let Some(door) = &api.door else { return };
+    if let Err(error) = door.record(&caller.actor.name, action.word(), path, result, &caller.origin).await {
+        tracing::error!(error = &error as &dyn std::error::Error, "could not write the audit log");
+    }
 }
 
 /// Where the request came from.

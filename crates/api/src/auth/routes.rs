@@ -37,7 +37,7 @@ impl ApiState {
     }
 
     /// Counts a try of this address, and of it about this account.
-    pub(super) fn take(&self, peer: Option<IpAddr>, route: &str, login: Option<&str>) -> Result<(), Problem> {
+    pub(crate) fn take(&self, peer: Option<IpAddr>, route: &str, login: Option<&str>) -> Result<(), Problem> {
         let address = network(&peer.map(|peer| peer.to_string()).unwrap_or_default());
         self.limits.take(format!("{route} {address}"), PER_ADDRESS)?;
         match login {

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use fettle_app::doorkeeping::{DoorError, UserEdit, Wanted, WantedKey};
 use fettle_app::ports::accounts::{ApiKey, Session, User};
-use fettle_domain::access::{Action, Object, Role, Scope};
+use fettle_domain::access::{Action, Object, Role, Scope, Via};
 use fettle_domain::account::locked_elsewhere;
 use fettle_domain::audit_log::Entry;
 use fettle_domain::id::{ApiKeyId, SessionId, UserId};
@@ -21,7 +21,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::auth::Caller;
 use crate::auth::routes::MeBody;
 use crate::extract::{Body, Named, Parameters};
-use crate::problem::{Problem, ProblemBody};
+use crate::problem::{Code, Problem, ProblemBody};
 use crate::state::ApiState;
 
 const DEFAULT_LIMIT: u16 = 50;
@@ -71,6 +71,8 @@ pub(crate) async fn change_password(
     Body(body): Body<NewPassword>,
 ) -> Result<StatusCode, Problem> {
     let known = caller.known.as_ref().ok_or(DoorError::NoAccount)?;
+    // As for a sign-in: a stolen session must not become a way to guess the password.
+    api.take(caller.origin.address.parse().ok(), "password", Some(known.user.username.as_str()))?;
     api.door()?.change_password(known, &body.current, &body.new, &caller.origin).await.map_err(
         |error| match error {
             // 401 would say that the session is over.
@@ -372,6 +374,10 @@ pub(crate) async fn create_api_key(
     Extension(caller): Asks,
     Body(body): Body<NewApiKey>,
 ) -> Result<(StatusCode, Json<MadeApiKey>), Problem> {
+    if caller.actor.via == Via::ApiKey {
+        // One that leaked would live on in those that it made.
+        return Err(Problem::new(Code::Forbidden, "A key makes no keys: sign in."));
+    }
     let wanted = WantedKey { name: body.name, scopes: body.scopes, days: body.expires_in_days };
     let (made, key) = api.door()?.create_api_key(&caller.actor, wanted, &caller.origin).await?;
     let key = key.expose_secret().to_owned();

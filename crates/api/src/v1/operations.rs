@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use fettle_app::auditing::ForgeAudit;
 use fettle_app::ports::ledger::{DeadJob, LedgerError};
+use fettle_domain::access::{Action, Object};
 use fettle_domain::id::{JobId, TaskId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -56,7 +57,7 @@ pub(crate) async fn redrive_job(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct AuditParameters {
-    /// Also ask the forge about the newest Tasks.
+    /// Also ask the forge about the newest Tasks: for maintainers.
     #[serde(default)]
     forge: bool,
     /// How many: 1 to 100, 50 when absent.
@@ -71,8 +72,12 @@ pub(crate) struct AuditParameters {
 )]
 pub(crate) async fn audit(
     State(api): State<ApiState>,
+    Extension(caller): Extension<Caller>,
     Parameters(parameters): Parameters<AuditParameters>,
 ) -> Result<Json<AuditBody>, Problem> {
+    if parameters.forge {
+        caller.may(Action::ForgeAudit, Object::Shared)?;
+    }
     let tasks = parameters.tasks.unwrap_or(COMPARED);
     if !(1..=MAX_COMPARED).contains(&tasks) {
         return Err(Problem::refused("?tasks", format!("1 to {MAX_COMPARED} Tasks can be compared, not {tasks}.")));

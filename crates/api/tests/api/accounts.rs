@@ -296,6 +296,34 @@ async fn a_wrong_password_an_unknown_name_and_a_locked_account_are_one_answer() 
     assert_eq!((limited.status, limited.json()["code"].clone()), (429, json!("too_many")));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guesses_that_come_at_once_are_counted_one_by_one() {
+    let house = House::open(Registration::Closed).await;
+    house.user("bob", Role::Viewer).await;
+    let guess =
+        |nth: usize| house.post("/api/auth/login", json!({"username": "bob", "password": format!("guess {nth}")}));
+    let answers = futures::future::join_all((0..9).map(guess)).await;
+    assert!(answers.iter().all(|answer| answer.status == 401));
+    let log = house.by_key(Method::GET, "/api/v1/audit-log?action=login", None).await.json();
+    let weighed = |why: &str| log["items"].as_array().unwrap().iter().filter(|entry| entry["detail"] == why).count();
+    // Two are weighed at a time, so one more than the five may slip through.
+    assert!((5..=6).contains(&weighed("wrong password")), "{log:#}");
+    assert_eq!(weighed("wrong password") + weighed("locked"), 9, "{log:#}");
+}
+
+#[tokio::test]
+async fn a_key_makes_no_keys_and_a_viewer_spends_no_questions_to_the_forge() {
+    let house = House::open(Registration::Closed).await;
+    house.user("vic", Role::Viewer).await;
+    let token = house.tokens("vic").await.0;
+    let wanted = json!({"name": "script", "scopes": ["admin"]});
+    let made = house.with(&token, Method::POST, "/api/v1/api-keys", Some(wanted.clone())).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    let key = made.json()["key"].as_str().unwrap().to_owned();
+    assert_eq!(house.with(&key, Method::POST, "/api/v1/api-keys", Some(wanted)).await.status, 403);
+    assert_eq!(house.with(&token, Method::GET, "/api/v1/audit?forge=true", None).await.status, 403);
+}
+
 #[tokio::test]
 async fn whoever_knows_a_name_cannot_keep_its_owner_out_of_where_they_sign_in() {
     let house = House::behind_proxy().await;

@@ -7,7 +7,7 @@ use argon2::password_hash::{PasswordHash as Phc, PasswordHasher as _, PasswordVe
 use argon2::{Algorithm, Argon2, Params, Version};
 use fettle_domain::account::normalised;
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ports::accounts::PasswordHash;
 
@@ -51,7 +51,27 @@ impl Default for Passwords {
     }
 }
 
+/// The right to have passwords hashed, one after the other. Held until a wrong one is written down, it keeps guesses that come at
+/// once from being all weighed against the same count.
+#[derive(Debug, Clone)]
+pub(super) struct Turn {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
 impl Passwords {
+    /// Waits for one's turn.
+    pub(super) async fn turn(&self) -> Result<Turn, Busy> {
+        let permit = tokio::time::timeout(WAIT, self.permits.clone().acquire_owned()).await;
+        let permit = permit.map_err(|_| Busy)?.map_err(|_| Busy)?;
+        Ok(Turn { _permit: Arc::new(permit) })
+    }
+
+    pub(super) async fn hash(&self, password: &SecretString, salt: [u8; 32]) -> Result<PasswordHash, Busy> {
+        self.turn().await?.hash(password, salt).await
+    }
+}
+
+impl Turn {
     pub(super) async fn hash(&self, password: &SecretString, salt: [u8; 32]) -> Result<PasswordHash, Busy> {
         let password = password.clone();
         self.run(move || hash(&password, &salt)).await
@@ -80,12 +100,12 @@ impl Passwords {
         .await
     }
 
+    /// The turn lasts as long as the thread, also when nobody waits for it any more.
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
-        let permit = tokio::time::timeout(WAIT, self.permits.clone().acquire_owned()).await;
-        let permit = permit.map_err(|_| Busy)?.map_err(|_| Busy)?;
+        let turn = self.clone();
         let done = tokio::task::spawn_blocking(move || {
             let done = work();
-            drop(permit);
+            drop(turn);
             done
         });
         done.await.map_err(|_| Busy)
@@ -146,15 +166,21 @@ mod tests {
         let (right, wrong) = (secret("correct horse"), secret("correct horsf"));
         let stored = passwords.hash(&right, [7; 32]).await.unwrap();
         assert!(stored.0.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", stored.0);
-        assert_eq!(passwords.check(&right, Some(&stored), [1; 32]).await, Ok(Checked::Right { upgraded: None }));
-        assert_eq!(passwords.check(&wrong, Some(&stored), [1; 32]).await, Ok(Checked::Wrong));
-        assert_eq!(passwords.check(&right, None, [1; 32]).await, Ok(Checked::Wrong));
+        assert_eq!(
+            passwords.turn().await.unwrap().check(&right, Some(&stored), [1; 32]).await,
+            Ok(Checked::Right { upgraded: None })
+        );
+        assert_eq!(passwords.turn().await.unwrap().check(&wrong, Some(&stored), [1; 32]).await, Ok(Checked::Wrong));
+        assert_eq!(passwords.turn().await.unwrap().check(&right, None, [1; 32]).await, Ok(Checked::Wrong));
 
         let old = PasswordHash(bcrypt::hash("correct horse", 4).unwrap());
-        let checked = passwords.check(&right, Some(&old), [1; 32]).await.unwrap();
+        let checked = passwords.turn().await.unwrap().check(&right, Some(&old), [1; 32]).await.unwrap();
         let Checked::Right { upgraded: Some(upgraded) } = checked else { panic!("{checked:?}") };
-        assert_eq!(passwords.check(&right, Some(&upgraded), [1; 32]).await, Ok(Checked::Right { upgraded: None }));
-        assert_eq!(passwords.check(&wrong, Some(&old), [1; 32]).await, Ok(Checked::Wrong));
+        assert_eq!(
+            passwords.turn().await.unwrap().check(&right, Some(&upgraded), [1; 32]).await,
+            Ok(Checked::Right { upgraded: None })
+        );
+        assert_eq!(passwords.turn().await.unwrap().check(&wrong, Some(&old), [1; 32]).await, Ok(Checked::Wrong));
     }
 
     #[tokio::test]
@@ -164,15 +190,27 @@ mod tests {
             (secret("Größe-der-Äpfel"), secret("Gro\u{308}ße-der-A\u{308}pfel"), secret("Ｇröße-der-Äpfel"));
         let stored = passwords.hash(&decomposed, [7; 32]).await.unwrap();
         for typed in [&composed, &decomposed, &wide] {
-            assert_eq!(passwords.check(typed, Some(&stored), [1; 32]).await, Ok(Checked::Right { upgraded: None }));
+            assert_eq!(
+                passwords.turn().await.unwrap().check(typed, Some(&stored), [1; 32]).await,
+                Ok(Checked::Right { upgraded: None })
+            );
         }
         let old = PasswordHash(bcrypt::hash(decomposed.expose_secret(), 4).unwrap());
-        let checked = passwords.check(&decomposed, Some(&old), [1; 32]).await.unwrap();
+        let checked = passwords.turn().await.unwrap().check(&decomposed, Some(&old), [1; 32]).await.unwrap();
         let Checked::Right { upgraded: Some(upgraded) } = checked else { panic!("{checked:?}") };
-        assert_eq!(passwords.check(&composed, Some(&upgraded), [1; 32]).await, Ok(Checked::Right { upgraded: None }));
-        assert_eq!(passwords.check(&secret("Grosse-der-Apfel"), Some(&stored), [1; 32]).await, Ok(Checked::Wrong));
+        assert_eq!(
+            passwords.turn().await.unwrap().check(&composed, Some(&upgraded), [1; 32]).await,
+            Ok(Checked::Right { upgraded: None })
+        );
+        assert_eq!(
+            passwords.turn().await.unwrap().check(&secret("Grosse-der-Apfel"), Some(&stored), [1; 32]).await,
+            Ok(Checked::Wrong)
+        );
         for typed in ["", "anything"] {
-            assert_eq!(passwords.check(&secret(typed), Some(&PasswordHash::none()), [1; 32]).await, Ok(Checked::Wrong));
+            assert_eq!(
+                passwords.turn().await.unwrap().check(&secret(typed), Some(&PasswordHash::none()), [1; 32]).await,
+                Ok(Checked::Wrong)
+            );
         }
     }
 

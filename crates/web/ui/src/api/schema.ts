@@ -2301,7 +2301,7 @@ export interface operations {
     audit: {
         parameters: {
             query?: {
-                /** @description Also ask the forge about the newest Tasks. */
+                /** @description Also ask the forge about the newest Tasks: for maintainers. */
                 forge?: boolean;
                 /** @description How many: 1 to 100, 50 when absent. */
                 tasks?: number;
