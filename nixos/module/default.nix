@@ -79,6 +79,7 @@ let
           (transport "worker_password_file")
           workerKey
           (own "auth" "scale_key_file")
+          (own "auth" "secrets_key_file")
           (own "auth" "admin_key_file")
           {
             key = "auth.oidc.client_secret_file";

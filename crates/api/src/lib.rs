@@ -6,6 +6,7 @@
 mod auth;
 mod edge;
 mod extract;
+mod gateway_models;
 mod health;
 mod inference_client;
 mod metrics;
@@ -30,6 +31,7 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use gateway_models::{GatewayModels, GatewayModelsError};
 pub use health::{Health, PartsHealth, ProbeTiming};
 pub use inference_client::{InferenceClient, InferenceError};
 pub use metrics::HttpMetrics;
@@ -78,7 +80,10 @@ fn public(api: &ApiState) -> Router<ApiState> {
 
 /// The internal listener: the worker API behind the service key, health and metrics.
 pub fn internal_router(api: ApiState) -> Router {
-    finished(worker::routes(&api).merge(operations()).fallback(edge::no_such_route), api)
+    finished(
+        worker::routes(&api).merge(gateway_models::routes(&api)).merge(operations()).fallback(edge::no_such_route),
+        api,
+    )
 }
 
 /// The public API's document.
@@ -90,7 +95,9 @@ pub fn openapi() -> OpenApi {
         .merge(health_routes());
     let mut document = routes.into_openapi();
     for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten() {
+        for operation in
+            [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
+        {
             operation.responses.responses.insert("default".to_owned(), any_problem());
         }
     }
@@ -146,6 +153,7 @@ pub fn openapi_json() -> String {
         (name = "accounts", description = "Who comes in, with what, and what they did"),
         (name = "tasks", description = "What somebody asked for"),
         (name = "events", description = "Following Tasks as server-sent events"),
+        (name = "models", description = "What Runs can ask"),
         (name = "inference", description = "Devices of this machine, and which model is where"),
         (name = "webhooks", description = "Where the forge reports"),
         (name = "operations", description = "How the process is doing; on the internal listener, where there is one"),
@@ -173,8 +181,12 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::system::list_reconcilers))
         .routes(routes!(v1::queue::get_queue))
         .routes(routes!(v1::queue::list_workers))
-        .routes(routes!(v1::repositories::list_repositories))
-        .routes(routes!(v1::settings::list_models))
+        .routes(routes!(v1::repositories::list_repositories, v1::repositories::add_repository))
+        .routes(routes!(v1::repositories::remove_repository))
+        .routes(routes!(v1::models::list_models))
+        .routes(routes!(v1::models::put_model, v1::models::remove_model))
+        .routes(routes!(v1::models::try_model))
+        .routes(routes!(v1::models::rotate_secrets))
         .routes(routes!(v1::settings::get_settings))
         .routes(routes!(v1::steps::list_steps))
         .routes(routes!(v1::inference::list_devices))

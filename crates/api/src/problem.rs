@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use fettle_app::adding::AddError;
 use fettle_app::ports::ledger::LedgerError;
 use fettle_app::submit::SubmitError;
 use fettle_domain::id::RequestId;
@@ -207,6 +208,30 @@ impl From<SubmitError> for Problem {
             SubmitError::Ledger(cause) => cause.into(),
         }
     }
+}
+
+impl From<AddError> for Problem {
+    fn from(error: AddError) -> Self {
+        let told = sentence(&error.to_string());
+        match error {
+            AddError::Profile(bad) => Self::refused(format!("/{}", bad.field), bad.what),
+            AddError::OddKey | AddError::KeyAgain => Self::refused("/api_key", told),
+            AddError::Configured(_) | AddError::Alike(..) | AddError::NoRing | AddError::Full => {
+                Self::new(Code::NotPossible, told)
+            }
+            AddError::NotFound => Self::new(Code::NotFound, told),
+            AddError::Repository(error) => error.into(),
+            AddError::RingFile(_) => Self::new(Code::Unavailable, told).because(error),
+            AddError::Ledger(cause) => cause.into(),
+        }
+    }
+}
+
+/// With a capital and a full stop.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first: String = chars.next().into_iter().flat_map(char::to_uppercase).collect();
+    format!("{first}{}.", chars.as_str())
 }
 
 /// The body of every error.

@@ -3,11 +3,13 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use fettle_app::adding::Adding;
 use fettle_app::auditing::AuditForge;
 use fettle_app::doorkeeping::Doorkeeper;
 use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::Ledger;
+use fettle_app::ports::model::TryModel;
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::ShowChange;
 use fettle_app::submit::SubmitTask;
@@ -23,6 +25,7 @@ use crate::auth::limits::Limits;
 use crate::health::Health;
 use crate::inference_client::InferenceClient;
 use crate::metrics::HttpMetrics;
+use crate::problem::{Code, Problem};
 use crate::webhook::Verifier;
 
 /// Event streams at once. Each is a connection and a little memory; browsers hold one per tab.
@@ -60,6 +63,12 @@ pub struct Parts {
     /// Absent: this machine has no inference process to ask.
     pub inference: Option<InferenceClient>,
     pub about: About,
+    /// Absent: nothing can be added to the configuration.
+    pub adding: Option<Arc<Adding>>,
+    /// Absent: there is no gateway to ask.
+    pub tries: Option<Arc<dyn TryModel>>,
+    /// What a gateway shows that wants to know the models that were added. Absent: none may.
+    pub gateway_key: Option<SecretString>,
     /// The program's version, as health and the start page tell it.
     pub version: &'static str,
     /// Ends event streams and long polls, so that the server can drain.
@@ -134,6 +143,9 @@ pub struct Inner {
     pub(crate) registry: Registry,
     pub(crate) inference: Option<InferenceClient>,
     pub(crate) about: Live<About>,
+    pub(crate) adding: Option<Arc<Adding>>,
+    pub(crate) tries: Option<Arc<dyn TryModel>>,
+    pub(crate) gateway_key: Option<Key>,
     pub(crate) version: &'static str,
     pub(crate) shutdown: CancellationToken,
     pub(crate) event_streams: Arc<Semaphore>,
@@ -164,12 +176,20 @@ impl ApiState {
             registry: parts.registry,
             inference: parts.inference,
             about: Live::new(parts.about),
+            adding: parts.adding,
+            tries: parts.tries,
+            gateway_key: parts.gateway_key.as_ref().map(Key::new),
             version: parts.version,
             shutdown: parts.shutdown,
             event_streams: Arc::new(Semaphore::new(MAX_EVENT_STREAMS)),
             blobs_in_flight: Semaphore::new(MAX_BLOBS_IN_FLIGHT),
             large_webhooks: Semaphore::new(MAX_LARGE_WEBHOOKS),
         }))
+    }
+
+    pub(crate) fn adding(&self) -> Result<&Arc<Adding>, Problem> {
+        let none = || Problem::new(Code::NotConfigured, "Nothing can be added here beside the configuration.");
+        self.adding.as_ref().ok_or_else(none)
     }
 
     /// What is shown from now on.

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use fettle_domain::intake::is_same_label;
 use fettle_domain::repo::Repo;
 
+use crate::adding::KnownModels;
 use crate::live::Live;
 use crate::ports::chain;
 use crate::ports::forge::{F, Forge, ForgeError};
@@ -24,12 +25,13 @@ pub struct Gate {
     pub options: Live<PublishOptions>,
     /// `None`: no gateway checks any.
     pub run_tokens: Option<RunTokens>,
+    pub models: KnownModels,
 }
 
 #[async_trait]
 impl Admissions for Gate {
     async fn admit(&self, task: &TaskView) -> Admission {
-        let Some(repo) = &task.repo else { return Admission::Go { read_token: None, run_token: None } };
+        let Some(repo) = &task.repo else { return Admission::Go { read_token: None, run_token: None, model: None } };
         match self.ask(task, repo).await {
             Ok(admission) => admission,
             Err(ForgeError::RateLimited { wait }) => {
@@ -51,7 +53,11 @@ impl Gate {
             return Ok(Admission::Withdrawn { reason });
         }
         let read_token = self.forge.read_token(repo).await?;
-        Ok(Admission::Go { read_token, run_token: self.run_tokens.as_ref().and_then(|tokens| tokens.token(task)) })
+        let Some((name, model)) = self.models.choose(task.model.as_deref()) else {
+            return Ok(Admission::Go { read_token, run_token: None, model: None });
+        };
+        let run_token = self.run_tokens.as_ref().map(|tokens| tokens.token(task, name));
+        Ok(Admission::Go { read_token, run_token, model })
     }
 }
 

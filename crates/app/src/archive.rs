@@ -211,6 +211,18 @@ pub const TABLES: &[Table] = &[
             ("last_used_at", Instant),
         ],
     },
+    // Secrets as they are sealed: they open where the same keys are.
+    Table {
+        name: "addition",
+        columns: &[
+            ("sort", Text),
+            ("name", Text),
+            ("value", Text),
+            ("secret_key", Text),
+            ("secret", Bytes),
+            ("changed_at", Instant),
+        ],
+    },
     Table {
         name: "audit_log",
         columns: &[

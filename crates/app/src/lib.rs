@@ -2,6 +2,7 @@
 //!
 //! No use case knows SQL, HTTP, git or a system call.
 
+pub mod adding;
 pub mod admission;
 pub mod announcing;
 pub mod archive;
@@ -22,6 +23,7 @@ pub mod redelivering;
 pub mod ringing;
 pub mod run_token;
 pub mod running;
+pub mod sealing;
 pub mod serving;
 pub mod showing;
 pub mod stored;

@@ -14,9 +14,11 @@ use fettle_domain::missed::{FIRST_LOOK, Look, news_from, next_mark};
 use fettle_domain::repo::{Repo, RepoName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::adding::Added;
 use crate::intake::IntakeOptions;
 use crate::live::Live;
 use crate::ports::clock::{Clock, IdSource};
@@ -45,17 +47,33 @@ pub struct Poller {
     pub ids: Arc<dyn IdSource>,
     /// For the label; taken once for each look.
     pub options: Live<IntakeOptions>,
-    /// What to look at. Empty: whatever our credentials can write to.
-    pub named: Vec<RepoName>,
+    /// Which of the forge's repositories are looked at.
+    pub at: LookAt,
+    /// Those that people added are looked at as well.
+    pub added: watch::Receiver<Arc<Added>>,
     pub remembered: Remembered,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookAt {
+    /// Whatever our credentials can write to.
+    Reachable,
+    Named(Vec<RepoName>),
 }
 
 /// What a process remembers between two looks. Lost at its end, it costs some requests.
 #[derive(Default)]
 pub struct Remembered {
-    repositories: Option<(Vec<Repo>, Instant)>,
+    repositories: Option<Listed>,
     /// By repository: the question that was answered with nothing, and the answer's tag.
     quiet: HashMap<u64, Quiet>,
+}
+
+struct Listed {
+    repositories: Vec<Repo>,
+    asked: Instant,
+    /// What had been added then.
+    added: Vec<RepoName>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -116,8 +134,8 @@ impl Reconcile for Poller {
 impl Remembered {
     /// Until the list of repositories is read again.
     fn leave_out(&mut self, repo: &Repo) {
-        if let Some((known, _)) = &mut self.repositories {
-            known.retain(|known| known.forge_id != repo.forge_id);
+        if let Some(listed) = &mut self.repositories {
+            listed.repositories.retain(|known| known.forge_id != repo.forge_id);
         }
     }
 }
@@ -141,36 +159,35 @@ impl From<LedgerError> for LookError {
 
 impl Poller {
     async fn repositories(&mut self, pulse: &Pulse) -> Result<Vec<Repo>, Trouble> {
-        if let Some((known, asked)) = &self.remembered.repositories
-            && !known.is_empty()
-            && asked.elapsed() < REPOSITORIES_EVERY
+        let added = self.added.borrow().repositories.clone();
+        if let Some(listed) = &self.remembered.repositories
+            && !listed.repositories.is_empty()
+            && listed.asked.elapsed() < REPOSITORIES_EVERY
+            && listed.added == added
         {
-            return Ok(known.clone());
+            return Ok(listed.repositories.clone());
         }
         let asked = Instant::now();
-        let found = self.find_repositories(pulse).await?;
+        let found = self.find_repositories(&added, pulse).await?;
         self.remembered.quiet.retain(|id, _| found.iter().any(|repo| repo.forge_id == *id));
-        self.remembered.repositories = Some((found.clone(), asked));
+        self.remembered.repositories = Some(Listed { repositories: found.clone(), asked, added });
         Ok(found)
     }
 
-    async fn find_repositories(&self, pulse: &Pulse) -> Result<Vec<Repo>, Trouble> {
-        if self.named.is_empty() {
-            let asked = tokio::time::timeout(LISTED_WITHIN, self.forge.reachable(MAX_REPOSITORIES)).await;
-            let Reach { repositories, more } = asked.map_err(|_| {
-                Trouble::new(format!("the list of repositories was not complete within {} s", LISTED_WITHIN.as_secs()))
-            })??;
-            if more {
-                warn!(
-                    "only {MAX_REPOSITORIES} repositories are looked at; name those that matter in forge.poll_repositories"
-                );
+    async fn find_repositories(&self, added: &[RepoName], pulse: &Pulse) -> Result<Vec<Repo>, Trouble> {
+        let (mut found, named) = match &self.at {
+            LookAt::Reachable => (self.find_reachable().await?, [].as_slice()),
+            LookAt::Named(named) => (Vec::new(), named.as_slice()),
+        };
+        let mut away = None;
+        for name in named.iter().chain(added).take(MAX_REPOSITORIES) {
+            if found.iter().any(|repo: &Repo| repo.name == *name) {
+                continue;
             }
-            return Ok(repositories);
-        }
-        let (mut found, mut away) = (Vec::new(), None);
-        for name in self.named.iter().take(MAX_REPOSITORIES) {
             pulse.beat();
             match self.forge.repository(name).await {
+                // One that was renamed is found by its old name too.
+                Ok(repo) if found.iter().any(|known| known.forge_id == repo.forge_id) => {}
                 Ok(repo) => found.push(repo),
                 Err(error @ (ForgeError::NotFound(_) | ForgeError::Denied(_))) => {
                     warn!("{name} is not looked at: {error}");
@@ -183,6 +200,19 @@ impl Poller {
             Some(error) if found.is_empty() => Err(error.into()),
             Some(_) | None => Ok(found),
         }
+    }
+
+    async fn find_reachable(&self) -> Result<Vec<Repo>, Trouble> {
+        let asked = tokio::time::timeout(LISTED_WITHIN, self.forge.reachable(MAX_REPOSITORIES)).await;
+        let Reach { repositories, more } = asked.map_err(|_| {
+            Trouble::new(format!("the list of repositories was not complete within {} s", LISTED_WITHIN.as_secs()))
+        })??;
+        if more {
+            warn!(
+                "only {MAX_REPOSITORIES} repositories are looked at; name those that matter in forge.poll_repositories"
+            );
+        }
+        Ok(repositories)
     }
 
     /// What is new in one repository.

@@ -31,20 +31,18 @@ const MIN_KEY_BYTES: usize = 32;
 const GRACE: SignedDuration = SignedDuration::from_hours(2);
 
 /// Gives each Run its token, as the dashboard knows the Run.
+#[derive(Clone)]
 pub struct RunTokens {
     pub key: RunTokenKey,
-    /// What a Run without a model of its own asks.
-    pub default_model: Option<String>,
     pub clock: Arc<dyn Clock>,
 }
 
 impl RunTokens {
-    /// For the lease that the Run is under now; a later lease needs another. `None`: there is no model to ask.
-    pub fn token(&self, task: &TaskView) -> Option<SecretString> {
-        let model = task.model.clone().or_else(|| self.default_model.clone())?;
+    /// To ask `model`, for the lease that the Run is under now; a later lease needs another.
+    pub fn token(&self, task: &TaskView, model: String) -> SecretString {
         let limits = Limits::for_mode(task.mode);
         let wall = i64::try_from(limits.wall_s).map_or(SignedDuration::MAX, SignedDuration::from_secs);
-        Some(self.key.sign(&RunClaims {
+        self.key.sign(&RunClaims {
             run: task.run.id,
             job: task.run.job,
             fence: Fence::new(task.run.fence),
@@ -56,7 +54,28 @@ impl RunTokens {
             repository: task.repo.as_ref().map(|repo| repo.name.to_string()).unwrap_or_default(),
             class: Class::Batch,
             expires: self.clock.now().saturating_add(wall.saturating_add(GRACE)).expect("a span of hours fits"),
-        }))
+        })
+    }
+}
+
+/// Of one question that somebody asks to see whether a model answers: prompt and answer, with room for how others count.
+const TRIAL_TOKENS: u64 = 4 * 1024;
+/// Longer than anybody waits for it.
+const TRIAL_LIFE: SignedDuration = SignedDuration::from_mins(10);
+
+impl RunTokens {
+    /// For one small question to `model`, as a Run of nobody's.
+    pub fn trial(&self, run: RunId, job: JobId, model: String) -> SecretString {
+        self.key.sign(&RunClaims {
+            run,
+            job,
+            fence: Fence::new(1),
+            models: vec![model],
+            budgets: RunBudgets { tokens: Some(TRIAL_TOKENS), ..RunBudgets::default() },
+            repository: String::new(),
+            class: Class::Interactive,
+            expires: self.clock.now().saturating_add(TRIAL_LIFE).expect("a span of minutes fits"),
+        })
     }
 }
 
@@ -109,6 +128,8 @@ pub struct RunTokenKey(Hmac<Sha256>);
 
 /// What the key made of the service key is made for; another purpose would have another key.
 const PURPOSE: &[u8] = b"fettle run tokens, version 1";
+/// No token begins like this.
+const GATEWAY_PURPOSE: &[u8] = b"fettle gateway, version 1";
 
 impl RunTokenKey {
     /// The installation's secret for this; without one, what follows from the service key, which all of its processes have.
@@ -130,6 +151,12 @@ impl RunTokenKey {
             return Err(WeakKey);
         }
         Ok(Self(Hmac::new_from_slice(bytes).expect("a key of HMAC may have any length")))
+    }
+
+    /// What a gateway shows to a dashboard to be told the models that people added, with their keys. Neither needs the other's word
+    /// for it: both have made it of the same key.
+    pub fn gateway_secret(&self) -> SecretString {
+        hex::encode(self.0.clone().chain_update(GATEWAY_PURPOSE).finalize().into_bytes()).into()
     }
 
     pub fn sign(&self, claims: &RunClaims) -> SecretString {

@@ -25,6 +25,7 @@ use crate::ports::ledger::{
     Admission, Fenced, Granted, Holder, Leased, Leases, LedgerError, MAX_LEASE_WAIT, Order, RUN_ORDER_VERSION,
     RunOrder, Then, Wake, Want,
 };
+use crate::ports::model::ModelInfo;
 use crate::ports::transport::{Hint, Transport};
 use crate::vitals::Pulse;
 
@@ -58,6 +59,8 @@ pub struct RunContext {
     pub read_token: Option<SecretString>,
     /// What the Run shows to the gateway of models.
     pub run_token: Option<SecretString>,
+    /// A model that only the gateway knows.
+    pub model: Option<ModelInfo>,
     /// Cancelled when the work must stop.
     pub cancel: CancellationToken,
 }
@@ -224,14 +227,14 @@ impl Worker {
     ) -> Result<RunResult, RunEnd> {
         let lease = held.lease();
         let recorded = persist(held, || self.leases.steps(&lease)).await?;
-        let (read_token, run_token) = match persist(held, || self.leases.admit(&lease)).await? {
-            Admission::Go { read_token, run_token } => (read_token, run_token),
+        let (read_token, run_token, model) = match persist(held, || self.leases.admit(&lease)).await? {
+            Admission::Go { read_token, run_token, model } => (read_token, run_token, model),
             Admission::Withdrawn { reason } => return Ok(withdrawn(order, reason)),
             Admission::Later { wait, why } => return Err(RunEnd::Defer { wait, why }),
             Admission::Refused { why } => return Err(RunEnd::Retry(why)),
         };
         let journal = Arc::new(LedgerJournal { leases: self.leases.clone(), held: held.clone() });
-        let context = RunContext { journal, recorded, read_token, run_token, cancel: held.work_token() };
+        let context = RunContext { journal, recorded, read_token, run_token, model, cancel: held.work_token() };
         let working = self.runner.run(order, context);
         tokio::pin!(working);
         let mut beats = tokio::time::interval(BEAT_EVERY);

@@ -11,6 +11,7 @@ use fettle_domain::label::needs_of;
 use fettle_domain::repo::{Repo, RepoName};
 use fettle_domain::task::Mode;
 
+use crate::adding::KnownModels;
 use crate::foreign;
 use crate::intake::IntakeOptions;
 use crate::live::Live;
@@ -35,8 +36,7 @@ pub struct Submitting {
     pub ids: Arc<dyn IdSource>,
     /// Hosts that repository URLs may name: the forge's own.
     pub hosts: Vec<String>,
-    /// Names of the configured models.
-    pub models: Vec<String>,
+    pub models: KnownModels,
     /// For what a repository needs; taken once for each request.
     pub options: Live<IntakeOptions>,
 }
@@ -44,9 +44,10 @@ pub struct Submitting {
 #[async_trait]
 impl SubmitTask for Submitting {
     async fn submit(&self, request: NewTask) -> Result<Submitted, SubmitError> {
-        known_models(&self.models, request.model.as_ref(), "/model")?;
+        let models = self.models.names();
+        known_models(&models, request.model.as_ref(), "/model")?;
         for (nth, run) in request.further.iter().enumerate() {
-            known_models(&self.models, run.model.as_ref(), &format!("/further/{nth}/model"))?;
+            known_models(&models, run.model.as_ref(), &format!("/further/{nth}/model"))?;
         }
         if request.further.len() >= MAX_RUNS || (request.mode == Mode::Probe && !request.further.is_empty()) {
             return Err(invalid("/further", format!("a Task has at most {MAX_RUNS} Runs, a probe one")));
@@ -99,8 +100,9 @@ impl SubmitTask for Submitting {
     }
 
     async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError> {
+        let models = self.models.names();
         for (nth, run) in runs.iter().enumerate() {
-            known_models(&self.models, run.model.as_ref(), &format!("/runs/{nth}/model"))?;
+            known_models(&models, run.model.as_ref(), &format!("/runs/{nth}/model"))?;
         }
         let plans: Vec<RunPlan> = runs.into_iter().map(|run| plan_run(&*self.ids, run)).collect();
         self.ledger.add_runs(task, by, &plans).await.map_err(SubmitError::Ledger)?;
@@ -108,10 +110,10 @@ impl SubmitTask for Submitting {
     }
 }
 
-/// Refuses a model that is not configured.
+/// Refuses a model that nobody configured or added.
 fn known_models(models: &[String], model: Option<&String>, pointer: &str) -> Result<(), SubmitError> {
     let Some(model) = model.filter(|model| !models.contains(model)) else { return Ok(()) };
-    let known = if models.is_empty() { "none is configured".into() } else { models.join(", ") };
+    let known = if models.is_empty() { "there is none yet".into() } else { models.join(", ") };
     Err(invalid(pointer, format!("there is no model `{model}`; known: {known}")))
 }
 
@@ -232,7 +234,7 @@ fn invalid(pointer: &str, detail: String) -> SubmitError {
     SubmitError::Invalid { pointer: pointer.to_owned(), detail }
 }
 
-fn by_reaction(error: ForgeError, what: Missing) -> SubmitError {
+pub(crate) fn by_reaction(error: ForgeError, what: Missing) -> SubmitError {
     match error {
         ForgeError::NotFound(_) | ForgeError::Denied(_) | ForgeError::Refused(_) => SubmitError::NotFound(what),
         ForgeError::RateLimited { wait } => {

@@ -176,6 +176,7 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         process: &process,
         keep: flags.keep,
         paths: Live::new(config.forge.paths.clone()),
+        gateway: None,
     };
     let agent = fettle_worker::agent(parts, models).await?;
     let brief = Brief {
@@ -193,6 +194,7 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         recorded: Vec::new(),
         read_token: None,
         run_token: None,
+        model: None,
         cancel: cancel.clone(),
     };
     let solved = solve(&agent, flags, &brief, &context).await;

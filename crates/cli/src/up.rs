@@ -66,8 +66,10 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         registry: &registry,
         vitals: &running.vitals,
         supervisor: &supervisor,
+        added: running.added.clone(),
     })
     .await?;
+    running.ask_models_at(inference.url.clone());
     info!("models are served on http://{}, by the APIs of OpenAI, Anthropic and Ollama", inference.address);
     let gateway = inference.url.clone();
     config.agent.unmet_needs().iter().for_each(|unmet| warn!("missing: {unmet}"));
@@ -82,6 +84,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         process: "up",
         keep: false,
         paths: paths.clone(),
+        gateway: Some(gateway.clone()),
     };
     match fettle_worker::agent(parts, fettle_worker::models(&config, Some(&gateway))?).await {
         Ok(agent) => {
@@ -175,7 +178,7 @@ fn tell(config: &Config, data: &DataDir, credentials: &Credentials, address: std
             first.name
         ),
         None => warn!(
-            "missing: no model. Add a [[gateway.models]] entry to the configuration, with name and base_url, or with name and path for one on this machine"
+            "missing: no model. Add one in the browser, on the page Models, or a [[gateway.models]] entry to the configuration, with name and base_url, or with name and path for one on this machine"
         ),
     }
     if credentials.webhook.is_some() {

@@ -5,7 +5,6 @@ use camino::Utf8Path;
 use fettle_api::WebhookSecrets;
 use fettle_app::ports::clock::IdSource;
 use fettle_app::run_token::RunTokenKey;
-use fettle_domain::secret::KnownSecrets;
 use fettle_github::GitHubAuth;
 use fettle_runtime::config::Config;
 use fettle_runtime::data::DataDir;
@@ -133,8 +132,8 @@ impl Credentials {
         Some(WebhookSecrets { current, previous: self.webhook_previous.clone() })
     }
 
-    /// All of them, to be searched for in whatever leaves.
-    pub fn known(&self) -> KnownSecrets {
+    /// All of them with a name, to be searched for in whatever leaves.
+    pub fn known(&self) -> Vec<(&'static str, SecretString)> {
         let named = [
             ("admin key", Some(&self.admin_key)),
             ("worker key", Some(&self.worker_key)),
@@ -150,8 +149,8 @@ impl Credentials {
             ("database password", self.store_password.as_ref()),
             ("sign-in provider's secret", self.oidc_secret.as_ref()),
         ];
-        let named = named.into_iter().filter_map(|(name, secret)| Some((name, secret?.expose_secret())));
-        KnownSecrets::new(named.chain(self.model_keys.iter().map(|key| ("model key", key.expose_secret()))))
+        let named = named.into_iter().filter_map(|(name, secret)| Some((name, secret?.clone())));
+        named.chain(self.model_keys.iter().map(|key| ("model key", key.clone()))).collect()
     }
 }
 

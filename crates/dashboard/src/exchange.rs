@@ -1,13 +1,21 @@
 //! What a reload exchanges in a running dashboard, and from which keys each piece is made.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use camino::Utf8PathBuf;
 use fettle_api::ApiState;
+use fettle_app::adding::Added;
 use fettle_app::intake::IntakeOptions;
 use fettle_app::live::Live;
 use fettle_app::publishing::PublishOptions;
 use fettle_domain::intake::IntakeRules;
+use fettle_domain::path_policy::PathPolicy;
+use fettle_domain::secret::KnownSecrets;
 use fettle_runtime::config::Config;
 use fettle_runtime::reload::{Keys, LOG};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::Credentials;
 use crate::about::about;
@@ -42,7 +50,7 @@ pub const KEYS: Keys = Keys {
 #[derive(Clone)]
 pub struct Exchange {
     pub(crate) intake: Live<IntakeOptions>,
-    pub(crate) publishing: Live<PublishOptions>,
+    pub(crate) publishing: Publishing,
     pub(crate) api: ApiState,
     pub(crate) config_file: Option<Utf8PathBuf>,
 }
@@ -51,7 +59,7 @@ impl Exchange {
     /// Whatever begins from now on goes by these.
     pub fn apply(&self, config: &Config, credentials: &Credentials) {
         self.intake.set(intake_options(config));
-        self.publishing.set(publish_options(config, credentials));
+        self.publishing.set(Told::of(config, credentials));
         self.api.set_about(about(config, self.config_file.as_deref()));
         self.api.set_webhook_secrets(credentials.webhook_secrets().as_ref());
     }
@@ -67,10 +75,65 @@ pub(crate) fn intake_options(config: &Config) -> IntakeOptions {
     IntakeOptions { rules, daily_tasks: forge.daily_tasks, needs: config.agent.needs.clone() }
 }
 
-pub(crate) fn publish_options(config: &Config, credentials: &Credentials) -> PublishOptions {
-    PublishOptions {
-        paths: config.forge.paths.clone(),
-        secrets: credentials.known(),
-        trigger_label: config.forge.label.clone(),
+/// What the publisher goes by: the configuration, and the keys that people added.
+#[derive(Clone)]
+pub(crate) struct Publishing {
+    pub(crate) options: Live<PublishOptions>,
+    told: Arc<Mutex<Told>>,
+    added: watch::Receiver<Arc<Added>>,
+}
+
+pub(crate) struct Told {
+    paths: PathPolicy,
+    trigger_label: String,
+    secrets: Vec<(&'static str, SecretString)>,
+}
+
+impl Told {
+    pub(crate) fn of(config: &Config, credentials: &Credentials) -> Self {
+        Self {
+            paths: config.forge.paths.clone(),
+            trigger_label: config.forge.label.clone(),
+            secrets: credentials.known(),
+        }
+    }
+}
+
+impl Publishing {
+    pub(crate) fn new(told: Told, added: watch::Receiver<Arc<Added>>) -> Self {
+        let publishing =
+            Self { options: Live::new(PublishOptions::default()), told: Arc::new(Mutex::new(told)), added };
+        publishing.renew();
+        publishing
+    }
+
+    fn set(&self, told: Told) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+        self.renew();
+    }
+
+    fn renew(&self) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let added = self.added.borrow();
+        let configured = told.secrets.iter().map(|(name, secret)| (*name, secret.expose_secret()));
+        let added = added.secrets().map(|key| ("model key", key.expose_secret()));
+        self.options.set(PublishOptions {
+            paths: told.paths.clone(),
+            secrets: KnownSecrets::new(configured.chain(added)),
+            trigger_label: told.trigger_label.clone(),
+        });
+    }
+
+    /// Until `stop`: whatever key is added is searched for in what leaves.
+    pub(crate) async fn follow(mut self, stop: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.added.changed() => match changed {
+                    Ok(()) => self.renew(),
+                    Err(_) => return,
+                },
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ mod credentials;
 mod exchange;
 mod lookout;
 mod store;
+mod tryout;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use camino::Utf8Path;
 use fettle_api::{ApiState, Health, HttpMetrics, InferenceClient, Parts, ProbeTiming};
+use fettle_app::adding::{self, Added, Adding, KnownModels, READ_EVERY, ReadAgain};
 use fettle_app::admission::Gate;
 use fettle_app::announcing::{ANNOUNCED_WITHIN, announce};
 use fettle_app::auditing::Auditing;
@@ -47,14 +49,18 @@ use fettle_oidc::{Options as ProviderOptions, Provider};
 use fettle_runtime::config::{self, Config};
 use fettle_runtime::data::DataDir;
 use fettle_runtime::environment::Environment;
+use fettle_runtime::sealing_keys::SealingKeys;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::system;
 use prometheus::Registry;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tracing::info;
 
+use exchange::{Publishing, Told};
 use lookout::Lookout;
+use tryout::Tryout;
 
 pub use credentials::Credentials;
 pub use exchange::{Exchange, KEYS};
@@ -94,6 +100,9 @@ pub struct Running {
     /// For further parts of this process, such as workers: `/healthz` tells of them too.
     pub vitals: Arc<Vitals>,
     pub exchange: Exchange,
+    /// What people added, for a gateway in this process.
+    pub added: watch::Receiver<Arc<Added>>,
+    gateway: Live<Option<String>>,
     store: Store,
     health: Arc<Health>,
 }
@@ -110,6 +119,11 @@ impl Running {
             },
         }
         Ok(fs_err::write(data.address(), self.address.to_string())?)
+    }
+
+    /// Where models can be tried, when that is known only now.
+    pub fn ask_models_at(&self, gateway: String) {
+        self.gateway.set(Some(gateway));
     }
 
     /// Not ready for new work from now on; what is being answered is still answered.
@@ -188,18 +202,22 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         GitHubOptions { base_url: Some(api_url), auth: credentials.forge_auth(config), timeouts: Timeouts::default() };
     let forge = Arc::new(GitHub::new(options)?);
     let intake_options = Live::new(exchange::intake_options(config));
-    let publishing = Live::new(exchange::publish_options(config, credentials));
-    let run_tokens = RunTokens {
-        key: credentials.run_token_key()?,
-        default_model: config.gateway.models.first().map(|model| model.name.clone()),
-        clock: clock.clone(),
-    };
+    let (told, added) = watch::channel(Arc::default());
+    let publishing = Publishing::new(Told::of(config, credentials), added.clone());
+    let run_tokens = RunTokens { key: credentials.run_token_key()?, clock: clock.clone() };
+    let configured: Vec<String> = config.gateway.models.iter().map(|model| model.name.clone()).collect();
+    let models = KnownModels::new(configured.clone(), added.clone());
     let opening = Opening {
         timing,
         slots: slots(config),
         clock: clock.clone(),
         ids: ids.clone(),
-        admissions: Arc::new(Gate { forge: forge.clone(), options: publishing.clone(), run_tokens: Some(run_tokens) }),
+        admissions: Arc::new(Gate {
+            forge: forge.clone(),
+            options: publishing.options.clone(),
+            run_tokens: Some(run_tokens.clone()),
+            models: models.clone(),
+        }),
     };
     let store = Store::open(config, data, opening).await.context("while opening the ledger")?;
     let ledger = store.ledger();
@@ -212,6 +230,17 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let (mut door, setup_token) = opened.context("while opening the accounts")?;
     door.foreign = config.auth.oidc.as_ref().map(|oidc| foreign(oidc, credentials)).transpose()?;
     let door = Arc::new(door);
+    let adding = Adding::open(adding::Parts {
+        store: store.additions(),
+        forge: forge.clone(),
+        hosts: config.forge.hosts.clone(),
+        configured,
+        ring: Arc::new(SealingKeys::of(config, data)),
+        clock: clock.clone(),
+        random: Arc::new(system::RandomSecrets),
+        told,
+    });
+    let adding = Arc::new(adding.await.context("while reading what people added in the browser")?);
     let metrics = HttpMetrics::register(&registry)?;
     let vitals = Arc::new(Vitals::default());
     let health = Arc::new(Health::new(probing, clock.clone(), vitals.clone()));
@@ -223,7 +252,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         clock: clock.clone(),
         ids: ids.clone(),
         hosts: config.forge.hosts.clone(),
-        models: config.gateway.models.iter().map(|model| model.name.clone()).collect(),
+        models,
         options: intake_options.clone(),
     });
     let intake = Intake {
@@ -252,10 +281,13 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         },
         timing,
         heart: Heart::Apart,
-        options: publishing.clone(),
+        options: publishing.options.clone(),
         pulse: vitals.pulse("publisher", PUBLISHED_WITHIN),
         pace: Pace::new(timing.write_gap),
     };
+    let gateway = Live::new(config.gateway.url.clone());
+    let gateway_key = run_tokens.key.gateway_secret();
+    let tries = Tryout { gateway: gateway.clone(), tokens: run_tokens, ids: ids.clone() };
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
         submit,
@@ -275,6 +307,9 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         registry: registry.clone(),
         inference: Some(InferenceClient::at(data.inference_socket().as_std_path())?),
         about: about::about(config, config_file),
+        adding: Some(adding.clone()),
+        tries: Some(Arc::new(tries)),
+        gateway_key: Some(gateway_key),
         version: env!("CARGO_PKG_VERSION"),
         shutdown: shutdown.clone(),
     });
@@ -303,6 +338,16 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         reconcilers: &reconcilers,
         vitals: &vitals,
         supervisor,
+        added: added.clone(),
+    });
+    let (own, pulse) = (reconcilers.register("additions", READ_EVERY), vitals.pulse("additions", WORKED_WITHIN));
+    let (mut again, stop) = (ReadAgain(adding), shutdown.clone());
+    supervisor.spawn("the reading of additions", async move { own.work(&mut again, &pulse, &stop).await });
+    let (renewed, stop) = (publishing.clone(), shutdown.clone());
+    supervisor.spawn("the keys that must not leave", async move {
+        renewed.follow(&stop).await;
+        // Whoever told it may end first.
+        stop.cancelled().await;
     });
     if let Some(every) = config.forge.tells_every() {
         let mut teller = Teller { ledger: ledger.clone(), clock: clock.clone(), every };
@@ -350,7 +395,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     if let Some(token) = &setup_token {
         tell_setup_token(token, address)?;
     }
-    let running = Running { address, internal_address, ledger, ids, vitals, exchange, store, health };
+    let running = Running { address, internal_address, ledger, ids, vitals, exchange, added, gateway, store, health };
     running.write_addresses(data)?;
     Ok(running)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use fettle_app::adding::Added;
 use fettle_app::intake::IntakeOptions;
 use fettle_app::live::Live;
 use fettle_app::polling::Poller;
@@ -14,6 +15,7 @@ use fettle_app::vitals::Vitals;
 use fettle_runtime::config::{Config, IntakeMode};
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::units::Span;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 pub(crate) struct Lookout<'a> {
@@ -26,11 +28,12 @@ pub(crate) struct Lookout<'a> {
     pub(crate) reconcilers: &'a Arc<Reconcilers>,
     pub(crate) vitals: &'a Arc<Vitals>,
     pub(crate) supervisor: &'a Supervisor,
+    pub(crate) added: watch::Receiver<Arc<Added>>,
 }
 
 /// The poller and the redeliverer, each if it has something to do.
 pub(crate) fn spawn(lookout: Lookout<'_>) {
-    let Lookout { config, ledger, forge, clock, ids, options, reconcilers, vitals, supervisor } = lookout;
+    let Lookout { config, ledger, forge, clock, ids, options, reconcilers, vitals, supervisor, added } = lookout;
     let settings = &config.forge;
     match (settings.looks_every(), settings.why_not_looked()) {
         (Some(every), _) => {
@@ -39,26 +42,29 @@ pub(crate) fn spawn(lookout: Lookout<'_>) {
                 named => format!("{named} named repositories"),
             };
             info!("{where_to} will be looked at every {} for labels that no webhook told of", Span(every));
-            let mut poller = Poller {
-                ledger: ledger.clone(),
-                forge: forge.clone(),
-                clock,
-                ids,
-                options,
-                named: settings.poll_repositories.clone(),
-                remembered: Default::default(),
-            };
-            let (own, pulse) = (reconcilers.register("poll", every), vitals.pulse("poll", WORKED_WITHIN));
-            let stop = supervisor.shutdown().clone();
-            supervisor.spawn("the poller", async move { own.work(&mut poller, &pulse, &stop).await });
         }
         (None, Some(why)) if settings.intake == IntakeMode::Poll => {
-            warn!("missing: nothing is looked for, since {why}")
+            warn!("missing: only repositories that are added in the browser are looked at, since {why}")
         }
         (None, Some(why)) if settings.webhook_secret_file.is_some() => {
-            info!("a lost webhook is not looked for, since {why}");
+            info!("a lost webhook is looked for only in repositories that are added in the browser, since {why}");
         }
         (None, _) => {}
+    }
+    if let Some(every) = settings.looks_every().or(settings.looks_at_added_every()) {
+        let mut poller = Poller {
+            ledger: ledger.clone(),
+            forge: forge.clone(),
+            clock,
+            ids,
+            options,
+            at: settings.looks_at(),
+            added,
+            remembered: Default::default(),
+        };
+        let (own, pulse) = (reconcilers.register("poll", every), vitals.pulse("poll", WORKED_WITHIN));
+        let stop = supervisor.shutdown().clone();
+        supervisor.spawn("the poller", async move { own.work(&mut poller, &pulse, &stop).await });
     }
     if let Some(every) = settings.redelivers_every() {
         info!("webhook deliveries that failed will be asked for again, every {}", Span(every));

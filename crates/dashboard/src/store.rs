@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use fettle_app::ports::accounts::Accounts;
+use fettle_app::ports::additions::Additions;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Admissions, L, Ledger};
 use fettle_domain::lease::Timing;
@@ -86,6 +87,13 @@ impl Store {
     }
 
     pub(crate) fn accounts(&self) -> Arc<dyn Accounts> {
+        match self {
+            Self::File(ledger) => ledger.clone(),
+            Self::Postgres { ledger, .. } => ledger.clone(),
+        }
+    }
+
+    pub(crate) fn additions(&self) -> Arc<dyn Additions> {
         match self {
             Self::File(ledger) => ledger.clone(),
             Self::Postgres { ledger, .. } => ledger.clone(),

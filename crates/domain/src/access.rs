@@ -100,6 +100,12 @@ actions! {
     // It spends what the forge lets us ask.
     ForgeAudit = "forge.audit": Maintainer, Write;
     SystemRead = "system.read": Viewer, Read;
+    // It names whom keys are sent to.
+    ModelsChange = "models.change": Admin, Admin;
+    // It spends what a provider counts.
+    ModelsTry = "models.try": Maintainer, Write;
+    RepositoriesChange = "repositories.change": Admin, Admin;
+    SecretsRotate = "secrets.rotate": Admin, Admin;
     // Where secrets lie and whom this machine talks to is nothing for everybody who may look at Tasks.
     SettingsRead = "settings.read": Admin, Admin;
     MeRead = "me.read": Viewer, Read;

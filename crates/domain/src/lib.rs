@@ -22,6 +22,7 @@ pub mod label;
 pub mod lease;
 pub mod loops;
 pub mod missed;
+pub mod model_profile;
 pub mod object;
 pub mod oidc;
 pub mod outgoing;

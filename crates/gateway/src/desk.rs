@@ -25,7 +25,7 @@ const AHEAD: u32 = 2;
 pub(crate) enum Source {
     /// A model of this machine.
     Local(ModelId),
-    /// A provider, by its place in the settings.
+    /// A provider, by a number that no other has had.
     Provider(usize),
 }
 

@@ -203,7 +203,7 @@ async fn about(
 /// What the caller may ask for.
 fn listed(front: &Front, headers: &HeaderMap) -> Result<Vec<ModelEntry>, Failure> {
     let caller = front.access.identify(headers, front.clock.now())?;
-    let mut models = front.names.list(&front.floor.known());
+    let mut models = front.names.now().list(&front.floor.known());
     models.retain(|model| caller.may_ask(&model.id).is_ok());
     let examined = front.examined.borrow();
     models.iter_mut().for_each(|model| tell_of(model, &examined));
@@ -212,7 +212,7 @@ fn listed(front: &Front, headers: &HeaderMap) -> Result<Vec<ModelEntry>, Failure
 
 fn one(front: &Front, headers: &HeaderMap, id: String) -> Result<ModelEntry, Failure> {
     let caller = front.access.identify(headers, front.clock.now())?;
-    let found = front.names.find_entry(&id, &front.floor.known());
+    let found = front.names.now().find_entry(&id, &front.floor.known());
     let found = found.filter(|model| caller.may_ask(&model.id).is_ok());
     let mut model = found.ok_or(Failure::UnknownModel { model: id })?;
     tell_of(&mut model, &front.examined.borrow());

@@ -16,7 +16,7 @@ use crate::desk::{Arrival, Ask, Called, Desk, Grant, NotNow, Refusal, Rules, Sou
 use crate::metrics::Metrics;
 use crate::retry::{Failed, Verdict};
 use crate::routing::TargetId;
-use crate::settings::{Settings, SettingsError, Timeouts};
+use crate::settings::{Provider, Settings, SettingsError, Timeouts};
 use crate::upstream::{Upstream, Wiring};
 
 pub(crate) struct Floor {
@@ -61,25 +61,56 @@ impl Floor {
             interactive_weight: settings.queue.interactive_weight,
             sticky_ttl: settings.sticky_ttl,
         };
-        let (mut upstreams, mut providers) = (HashMap::new(), BTreeMap::new());
-        for (nth, provider) in settings.providers.iter().enumerate() {
-            let id = TargetId(u64::try_from(nth).unwrap_or(u64::MAX));
-            let upstream = Upstream::of_provider(provider, &settings.timeouts, &wiring)?;
-            upstreams.insert(id, Arc::new(upstream));
-            let facts = TargetFacts { id, parallel: provider.parallel, draining: false };
-            providers.insert(Source::Provider(nth), SourceFacts { targets: vec![facts], unserved: None });
-        }
-        let next_target = u64::try_from(settings.providers.len()).unwrap_or(u64::MAX);
         let inner = Inner {
             desk: Desk::new(rules),
-            upstreams,
+            upstreams: HashMap::new(),
             engines: HashMap::new(),
-            providers,
+            providers: BTreeMap::new(),
             waiting: HashMap::new(),
-            next_target,
+            next_target: 0,
             supply: Arc::default(),
         };
-        Ok(Self { inner: Mutex::new(inner), wiring, timeouts: settings.timeouts, metrics, changed: Notify::new() })
+        let floor =
+            Self { inner: Mutex::new(inner), wiring, timeouts: settings.timeouts, metrics, changed: Notify::new() };
+        floor.provide(settings.providers.iter().enumerate())?;
+        Ok(floor)
+    }
+
+    /// Which providers there are from now on, by their numbers; a number stands for the same provider for ever. Requests at one that
+    /// is gone come to their end, and whoever waits for it is told that nobody is called so.
+    ///
+    /// Errors change nothing.
+    pub(crate) fn provide<'a>(
+        &self,
+        providers: impl Iterator<Item = (usize, &'a Provider)>,
+    ) -> Result<(), SettingsError> {
+        let known: Vec<Source> = self.inner().providers.keys().cloned().collect();
+        let (mut present, mut new) = (Vec::new(), Vec::new());
+        for (number, provider) in providers {
+            let source = Source::Provider(number);
+            if !known.contains(&source) {
+                let upstream = Upstream::of_provider(provider, &self.timeouts, &self.wiring)?;
+                new.push((source.clone(), provider.parallel, Arc::new(upstream)));
+            }
+            present.push(source);
+        }
+        let mut inner = self.inner();
+        for source in known.iter().filter(|source| !present.contains(source)) {
+            for target in inner.providers.remove(source).into_iter().flat_map(|facts| facts.targets) {
+                inner.upstreams.remove(&target.id);
+            }
+        }
+        for (source, parallel, upstream) in new {
+            let id = TargetId(inner.next_target);
+            inner.next_target += 1;
+            inner.upstreams.insert(id, upstream);
+            let facts = TargetFacts { id, parallel, draining: false };
+            inner.providers.insert(source, SourceFacts { targets: vec![facts], unserved: None });
+        }
+        let supply = Arc::clone(&inner.supply);
+        drop(inner);
+        self.supply(supply);
+        Ok(())
     }
 
     /// Engines come and go as `supply` says; those that wait for one that has come are woken.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
+use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::model::ToolCalls;
 use fettle_app::ports::serving::When;
@@ -71,7 +72,7 @@ pub(crate) struct Front {
     pub(crate) access: Access,
     pub(crate) bodies: Bodies,
     pub(crate) budgets: Arc<Budgets>,
-    pub(crate) names: Names,
+    pub(crate) names: Live<Names>,
     pub(crate) floor: Arc<Floor>,
     pub(crate) streams: Streams,
     pub(crate) store: Arc<Store>,
@@ -133,7 +134,7 @@ impl Front {
         let body = self.bodies.read(&parts.headers, body, BODY_LIMIT).await?;
         let peek = Peek::of(protocol, &body.bytes)?;
         caller.may_ask(&peek.model)?;
-        let routes = self.names.find(&peek.model, &self.floor.known());
+        let routes = self.names.now().find(&peek.model, &self.floor.known());
         if routes.is_empty() {
             return Err(Failure::UnknownModel { model: peek.model });
         }

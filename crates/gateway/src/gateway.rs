@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::model::ToolCalls;
 use fettle_app::ports::serving::{Demand, EngineMeter, Load, Supply};
@@ -23,7 +24,7 @@ use crate::endpoint;
 use crate::floor::Floor;
 use crate::front::Front;
 use crate::metrics::Metrics;
-use crate::names::Names;
+use crate::providers::{Providers, check, names};
 use crate::relay::Streams;
 use crate::settings::{Settings, SettingsError};
 use crate::upstream::Wiring;
@@ -56,6 +57,7 @@ pub struct Told {
 
 pub struct Gateway {
     front: Arc<Front>,
+    providers: Arc<Providers>,
     supply: watch::Receiver<Arc<Supply>>,
     meters: watch::Receiver<Arc<Vec<EngineMeter>>>,
     demand: watch::Sender<Arc<Demand>>,
@@ -66,7 +68,7 @@ pub struct Gateway {
 impl Gateway {
     /// Reads what runs have spent in an earlier life; blocks for as long as that takes. Its metrics are in `registry`.
     pub fn new(mut settings: Settings, parts: Parts, registry: &Registry) -> Result<(Self, Told), SettingsError> {
-        check(&settings)?;
+        check(&settings.providers)?;
         let Parts { supply, meters, examined, clock, ids } = parts;
         let tracker = TaskTracker::new();
         let metrics = Arc::new(Metrics::register(registry).map_err(SettingsError::Metrics)?);
@@ -79,7 +81,7 @@ impl Gateway {
             access: Access::new(&mut settings),
             bodies: Bodies::new(settings.most_body_bytes),
             budgets,
-            names: Names::new(&settings),
+            names: Live::new(names(&settings, &[])),
             floor,
             streams: Streams::default(),
             store,
@@ -93,13 +95,20 @@ impl Gateway {
         };
         let (demand, demand_told) = watch::channel(Arc::default());
         let (load, load_told) = watch::channel(Arc::default());
-        let gateway = Self { front: Arc::new(front), supply, meters, demand, load, tracker };
+        let front = Arc::new(front);
+        let providers = Providers::new(&front, settings);
+        let gateway = Self { front, providers: Arc::new(providers), supply, meters, demand, load, tracker };
         Ok((gateway, Told { demand: demand_told, load: load_told }))
     }
 
     /// The endpoint. Whoever serves it sets TCP_NODELAY on its connections: without, a stream's pieces wait for each other.
     pub fn router(&self) -> Router {
         endpoint::router(Arc::clone(&self.front))
+    }
+
+    /// Who exchanges providers while the gateway serves.
+    pub fn providers(&self) -> Arc<Providers> {
+        Arc::clone(&self.providers)
     }
 
     pub fn usage(&self) -> UsageReader {
@@ -202,17 +211,4 @@ fn recall(budgets: &Budgets, usage: &UsageReader, now: jiff::Timestamp) {
         }
         cursor = Some(page.next);
     }
-}
-
-fn check(settings: &Settings) -> Result<(), SettingsError> {
-    for (nth, provider) in settings.providers.iter().enumerate() {
-        let name = || provider.name.clone();
-        if provider.name.is_empty() || provider.name.contains('/') {
-            return Err(SettingsError::ProviderName { name: name() });
-        }
-        if settings.providers[..nth].iter().any(|other| other.name == provider.name) {
-            return Err(SettingsError::ProviderTwice { name: name() });
-        }
-    }
-    Ok(())
 }

@@ -18,6 +18,7 @@ mod line;
 mod metrics;
 mod names;
 mod passage;
+mod providers;
 mod relay;
 mod retry;
 mod routing;
@@ -30,5 +31,6 @@ mod upstream;
 mod usage;
 
 pub use gateway::{Gateway, Parts, Told};
+pub use providers::{Providers, Served};
 pub use settings::{Price, Provider, ProviderKind, ProviderModel, Queue, Settings, SettingsError, StaticKey, Timeouts};
 pub use usage::{End, Page, ReadError, UsageBy, UsageReader, UsageRecord, Used};

@@ -7,7 +7,7 @@ use fettle_placement::id::ModelId;
 use fettle_protocols::ModelEntry;
 
 use crate::desk::Source;
-use crate::settings::{Price, Provider, Settings};
+use crate::settings::{Price, Provider};
 
 /// Of a model whose window nobody told.
 const UNKNOWN_CONTEXT: u64 = 32_768;
@@ -29,17 +29,23 @@ pub(crate) struct Names {
 
 #[derive(Debug)]
 struct Listed {
+    number: usize,
     name: String,
     models: BTreeMap<String, (Option<u64>, Option<Price>)>,
 }
 
 impl Names {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let listed = |provider: &Provider| Listed {
+    /// `providers`: with their numbers.
+    pub(crate) fn new<'a>(
+        names: BTreeMap<String, Vec<String>>,
+        providers: impl Iterator<Item = (usize, &'a Provider)>,
+    ) -> Self {
+        let listed = |(number, provider): (usize, &Provider)| Listed {
+            number,
             name: provider.name.clone(),
             models: provider.models.iter().map(|one| (one.name.clone(), (one.context_tokens, one.price))).collect(),
         };
-        Self { names: settings.names.clone(), providers: settings.providers.iter().map(listed).collect() }
+        Self { names, providers: providers.map(listed).collect() }
     }
 
     /// In order of preference; empty: nobody is called so.
@@ -86,10 +92,10 @@ impl Names {
             });
         }
         let (provider, model) = name.split_once('/')?;
-        let (nth, listed) = self.providers.iter().enumerate().find(|(_, one)| one.name == provider)?;
+        let listed = self.providers.iter().find(|one| one.name == provider)?;
         let (context, price) = listed.models.get(model).copied()?;
         Some(Route {
-            source: Source::Provider(nth),
+            source: Source::Provider(listed.number),
             model: Some(model.to_owned()),
             context_tokens: context.unwrap_or(UNKNOWN_CONTEXT),
             price,
@@ -118,7 +124,7 @@ mod tests {
     use fettle_app::ports::serving::ServedModel;
 
     use super::*;
-    use crate::settings::{ProviderKind, ProviderModel};
+    use crate::settings::{ProviderKind, ProviderModel, Settings};
 
     fn names() -> Names {
         let mut settings = Settings::new("usage".into());
@@ -129,7 +135,7 @@ mod tests {
             ("coder".to_owned(), vec!["qwen".to_owned(), "cloud/big".to_owned()]),
             ("gone".to_owned(), vec!["absent".to_owned()]),
         ]);
-        Names::new(&settings)
+        crate::providers::names(&settings, &[])
     }
 
     fn supply(models: &[&str]) -> Supply {

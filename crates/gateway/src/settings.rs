@@ -82,7 +82,7 @@ impl Default for Queue {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Provider {
     /// Before the slash in `provider/model`; without a slash.
     pub name: String,
@@ -123,7 +123,7 @@ impl ProviderKind {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProviderModel {
     pub name: String,
     pub context_tokens: Option<u64>,

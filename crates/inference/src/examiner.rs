@@ -11,12 +11,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
 use fettle_agent::conformance::{self, Examination, Extent, Seen, Unfinished, Verdict, examine};
+use fettle_app::adding::Added;
 use fettle_app::ports::clock::Clock;
 use fettle_app::ports::model::{ModelInfo, ToolCalls};
 use fettle_app::ports::serving::{Demand, Supply};
 use fettle_app::serving::Catalog;
 use fettle_llm::{OpenAiCompatible, OpenAiOptions};
-use fettle_runtime::config::{Config, Conformance};
+use fettle_runtime::config::{Config, Conformance, ModelKind};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -63,6 +64,8 @@ struct Subject {
     bundle: String,
     parallel: usize,
     is_local: bool,
+    /// Somebody added it, and may remove it.
+    is_added: bool,
     report: Option<Report>,
     /// What is known was seen of this very process's engine, or nothing has to be.
     settled: bool,
@@ -99,6 +102,8 @@ pub struct Parts {
     pub supply: watch::Receiver<Arc<Supply>>,
     pub demand: watch::Receiver<Arc<Demand>>,
     pub wishes: mpsc::Receiver<Wish>,
+    /// Models that people added are examined when somebody asks for it.
+    pub added: watch::Receiver<Arc<Added>>,
     pub told: watch::Sender<Arc<BTreeMap<String, ToolCalls>>>,
     pub clock: Arc<dyn Clock>,
 }
@@ -137,6 +142,7 @@ impl Examiner {
                 }
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
+            self.take_added();
             let (supply, demand) = (self.parts.supply.borrow().clone(), self.parts.demand.borrow().clone());
             if let Some((name, extent)) = due(self.parts.mode, &self.subjects, &supply, &demand, Instant::now()) {
                 match self.examined(&name, extent, &stop).await {
@@ -150,6 +156,28 @@ impl Examiner {
                 }
             }
         }
+    }
+
+    /// What was added since is known, what was changed is another subject, and what was removed is none.
+    fn take_added(&mut self) {
+        if !self.parts.added.has_changed().unwrap_or(false) {
+            return;
+        }
+        let added = self.parts.added.borrow_and_update().clone();
+        self.subjects.retain(|name, subject| !subject.is_added || added.model(name).is_some());
+        for model in &added.models {
+            let profile = &model.profile;
+            let mut fresh = Subject {
+                is_added: true,
+                ..elsewhere(profile.context_tokens, profile.kind, profile.server(), profile.wire_name())
+            };
+            let known = self.subjects.get(&profile.name);
+            if known.is_none_or(|known| known.is_added && known.bundle != fresh.bundle) {
+                fresh.report = recall(&self.parts.folder, &profile.name, &fresh.bundle);
+                self.subjects.insert(profile.name.clone(), fresh);
+            }
+        }
+        self.tell();
     }
 
     /// Asks, keeps what was found and tells it. A smoke run that goes badly becomes a whole one.
@@ -274,11 +302,18 @@ fn subjects(config: &Config, catalog: &Catalog) -> BTreeMap<String, Subject> {
         let (context_tokens, parallel) = (u64::from(recipe.recipe.ctx), usize::from(recipe.recipe.parallel));
         Some((model.id.to_string(), subject(context_tokens, all, weights, parallel, true)))
     });
-    let elsewhere = config.gateway.models.iter().filter(|model| !model.is_local()).map(|model| {
-        let server = vec![format!("{:?} {:?} {}", model.kind, model.server(), model.wire_name())];
-        (model.name.clone(), subject(model.context, server, Vec::new(), PARALLEL_ELSEWHERE, false))
-    });
+    let elsewhere = config
+        .gateway
+        .models
+        .iter()
+        .filter(|model| !model.is_local())
+        .map(|model| (model.name.clone(), elsewhere(model.context, model.kind, model.server(), model.wire_name())));
     local.chain(elsewhere).collect()
+}
+
+fn elsewhere(context_tokens: u64, kind: ModelKind, server: Option<&str>, wire_name: &str) -> Subject {
+    let server = vec![format!("{kind:?} {server:?} {wire_name}")];
+    subject(context_tokens, server, Vec::new(), PARALLEL_ELSEWHERE, false)
 }
 
 fn subject(
@@ -293,6 +328,7 @@ fn subject(
         bundle: String::new(),
         parallel,
         is_local,
+        is_added: false,
         report: None,
         settled: false,
         not_before: None,

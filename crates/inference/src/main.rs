@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::Parser;
-use fettle_api::PartsHealth;
+use fettle_api::{GatewayModels, PartsHealth};
 use fettle_app::run_token::RunTokenKey;
 use fettle_app::vitals::Vitals;
 use fettle_inference::guard;
@@ -22,6 +22,7 @@ use fettle_runtime::systemd::{GATEWAY, Manager, PassedSockets, SocketError};
 use fettle_runtime::{install_tls, open_files, secrets, shutdown, system, telemetry};
 use prometheus::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// Runs the models of this machine and answers for all models.
@@ -108,6 +109,13 @@ async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSo
             TcpListener::bind(address).await.with_context(refused)?
         }
     };
+    let (told, added) = watch::channel(Arc::default());
+    if let Some(key) = &run_token_key {
+        let dashboard = GatewayModels::new(&config.agent.dashboard_url, &key.gateway_secret());
+        let dashboard = dashboard.context("agent.dashboard_url")?;
+        let stop = supervisor.shutdown().clone();
+        supervisor.spawn("the dashboard's word on models", async move { dashboard.follow(&told, &stop).await });
+    }
     let running = start(Start {
         config: &config,
         environment: &environment,
@@ -120,6 +128,7 @@ async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSo
         registry: &registry,
         vitals: &vitals,
         supervisor: &supervisor,
+        added,
     })
     .await?;
     info!(

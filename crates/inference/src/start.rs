@@ -8,14 +8,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
+use fettle_app::adding::{Added, AddedModel, ModelKey};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::serving::{EngineHost as _, Since};
 use fettle_app::run_token::RunTokenKey;
 use fettle_app::serving::{self, Notice, NoticeKind, Placer};
 use fettle_app::vitals::Vitals;
+use fettle_domain::model_profile::plain_name;
 use fettle_engines::settings::{Answers, Command, Launcher, Limits, LlamaServer, Program, Programs};
 use fettle_engines::{Engines, Settings as EngineSettings};
-use fettle_gateway::{Gateway, Parts, Provider, ProviderKind, ProviderModel, Queue, Settings, StaticKey, Told};
+use fettle_gateway::{
+    self as gateway, Gateway, Parts, Provider, ProviderKind, ProviderModel, Providers, Queue, Settings, StaticKey, Told,
+};
 use fettle_placement::id::OwnerId;
 use fettle_placement::quantity::Bytes;
 use fettle_placement::recipe::EngineKind;
@@ -29,6 +33,7 @@ use prometheus::Registry;
 use secrecy::SecretString;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::{Admin, Events, Served};
@@ -77,6 +82,8 @@ pub struct Start<'a> {
     pub registry: &'a Registry,
     pub vitals: &'a Arc<Vitals>,
     pub supervisor: &'a Supervisor,
+    /// Models that people added in the browser.
+    pub added: watch::Receiver<Arc<Added>>,
 }
 
 pub struct Running {
@@ -96,8 +103,20 @@ impl Running {
 
 /// Starts all parts. What is not there (a GPU, a model's files, an engine's program) is told and stops nothing else.
 pub async fn start(start: Start<'_>) -> Result<Running> {
-    let Start { config, environment, data, listener, run_token_key, engines, clock, ids, registry, vitals, supervisor } =
-        start;
+    let Start {
+        config,
+        environment,
+        data,
+        listener,
+        run_token_key,
+        engines,
+        clock,
+        ids,
+        registry,
+        vitals,
+        supervisor,
+        added,
+    } = start;
     let address = listener.local_addr().context("while listening")?;
     let since = Since::now_is_zero();
     let (catalog, refused) = catalog(config);
@@ -144,6 +163,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
             supply: supplied,
             demand: demand.clone(),
             wishes: wished,
+            added: added.clone(),
             told: tell_examined,
             clock: clock.clone(),
         },
@@ -189,6 +209,12 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         }
     });
 
+    let (providers, stop_providing) = (gateway.providers(), stop.clone());
+    supervisor.spawn("the models that people added", async move {
+        provide(&providers, added, &stop_providing).await;
+        // Whoever tells them may end first.
+        stop_providing.cancelled().await;
+    });
     let (router, usage) = (gateway.router(), gateway.usage());
     supervisor.spawn("the gateway's books", gateway.run(stop.clone()));
     let serving = fettle_api::serve(listener, router, stop.clone(), supervisor.tasks().clone());
@@ -343,20 +369,56 @@ fn gateway_settings(config: &Config, data: &DataDir, address: SocketAddr) -> Res
     })
 }
 
-/// Each configured model is a provider of its own: it has its own server and key.
-fn provider(model: &ModelConfig) -> Result<Provider> {
-    let kind = match model.kind {
+fn kind(kind: ModelKind) -> ProviderKind {
+    match kind {
         ModelKind::OpenaiCompatible => ProviderKind::OpenAiCompatible,
         ModelKind::Openai => ProviderKind::OpenAi,
         ModelKind::Anthropic => ProviderKind::Anthropic,
         ModelKind::Google => ProviderKind::Google,
         ModelKind::Ollama => ProviderKind::Ollama,
+    }
+}
+
+/// Until `stop`: the gateway has whatever was added.
+async fn provide(providers: &Providers, mut added: watch::Receiver<Arc<Added>>, stop: &CancellationToken) {
+    loop {
+        let served = added.borrow_and_update().models.iter().map(served).collect();
+        if let Err(error) = providers.set(served) {
+            error!("the models that people added stay as they were: {error}");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = added.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn served(model: &AddedModel) -> gateway::Served {
+    let AddedModel { profile, key, .. } = model;
+    let listed = ProviderModel {
+        name: profile.wire_name().to_owned(),
+        context_tokens: Some(profile.context_tokens),
+        price: None,
     };
+    let provider = Provider {
+        base_url: profile.server().map(str::to_owned),
+        api_key: match key {
+            ModelKey::Open(key) => Some(key.clone()),
+            ModelKey::None | ModelKey::Lost(_) => None,
+        },
+        models: vec![listed],
+        ..Provider::new(profile.plain_name(), kind(profile.kind))
+    };
+    gateway::Served { name: profile.name.clone(), provider }
+}
+
+/// Each configured model is a provider of its own: it has its own server and key.
+fn provider(model: &ModelConfig) -> Result<Provider> {
     let listed = ProviderModel { name: model.wire_name().to_owned(), context_tokens: Some(model.context), price: None };
     Ok(Provider {
         base_url: model.server().map(str::to_owned),
         api_key: model.api_key_file.as_deref().map(secrets::read).transpose()?,
         models: vec![listed],
-        ..Provider::new(model.name.replace('/', "-"), kind)
+        ..Provider::new(plain_name(&model.name), kind(model.kind))
     })
 }

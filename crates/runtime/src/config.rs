@@ -230,6 +230,9 @@ pub struct Auth {
     /// The key of people and their tools; absent: one that the first start writes into the data folder. Several dashboards
     /// need the same.
     pub admin_key_file: Option<Utf8PathBuf>,
+    /// The keys that secrets which people enter in the browser are sealed with, one a line, the newest last; default: `secrets.key` in
+    /// the data folder. With a database, where there may be several dashboards, none is made, and all of them need the same file.
+    pub secrets_key_file: Option<Utf8PathBuf>,
     /// Whether people may make accounts for themselves, as viewers: `closed` or `open`.
     pub registration: Registration,
     /// A provider that signs people in, by OpenID Connect.
@@ -415,6 +418,7 @@ impl Config {
             ("auth.admin_key_file", &self.auth.admin_key_file),
             ("auth.worker_key_file", &self.auth.worker_key_file),
             ("auth.scale_key_file", &self.auth.scale_key_file),
+            ("auth.secrets_key_file", &self.auth.secrets_key_file),
             ("auth.oidc.client_secret_file", oidc_secret),
             ("transport.password_file", &self.transport.password_file),
             ("transport.worker_password_file", &self.transport.worker_password_file),

@@ -60,6 +60,11 @@ impl DataDir {
         self.root.join("admin.key")
     }
 
+    /// What secrets that people enter are sealed with.
+    pub fn sealing_keys(&self) -> Utf8PathBuf {
+        self.root.join("secrets.key")
+    }
+
     pub fn worker_key(&self) -> Utf8PathBuf {
         self.root.join("worker.key")
     }

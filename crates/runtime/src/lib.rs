@@ -6,6 +6,7 @@ pub mod data;
 pub mod environment;
 pub mod open_files;
 pub mod reload;
+pub mod sealing_keys;
 pub mod secrets;
 pub mod shutdown;
 pub mod supervisor;

@@ -82,24 +82,29 @@ pub fn shared(config: &Config) -> [(&'static str, Option<&Utf8Path>); 6] {
 pub fn read_or_make(path: &Utf8Path, random: [u8; 32]) -> Result<(SecretString, bool), SecretError> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
-    let key: String = random.iter().fold(KEY_PREFIX.to_owned(), |text, byte| text + &format!("{byte:02x}"));
     let error = |source| SecretError::Write { path: path.to_string(), source };
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     match fs_err::OpenOptions::from_options(options).open(path) {
         Ok(mut file) => {
-            writeln!(file, "{key}").and_then(|()| file.sync_all()).map_err(error)?;
-            Ok((SecretString::from(key), true))
+            let key = key_of(random);
+            writeln!(file, "{}", key.expose_secret()).and_then(|()| file.sync_all()).map_err(error)?;
+            Ok((key, true))
         }
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => read_strong(path).map(|key| (key, false)),
         Err(e) => Err(error(e)),
     }
 }
 
+/// A key as we make them.
+pub fn key_of(random: [u8; 32]) -> SecretString {
+    random.iter().fold(KEY_PREFIX.to_owned(), |text, byte| text + &format!("{byte:02x}")).into()
+}
+
 /// A sentence for each secret that others than its owner can read: those that the configuration names, and the keys in
 /// the data folder.
 pub fn exposed(config: &Config, data: Option<&DataDir>, environment: &Environment) -> Vec<String> {
-    let keys = data.map(|data| [data.admin_key(), data.worker_key()]);
+    let keys = data.map(|data| [data.admin_key(), data.worker_key(), data.sealing_keys()]);
     let named = config.secret_files();
     let mut files: Vec<&Utf8Path> = named.iter().map(|(_, file)| *file).collect();
     files.extend(keys.iter().flatten().map(|key| key.as_path()));

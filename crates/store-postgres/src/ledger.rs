@@ -169,7 +169,7 @@ impl Leases for PostgresLedger {
         .await?;
         Ok(match &self.admissions {
             Some(admissions) => admissions.admit(&task).await,
-            None => Admission::Go { read_token: None, run_token: None },
+            None => Admission::Go { read_token: None, run_token: None, model: None },
         })
     }
 }

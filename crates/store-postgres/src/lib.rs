@@ -7,6 +7,7 @@
 
 mod account;
 mod accounts;
+mod addition;
 mod api_key;
 mod audit;
 mod audit_log;

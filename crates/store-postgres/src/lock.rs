@@ -27,6 +27,8 @@ const AUDIT_LOG: i32 = 3;
 const ADMINS: i32 = 4;
 /// For whoever may make a signing key.
 const SIGNING_KEYS: i32 = 5;
+/// For whoever adds a model or a repository.
+const ADDITIONS: i32 = 6;
 
 /// Keeps the same lease request, come twice, from being answered with two different leases. Two requests that share a lock
 /// only wait for each other.
@@ -72,6 +74,12 @@ pub(crate) async fn admins(conn: &mut PgConnection) -> R<()> {
 /// Until the commit, nobody else makes a signing key.
 pub(crate) async fn signing_keys(conn: &mut PgConnection) -> R<()> {
     sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", FETTLE, SIGNING_KEYS).execute(conn).await.or_ledger()?;
+    Ok(())
+}
+
+/// Until the commit, nobody else adds a model or a repository.
+pub(crate) async fn additions(conn: &mut PgConnection) -> R<()> {
+    sqlx::query!("SELECT pg_advisory_xact_lock($1, $2)", FETTLE, ADDITIONS).execute(conn).await.or_ledger()?;
     Ok(())
 }
 

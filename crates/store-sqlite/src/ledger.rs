@@ -114,7 +114,7 @@ impl Leases for SqliteLedger {
         let task = self.readers.read(held).await?;
         Ok(match &self.admissions {
             Some(admissions) => admissions.admit(&task).await,
-            None => Admission::Go { read_token: None, run_token: None },
+            None => Admission::Go { read_token: None, run_token: None, model: None },
         })
     }
 }

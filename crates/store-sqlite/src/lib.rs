@@ -5,6 +5,7 @@
 //! asks a transition and stores what it gave back. Blobs are files beside the database, named by their content.
 
 mod account;
+mod addition;
 mod audit;
 mod blob;
 mod delivery;

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 18] = [
+const WHOLE_TABLE: [&str; 19] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -26,6 +26,8 @@ const WHOLE_TABLE: [&str; 18] = [
     // They sort numbers that an index holds, of what waits and of one repository's Tasks.
     "AS open_seq",
     "SELECT id FROM task WHERE repo_forge_id = ? ORDER BY",
+    // All of it: a menu's length.
+    "FROM addition ORDER BY",
     // At start.
     "GROUP BY slots_of",
     // One row.

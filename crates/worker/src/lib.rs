@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use camino::Utf8PathBuf;
 use fettle_agent::prepare::{PrepareNetwork, PrepareOptions};
-use fettle_agent::solve::{Agent, AgentOptions, Watch, clear_leftovers};
+use fettle_agent::solve::{Agent, AgentOptions, ThroughGateway, Watch, clear_leftovers};
 use fettle_app::leasing::{Heart, Holdings};
 use fettle_app::live::Live;
 use fettle_app::ports::clock::IdSource;
@@ -70,6 +70,8 @@ pub struct AgentParts<'a> {
     pub keep: bool,
     /// Which paths a change may touch; taken anew for each Run.
     pub paths: Live<PathPolicy>,
+    /// Where models are asked that only a gateway knows, as in `http://gpu-host:8484`.
+    pub gateway: Option<String>,
 }
 
 /// The sandbox at the strongest level that this host allows; refused below `agent.sandbox.min_level`.
@@ -85,7 +87,7 @@ pub async fn sandbox(config: &Config, data: &DataDir, process: &str) -> Result<A
 
 /// The agent with sandbox and models. Contacts nobody.
 pub async fn agent(parts: AgentParts<'_>, models: Vec<Arc<dyn Model>>) -> Result<Agent> {
-    let AgentParts { config, environment, data, repositories, watch, process, keep, paths } = parts;
+    let AgentParts { config, environment, data, repositories, watch, process, keep, paths, gateway } = parts;
     let scratch = data.scratch(process);
     clear_leftovers(&scratch).await.with_context(|| format!("while clearing {scratch}"))?;
     let sandbox = sandbox(config, data, process).await?;
@@ -98,7 +100,10 @@ pub async fn agent(parts: AgentParts<'_>, models: Vec<Arc<dyn Model>>) -> Result
         read_token: config.forge.read_token_file.as_deref().map(secrets::read).transpose()?,
         keep_folders: keep,
     };
-    Ok(Agent { repositories, sandbox, models, options, watch })
+    let through_gateway = gateway.map(|gateway| -> Arc<ThroughGateway> {
+        Arc::new(move |info| at_gateway(&gateway, info).map_err(|error| format!("{error:#}")))
+    });
+    Ok(Agent { repositories, sandbox, models, through_gateway, options, watch })
 }
 
 fn prepare_options(config: &Config, environment: &Environment, data: &DataDir) -> Result<PrepareOptions> {
@@ -161,9 +166,12 @@ pub fn models(config: &Config, gateway: Option<&str>) -> Result<Vec<Arc<dyn Mode
 }
 
 fn through(gateway: &str, config: &ModelConfig) -> Result<Arc<dyn Model>> {
-    let info = ModelInfo { name: config.name.clone(), context_tokens: config.context };
-    let url = format!("{}/v1", gateway.trim_end_matches('/'));
-    let options = OpenAiOptions { is_gateway: true, ..OpenAiOptions::new(info, url, config.name.clone()) };
+    at_gateway(gateway, ModelInfo { name: config.name.clone(), context_tokens: config.context })
+}
+
+fn at_gateway(gateway: &str, info: ModelInfo) -> Result<Arc<dyn Model>> {
+    let (url, name) = (format!("{}/v1", gateway.trim_end_matches('/')), info.name.clone());
+    let options = OpenAiOptions { is_gateway: true, ..OpenAiOptions::new(info, url, name) };
     Ok(Arc::new(OpenAiCompatible::new(options).context("while setting up the gateway (gateway.url)")?))
 }
 

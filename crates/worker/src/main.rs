@@ -112,6 +112,7 @@ async fn run() -> Result<()> {
         process: "worker",
         keep: false,
         paths: paths.clone(),
+        gateway: config.gateway.url.clone(),
     };
     let agent = agent(parts, models(&config, config.gateway.url.as_deref())?).await?;
     let status = format!("Working for {dashboard} at sandbox level {}", agent.sandbox.report().level.name());

@@ -8,6 +8,7 @@ use fettle_app::ports::accounts::{
     Accounts, Added, ApiKey, Changed, Digest, Exchanged, Founding, Identity, NewApiKey, NewSession, NewUser, Session,
     SignInBy, SigningKey, User, UserChange,
 };
+use fettle_app::ports::additions::{Addition, Additions, Kept, Sealed, Sort};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::L;
 use fettle_domain::account::Tries;
@@ -61,6 +62,22 @@ struct InTurn {
 impl InTurn {
     fn next(&self) -> &PostgresLedger {
         &self.both[self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2]
+    }
+}
+
+#[async_trait]
+impl Additions for InTurn {
+    async fn additions(&self) -> L<Vec<Addition>> {
+        self.next().additions().await
+    }
+    async fn keep_addition(&self, addition: Addition) -> L<Kept> {
+        self.next().keep_addition(addition).await
+    }
+    async fn drop_addition(&self, sort: Sort, name: &str) -> L<bool> {
+        self.next().drop_addition(sort, name).await
+    }
+    async fn reseal_addition(&self, sort: Sort, name: &str, from: Sealed, to: Sealed) -> L<bool> {
+        self.next().reseal_addition(sort, name, from, to).await
     }
 }
 

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use super::{connect, postgres};
 
 /// Parts of the queries that read whole tables, and why they may.
-const WHOLE_TABLE: [&str; 13] = [
+const WHOLE_TABLE: [&str; 14] = [
     // The audit, once a minute.
     "GROUP BY repo_forge_id",
     "FROM run JOIN job ON job.id = run.job_id",
@@ -25,6 +25,8 @@ const WHOLE_TABLE: [&str; 13] = [
     ") AS first_ones) AS counted",
     // It sorts what has the same deadline.
     "ORDER BY job.leased_until, job.seq LIMIT",
+    // All of it: a menu's length.
+    "FROM addition ORDER BY",
     // One row.
     "ledger",
 ];

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fettle_app::adding::KnownModels;
 use fettle_app::admission::Gate;
 use fettle_app::foreign::ForeignIntake;
 use fettle_app::intake::{DAILY_TASKS, Intake, IntakeOptions, ReadWebhook};
 use fettle_app::leasing::Heart;
 use fettle_app::live::Live;
-use fettle_app::polling::{self, Poller};
+use fettle_app::polling::{self, LookAt, Poller};
 use fettle_app::ports::clock::{Clock, IdSource as _};
 use fettle_app::ports::ledger::{Holder, Ledger};
 use fettle_app::publishing::{Pace, PublishOptions, Publisher};
@@ -23,6 +24,7 @@ use fettle_domain::incoming::Incoming;
 use fettle_domain::intake::IntakeRules;
 use fettle_domain::progress;
 use fettle_domain::task::Mode;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -76,7 +78,9 @@ impl World {
         let (clock, ids) = (self.nature.clock(who), self.nature.clone());
         let (forge, broker) = (self.forge.seen_by(who), self.broker.of(who));
         let options = Live::new(PublishOptions { trigger_label: LABEL.to_owned(), ..PublishOptions::default() });
-        let memory = self.open_ledger(who, Gate { forge: forge.clone(), options: options.clone(), run_tokens: None });
+        let models = KnownModels::fixed(Vec::new());
+        let gate = Gate { forge: forge.clone(), options: options.clone(), run_tokens: None, models: models.clone() };
+        let memory = self.open_ledger(who, gate);
         let ledger: Arc<dyn Ledger> = memory.clone();
         let intake_options = Live::new(IntakeOptions {
             rules: IntakeRules { label: LABEL.to_owned(), label_mode: Mode::Quickfix, allowed_bots: Vec::new() },
@@ -89,7 +93,7 @@ impl World {
             clock: clock.clone(),
             ids: ids.clone(),
             hosts: vec!["forge.test".to_owned()],
-            models: Vec::new(),
+            models,
             options: intake_options.clone(),
         });
         let intake = Intake {
@@ -129,7 +133,8 @@ impl World {
             clock: clock.clone(),
             ids,
             options: intake_options,
-            named: vec![repo().name],
+            at: LookAt::Named(vec![repo().name]),
+            added: watch::channel(Arc::default()).1,
             remembered: polling::Remembered::default(),
         };
         let mut teller = Teller { ledger: ledger.clone(), clock: clock.clone(), every: progress::EVERY };

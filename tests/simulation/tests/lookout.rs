@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fettle_app::intake::{DAILY_TASKS, IntakeOptions};
 use fettle_app::live::Live;
-use fettle_app::polling::{Poller, Remembered};
+use fettle_app::polling::{LookAt, Poller, Remembered};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::forge::{
     Changed, F, ForgeError, ForgeReader, ForgeWatch, HookLog, Issue, IssueComment, LabeledEvent, Permission, Reach,
@@ -26,6 +26,7 @@ use fettle_domain::turn::Slots;
 use fettle_simulation::{Durable, MemoryLedger, Surroundings};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 const LABEL: &str = "ai-help";
@@ -151,7 +152,8 @@ async fn found_with(clock: Off) -> usize {
         clock,
         ids,
         options: Live::new(IntakeOptions { rules, daily_tasks: DAILY_TASKS, needs: Vec::new() }),
-        named: vec!["acme/tools".parse().unwrap()],
+        at: LookAt::Named(vec!["acme/tools".parse().unwrap()]),
+        added: watch::channel(Arc::default()).1,
         remembered: Remembered::default(),
     };
     let pulse = Arc::new(Vitals::default()).pulse("poll", Duration::MAX);

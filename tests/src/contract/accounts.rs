@@ -1,4 +1,4 @@
-//! What every store of accounts does: sessions and their exchange, what ends what, the chained log.
+//! What every store of accounts does: sessions and their exchange, what ends what, the chained log; and what people add.
 //!
 //! `contract::accounts!(name, make().await)` makes one test of each case, on the empty store that the expression opens; after each,
 //! the log's chain must hold.
@@ -11,6 +11,7 @@ use std::time::Duration;
 use fettle_app::ports::accounts::{
     Accounts, Added, Digest, Founding, NewSession, NewUser, PasswordHash, Session, SignInBy, User,
 };
+use fettle_app::ports::additions::Additions;
 use fettle_domain::access::Role;
 use fettle_domain::account::{Email, Username};
 use fettle_domain::audit_log::{Entry, Head, Note, verify};
@@ -48,7 +49,7 @@ pub fn secret(number: u8) -> Digest {
     [number; 32]
 }
 
-impl<S: Accounts + 'static> World<S> {
+impl<S: Accounts + Additions + 'static> World<S> {
     pub async fn add(&self, name: &str, role: Role) -> User {
         match self.store.add_user(new_user(name, role), Founding::Later, note("users.create")).await.unwrap() {
             Added::Added(user) => user,
@@ -148,6 +149,9 @@ macro_rules! accounts_contract {
                 the_log_is_read_backwards_in_pages,
                 signing_keys_are_added_once_and_forgotten,
                 old_sessions_are_forgotten_with_their_tokens,
+                what_is_added_is_kept_changed_and_dropped,
+                of_many_that_are_added_at_once_no_more_are_kept_than_fit,
+                a_secret_is_sealed_anew_only_if_it_is_what_it_was,
             }
         }
     };

@@ -21,7 +21,7 @@ use camino::Utf8PathBuf;
 use fettle_app::live::Live;
 use fettle_app::ports::git::{BaseRef, Repositories, Source};
 use fettle_app::ports::ledger::RunOrder;
-use fettle_app::ports::model::{Model, RunAccess};
+use fettle_app::ports::model::{Model, ModelInfo, RunAccess};
 use fettle_app::ports::sandbox::Sandbox;
 use fettle_app::running::{RunContext, RunEnd, Runner};
 use fettle_domain::budget::{Limits, MIN_CONTEXT_TOKENS};
@@ -50,9 +50,14 @@ pub struct Agent {
     pub sandbox: Arc<dyn Sandbox>,
     /// The first is used unless a Task names another.
     pub models: Vec<Arc<dyn Model>>,
+    /// Reaches models that only the gateway knows. `None`: without a gateway.
+    pub through_gateway: Option<Arc<ThroughGateway>>,
     pub options: AgentOptions,
     pub watch: Arc<dyn Watch>,
 }
+
+/// The client of a model at the gateway. Errors with a sentence.
+pub type ThroughGateway = dyn Fn(ModelInfo) -> Result<Arc<dyn Model>, String> + Send + Sync;
 
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
@@ -109,7 +114,11 @@ impl Runner for Agent {
             limits: Limits::for_mode(order.mode),
             test_command: None,
         };
-        let model = self.model(order.model.as_deref())?.for_run(RunAccess {
+        let model = match context.model.clone() {
+            Some(info) => self.at_gateway(info)?,
+            None => self.model(order.model.as_deref())?,
+        };
+        let model = model.for_run(RunAccess {
             token: context.run_token.clone(),
             run: order.run,
             correlation: order.correlation,
@@ -138,9 +147,22 @@ impl Agent {
             wait: NO_MODEL_WAIT,
             why: match name {
                 Some(name) => format!("no model is called `{name}` on this worker; see [[gateway.models]]"),
-                None => "no model is configured; add one under [[gateway.models]]".to_owned(),
+                None => "there is no model yet; add one in the browser (page Models), or under [[gateway.models]]"
+                    .to_owned(),
             },
         })
+    }
+
+    fn at_gateway(&self, info: ModelInfo) -> Result<Arc<dyn Model>, RunEnd> {
+        let defer = |why| RunEnd::Defer { wait: NO_MODEL_WAIT, why };
+        let Some(through) = &self.through_gateway else {
+            let why = format!(
+                "the model `{}` was added in the browser, and this worker asks no gateway: set gateway.url",
+                info.name
+            );
+            return Err(defer(why));
+        };
+        through(info).map_err(defer)
     }
 
     /// Carries out the Run; steps of earlier leases are replayed, not repeated.

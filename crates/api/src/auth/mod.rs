@@ -100,6 +100,10 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
         ("GET", "system/reconcilers" | "inference/devices" | "inference/placements" | "inference/events") => {
             Action::SystemRead
         }
+        ("PUT" | "DELETE", "models/{name}") => Action::ModelsChange,
+        ("POST", "models/{name}/try") => Action::ModelsTry,
+        ("POST", "repositories") | ("DELETE", "repositories/{owner}/{name}") => Action::RepositoriesChange,
+        ("POST", "secrets/rotate") => Action::SecretsRotate,
         ("GET", "system/settings") => Action::SettingsRead,
         ("GET", "me") => Action::MeRead,
         ("POST", "me/password") => Action::MePassword,
@@ -138,6 +142,9 @@ pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Requ
             | Action::MessagesCreate
             | Action::PullRequestsCreate
             | Action::JobsRedrive
+            | Action::ModelsChange
+            | Action::RepositoriesChange
+            | Action::SecretsRotate
     );
     if let Err(problem) = caller.may(action, Object::Shared) {
         note_refusal(&api, &caller, action, &path).await;

@@ -1,14 +1,11 @@
-//! What this process was configured with: settings and models, without secrets.
+//! What this process was configured with, without secrets.
 
 use axum::Json;
 use axum::extract::State;
-use fettle_app::ports::model::ToolCalls;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::inference::tool_calls;
-use crate::problem::Problem;
-use crate::state::{ApiState, ConfiguredModel, Setting};
+use crate::state::{ApiState, Setting};
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Settings)]
@@ -50,91 +47,4 @@ pub(crate) async fn get_settings(State(api): State<ApiState>) -> Json<SettingsBo
         config_file: about.config_file.clone(),
         items: about.settings.iter().map(SettingBody::from).collect(),
     })
-}
-
-#[derive(Serialize, ToSchema)]
-pub(crate) struct ModelList {
-    /// In the order of the configuration: the first is used unless a Task names another.
-    items: Vec<ModelBody>,
-}
-
-#[derive(Serialize, ToSchema)]
-#[schema(as = Model)]
-struct ModelBody {
-    name: String,
-    /// `openai-compatible`, `openai`, `anthropic`, `google` or `ollama`.
-    kind: String,
-    /// It runs on this machine.
-    here: bool,
-    /// Where its server is, when it is elsewhere.
-    server: Option<String>,
-    /// The name that the server knows it by.
-    known_as: Option<String>,
-    context_tokens: u64,
-    /// Runs that use it at a time.
-    parallel: Option<u16>,
-    /// A key is sent with what it is asked.
-    with_key: bool,
-    pinned: bool,
-    examined: Option<ExaminedBody>,
-}
-
-/// How it calls tools, as an examination found.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Examined)]
-struct ExaminedBody {
-    /// Null when it calls none well enough.
-    dialect: Option<String>,
-    /// The way of changing a file that it knows best.
-    edits: Option<String>,
-    right: Option<u32>,
-    asked: Option<u32>,
-    /// Why it only talks.
-    why: Option<String>,
-}
-
-impl From<&ToolCalls> for ExaminedBody {
-    fn from(found: &ToolCalls) -> Self {
-        match found {
-            ToolCalls::Form { dialect, edits, stream: _, right, asked } => Self {
-                dialect: Some(dialect.clone()),
-                edits: Some(edits.clone()),
-                right: Some(*right),
-                asked: Some(*asked),
-                why: None,
-            },
-            ToolCalls::ChatOnly { why } => {
-                Self { dialect: None, edits: None, right: None, asked: None, why: Some(why.clone()) }
-            }
-        }
-    }
-}
-
-impl ModelBody {
-    fn new(model: &ConfiguredModel, examined: Option<&ToolCalls>) -> Self {
-        Self {
-            name: model.name.clone(),
-            kind: model.kind.clone(),
-            here: model.here,
-            server: model.server.clone(),
-            known_as: model.known_as.clone(),
-            context_tokens: model.context_tokens,
-            parallel: model.parallel,
-            with_key: model.with_key,
-            pinned: model.pinned,
-            examined: examined.map(ExaminedBody::from),
-        }
-    }
-}
-
-/// The models that Tasks can name. What an examination found is told where the inference process of this machine knows it.
-#[utoipa::path(
-    get, path = "/api/v1/models", operation_id = "list_models", tag = "operations", security(("admin_key" = [])),
-    responses((status = 200, description = "All that are configured", body = ModelList))
-)]
-pub(crate) async fn list_models(State(api): State<ApiState>) -> Result<Json<ModelList>, Problem> {
-    let examined = tool_calls(&api).await;
-    let about = api.about.now();
-    let items = about.models.iter().map(|model| ModelBody::new(model, examined.get(&model.name)));
-    Ok(Json(ModelList { items: items.collect() }))
 }

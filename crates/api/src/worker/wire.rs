@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use fettle_app::ports::ledger::{Admission, Beat, BeatAnswer, Fenced, Leased, Order, RunOrder, Then, Wake};
+use fettle_app::ports::model::ModelInfo;
 use fettle_domain::id::{JobId, RequestId, WorkerId};
 use fettle_domain::label::Labels;
 use fettle_domain::lease::{Fence, LeaseRef};
@@ -178,6 +179,8 @@ pub(crate) enum AdmissionBody {
         /// Dashboards of before the gateway say nothing.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         run_token: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        model: Option<ModelInfo>,
     },
     Withdrawn {
         reason: String,
@@ -194,9 +197,9 @@ pub(crate) enum AdmissionBody {
 impl From<Admission> for AdmissionBody {
     fn from(admission: Admission) -> Self {
         match admission {
-            Admission::Go { read_token, run_token } => {
+            Admission::Go { read_token, run_token, model } => {
                 let shown = |token: Option<SecretString>| token.map(|token| token.expose_secret().to_owned());
-                Self::Go { read_token: shown(read_token), run_token: shown(run_token) }
+                Self::Go { read_token: shown(read_token), run_token: shown(run_token), model }
             }
             Admission::Withdrawn { reason } => Self::Withdrawn { reason },
             Admission::Later { wait, why } => Self::Later { wait_ms: millis(wait), why },
@@ -208,9 +211,9 @@ impl From<Admission> for AdmissionBody {
 impl From<AdmissionBody> for Admission {
     fn from(body: AdmissionBody) -> Self {
         match body {
-            AdmissionBody::Go { read_token, run_token } => {
+            AdmissionBody::Go { read_token, run_token, model } => {
                 let [read_token, run_token] = [read_token, run_token].map(|token| token.map(SecretString::from));
-                Self::Go { read_token, run_token }
+                Self::Go { read_token, run_token, model }
             }
             AdmissionBody::Withdrawn { reason } => Self::Withdrawn { reason },
             AdmissionBody::Later { wait_ms, why } => Self::Later { wait: Duration::from_millis(wait_ms), why },

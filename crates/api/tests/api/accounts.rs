@@ -13,6 +13,7 @@ use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 
+use crate::models::adding;
 use crate::world::{ADMIN_KEY, Counted, Still, World};
 
 const PASSWORD: &str = "mohnfeld-quirlt-19-laternen";
@@ -30,7 +31,7 @@ impl SecretSource for CountedSecrets {
 pub(crate) struct House {
     pub(crate) world: World,
     setup: SecretString,
-    store: Arc<SqliteLedger>,
+    pub(crate) store: Arc<SqliteLedger>,
     _data: tempfile::TempDir,
 }
 
@@ -50,20 +51,23 @@ impl Answer {
 impl House {
     pub(crate) async fn open(registration: Registration) -> Self {
         let (door, setup, store, data) = Self::door(registration).await;
-        Self { world: World::behind(door).await, setup, store, _data: data }
+        let world = World::behind(door, adding(&store).await).await;
+        Self { world, setup, store, _data: data }
     }
 
     /// Behind a proxy, which is the test: it says from where it passes a request on.
     async fn behind_proxy() -> Self {
         let (door, setup, store, data) = Self::door(Registration::Closed).await;
-        Self { world: World::behind_proxy(door).await, setup, store, _data: data }
+        let world = World::behind_proxy(door, adding(&store).await).await;
+        Self { world, setup, store, _data: data }
     }
 
     /// With somebody else who says who people are.
     pub(crate) async fn with_provider(foreign: Foreign) -> Self {
         let (mut door, setup, store, data) = Self::door(Registration::Closed).await;
         door.foreign = Some(foreign);
-        Self { world: World::behind(door).await, setup, store, _data: data }
+        let world = World::behind(door, adding(&store).await).await;
+        Self { world, setup, store, _data: data }
     }
 
     async fn door(registration: Registration) -> (Doorkeeper, SecretString, Arc<SqliteLedger>, tempfile::TempDir) {
@@ -213,7 +217,9 @@ fn least_role(operation: &str) -> Role {
         | "add_runs"
         | "post_message"
         | "create_pull_request"
+        | "try_model"
         | "redrive_job" => Role::Maintainer,
+        "put_model" | "remove_model" | "add_repository" | "remove_repository" | "rotate_secrets" => Role::Admin,
         "get_settings" | "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => {
             Role::Admin
         }

@@ -11,6 +11,7 @@ use fettle_app::ports::ledger::{
     Leased, Leases, Ledger, LedgerError, Message, OpenJob, Opened, Order, Publication, Retried, RunOrder, RunPlan,
     RunView, SeenRepository, Stands, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
+use fettle_app::ports::model::ModelInfo;
 use fettle_domain::budget::Spent;
 use fettle_domain::effect::{Effect, EffectKind, EffectState, Intent, Receipt};
 use fettle_domain::event::{Event, EventBody};
@@ -298,6 +299,7 @@ impl Leases for FakeLedger {
             true => Admission::Go {
                 read_token: Some(SecretString::from("read-only-token")),
                 run_token: Some(SecretString::from("fettle_run.token")),
+                model: Some(ModelInfo { name: "added".into(), context_tokens: 65_536 }),
             },
             false => Admission::Withdrawn { reason: "the issue was closed meanwhile".to_owned() },
         })

@@ -30,7 +30,7 @@ async fn a_stuck_ledger_shows_within_thirty_seconds_and_recovers() {
     let ledger: Arc<dyn Ledger> = fake.clone();
     let stop = CancellationToken::new();
     let (api, metrics, health, _) =
-        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, Vec::new());
+        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, None, Vec::new());
     health.serving();
     let tracker = TaskTracker::new();
     tracker.spawn({
@@ -71,7 +71,7 @@ async fn a_request_that_takes_too_long_ends_as_a_problem() {
     let ledger: Arc<dyn Ledger> = Arc::new(FakeLedger::new());
     let stop = CancellationToken::new();
     let (api, _, _, _) =
-        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, Vec::new());
+        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, None, Vec::new());
     let request = Request::post("/api/v1/tasks")
         .header("authorization", format!("Bearer {ADMIN_KEY}"))
         .header("content-type", "application/json")
@@ -101,7 +101,7 @@ async fn a_dashboard_with_an_internal_listener_tells_its_health_only_there() {
     let ledger: Arc<dyn Ledger> = Arc::new(FakeLedger::new());
     let stop = CancellationToken::new();
     let (api, _, health, _) =
-        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, Vec::new());
+        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, None, Vec::new());
     health.serving();
     let (public, internal, only) = (public_router(api.clone()), internal_router(api.clone()), router(api));
     let status = async |router: &Router, path: &str| {

@@ -61,7 +61,8 @@ async fn repositories_are_those_that_were_seen_and_those_that_are_configured() {
         (&json!("acme/widget"), &json!(true), &json!(2), &json!(2))
     );
     assert_eq!((&seen["newest"]["task_id"], &seen["newest"]["outcome"]), (&json!(newest.to_string()), &Value::Null));
-    let unseen = json!({ "name": "acme/unseen", "configured": true, "tasks": 0, "open": 0, "newest": null });
+    let unseen =
+        json!({ "name": "acme/unseen", "configured": true, "added": false, "tasks": 0, "open": 0, "newest": null });
     assert_eq!((&list["items"][1], list["items"].as_array().unwrap().len()), (&unseen, 2));
 }
 

@@ -83,10 +83,11 @@ async fn a_run_is_leased_journaled_and_completed_over_http_as_in_process() {
     assert_eq!(client.steps(&leased.lease).await.unwrap(), [step(0), step(1)]);
 
     let admission = client.admit(&leased.lease).await.unwrap();
-    let Admission::Go { read_token: Some(read), run_token: Some(run) } = admission else {
+    let Admission::Go { read_token: Some(read), run_token: Some(run), model: Some(model) } = admission else {
         panic!("the Run may begin, with its tokens")
     };
     assert_eq!((read.expose_secret(), run.expose_secret()), ("read-only-token", "fettle_run.token"));
+    assert_eq!((model.name.as_str(), model.context_tokens), ("added", 65_536));
 
     assert_eq!(client.complete_run(&leased.lease, &result()).await.unwrap(), Fenced::Applied);
     assert_eq!(client.complete_run(&leased.lease, &result()).await.unwrap(), Fenced::AlreadyApplied);

@@ -8,10 +8,12 @@ use async_trait::async_trait;
 use fettle_api::{
     About, ApiState, ConfiguredModel, Health, HttpMetrics, Parts, ProbeTiming, Setting, WebhookSecrets, WorkerClient,
 };
+use fettle_app::adding::Adding;
 use fettle_app::auditing::{AuditForge, ForgeAudit};
 use fettle_app::doorkeeping::Doorkeeper;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan, TaskView};
+use fettle_app::ports::model::{Answered, TryModel};
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::{ShowChange, ShowError};
 use fettle_app::submit::{FurtherRun, Missing, NewTask, SubmitError, SubmitTask, Submitted};
@@ -39,6 +41,7 @@ use uuid::Uuid;
 use crate::contract;
 use crate::fake::FakeLedger;
 
+pub(crate) const GATEWAY_KEY: &str = "the gateway's secret";
 pub(crate) const ADMIN_KEY: &str = "admin-key-of-the-tests";
 pub(crate) const WORKER_KEY: &str = "service-key-of-the-tests";
 pub(crate) const SCALE_KEY: &str = "scale-key-of-the-tests";
@@ -177,26 +180,26 @@ impl World {
 
     pub(crate) async fn with(webhook: Option<WebhookSecrets>) -> Self {
         let fake = Arc::new(FakeLedger::new());
-        Self::build(fake.clone(), fake, webhook, None, Vec::new()).await
+        Self::build(fake.clone(), fake, webhook, None, None, Vec::new()).await
     }
 
     /// With another ledger than the fake.
     pub(crate) async fn on(ledger: Arc<dyn Ledger>) -> Self {
         let secrets = WebhookSecrets { current: SecretString::from(SECRET), previous: None };
-        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets), None, Vec::new()).await
+        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets), None, None, Vec::new()).await
     }
 
     /// With accounts.
-    pub(crate) async fn behind(door: Doorkeeper) -> Self {
+    pub(crate) async fn behind(door: Doorkeeper, adding: Arc<Adding>) -> Self {
         let fake = Arc::new(FakeLedger::new());
-        Self::build(fake.clone(), fake, None, Some(Arc::new(door)), Vec::new()).await
+        Self::build(fake.clone(), fake, None, Some(Arc::new(door)), Some(adding), Vec::new()).await
     }
 
     /// With accounts, and trusting what this machine says of others.
-    pub(crate) async fn behind_proxy(door: Doorkeeper) -> Self {
+    pub(crate) async fn behind_proxy(door: Doorkeeper, adding: Arc<Adding>) -> Self {
         let fake = Arc::new(FakeLedger::new());
         let trusted = vec!["127.0.0.1".parse().unwrap()];
-        Self::build(fake.clone(), fake, None, Some(Arc::new(door)), trusted).await
+        Self::build(fake.clone(), fake, None, Some(Arc::new(door)), Some(adding), trusted).await
     }
 
     async fn build(
@@ -204,13 +207,14 @@ impl World {
         ledger: Arc<dyn Ledger>,
         webhook: Option<WebhookSecrets>,
         door: Option<Arc<Doorkeeper>>,
+        adding: Option<Arc<Adding>>,
         trusted: Vec<Network>,
     ) -> Self {
         let submitting = submitting(ledger.clone());
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let (api, metrics, health, reconcilers) =
-            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests(), door, trusted);
+            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests(), door, adding, trusted);
         health.serving();
         tracker.spawn({
             let (health, ledger, stop) = (health.clone(), ledger.clone(), shutdown.clone());
@@ -315,6 +319,7 @@ pub(crate) fn state(
     shutdown: &CancellationToken,
     timing: ProbeTiming,
     door: Option<Arc<Doorkeeper>>,
+    adding: Option<Arc<Adding>>,
     trusted: Vec<Network>,
 ) -> (ApiState, HttpMetrics, Arc<Health>, Arc<Reconcilers>) {
     let registry = Registry::new();
@@ -340,10 +345,26 @@ pub(crate) fn state(
         registry,
         inference: None,
         about: about(),
+        adding,
+        tries: Some(Arc::new(Answers)),
+        gateway_key: Some(SecretString::from(GATEWAY_KEY)),
         version: "0.0.0-test",
         shutdown: shutdown.clone(),
     });
     (api, metrics, health, reconcilers)
+}
+
+/// Each model says its name.
+struct Answers;
+
+#[async_trait]
+impl TryModel for Answers {
+    async fn try_model(&self, name: &str) -> Result<Answered, String> {
+        match name {
+            "mute" => Err("The server answered 401.".to_owned()),
+            _ => Ok(Answered { took: Duration::from_millis(7), text: format!("I am {name}") }),
+        }
+    }
 }
 
 fn about() -> About {

@@ -24,6 +24,8 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::model::ModelInfo;
+
 /// A blob above this is refused: patches are limited far below, logs are cut before.
 pub const MAX_BLOB_BYTES: usize = 64 * 1024 * 1024;
 /// The longest that `lease` waits for work.
@@ -229,6 +231,8 @@ pub enum Admission {
         read_token: Option<SecretString>,
         /// What the Run shows to the gateway of models. `None`: the dashboard makes none.
         run_token: Option<SecretString>,
+        /// The model that the Run asks, where only the gateway knows it. `None`: the worker's configuration has it.
+        model: Option<ModelInfo>,
     },
     /// A person has taken the wish back since; the sentence says how.
     Withdrawn { reason: String },

@@ -1,6 +1,7 @@
 //! What the use cases need from outside, in their own words. Each port is as small as its use.
 
 pub mod accounts;
+pub mod additions;
 pub mod clock;
 pub mod forge;
 pub mod git;

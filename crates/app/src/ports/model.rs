@@ -1,6 +1,7 @@
 //! A language model as the solve loop sees it: a conversation goes in, one raw turn comes out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_domain::id::{CorrelationId, RunId};
@@ -17,6 +18,19 @@ pub struct ModelInfo {
     pub name: String,
     /// The window in tokens, prompt and answer together.
     pub context_tokens: u64,
+}
+
+/// One small question, by the way on which Runs ask. Errors with a sentence for whoever wants to know whether a model answers.
+#[async_trait]
+pub trait TryModel: Send + Sync {
+    async fn try_model(&self, name: &str) -> Result<Answered, String>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    pub took: Duration,
+    /// What it said, as it said it.
+    pub text: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

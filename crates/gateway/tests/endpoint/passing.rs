@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fettle_app::ports::serving::When;
-use fettle_gateway::{Provider, ProviderKind, ProviderModel};
+use fettle_gateway::{Provider, ProviderKind, ProviderModel, Served};
 use http::StatusCode;
 use serde_json::json;
 
@@ -111,6 +111,51 @@ async fn providers_are_asked_by_name_with_their_own_key_and_profiles_fall_back_t
     dear["model"] = json!("cloud/another of the account's");
     let answer = world.send(world.request("/v1/chat/completions", KEY, &dear)).await;
     assert_eq!((answer.status, cloud.times()), (StatusCode::NOT_FOUND, 2));
+}
+
+#[tokio::test]
+async fn providers_come_change_and_go_while_the_gateway_serves() {
+    let (one, other) = (Upstream::start().await, Upstream::start().await);
+    let world = World::with(served(Vec::new()), |settings| {
+        let provider = Provider { base_url: Some(one.url()), ..Provider::new("fixed", ProviderKind::OpenAi) };
+        settings.providers = vec![provider];
+    })
+    .await;
+    let served_by = |at: &Upstream, key: &str| {
+        let model = ProviderModel { name: "big".to_owned(), context_tokens: Some(65_536), price: None };
+        let provider = Provider {
+            base_url: Some(at.url()),
+            api_key: Some(key.to_owned().into()),
+            models: vec![model],
+            ..Provider::new("browser", ProviderKind::OpenAiCompatible)
+        };
+        Served { name: "mine".to_owned(), provider }
+    };
+    let ask = async || {
+        let mut body = chat_body(false);
+        body["model"] = json!("mine");
+        world.send(world.request("/v1/chat/completions", KEY, &body)).await.status
+    };
+    assert_eq!(ask().await, StatusCode::NOT_FOUND);
+    for (at, key) in [(&one, "first"), (&one, "second"), (&other, "second")] {
+        world.providers.set(vec![served_by(at, key)]).unwrap();
+        assert_eq!(ask().await, StatusCode::OK);
+        let asked = at.last();
+        assert_eq!(asked.headers["authorization"], format!("Bearer {key}"));
+        assert_eq!(asked.body["model"], json!("big"));
+    }
+    assert_eq!((one.times(), other.times()), (2, 1));
+
+    // What cannot be changes nothing.
+    let taken = Served { provider: Provider::new("fixed", ProviderKind::OpenAi), ..served_by(&one, "x") };
+    assert!(world.providers.set(vec![taken]).is_err());
+    let nowhere = Served { provider: Provider::new("nowhere", ProviderKind::OpenAiCompatible), ..served_by(&one, "x") };
+    assert!(world.providers.set(vec![nowhere]).is_err());
+    assert_eq!(ask().await, StatusCode::OK);
+    let listed = world.get("/v1/models").await.json().await;
+    assert!(listed["data"].as_array().unwrap().iter().any(|model| model["id"] == json!("mine")), "{listed}");
+    world.providers.set(Vec::new()).unwrap();
+    assert_eq!(ask().await, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

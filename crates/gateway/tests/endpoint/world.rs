@@ -11,7 +11,7 @@ use fettle_app::ports::serving::{EngineMeter, ReadyEngine, ServedModel, Supply, 
 use fettle_app::run_token::{RunBudgets, RunClaims, RunTokenKey};
 use fettle_domain::id::{JobId, RunId};
 use fettle_domain::lease::Fence;
-use fettle_gateway::{Gateway, Parts, Settings, StaticKey, Told, UsageReader, UsageRecord};
+use fettle_gateway::{Gateway, Parts, Providers, Settings, StaticKey, Told, UsageReader, UsageRecord};
 use fettle_placement::id::{ModelId, OwnerId};
 use fettle_placement::view::Class;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -57,6 +57,7 @@ pub(crate) struct World {
     pub(crate) supply: watch::Sender<Arc<Supply>>,
     pub(crate) meters: watch::Sender<Arc<Vec<EngineMeter>>>,
     pub(crate) told: Told,
+    pub(crate) providers: Arc<Providers>,
     usage: UsageReader,
     registry: Registry,
     shutdown: CancellationToken,
@@ -112,13 +113,14 @@ impl World {
         let (gateway, told) = Gateway::new(settings, parts, &registry).unwrap();
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
+        let providers = gateway.providers();
         let (router, usage, shutdown) = (gateway.router(), gateway.usage(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(gateway.run(shutdown.clone()));
         let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { url, client, supply, meters, told, usage, registry, shutdown, tasks, folder }
+        Self { url, client, supply, meters, told, providers, usage, registry, shutdown, tasks, folder }
     }
 
     /// Ends as a process does, with its usage written.

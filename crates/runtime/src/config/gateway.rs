@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use fettle_domain::budget::MIN_CONTEXT_TOKENS;
+pub use fettle_domain::model_profile::ModelKind;
+use fettle_domain::model_profile::plain_name;
 use fettle_placement::recipe::{EngineKind, KvType, RunsOn};
 use fettle_placement::view::RecipeChoice;
 use serde::{Deserialize, Serialize};
@@ -157,40 +159,6 @@ fn default_sequences() -> u16 {
 
 fn default_kv() -> KvType {
     KvType::F16
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ModelKind {
-    #[default]
-    OpenaiCompatible,
-    Openai,
-    Anthropic,
-    Google,
-    Ollama,
-}
-
-impl ModelKind {
-    /// As the configuration has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::OpenaiCompatible => "openai-compatible",
-            Self::Openai => "openai",
-            Self::Anthropic => "anthropic",
-            Self::Google => "google",
-            Self::Ollama => "ollama",
-        }
-    }
-
-    fn default_url(self) -> Option<&'static str> {
-        match self {
-            Self::OpenaiCompatible => None,
-            Self::Openai => Some("https://api.openai.com/v1"),
-            Self::Anthropic => Some("https://api.anthropic.com"),
-            Self::Google => Some("https://generativelanguage.googleapis.com"),
-            Self::Ollama => Some("http://127.0.0.1:11434"),
-        }
-    }
 }
 
 impl ModelConfig {
@@ -359,7 +327,7 @@ impl Gateway {
             return Err(format!("gateway.models: two models are called `{}`", pair[0]));
         }
         // As which they are asked for at the gateway, where a slash stands between server and model.
-        let mut plain: Vec<(String, &str)> = names.iter().map(|name| (name.replace('/', "-"), *name)).collect();
+        let mut plain: Vec<(String, &str)> = names.iter().map(|name| (plain_name(name), *name)).collect();
         plain.sort_unstable();
         if let Some(pair) = plain.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(format!("gateway.models: `{}` and `{}` differ by a slash alone", pair[0].1, pair[1].1));

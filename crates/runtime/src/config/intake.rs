@@ -53,6 +53,26 @@ impl Forge {
         }
     }
 
+    /// How often repositories that people added in the browser are looked at. `None`: without credentials, never.
+    pub fn looks_at_added_every(&self) -> Option<Duration> {
+        let has_credentials =
+            self.app_id.is_some() || self.write_token_file.is_some() || self.read_token_file.is_some();
+        // Without webhooks nobody else tells.
+        let period = match self.intake {
+            IntakeMode::Webhook if self.webhook_secret_file.is_some() => polling::EVERY_BELOW_WEBHOOKS,
+            IntakeMode::Webhook | IntakeMode::Poll => polling::EVERY,
+        };
+        has_credentials.then(|| self.poll_every.map_or(period, |every| every.0))
+    }
+
+    /// Which repositories are looked at beside those that people added.
+    pub fn looks_at(&self) -> polling::LookAt {
+        match self.looks_every() {
+            Some(_) if self.poll_repositories.is_empty() => polling::LookAt::Reachable,
+            Some(_) | None => polling::LookAt::Named(self.poll_repositories.clone()),
+        }
+    }
+
     /// How often failed deliveries are asked for again. `None`: there is no App, which alone has a list of them, or no webhook.
     pub fn redelivers_every(&self) -> Option<Duration> {
         let has_list = self.app_id.is_some() && self.webhook_secret_file.is_some();

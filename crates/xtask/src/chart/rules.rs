@@ -19,6 +19,7 @@ const NAME_LIMIT: usize = 52;
 const NOT_FOR_WORKERS: &[&str] = &[
     "/auth/admin_key_file",
     "/auth/scale_key_file",
+    "/auth/secrets_key_file",
     "/auth/oidc/client_secret_file",
     "/forge/app_key_file",
     "/forge/write_token_file",

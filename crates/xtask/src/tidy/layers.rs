@@ -74,7 +74,18 @@ pub(super) const CRATES: &[Row] = &[
     // It examines models with the agent's own parser, as a client of its own gateway.
     Row {
         name: "inference",
-        kind: Kind::Layer(&["agent", "api", "app", "engines", "gateway", "gpu", "llm", "placement", "runtime"]),
+        kind: Kind::Layer(&[
+            "agent",
+            "api",
+            "app",
+            "domain",
+            "engines",
+            "gateway",
+            "gpu",
+            "llm",
+            "placement",
+            "runtime",
+        ]),
     },
     // It runs the other binaries' libraries in one process.
     Row { name: "cli", kind: Kind::Free },

@@ -362,7 +362,7 @@ impl Leases for MemoryLedger {
         let task = self.read("admit", |rows, _| view::task(rows, rows.held_for_reading(lease)?.task)).await?;
         Ok(match &self.around.admissions {
             Some(admissions) => admissions.admit(&task).await,
-            None => Admission::Go { read_token: None, run_token: None },
+            None => Admission::Go { read_token: None, run_token: None, model: None },
         })
     }
 }

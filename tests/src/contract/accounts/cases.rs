@@ -6,6 +6,7 @@ use fettle_app::ports::accounts::{
     Accounts, Added, Changed, Exchanged, Founding, Identity, MAX_API_KEYS, MAX_SESSIONS, NewApiKey, NewSession,
     PasswordHash, SignInBy, UserChange,
 };
+use fettle_app::ports::additions::{Addition, Additions, Kept, MAX_ADDITIONS, Sealed, Sort};
 use fettle_domain::access::{Role, Scope};
 use fettle_domain::account::{FREE_FAILURES, FREE_FAILURES_ANYWHERE, Tries};
 use fettle_domain::audit_log::{Head, verify};
@@ -21,7 +22,7 @@ const DAY: u64 = 24 * 3600;
 const HERE: &str = "192.0.2.1";
 const ELSEWHERE: &str = "198.51.100.7";
 
-pub async fn the_first_admin_is_made_once_however_many_try<S: Accounts + 'static>(world: &World<S>) {
+pub async fn the_first_admin_is_made_once_however_many_try<S: Accounts + Additions + 'static>(world: &World<S>) {
     assert!(!world.store.has_admin().await.unwrap());
     world.add("viewer", Role::Viewer).await;
     assert!(!world.store.has_admin().await.unwrap());
@@ -36,7 +37,7 @@ pub async fn the_first_admin_is_made_once_however_many_try<S: Accounts + 'static
     assert_eq!(world.actions().await, ["users.create", "setup"], "what was refused is not noted as done");
 }
 
-pub async fn names_and_addresses_are_unique<S: Accounts + 'static>(world: &World<S>) {
+pub async fn names_and_addresses_are_unique<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     let mut other = new_user("bob", Role::Viewer);
     other.username = ada.username.clone();
@@ -52,7 +53,7 @@ pub async fn names_and_addresses_are_unique<S: Accounts + 'static>(world: &World
     assert_eq!(world.actions().await, ["users.create"]);
 }
 
-pub async fn users_are_listed_in_pages<S: Accounts + 'static>(world: &World<S>) {
+pub async fn users_are_listed_in_pages<S: Accounts + Additions + 'static>(world: &World<S>) {
     for name in ["carl", "anna", "dora", "bert", "emil"] {
         world.add(name, Role::Viewer).await;
     }
@@ -67,7 +68,7 @@ pub async fn users_are_listed_in_pages<S: Accounts + 'static>(world: &World<S>) 
     assert_eq!(names, ["anna", "bert", "carl", "dora", "emil"]);
 }
 
-pub async fn the_last_active_admin_stays<S: Accounts + 'static>(world: &World<S>) {
+pub async fn the_last_active_admin_stays<S: Accounts + Additions + 'static>(world: &World<S>) {
     let (ada, eve) = (world.add("ada", Role::Admin).await, world.add("eve", Role::Admin).await);
     let demote = UserChange { role: Some(Role::Viewer), ..UserChange::default() };
     let stop = UserChange { active: Some(false), ..UserChange::default() };
@@ -91,7 +92,7 @@ fn now<S>(world: &World<S>) -> Timestamp {
     fettle_app::ports::clock::Clock::now(&*world.time)
 }
 
-pub async fn a_wrong_password_counts_and_a_session_forgets_it<S: Accounts + 'static>(world: &World<S>) {
+pub async fn a_wrong_password_counts_and_a_session_forgets_it<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     assert_eq!(world.store.tries(ada.id, HERE).await.unwrap(), Tries::default());
     for count in 1..=FREE_FAILURES + 1 {
@@ -111,7 +112,9 @@ pub async fn a_wrong_password_counts_and_a_session_forgets_it<S: Accounts + 'sta
     assert_eq!(tries, Tries { signed_in_at: seen.last_login_at, ..Tries::default() });
 }
 
-pub async fn who_signed_in_from_an_address_is_not_locked_out_there_by_others<S: Accounts + 'static>(world: &World<S>) {
+pub async fn who_signed_in_from_an_address_is_not_locked_out_there_by_others<S: Accounts + Additions + 'static>(
+    world: &World<S>,
+) {
     let ada = world.add("ada", Role::Viewer).await;
     world.begin(&ada, Kind::Browser, 1).await;
     // Those who come at once are all counted.
@@ -130,7 +133,7 @@ pub async fn who_signed_in_from_an_address_is_not_locked_out_there_by_others<S: 
     assert!(locked(HERE).await, "its own wrong passwords count there");
 }
 
-pub async fn a_new_password_opens_every_address<S: Accounts + 'static>(world: &World<S>) {
+pub async fn a_new_password_opens_every_address<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     for _ in 0..2 * FREE_FAILURES_ANYWHERE {
         world.store.fail_login(ada.id, HERE, note("login")).await.unwrap();
@@ -147,7 +150,7 @@ fn identity(subject: &str) -> Identity {
     Identity { issuer: "https://id.example.org".into(), subject: subject.into() }
 }
 
-pub async fn an_identity_is_one_accounts_and_needs_no_password<S: Accounts + 'static>(world: &World<S>) {
+pub async fn an_identity_is_one_accounts_and_needs_no_password<S: Accounts + Additions + 'static>(world: &World<S>) {
     let mut wanted = new_user("ada", Role::Viewer);
     (wanted.password, wanted.identity) = (PasswordHash::none(), Some(identity("1")));
     let added = world.store.add_user(wanted, Founding::Later, note("register")).await.unwrap();
@@ -174,7 +177,7 @@ pub async fn an_identity_is_one_accounts_and_needs_no_password<S: Accounts + 'st
     assert!(begin(2).await.is_none());
 }
 
-pub async fn of_many_who_come_with_one_identity_one_is_added<S: Accounts + 'static>(world: &World<S>) {
+pub async fn of_many_who_come_with_one_identity_one_is_added<S: Accounts + Additions + 'static>(world: &World<S>) {
     let tries = join_all((0..6).map(|number| {
         let mut user = new_user(&format!("ada{number}"), Role::Viewer);
         user.identity = Some(identity("1"));
@@ -186,7 +189,7 @@ pub async fn of_many_who_come_with_one_identity_one_is_added<S: Accounts + 'stat
     assert_eq!(world.store.list_users(None, 10).await.unwrap().len(), 1);
 }
 
-pub async fn addresses_are_forgotten<S: Accounts + 'static>(world: &World<S>) {
+pub async fn addresses_are_forgotten<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     for number in 0..3 {
         world.store.fail_login(ada.id, &format!("198.51.100.{number}"), note("login")).await.unwrap();
@@ -199,7 +202,9 @@ pub async fn addresses_are_forgotten<S: Accounts + 'static>(world: &World<S>) {
     assert!(world.store.tries(ada.id, HERE).await.unwrap().signed_in_at.is_some());
 }
 
-pub async fn a_session_begins_only_under_the_password_that_was_checked<S: Accounts + 'static>(world: &World<S>) {
+pub async fn a_session_begins_only_under_the_password_that_was_checked<S: Accounts + Additions + 'static>(
+    world: &World<S>,
+) {
     let ada = world.add("ada", Role::Viewer).await;
     let begin = |number, verified: &str, upgraded: Option<&str>| {
         let (verified, upgraded) = (PasswordHash(verified.into()), upgraded.map(|hash| PasswordHash(hash.into())));
@@ -217,7 +222,7 @@ pub async fn a_session_begins_only_under_the_password_that_was_checked<S: Accoun
     assert_eq!(world.actions().await, ["users.create", "login", "login", "users.change"]);
 }
 
-pub async fn a_new_password_ends_all_sessions_but_one<S: Accounts + 'static>(world: &World<S>) {
+pub async fn a_new_password_ends_all_sessions_but_one<S: Accounts + Additions + 'static>(world: &World<S>) {
     let (ada, eve) = (world.add("ada", Role::Viewer).await, world.add("eve", Role::Viewer).await);
     let kept = world.begin(&ada, Kind::Browser, 1).await;
     world.begin(&ada, Kind::Token, 2).await;
@@ -232,7 +237,7 @@ pub async fn a_new_password_ends_all_sessions_but_one<S: Accounts + 'static>(wor
     assert_eq!(world.store.exchange(secret(2), secret(9), note("refresh")).await.unwrap(), Exchanged::Over);
 }
 
-pub async fn who_is_made_inactive_has_no_session_left<S: Accounts + 'static>(world: &World<S>) {
+pub async fn who_is_made_inactive_has_no_session_left<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     let session = world.begin(&ada, Kind::Browser, 1).await;
     let stop = UserChange { active: Some(false), keep: Some(session.id), ..UserChange::default() };
@@ -241,7 +246,7 @@ pub async fn who_is_made_inactive_has_no_session_left<S: Accounts + 'static>(wor
     assert!(session.life.ended_at.is_some() && !user.standing.active);
 }
 
-pub async fn a_browser_session_slides_and_ends<S: Accounts + 'static>(world: &World<S>) {
+pub async fn a_browser_session_slides_and_ends<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     let session = world.begin(&ada, Kind::Browser, 1).await;
     let begun = session.life.created_at;
@@ -261,7 +266,7 @@ pub async fn a_browser_session_slides_and_ends<S: Accounts + 'static>(world: &Wo
     assert_eq!(world.store.find_session(secret(7)).await.unwrap(), None);
 }
 
-pub async fn a_session_ends_once_and_only_live_ones_are_listed<S: Accounts + 'static>(world: &World<S>) {
+pub async fn a_session_ends_once_and_only_live_ones_are_listed<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     let first = world.begin(&ada, Kind::Browser, 1).await;
     world.pass(1);
@@ -274,7 +279,7 @@ pub async fn a_session_ends_once_and_only_live_ones_are_listed<S: Accounts + 'st
     assert_eq!(world.actions().await, ["users.create", "login", "login", "sessions.end"]);
 }
 
-pub async fn one_more_session_than_fits_ends_the_oldest<S: Accounts + 'static>(world: &World<S>) {
+pub async fn one_more_session_than_fits_ends_the_oldest<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     for number in 0..=MAX_SESSIONS {
         world.pass(1);
@@ -287,7 +292,9 @@ pub async fn one_more_session_than_fits_ends_the_oldest<S: Accounts + 'static>(w
     assert!(ended(0).await && !ended(1).await);
 }
 
-pub async fn a_refresh_token_rotates_and_a_spent_one_ends_the_family<S: Accounts + 'static>(world: &World<S>) {
+pub async fn a_refresh_token_rotates_and_a_spent_one_ends_the_family<S: Accounts + Additions + 'static>(
+    world: &World<S>,
+) {
     let ada = world.add("ada", Role::Viewer).await;
     let (family, other) = (world.begin(&ada, Kind::Token, 1).await, world.begin(&ada, Kind::Token, 100).await);
     for number in 1..4 {
@@ -309,7 +316,9 @@ pub async fn a_refresh_token_rotates_and_a_spent_one_ends_the_family<S: Accounts
     assert_eq!(last.object, family.id.to_string());
 }
 
-pub async fn of_many_who_show_one_token_one_rotates_and_the_family_ends<S: Accounts + 'static>(world: &World<S>) {
+pub async fn of_many_who_show_one_token_one_rotates_and_the_family_ends<S: Accounts + Additions + 'static>(
+    world: &World<S>,
+) {
     let ada = world.add("ada", Role::Viewer).await;
     let family = world.begin(&ada, Kind::Token, 1).await;
     let tries = join_all((2..10).map(|next| world.store.exchange(secret(1), secret(next), note("refresh"))));
@@ -324,13 +333,13 @@ pub async fn of_many_who_show_one_token_one_rotates_and_the_family_ends<S: Accou
     assert!(family.life.ended_at.is_some());
 }
 
-pub async fn a_browsers_secret_is_no_refresh_token<S: Accounts + 'static>(world: &World<S>) {
+pub async fn a_browsers_secret_is_no_refresh_token<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     world.begin(&ada, Kind::Browser, 1).await;
     assert_eq!(world.store.exchange(secret(1), secret(2), note("refresh")).await.unwrap(), Exchanged::Unknown);
 }
 
-pub async fn keys_are_found_by_their_secret_counted_and_removed<S: Accounts + 'static>(world: &World<S>) {
+pub async fn keys_are_found_by_their_secret_counted_and_removed<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     let add = |number: u8| {
         let key = NewApiKey {
@@ -364,7 +373,7 @@ pub async fn keys_are_found_by_their_secret_counted_and_removed<S: Accounts + 's
     assert_eq!(world.actions().await.iter().filter(|action| *action == "api_keys.end").count(), 1);
 }
 
-pub async fn of_many_keys_at_once_no_more_are_made_than_fit<S: Accounts + 'static>(world: &World<S>) {
+pub async fn of_many_keys_at_once_no_more_are_made_than_fit<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     let most = u8::try_from(MAX_API_KEYS).unwrap();
     let tries = join_all((0..most + 5).map(|number| {
@@ -383,7 +392,7 @@ pub async fn of_many_keys_at_once_no_more_are_made_than_fit<S: Accounts + 'stati
     assert_eq!(made, usize::from(most));
 }
 
-pub async fn the_log_is_one_chain_for_concurrent_writers<S: Accounts + 'static>(world: &World<S>) {
+pub async fn the_log_is_one_chain_for_concurrent_writers<S: Accounts + Additions + 'static>(world: &World<S>) {
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..8 {
         let store = Arc::clone(&world.store);
@@ -401,7 +410,7 @@ pub async fn the_log_is_one_chain_for_concurrent_writers<S: Accounts + 'static>(
     assert_eq!(verify(Head::EMPTY, &log).map(|head| head.sequence), Ok(80));
 }
 
-pub async fn the_log_is_read_backwards_in_pages<S: Accounts + 'static>(world: &World<S>) {
+pub async fn the_log_is_read_backwards_in_pages<S: Accounts + Additions + 'static>(world: &World<S>) {
     for number in 0..20 {
         let mut odd = note("x");
         odd.detail = format!("{number}\r\n\u{1b}[31m{}", "ä".repeat(1000));
@@ -419,7 +428,7 @@ pub async fn the_log_is_read_backwards_in_pages<S: Accounts + 'static>(world: &W
     assert_eq!(seen, world.log().await);
 }
 
-pub async fn signing_keys_are_added_once_and_forgotten<S: Accounts + 'static>(world: &World<S>) {
+pub async fn signing_keys_are_added_once_and_forgotten<S: Accounts + Additions + 'static>(world: &World<S>) {
     let begin = fettle_app::ports::clock::Clock::now(&*world.time);
     let later = |seconds| begin.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap();
     let tries = join_all(
@@ -436,7 +445,7 @@ pub async fn signing_keys_are_added_once_and_forgotten<S: Accounts + 'static>(wo
     assert_eq!(world.store.signing_keys().await.unwrap(), keys[..1]);
 }
 
-pub async fn old_sessions_are_forgotten_with_their_tokens<S: Accounts + 'static>(world: &World<S>) {
+pub async fn old_sessions_are_forgotten_with_their_tokens<S: Accounts + Additions + 'static>(world: &World<S>) {
     let ada = world.add("ada", Role::Viewer).await;
     for number in 0..3 {
         let session = NewSession {
@@ -453,4 +462,57 @@ pub async fn old_sessions_are_forgotten_with_their_tokens<S: Accounts + 'static>
     assert_eq!(world.store.forget_sessions(now(world), 2).await.unwrap(), 1);
     assert_eq!(world.store.exchange(secret(0), secret(51), note("refresh")).await.unwrap(), Exchanged::Unknown);
     assert!(world.store.find_session_by_id(fresh.id).await.unwrap().is_some());
+}
+
+fn addition(sort: Sort, name: &str, value: &str) -> Addition {
+    Addition { sort, name: name.to_owned(), value: value.to_owned(), secret: None, changed_at: Timestamp::UNIX_EPOCH }
+}
+
+fn sealed(key: &str, byte: u8) -> Sealed {
+    Sealed { key: key.to_owned(), bytes: vec![byte; 60] }
+}
+
+pub async fn what_is_added_is_kept_changed_and_dropped<S: Accounts + Additions + 'static>(world: &World<S>) {
+    let store = &world.store;
+    let coder = Addition { secret: Some(sealed("first", 1)), ..addition(Sort::Model, "coder", r#"{"v":"1"}"#) };
+    assert_eq!(store.keep_addition(coder.clone()).await.unwrap(), Kept::New);
+    // A name is unique within its sort alone.
+    let widget = addition(Sort::Repository, "coder", "{}");
+    assert_eq!(store.keep_addition(widget.clone()).await.unwrap(), Kept::New);
+    assert_eq!(store.additions().await.unwrap(), [coder.clone(), widget.clone()]);
+    let changed_at = Timestamp::from_second(7).unwrap();
+    let coder = Addition { secret: None, value: "\"\\u0000 \u{1f9ea}\"".to_owned(), changed_at, ..coder };
+    assert_eq!(store.keep_addition(coder.clone()).await.unwrap(), Kept::Changed);
+    assert_eq!(store.additions().await.unwrap(), [coder, widget.clone()]);
+    assert!(store.drop_addition(Sort::Model, "coder").await.unwrap());
+    assert!(!store.drop_addition(Sort::Model, "coder").await.unwrap());
+    assert!(!store.drop_addition(Sort::Model, "nul \0 in a name").await.unwrap());
+    assert_eq!(store.additions().await.unwrap(), [widget]);
+}
+
+pub async fn of_many_that_are_added_at_once_no_more_are_kept_than_fit<S: Accounts + Additions + 'static>(
+    world: &World<S>,
+) {
+    for number in 0..MAX_ADDITIONS - 2 {
+        world.store.keep_addition(addition(Sort::Model, &format!("model{number}"), "{}")).await.unwrap();
+    }
+    let tries =
+        join_all((0..8).map(|number| world.store.keep_addition(addition(Sort::Model, &format!("more{number}"), "{}"))));
+    let kept: Vec<Kept> = tries.await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(kept.iter().filter(|kept| **kept == Kept::New).count(), 2, "{kept:?}");
+    assert_eq!(kept.iter().filter(|kept| **kept == Kept::Full).count(), 6, "{kept:?}");
+    let known = addition(Sort::Model, "model0", "[]");
+    assert_eq!(world.store.keep_addition(known).await.unwrap(), Kept::Changed, "a change needs no room");
+    assert_eq!(world.store.keep_addition(addition(Sort::Repository, "a/b", "{}")).await.unwrap(), Kept::New);
+}
+
+pub async fn a_secret_is_sealed_anew_only_if_it_is_what_it_was<S: Accounts + Additions + 'static>(world: &World<S>) {
+    let (first, second) = (sealed("first", 1), sealed("second", 2));
+    let coder = Addition { secret: Some(first.clone()), ..addition(Sort::Model, "coder", "{}") };
+    world.store.keep_addition(coder.clone()).await.unwrap();
+    let reseal = |from: &Sealed| world.store.reseal_addition(Sort::Model, "coder", from.clone(), second.clone());
+    assert!(!reseal(&sealed("first", 9)).await.unwrap());
+    assert!(reseal(&first).await.unwrap());
+    assert!(!reseal(&first).await.unwrap());
+    assert_eq!(world.store.additions().await.unwrap(), [Addition { secret: Some(second.clone()), ..coder }]);
 }

@@ -625,7 +625,7 @@ pub async fn a_stale_lease_reads_nothing<S: Subject>(world: &mut World<S>) {
     world.open(2).await;
     let run = world.lease(JobKind::Run).await.lease;
     let admission = world.leases().admit(&run).await.unwrap();
-    assert!(matches!(admission, Admission::Go { read_token: None, run_token: None }), "{admission:?}");
+    assert!(matches!(admission, Admission::Go { read_token: None, run_token: None, model: None }), "{admission:?}");
     assert_eq!(world.leases().steps(&run).await.unwrap(), []);
     world.lapse().await;
     assert!(matches!(world.leases().steps(&run).await, Err(LedgerError::Invalid(_))));

@@ -71,9 +71,9 @@ fn the_small_verbs_keep_their_form() {
     pinned(&defer, json!({"job": job, "fence": 7, "until": {"after_ms": 10}, "why": "w"}));
     pinned(&WakeBody::Event, json!("event"));
     pinned(&FencedBody { fenced: FencedWord::AlreadyApplied }, json!({"fenced": "already_applied"}));
-    let nothing = AdmissionBody::Go { read_token: None, run_token: None };
+    let nothing = AdmissionBody::Go { read_token: None, run_token: None, model: None };
     pinned(&nothing, json!({"admission": "go", "read_token": null}));
-    let both = AdmissionBody::Go { read_token: Some("r".into()), run_token: Some("t".into()) };
+    let both = AdmissionBody::Go { read_token: Some("r".into()), run_token: Some("t".into()), model: None };
     pinned(&both, json!({"admission": "go", "read_token": "r", "run_token": "t"}));
     let reason = "the issue was closed meanwhile";
     pinned(&AdmissionBody::Withdrawn { reason: reason.into() }, json!({"admission": "withdrawn", "reason": reason}));
