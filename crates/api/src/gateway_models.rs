@@ -9,7 +9,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use fettle_app::adding::{Added, AddedModel, ModelKey};
+use fettle_app::adding::{Added, AddedModel, Entered};
 use fettle_app::ports::chain;
 use fettle_domain::model_profile::ModelProfile;
 use jiff::Timestamp;
@@ -63,10 +63,7 @@ async fn list(State(api): State<ApiState>) -> Json<ModelsBody> {
     let added = api.adding.as_ref().map(|adding| adding.now()).unwrap_or_default();
     let body = |model: &AddedModel| ModelBody {
         profile: model.profile.clone(),
-        key: match &model.key {
-            ModelKey::Open(key) => Some(key.expose_secret().to_owned()),
-            ModelKey::None | ModelKey::Lost(_) => None,
-        },
+        key: model.key.open().map(|key| key.expose_secret().to_owned()),
         changed_at: model.changed_at,
     };
     Json(ModelsBody { models: added.models.iter().map(body).collect() })
@@ -154,9 +151,9 @@ impl GatewayModels {
         let ModelsBody { models } = asked.error_for_status()?.json().await?;
         let added = |ModelBody { profile, key, changed_at }| AddedModel {
             profile,
-            key: key.map_or(ModelKey::None, |key| ModelKey::Open(key.into())),
+            key: key.map_or(Entered::None, |key| Entered::Open(key.into())),
             changed_at,
         };
-        Ok(Added { models: models.into_iter().map(added).collect(), repositories: Vec::new() })
+        Ok(Added { models: models.into_iter().map(added).collect(), ..Added::default() })
     }
 }

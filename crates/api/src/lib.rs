@@ -36,7 +36,7 @@ pub use health::{Health, PartsHealth, ProbeTiming};
 pub use inference_client::{InferenceClient, InferenceError};
 pub use metrics::HttpMetrics;
 pub use serve::serve;
-pub use state::{About, ApiState, ConfiguredModel, Parts, Setting, WebhookSecrets};
+pub use state::{About, AboutForge, ApiState, ConfiguredModel, Parts, Setting, WebhookSecrets};
 pub use worker_client::{Contact, WorkerClient, WorkerClientError};
 pub use worker_health::{WorkerHealth, WorkerHealthParts};
 
@@ -188,6 +188,8 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::models::try_model))
         .routes(routes!(v1::models::rotate_secrets))
         .routes(routes!(v1::settings::get_settings))
+        .routes(routes!(v1::forge::get_forge))
+        .routes(routes!(v1::forge::put_forge_tokens, v1::forge::remove_forge_tokens))
         .routes(routes!(v1::steps::list_steps))
         .routes(routes!(v1::inference::list_devices))
         .routes(routes!(v1::inference::list_placements))

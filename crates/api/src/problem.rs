@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use fettle_app::adding::AddError;
+use fettle_app::adding::{AddError, TokenFor};
 use fettle_app::ports::ledger::LedgerError;
 use fettle_app::submit::SubmitError;
 use fettle_domain::id::RequestId;
@@ -216,9 +216,15 @@ impl From<AddError> for Problem {
         match error {
             AddError::Profile(bad) => Self::refused(format!("/{}", bad.field), bad.what),
             AddError::OddKey | AddError::KeyAgain => Self::refused("/api_key", told),
-            AddError::Configured(_) | AddError::Alike(..) | AddError::NoRing | AddError::Full => {
-                Self::new(Code::NotPossible, told)
-            }
+            AddError::Configured(_)
+            | AddError::Alike(..)
+            | AddError::NoRing
+            | AddError::NoAccess
+            | AddError::ForgeConfigured
+            | AddError::Full => Self::new(Code::NotPossible, told),
+            AddError::SameToken | AddError::UnknownToken(TokenFor::Reading, _) => Self::refused("/read", told),
+            AddError::UnknownToken(TokenFor::Writing, _) => Self::refused("/write", told),
+            AddError::Forge(_) => Self::new(Code::Unavailable, told).because(error),
             AddError::NotFound => Self::new(Code::NotFound, told),
             AddError::Repository(error) => error.into(),
             AddError::RingFile(_) => Self::new(Code::Unavailable, told).because(error),

@@ -85,6 +85,19 @@ pub struct About {
     pub repositories: Vec<String>,
     /// The first is used unless a Task names another.
     pub models: Vec<ConfiguredModel>,
+    pub forge: AboutForge,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct AboutForge {
+    /// Of its API.
+    pub address: String,
+    /// The label that asks for work.
+    pub label: String,
+    /// Webhooks are accepted.
+    pub webhooks: bool,
+    /// Labels are looked for in whatever the configured credentials reach, or in repositories that it names.
+    pub looks: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -1,4 +1,4 @@
-//! Models and repositories that people add in the browser, beside those of the configuration. All that use them are told through one
+//! Models, repositories and tokens for the forge that people add in the browser, beside those of the configuration. All that use them are told through one
 //! channel, and see them as they stand in the ledger: another dashboard's change within [`READ_EVERY`], one's own at once.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::live::Live;
 use crate::ports::additions::{Addition, Additions, Kept, MAX_ADDITIONS, Sort};
 use crate::ports::clock::{Clock, SecretSource};
-use crate::ports::forge::{ForgeError, ForgeReader};
+use crate::ports::forge::{ForgeAccess, ForgeError};
 use crate::ports::ledger::LedgerError;
 use crate::ports::model::ModelInfo;
 use crate::reconciling::{Reconcile, Trouble};
@@ -27,7 +27,7 @@ use crate::vitals::Pulse;
 
 /// How soon what another dashboard was told is known here.
 pub const READ_EVERY: Duration = Duration::from_secs(5);
-/// A provider's keys have at most some hundred characters.
+/// Keys and tokens have at most some hundred characters.
 const MAX_KEY_BYTES: usize = 4 * 1024;
 
 /// The file with the keys that secrets are sealed with; a key per line, the newest last. Errors are sentences for operators.
@@ -45,25 +45,45 @@ pub trait RingFile: Send + Sync {
 pub struct Added {
     pub models: Vec<AddedModel>,
     pub repositories: Vec<RepoName>,
+    pub forge: ForgeTokens,
+}
+
+/// What we come to the forge with, where the configuration has nothing.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ForgeTokens {
+    /// Workers clone with it.
+    pub read: Entered,
+    /// The publisher's alone.
+    pub write: Entered,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct AddedModel {
     pub profile: ModelProfile,
-    pub key: ModelKey,
+    pub key: Entered,
     pub changed_at: Timestamp,
 }
 
-/// What its server is shown.
-#[derive(Debug, Clone)]
-pub enum ModelKey {
+/// A secret that somebody entered.
+#[derive(Debug, Clone, Default)]
+pub enum Entered {
+    #[default]
     None,
     Open(SecretString),
     /// It was entered, and cannot be read any more: it has to be entered again.
     Lost(SealError),
 }
 
-impl PartialEq for ModelKey {
+impl Entered {
+    pub fn open(&self) -> Option<&SecretString> {
+        match self {
+            Self::Open(secret) => Some(secret),
+            Self::None | Self::Lost(_) => None,
+        }
+    }
+}
+
+impl PartialEq for Entered {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::None, Self::None) => true,
@@ -79,12 +99,23 @@ impl Added {
         self.models.iter().find(|model| model.profile.name == name)
     }
 
-    /// Keys that must not leave in what is published.
-    pub fn secrets(&self) -> impl Iterator<Item = &SecretString> {
-        self.models.iter().filter_map(|model| match &model.key {
-            ModelKey::Open(key) => Some(key),
-            ModelKey::None | ModelKey::Lost(_) => None,
+    /// What was entered and cannot be read any more.
+    fn lost(&self) -> impl Iterator<Item = (String, &SealError)> {
+        let keys =
+            self.models.iter().map(|model| (format!("the key of the model `{}`", model.profile.name), &model.key));
+        let tokens = [("the forge's read token", &self.forge.read), ("the forge's write token", &self.forge.write)];
+        let tokens = tokens.map(|(what, token)| (what.to_owned(), token));
+        keys.chain(tokens).filter_map(|(what, entered)| match entered {
+            Entered::Lost(why) => Some((what, why)),
+            Entered::None | Entered::Open(_) => None,
         })
+    }
+
+    /// Those that must not leave in what is published, with what they are.
+    pub fn secrets(&self) -> impl Iterator<Item = (&'static str, &SecretString)> {
+        let keys = self.models.iter().map(|model| ("model key", &model.key));
+        let tokens = [("read token", &self.forge.read), ("write token", &self.forge.write)];
+        keys.chain(tokens).filter_map(|(name, entered)| Some((name, entered.open()?)))
     }
 }
 
@@ -127,6 +158,23 @@ impl KnownModels {
     }
 }
 
+/// What a token for the forge is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenFor {
+    Reading,
+    Writing,
+}
+
+impl TokenFor {
+    /// As it is stored.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Reading => "read",
+            Self::Writing => "write",
+        }
+    }
+}
+
 /// What becomes of a model's key when its profile changes.
 pub enum KeyChange {
     /// As it was, if it had one.
@@ -156,6 +204,16 @@ pub enum AddError {
     Full,
     #[error("nothing of that name was added here")]
     NotFound,
+    #[error("the configuration says what the forge is asked with, and it is changed there")]
+    ForgeConfigured,
+    #[error("the two tokens are the same: workers need one of their own that can only read")]
+    SameToken,
+    #[error("the forge does not know it: {1}")]
+    UnknownToken(TokenFor, String),
+    #[error("the forge could not be asked whose token it is")]
+    Forge(#[source] ForgeError),
+    #[error("nobody has given access to the forge yet, so nothing could be written there")]
+    NoAccess,
     #[error(transparent)]
     Repository(SubmitError),
     #[error("{0}")]
@@ -171,7 +229,7 @@ pub struct Rotated {
     pub key: String,
     /// Secrets that were sealed anew.
     pub resealed: u32,
-    /// Secrets that do not open with any key, by model.
+    /// Secrets that do not open with any key, as in `model coder`.
     pub lost: Vec<String>,
     /// Keys that nothing needs any more. Where the file is the operator's, he takes them out.
     pub retired: Vec<String>,
@@ -182,7 +240,11 @@ pub struct Rotated {
 /// What it is made of.
 pub struct Parts {
     pub store: Arc<dyn Additions>,
-    pub forge: Arc<dyn ForgeReader>,
+    pub forge: Arc<dyn ForgeAccess>,
+    /// Its API's address, for which tokens are kept.
+    pub forge_url: String,
+    /// The configuration says what it is asked with.
+    pub forge_configured: bool,
     /// Hosts that repository URLs may name.
     pub hosts: Vec<String>,
     /// Names of the models in the configuration.
@@ -235,9 +297,7 @@ impl Adding {
         let secret = match key {
             KeyChange::Take => None,
             KeyChange::New(key) => {
-                let sendable = |byte: u8| (0x21..=0x7e).contains(&byte);
-                let text = key.expose_secret();
-                if text.is_empty() || text.len() > MAX_KEY_BYTES || !text.bytes().all(sendable) {
+                if !is_sendable(&key) {
                     return Err(AddError::OddKey);
                 }
                 let sealed = self.ring.now().seal(&key, &purpose(&profile), self.parts.random.secret());
@@ -264,6 +324,9 @@ impl Adding {
     /// Adds a repository that the forge shows us, by name or URL. `true`: it is new.
     pub async fn add_repository(&self, text: &str) -> Result<(Repo, bool), AddError> {
         let name = parse_repository(text, &self.parts.hosts).map_err(AddError::Repository)?;
+        if !self.parts.forge.can_write() {
+            return Err(AddError::NoAccess);
+        }
         let repo =
             self.parts.forge.repository(&name).await.map_err(|error| AddError::Repository(unseen(error, &name)))?;
         let _turn = self.turn.lock().await;
@@ -282,6 +345,94 @@ impl Adding {
         self.remove(Sort::Repository, &name.to_string()).await
     }
 
+    /// Tokens for the forge, in the place of those before. Gives whose the one that writes is.
+    pub async fn put_forge_tokens(&self, read: Option<SecretString>, write: SecretString) -> Result<String, AddError> {
+        if self.parts.forge_configured {
+            return Err(AddError::ForgeConfigured);
+        }
+        if read.as_ref().is_some_and(|read| read.expose_secret() == write.expose_secret()) {
+            return Err(AddError::SameToken);
+        }
+        let login = self.whose(TokenFor::Writing, &write).await?;
+        if let Some(read) = &read {
+            self.whose(TokenFor::Reading, read).await?;
+        }
+        let _turn = self.turn.lock().await;
+        for (of, token) in [(TokenFor::Reading, read), (TokenFor::Writing, Some(write))] {
+            match token {
+                Some(token) => {
+                    let sealed = self.ring.now().seal(&token, &self.token_purpose(of), self.parts.random.secret());
+                    let addition = Addition {
+                        sort: Sort::ForgeToken,
+                        name: of.name().to_owned(),
+                        value: "{}".to_owned(),
+                        secret: Some(sealed.ok_or(AddError::NoRing)?),
+                        changed_at: self.parts.clock.now(),
+                    };
+                    self.parts.store.keep_addition(addition).await?;
+                }
+                None => {
+                    self.parts.store.drop_addition(Sort::ForgeToken, of.name()).await?;
+                }
+            }
+        }
+        self.tell().await?;
+        Ok(login)
+    }
+
+    pub async fn remove_forge_tokens(&self) -> Result<(), AddError> {
+        let _turn = self.turn.lock().await;
+        let mut dropped = false;
+        for of in [TokenFor::Reading, TokenFor::Writing] {
+            dropped |= self.parts.store.drop_addition(Sort::ForgeToken, of.name()).await?;
+        }
+        self.tell().await?;
+        if dropped { Ok(()) } else { Err(AddError::NotFound) }
+    }
+
+    /// Whether anything can be written to the forge now.
+    pub fn can_write(&self) -> bool {
+        self.parts.forge.can_write()
+    }
+
+    pub fn is_forge_configured(&self) -> bool {
+        self.parts.forge_configured
+    }
+
+    async fn whose(&self, of: TokenFor, token: &SecretString) -> Result<String, AddError> {
+        if !is_sendable(token) {
+            return Err(AddError::UnknownToken(of, "it holds characters that cannot be sent".to_owned()));
+        }
+        self.parts.forge.login_of(token).await.map_err(|error| match error {
+            ForgeError::Denied(_) | ForgeError::Refused(_) | ForgeError::NotFound(_) => {
+                AddError::UnknownToken(of, crate::ports::chain(&error))
+            }
+            other => AddError::Forge(other),
+        })
+    }
+
+    fn token_purpose(&self, of: TokenFor) -> String {
+        format!("forge token {} {}", of.name(), self.parts.forge_url)
+    }
+
+    /// What an addition's secret is for. `None`: such a one has none.
+    fn purpose_of(&self, addition: &Addition) -> Result<String, AddError> {
+        match (addition.sort, addition.name.as_str()) {
+            (Sort::Model, _) => Ok(purpose(&profile_of(addition)?)),
+            (Sort::ForgeToken, "read") => Ok(self.token_purpose(TokenFor::Reading)),
+            (Sort::ForgeToken, "write") => Ok(self.token_purpose(TokenFor::Writing)),
+            (Sort::ForgeToken | Sort::Repository, _) => Err(unreadable(addition)),
+        }
+    }
+
+    fn opened(&self, addition: &Addition) -> Result<Entered, AddError> {
+        let Some(sealed) = &addition.secret else { return Ok(Entered::None) };
+        Ok(match self.ring.now().open(sealed, &self.purpose_of(addition)?) {
+            Ok(secret) => Entered::Open(secret),
+            Err(why) => Entered::Lost(why),
+        })
+    }
+
     /// Seals all secrets with the newest key: with a new one where the file is Fettle's own. A crash between two steps leaves secrets
     /// that all open, and is mended by another rotation.
     pub async fn rotate(&self) -> Result<Rotated, AddError> {
@@ -295,9 +446,9 @@ impl Adding {
         let mut rotated = Rotated { key: newest, resealed: 0, lost: Vec::new(), retired, own_file };
         for addition in self.parts.store.additions().await? {
             let Some(sealed) = addition.secret.clone().filter(|sealed| sealed.key != rotated.key) else { continue };
-            let purpose = purpose(&profile_of(&addition)?);
+            let purpose = self.purpose_of(&addition)?;
             let Ok(secret) = ring.open(&sealed, &purpose) else {
-                rotated.lost.push(addition.name);
+                rotated.lost.push(format!("{} {}", addition.sort.name(), addition.name));
                 continue;
             };
             let anew = ring.seal(&secret, &purpose, self.parts.random.secret()).ok_or(AddError::NoRing)?;
@@ -361,42 +512,36 @@ impl Adding {
     }
 
     async fn tell(&self) -> Result<(), AddError> {
-        let ring = self.ring.now();
         let mut added = Added::default();
         for addition in self.parts.store.additions().await? {
             match addition.sort {
                 Sort::Model => {
                     let profile = profile_of(&addition)?;
                     // The operator's word counts, should he name one so later.
-                    if self.parts.configured.contains(&profile.name) {
-                        continue;
+                    if !self.parts.configured.contains(&profile.name) {
+                        let key = self.opened(&addition)?;
+                        added.models.push(AddedModel { profile, key, changed_at: addition.changed_at });
                     }
-                    let key = match &addition.secret {
-                        None => ModelKey::None,
-                        Some(sealed) => match ring.open(sealed, &purpose(&profile)) {
-                            Ok(key) => ModelKey::Open(key),
-                            Err(why) => ModelKey::Lost(why),
-                        },
-                    };
-                    added.models.push(AddedModel { profile, key, changed_at: addition.changed_at });
                 }
                 Sort::Repository => {
                     let name = addition.name.parse().map_err(|_| unreadable(&addition))?;
                     added.repositories.push(name);
                 }
+                Sort::ForgeToken if self.parts.forge_configured => {}
+                Sort::ForgeToken if addition.name == TokenFor::Reading.name() => {
+                    added.forge.read = self.opened(&addition)?;
+                }
+                Sort::ForgeToken => added.forge.write = self.opened(&addition)?,
             }
+        }
+        // Before anybody is told of repositories that are reached with them.
+        if !self.parts.forge_configured && self.parts.told.borrow().forge != added.forge {
+            self.parts.forge.use_tokens(added.forge.read.open().cloned(), added.forge.write.open().cloned());
         }
         self.parts.told.send_if_modified(|before| {
             let changed = **before != added;
             if changed {
-                for model in &added.models {
-                    if let ModelKey::Lost(why) = &model.key {
-                        warn!(
-                            model = model.profile.name,
-                            "the key of the model `{}` cannot be used: {why}", model.profile.name
-                        );
-                    }
-                }
+                added.lost().for_each(|(what, why)| warn!("{what} cannot be used: {why}"));
                 *before = Arc::new(added);
             }
             changed
@@ -413,6 +558,12 @@ impl Reconcile for ReadAgain {
     async fn tick(&mut self, _: &Pulse) -> Result<(), Trouble> {
         self.0.read().await.map_err(|error| Trouble::new(crate::ports::chain(&error)))
     }
+}
+
+/// Whether it can stand in a header.
+fn is_sendable(secret: &SecretString) -> bool {
+    let text = secret.expose_secret();
+    !text.is_empty() && text.len() <= MAX_KEY_BYTES && text.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
 }
 
 /// What a key is for: this model, at this server.

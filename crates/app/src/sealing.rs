@@ -84,11 +84,12 @@ mod tests {
         ) {
             let keys = ring(&["first", "second"]);
             let mut sealed = keys.seal(&SecretString::from(text.clone()), "model coder", nonce).unwrap();
-            prop_assert_eq!(keys.open(&sealed, "model coder").unwrap().expose_secret(), text);
-            prop_assert_eq!(keys.open(&sealed, "model other").unwrap_err(), SealError::Damaged);
+            let opened = keys.open(&sealed, "model coder").unwrap();
+            prop_assert_eq!(opened.expose_secret(), text);
+            prop_assert_eq!(keys.open(&sealed, "model other").err(), Some(SealError::Damaged));
             let at = at.index(sealed.bytes.len());
             sealed.bytes[at] ^= 1 << bit;
-            prop_assert_eq!(keys.open(&sealed, "model coder").unwrap_err(), SealError::Damaged);
+            prop_assert_eq!(keys.open(&sealed, "model coder").err(), Some(SealError::Damaged));
         }
     }
 

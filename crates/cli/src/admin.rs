@@ -56,6 +56,10 @@ enum Command {
     /// Show what was done and refused, the newest first, or check that the log is whole.
     #[command(after_help = "Exit status: 0 when nothing is wrong, 1 when something is, or could not be asked.")]
     AuditLog(users::LogFlags),
+    /// Seal all secrets that people entered in the browser with another key. Where the keys are a file of yours, put the new one
+    /// into it first, as its last line.
+    #[command(after_help = "Exit status: 0 when every secret is sealed anew, 1 when one could not be opened.")]
+    RotateSecrets,
     /// Write the whole ledger into one file, while no dashboard runs on it.
     Export(carry::ExportFlags),
     /// Fill an empty database with a file that `export` wrote.
@@ -79,6 +83,7 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         Command::AuditLog(log) => {
             users::audit_log(&Client::new(common, &flags.client, environment)?, log, flags.json).await
         }
+        Command::RotateSecrets => rotate(&Client::new(common, &flags.client, environment)?, flags.json).await,
         Command::Export(export) => carry::export(common, export, environment, flags.json).await,
         Command::Import(import) => carry::import(common, import, environment, flags.json).await,
     }
@@ -150,6 +155,40 @@ async fn redrive(client: &Client, named: &[JobId], all: bool, json: bool) -> Res
         }
     }
     Ok(if refused.is_empty() || all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[derive(Deserialize)]
+struct Rotated {
+    key: String,
+    resealed: u32,
+    lost: Vec<String>,
+    retired: Vec<String>,
+    own_file: bool,
+}
+
+async fn rotate(client: &Client, json: bool) -> Result<ExitCode> {
+    let (_, answer) = client.post(&["api", "v1", "secrets", "rotate"], None, None).await?;
+    let text = answer.to_string();
+    let Rotated { key, resealed, lost, retired, own_file } = understand(answer)?;
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{text}")?;
+    } else {
+        writeln!(out, "{resealed} secrets were sealed anew; the key {key} seals from now on")?;
+        match (retired.as_slice(), own_file) {
+            ([], _) => {}
+            (gone, true) => writeln!(out, "thrown away: {}", gone.join(", "))?,
+            (old, false) => {
+                writeln!(
+                    out,
+                    "nothing needs {} any more: take all lines but the last out of the file",
+                    old.join(", ")
+                )?;
+            }
+        }
+        lost.iter().for_each(|what| note(&format!("{} could not be opened: enter it again", one_line(what))));
+    }
+    Ok(if lost.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[derive(Deserialize)]

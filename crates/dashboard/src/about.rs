@@ -1,7 +1,7 @@
 //! What the API may show of the configuration.
 
 use camino::Utf8Path;
-use fettle_api::{About, ConfiguredModel, Setting};
+use fettle_api::{About, AboutForge, ConfiguredModel, Setting};
 use fettle_runtime::config::{Config, ModelConfig};
 
 use crate::exchange::KEYS;
@@ -24,6 +24,12 @@ pub(crate) fn about(config: &Config, file: Option<&Utf8Path>) -> About {
             .collect(),
         repositories: config.forge.poll_repositories.iter().map(ToString::to_string).collect(),
         models: config.gateway.models.iter().map(model).collect(),
+        forge: AboutForge {
+            address: without_user(&config.forge.api_url),
+            label: config.forge.label.clone(),
+            webhooks: config.forge.webhook_secret_file.is_some(),
+            looks: config.forge.looks_every().is_some(),
+        },
     }
 }
 

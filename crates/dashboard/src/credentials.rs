@@ -100,6 +100,11 @@ impl Credentials {
         }
     }
 
+    /// Whether the configuration says with what the forge is asked; else people may enter tokens.
+    pub(crate) fn reaches_forge(&self, config: &Config) -> bool {
+        !matches!(self.forge_auth(config), GitHubAuth::Anonymous)
+    }
+
     /// Whether anything can be written to the forge.
     pub fn can_write(&self, config: &Config) -> bool {
         self.write_token.is_some() || (config.forge.app_id.is_some() && self.app_key.is_some())

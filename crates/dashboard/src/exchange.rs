@@ -116,7 +116,7 @@ impl Publishing {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let added = self.added.borrow();
         let configured = told.secrets.iter().map(|(name, secret)| (*name, secret.expose_secret()));
-        let added = added.secrets().map(|key| ("model key", key.expose_secret()));
+        let added = added.secrets().map(|(name, secret)| (name, secret.expose_secret()));
         self.options.set(PublishOptions {
             paths: told.paths.clone(),
             secrets: KnownSecrets::new(configured.chain(added)),

@@ -233,6 +233,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let adding = Adding::open(adding::Parts {
         store: store.additions(),
         forge: forge.clone(),
+        forge_url: config.forge.api_url.clone(),
+        forge_configured: credentials.reaches_forge(config),
         hosts: config.forge.hosts.clone(),
         configured,
         ring: Arc::new(SealingKeys::of(config, data)),

@@ -51,21 +51,20 @@ pub(crate) fn spawn(lookout: Lookout<'_>) {
         }
         (None, _) => {}
     }
-    if let Some(every) = settings.looks_every().or(settings.looks_at_added_every()) {
-        let mut poller = Poller {
-            ledger: ledger.clone(),
-            forge: forge.clone(),
-            clock,
-            ids,
-            options,
-            at: settings.looks_at(),
-            added,
-            remembered: Default::default(),
-        };
-        let (own, pulse) = (reconcilers.register("poll", every), vitals.pulse("poll", WORKED_WITHIN));
-        let stop = supervisor.shutdown().clone();
-        supervisor.spawn("the poller", async move { own.work(&mut poller, &pulse, &stop).await });
-    }
+    let every = settings.looks_every().unwrap_or(settings.looks_at_added_every());
+    let mut poller = Poller {
+        ledger: ledger.clone(),
+        forge: forge.clone(),
+        clock,
+        ids,
+        options,
+        at: settings.looks_at(),
+        added,
+        remembered: Default::default(),
+    };
+    let (own, pulse) = (reconcilers.register("poll", every), vitals.pulse("poll", WORKED_WITHIN));
+    let stop = supervisor.shutdown().clone();
+    supervisor.spawn("the poller", async move { own.work(&mut poller, &pulse, &stop).await });
     if let Some(every) = settings.redelivers_every() {
         info!("webhook deliveries that failed will be asked for again, every {}", Span(every));
         let mut redeliverer = Redeliverer { ledger, forge, pause: every, settled_until: None };

@@ -105,6 +105,7 @@ actions! {
     // It spends what a provider counts.
     ModelsTry = "models.try": Maintainer, Write;
     RepositoriesChange = "repositories.change": Admin, Admin;
+    ForgeChange = "forge.change": Admin, Admin;
     SecretsRotate = "secrets.rotate": Admin, Admin;
     // Where secrets lie and whom this machine talks to is nothing for everybody who may look at Tasks.
     SettingsRead = "settings.read": Admin, Admin;
@@ -267,6 +268,7 @@ mod tests {
                 "forge.audit",
                 "jobs.redrive",
                 "messages.create",
+                "models.try",
                 "pull_requests.create",
                 "runs.create",
                 "tasks.cancel",
@@ -276,7 +278,17 @@ mod tests {
         );
         assert_eq!(
             admin.difference(&maintainer).copied().collect::<Vec<_>>(),
-            ["audit_log.read", "settings.read", "users.change", "users.create", "users.read"]
+            [
+                "audit_log.read",
+                "forge.change",
+                "models.change",
+                "repositories.change",
+                "secrets.rotate",
+                "settings.read",
+                "users.change",
+                "users.create",
+                "users.read"
+            ]
         );
         assert_eq!(admin.len(), Action::ALL.len());
         let key = Actor { user: None, name: "admin".into(), role: Role::Admin, scope: None, via: Via::AdminKey };

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fettle_app::ports::forge::{F, ForgeError};
+use async_trait::async_trait;
+use fettle_app::ports::forge::{F, ForgeAccess, ForgeError};
 use fettle_domain::repo::{Repo, RepoName};
 use http::Method;
 use jiff::Timestamp;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::exchange::{Answer, Call, Failure, route};
-use crate::wire::{InstallationWire, TokenWire};
+use crate::wire::{InstallationWire, TokenWire, UserWire};
 use crate::{GitHub, GitHubAuth};
 
 /// A token with less life than this is not handed out: it must outlast the clone or push it was asked for.
@@ -100,7 +101,7 @@ impl GitHub {
     async fn ask_now(&self, repo: &Repo, purpose: Purpose, call: &Call) -> F<Answer> {
         let client = self.client(repo, purpose).await?;
         match self.exchange(&client, call).await {
-            Err(Failure { unauthorized: true, .. }) if matches!(self.access, Access::App) => {
+            Err(Failure { unauthorized: true, .. }) if self.is_app() => {
                 self.tokens.forget(repo.forge_id, purpose);
                 let client = self.client(repo, purpose).await?;
                 Ok(self.exchange(&client, call).await?)
@@ -111,7 +112,7 @@ impl GitHub {
 
     /// The same connections under another credential.
     async fn client(&self, repo: &Repo, purpose: Purpose) -> F<Octocrab> {
-        match &self.access {
+        match &*self.access.now() {
             Access::App => Ok(self.bearing(&self.minted(repo, purpose).await?)),
             Access::Tokens { .. } | Access::Anonymous => self.configured(purpose),
         }
@@ -119,10 +120,11 @@ impl GitHub {
 
     /// Without a repository: the configured token, or none.
     fn configured(&self, purpose: Purpose) -> F<Octocrab> {
-        let token = match (&self.access, purpose) {
+        let access = self.access.now();
+        let token = match (&*access, purpose) {
             (Access::Tokens { read, write }, Purpose::Read | Purpose::Checkout) => read.as_ref().or(write.as_ref()),
             (Access::Tokens { write: Some(write), .. }, Purpose::Write) => Some(write),
-            (_, Purpose::Write) => return Err(ForgeError::Denied("no write token is configured".to_owned())),
+            (_, Purpose::Write) => return Err(ForgeError::Denied("there is no token that may write".to_owned())),
             (Access::App | Access::Anonymous, _) => None,
         };
         Ok(token.map_or_else(|| self.root.clone(), |token| self.bearing(token)))
@@ -134,7 +136,7 @@ impl GitHub {
 
     /// The token that leaves this crate.
     pub(crate) async fn token(&self, repo: &Repo, purpose: Purpose) -> F<Option<SecretString>> {
-        match (&self.access, purpose) {
+        match (&*self.access.now(), purpose) {
             (Access::App, _) => self.minted(repo, purpose).await.map(Some),
             (Access::Tokens { read, .. }, Purpose::Checkout | Purpose::Read) => Ok(read.clone()),
             (Access::Tokens { write, .. }, Purpose::Write) => Ok(write.clone()),
@@ -196,7 +198,7 @@ impl GitHub {
 
     /// For a repository whose id is not known yet: its installation and a client that may look at it.
     pub(crate) async fn introduce(&self, name: &RepoName) -> F<(Option<u64>, Octocrab)> {
-        match &self.access {
+        match &*self.access.now() {
             Access::App => {
                 let installation = self.installation(name).await?;
                 let wanted = json!({ "repositories": [name.name()], "permissions": { "metadata": "read" } });
@@ -209,7 +211,7 @@ impl GitHub {
 
     /// `/app` for an App, `/user` for the token that writes.
     pub(crate) async fn who_am_i(&self) -> F<Answer> {
-        match &self.access {
+        match &*self.access.now() {
             Access::App => Ok(self.exchange(&self.root, &Call::read(route(&["app"]), "App")).await?),
             Access::Tokens { read, write } => {
                 let Some(token) = write.as_ref().or(read.as_ref()) else {
@@ -222,7 +224,33 @@ impl GitHub {
     }
 
     pub(crate) fn is_app(&self) -> bool {
-        matches!(self.access, Access::App)
+        matches!(*self.access.now(), Access::App)
+    }
+}
+
+#[async_trait]
+impl ForgeAccess for GitHub {
+    fn can_write(&self) -> bool {
+        match &*self.access.now() {
+            Access::App => true,
+            Access::Tokens { write, .. } => write.is_some(),
+            Access::Anonymous => false,
+        }
+    }
+
+    async fn login_of(&self, token: &SecretString) -> F<String> {
+        let answer = self.exchange(&self.bearing(token), &Call::read(route(&["user"]), "user")).await?;
+        Ok(answer.parse::<UserWire>()?.login)
+    }
+
+    fn use_tokens(&self, read: Option<SecretString>, write: Option<SecretString>) {
+        self.access.set(match (&read, &write) {
+            (None, None) => Access::Anonymous,
+            _ => Access::Tokens { read, write },
+        });
+        // What others may see and do, and who we are.
+        self.permissions.lock().expect("no holder of the permission cache panics").clear();
+        self.own_login.set(None);
     }
 }
 

@@ -15,11 +15,12 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use fettle_app::live::Live;
 use fettle_app::ports::BoxError;
 use fettle_app::ports::forge::Permission;
 use octocrab::Octocrab;
 use secrecy::SecretString;
-use tokio::sync::OnceCell;
+
 use tokio::time::Instant;
 pub use url::Url;
 
@@ -78,11 +79,11 @@ pub enum SetupError {
 pub struct GitHub {
     /// Without credentials, or as the App itself.
     root: Octocrab,
-    access: Access,
+    access: Live<Access>,
     tokens: TokenCache,
     allowances: Allowances,
     permissions: Mutex<HashMap<(u64, String), (Permission, Instant)>>,
-    own_login: OnceCell<String>,
+    own_login: Live<Option<String>>,
     answer_timeout: Duration,
     base_url: Url,
 }
@@ -105,11 +106,11 @@ impl GitHub {
         let root = builder.build().map_err(client)?;
         Ok(Self {
             root,
-            access,
+            access: Live::new(access),
             tokens: TokenCache::default(),
             allowances: Allowances::default(),
             permissions: Mutex::default(),
-            own_login: OnceCell::new(),
+            own_login: Live::new(None),
             answer_timeout: timeouts.answer,
             base_url,
         })

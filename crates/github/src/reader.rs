@@ -85,14 +85,16 @@ impl ForgeReader for GitHub {
     }
 
     async fn own_login(&self) -> F<String> {
-        let login = self.own_login.get_or_try_init(|| async {
-            let me = self.who_am_i().await?;
-            if self.is_app() {
-                return Ok(format!("{}[bot]", me.parse::<AppWire>()?.slug));
-            }
-            Ok::<_, ForgeError>(me.parse::<UserWire>()?.login)
-        });
-        Ok(login.await?.clone())
+        if let Some(known) = &*self.own_login.now() {
+            return Ok(known.clone());
+        }
+        let me = self.who_am_i().await?;
+        let login = match self.is_app() {
+            true => format!("{}[bot]", me.parse::<AppWire>()?.slug),
+            false => me.parse::<UserWire>()?.login,
+        };
+        self.own_login.set(Some(login.clone()));
+        Ok(login)
     }
 }
 

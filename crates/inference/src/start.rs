@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
-use fettle_app::adding::{Added, AddedModel, ModelKey};
+use fettle_app::adding::{Added, AddedModel};
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::serving::{EngineHost as _, Since};
 use fettle_app::run_token::RunTokenKey;
@@ -402,10 +402,7 @@ fn served(model: &AddedModel) -> gateway::Served {
     };
     let provider = Provider {
         base_url: profile.server().map(str::to_owned),
-        api_key: match key {
-            ModelKey::Open(key) => Some(key.clone()),
-            ModelKey::None | ModelKey::Lost(_) => None,
-        },
+        api_key: key.open().cloned(),
         models: vec![listed],
         ..Provider::new(profile.plain_name(), kind(profile.kind))
     };

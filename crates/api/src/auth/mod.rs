@@ -97,12 +97,13 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
         ("GET", "dead-jobs" | "queue" | "workers") => Action::JobsRead,
         ("POST", "jobs/{job_id}/redrive") => Action::JobsRedrive,
         ("GET", "audit") => Action::LedgerAudit,
-        ("GET", "system/reconcilers" | "inference/devices" | "inference/placements" | "inference/events") => {
+        ("GET", "forge" | "system/reconcilers" | "inference/devices" | "inference/placements" | "inference/events") => {
             Action::SystemRead
         }
         ("PUT" | "DELETE", "models/{name}") => Action::ModelsChange,
         ("POST", "models/{name}/try") => Action::ModelsTry,
         ("POST", "repositories") | ("DELETE", "repositories/{owner}/{name}") => Action::RepositoriesChange,
+        ("PUT" | "DELETE", "forge/tokens") => Action::ForgeChange,
         ("POST", "secrets/rotate") => Action::SecretsRotate,
         ("GET", "system/settings") => Action::SettingsRead,
         ("GET", "me") => Action::MeRead,
@@ -144,6 +145,7 @@ pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Requ
             | Action::JobsRedrive
             | Action::ModelsChange
             | Action::RepositoriesChange
+            | Action::ForgeChange
             | Action::SecretsRotate
     );
     if let Err(problem) = caller.may(action, Object::Shared) {

@@ -4,6 +4,7 @@ pub(crate) mod accounts;
 pub(crate) mod change;
 pub(crate) mod cursor;
 pub(crate) mod events;
+pub(crate) mod forge;
 pub(crate) mod inference;
 pub(crate) mod messages;
 pub(crate) mod models;

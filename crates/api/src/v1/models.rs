@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use fettle_app::adding::{AddedModel, KeyChange, ModelKey};
+use fettle_app::adding::{AddedModel, Entered, KeyChange};
 use fettle_app::ports::model::ToolCalls;
 use fettle_domain::model_profile::{ModelKind, ModelProfile};
 use jiff::Timestamp;
@@ -118,10 +118,10 @@ impl ModelBody {
             known_as: profile.known_as.clone(),
             context_tokens: profile.context_tokens,
             parallel: None,
-            with_key: !matches!(key, ModelKey::None),
+            with_key: !matches!(key, Entered::None),
             key_lost: match key {
-                ModelKey::Lost(why) => Some(why.to_string()),
-                ModelKey::None | ModelKey::Open(_) => None,
+                Entered::Lost(why) => Some(why.to_string()),
+                Entered::None | Entered::Open(_) => None,
             },
             pinned: false,
             changed_at: Some(*changed_at),

@@ -20,6 +20,31 @@ pub(crate) struct OverviewBody {
     oldest_runnable_s: u64,
     /// Webhooks and messages that nobody has looked at yet.
     open_deliveries: u64,
+    ready: ReadyBody,
+}
+
+/// What has to be there before an issue can become a pull request.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Ready)]
+struct ReadyBody {
+    /// There is a model to ask.
+    model: bool,
+    /// The forge lets us write.
+    forge: bool,
+    /// Labels reach us: by webhooks, or since some repository is looked at.
+    repository: bool,
+}
+
+impl ReadyBody {
+    fn of(api: &ApiState) -> Self {
+        let about = api.about.now();
+        let added = api.adding.as_ref().map(|adding| adding.now()).unwrap_or_default();
+        Self {
+            model: !about.models.is_empty() || !added.models.is_empty(),
+            forge: api.adding.as_ref().is_none_or(|adding| adding.can_write()),
+            repository: about.forge.webhooks || about.forge.looks || !added.repositories.is_empty(),
+        }
+    }
 }
 
 /// Runs and publish jobs together.
@@ -57,5 +82,6 @@ pub(crate) async fn get_overview(State(api): State<ApiState>) -> Result<Json<Ove
         },
         oldest_runnable_s: depth.oldest_runnable_s,
         open_deliveries: depth.open_deliveries,
+        ready: ReadyBody::of(&api),
     }))
 }

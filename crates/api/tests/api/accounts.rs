@@ -219,7 +219,13 @@ fn least_role(operation: &str) -> Role {
         | "create_pull_request"
         | "try_model"
         | "redrive_job" => Role::Maintainer,
-        "put_model" | "remove_model" | "add_repository" | "remove_repository" | "rotate_secrets" => Role::Admin,
+        "put_model"
+        | "remove_model"
+        | "add_repository"
+        | "remove_repository"
+        | "rotate_secrets"
+        | "put_forge_tokens"
+        | "remove_forge_tokens" => Role::Admin,
         "get_settings" | "list_users" | "create_user" | "change_user" | "list_audit_log" | "export_audit_log" => {
             Role::Admin
         }

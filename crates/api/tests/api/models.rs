@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_api::GatewayModels;
-use fettle_app::adding::{Adding, ModelKey, Parts, RingFile};
+use fettle_app::adding::{Adding, Entered, Parts, RingFile};
 use fettle_app::doorkeeping::Registration;
 use fettle_app::ports::additions::Additions as _;
 use fettle_app::ports::clock::SecretSource;
-use fettle_app::ports::forge::{F, ForgeError, ForgeReader, Issue, IssueComment, LabeledEvent, Permission};
+use fettle_app::ports::forge::{
+    F, ForgeAccess, ForgeError, ForgeReader, Issue, IssueComment, LabeledEvent, Permission,
+};
 use fettle_domain::repo::{Repo, RepoName};
 use fettle_store_sqlite::SqliteLedger;
 use reqwest::Method;
@@ -24,8 +26,27 @@ use crate::world::{GATEWAY_KEY, Still};
 
 const KEY: &str = "sk-the-provider-gave-this";
 
-/// A forge with one repository.
-struct Forge;
+/// A forge with one repository, which knows two tokens and is reached with none at first.
+#[derive(Default)]
+struct Forge(Mutex<Option<(Option<String>, Option<String>)>>);
+
+#[async_trait]
+impl ForgeAccess for Forge {
+    fn can_write(&self) -> bool {
+        self.0.lock().unwrap().as_ref().is_some_and(|(_, write)| write.is_some())
+    }
+    async fn login_of(&self, token: &SecretString) -> F<String> {
+        match token.expose_secret() {
+            "may-read" => Ok("reader".to_owned()),
+            "may-write" => Ok("fettle".to_owned()),
+            _ => Err(ForgeError::Denied("bad credentials".to_owned())),
+        }
+    }
+    fn use_tokens(&self, read: Option<SecretString>, write: Option<SecretString>) {
+        let text = |token: Option<SecretString>| token.map(|token| token.expose_secret().to_owned());
+        *self.0.lock().unwrap() = Some((text(read), text(write)));
+    }
+}
 
 #[async_trait]
 impl ForgeReader for Forge {
@@ -106,7 +127,9 @@ impl SecretSource for Random {
 async fn adding_with(store: &Arc<SqliteLedger>, ring: Arc<Ring>) -> Arc<Adding> {
     let parts = Parts {
         store: store.clone(),
-        forge: Arc::new(Forge),
+        forge: Arc::new(Forge::default()),
+        forge_url: "https://api.forge.example".to_owned(),
+        forge_configured: false,
         hosts: vec!["forge.example".to_owned()],
         configured: vec!["coder".to_owned()],
         ring,
@@ -202,6 +225,9 @@ async fn a_repository_is_added_as_the_forge_writes_it_and_removed() {
     let house = House::open(Registration::Closed).await;
     let add =
         async |text: &str| house.by_key(Method::POST, "/api/v1/repositories", Some(json!({"repository": text}))).await;
+    assert_eq!(add("acme/widget").await.status, 409, "nothing could be written there yet");
+    let tokens = Some(json!({"write": "may-write"}));
+    assert_eq!(house.by_key(Method::PUT, "/api/v1/forge/tokens", tokens).await.status, 200);
     let added = add("https://forge.example/Acme/Widget.git").await;
     assert_eq!((added.status, &added.json()["name"]), (201, &json!("acme/widget")), "{}", added.text);
     assert_eq!(add("acme/widget").await.status, 200);
@@ -231,14 +257,12 @@ async fn another_key_seals_all_that_opens_and_tells_what_does_not() {
 
     // Who has the new key reads them, and who has another is told what is lost.
     let ours = adding_with(&house.store, Ring::of(&["after the first"])).await.now();
-    assert!(ours.models.iter().all(|model| matches!(&model.key, ModelKey::Open(key) if key.expose_secret() == KEY)));
+    assert!(ours.models.iter().all(|model| matches!(&model.key, Entered::Open(key) if key.expose_secret() == KEY)));
     let stranger = adding_with(&house.store, Ring::of(&["a stranger"])).await;
-    assert!(stranger.now().models.iter().all(|model| matches!(model.key, ModelKey::Lost(_))));
+    assert!(stranger.now().models.iter().all(|model| matches!(model.key, Entered::Lost(_))));
     let rotated = stranger.rotate().await.unwrap();
-    assert_eq!((rotated.resealed, rotated.lost), (0, vec!["one".to_owned(), "two".to_owned()]));
+    assert_eq!((rotated.resealed, rotated.lost), (0, vec!["model one".to_owned(), "model two".to_owned()]));
     assert_eq!(house.store.additions().await.unwrap(), after, "what is lost to one is not to others");
-    let nobody = adding_with(&house.store, Ring::of(&[])).await;
-    assert!(nobody.rotate().await.is_err());
 }
 
 #[tokio::test]
@@ -260,7 +284,37 @@ async fn a_gateway_is_told_models_with_their_keys_and_nobody_else_is() {
     });
     tokio::time::timeout(Duration::from_secs(20), added.changed()).await.unwrap().unwrap();
     let model = added.borrow().model("mine").cloned().unwrap();
-    assert!(matches!(model.key, ModelKey::Open(key) if key.expose_secret() == KEY));
+    assert!(matches!(model.key, Entered::Open(key) if key.expose_secret() == KEY));
     stop.cancel();
     follows.await.unwrap();
+}
+
+#[tokio::test]
+async fn tokens_of_the_forge_are_taken_if_it_knows_them_and_count_at_once() {
+    let house = House::open(Registration::Closed).await;
+    let forge = async || house.by_key(Method::GET, "/api/v1/forge", None).await.json();
+    let put = async |body: Value| {
+        let put = house.by_key(Method::PUT, "/api/v1/forge/tokens", Some(body)).await;
+        (put.status, put.json()["errors"][0]["pointer"].as_str().unwrap_or_default().to_owned(), put)
+    };
+    let before = forge().await;
+    assert_eq!((&before["can_write"], &before["configured"]), (&json!(false), &json!(false)));
+    let (status, field, _) = put(json!({"write": "nobody's"})).await;
+    assert_eq!((status, field.as_str()), (422, "/write"));
+    let (status, field, _) = put(json!({"write": "may-write", "read": "nobody's"})).await;
+    assert_eq!((status, field.as_str()), (422, "/read"));
+    let (status, field, _) = put(json!({"write": "may-write", "read": "may-write"})).await;
+    assert_eq!((status, field.as_str()), (422, "/read"), "workers would get what writes");
+    assert_eq!(forge().await["can_write"], json!(false));
+    let (status, _, taken) = put(json!({"write": "may-write", "read": "may-read"})).await;
+    assert_eq!((status, &taken.json()["login"]), (200, &json!("fettle")));
+    let now = forge().await;
+    assert_eq!((&now["can_write"], &now["read_token"]), (&json!(true), &json!(true)));
+    assert!(!now.to_string().contains("may-"), "{now}");
+
+    // They are there after a restart, and gone when they are thrown away.
+    assert!(adding(&house.store).await.can_write());
+    assert_eq!(house.by_key(Method::DELETE, "/api/v1/forge/tokens", None).await.status, 204);
+    assert_eq!(forge().await["can_write"], json!(false));
+    assert_eq!(house.by_key(Method::DELETE, "/api/v1/forge/tokens", None).await.status, 404);
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_api::{
-    About, ApiState, ConfiguredModel, Health, HttpMetrics, Parts, ProbeTiming, Setting, WebhookSecrets, WorkerClient,
+    About, AboutForge, ApiState, ConfiguredModel, Health, HttpMetrics, Parts, ProbeTiming, Setting, WebhookSecrets,
+    WorkerClient,
 };
 use fettle_app::adding::Adding;
 use fettle_app::auditing::{AuditForge, ForgeAudit};
@@ -384,6 +385,7 @@ fn about() -> About {
         settings: vec![Setting { key: "forge.label".to_owned(), value: "\"ai-help\"".to_owned(), live: true }],
         repositories: vec!["acme/unseen".to_owned(), "acme/widget".to_owned()],
         models: vec![model],
+        forge: AboutForge::default(),
     }
 }
 

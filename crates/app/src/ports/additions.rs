@@ -12,16 +12,19 @@ pub const MAX_ADDITIONS: u16 = 200;
 pub enum Sort {
     Model,
     Repository,
+    /// A token for the forge: `read` or `write`.
+    ForgeToken,
 }
 
 impl Sort {
-    pub const ALL: [Self; 2] = [Self::Model, Self::Repository];
+    pub const ALL: [Self; 3] = [Self::Model, Self::Repository, Self::ForgeToken];
 
     /// As it is stored.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
             Self::Repository => "repository",
+            Self::ForgeToken => "forge_token",
         }
     }
 

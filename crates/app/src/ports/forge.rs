@@ -119,6 +119,16 @@ pub trait ForgeReader: Send + Sync {
     async fn own_login(&self) -> F<String>;
 }
 
+/// With what we come to the forge, where people may change that while the process runs.
+#[async_trait]
+pub trait ForgeAccess: ForgeReader {
+    fn can_write(&self) -> bool;
+    /// Whose token this is; refused or denied when it is nobody's.
+    async fn login_of(&self, token: &SecretString) -> F<String>;
+    /// From now on, in the place of those before. Never called for an App.
+    fn use_tokens(&self, read: Option<SecretString>, write: Option<SecretString>);
+}
+
 /// What nobody told us, for whoever looks. Timeout 10 s for each request; nothing here writes what a user sees.
 #[async_trait]
 pub trait ForgeWatch: ForgeReader {

@@ -53,16 +53,14 @@ impl Forge {
         }
     }
 
-    /// How often repositories that people added in the browser are looked at. `None`: without credentials, never.
-    pub fn looks_at_added_every(&self) -> Option<Duration> {
-        let has_credentials =
-            self.app_id.is_some() || self.write_token_file.is_some() || self.read_token_file.is_some();
+    /// How often repositories that people added in the browser are looked at.
+    pub fn looks_at_added_every(&self) -> Duration {
         // Without webhooks nobody else tells.
         let period = match self.intake {
             IntakeMode::Webhook if self.webhook_secret_file.is_some() => polling::EVERY_BELOW_WEBHOOKS,
             IntakeMode::Webhook | IntakeMode::Poll => polling::EVERY,
         };
-        has_credentials.then(|| self.poll_every.map_or(period, |every| every.0))
+        self.poll_every.map_or(period, |every| every.0)
     }
 
     /// Which repositories are looked at beside those that people added.

@@ -101,7 +101,7 @@ async function story() {
   await to("Home");
   await page.getByLabel("What to do").fill(`${TWICE}\n\`2-4\` prints two pages.`);
   await page.getByLabel("Repository").fill("paper/pages");
-  await page.getByLabel("Model, or several").fill("scripted, scripted");
+  await page.getByLabel("Runs side by side").selectOption("2");
   await page.getByRole("button", { name: "Start" }).click();
   await page.getByRole("heading", { name: TWICE }).waitFor();
   await page.getByRole("tab", { name: "Runs" }).click();

@@ -10,6 +10,7 @@ export type User = Schemas["User"];
 export type Session = Schemas["Session"];
 export type AuditLogEntry = Schemas["AuditLogEntry"];
 export type ApiKey = Schemas["ApiKey"];
+export type Model = Schemas["Model"];
 /** The document cannot name what an identity provider is called. */
 export type AuthState = Omit<Schemas["AuthState"], "oidc"> & { oidc?: { name: string } | null };
 type Problem = Schemas["Problem"];
@@ -93,6 +94,7 @@ const send = <T>(method: string, path: string, body?: unknown, extra: Record<str
   });
 
 export const post = <T>(path: string, body?: unknown, extra?: Record<string, string>) => send<T>("POST", path, body, extra);
+export const put = <T>(path: string, body: unknown) => send<T>("PUT", path, body);
 export const patch = <T>(path: string, body: unknown) => send<T>("PATCH", path, body);
 export const remove = (path: string) => send<void>("DELETE", path);
 
@@ -143,6 +145,7 @@ export const get = {
   queue: () => ask<Schemas["Queue"]>("/api/v1/queue"),
   repositories: () => ask<Schemas["RepositoryList"]>("/api/v1/repositories"),
   models: () => ask<Schemas["ModelList"]>("/api/v1/models"),
+  forge: () => ask<Schemas["Forge"]>("/api/v1/forge"),
   settings: () => ask<Schemas["Settings"]>("/api/v1/system/settings"),
   devices: () => ask<Schemas["DeviceList"]>("/api/v1/inference/devices"),
   placements: () => ask<Schemas["Placements"]>("/api/v1/inference/placements"),

@@ -1,6 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import { get, type TaskSummary } from "../../api/client";
+import { CheckCircle2, CircleDashed } from "lucide-react";
+import { get, type Schemas, type TaskSummary } from "../../api/client";
 import { duration, Empty, Loading, Page, Trouble } from "../../parts/Show";
 import { TaskRow } from "../tasks/TaskRow";
 import { NewTask } from "./NewTask";
@@ -36,6 +37,7 @@ export function Home() {
         )
       }
     >
+      {overview.data && <FirstSteps ready={overview.data.ready} />}
       <NewTask />
       {tasks.isError && <Trouble error={tasks.error} again={() => void tasks.refetch()} />}
       {tasks.isPending && <Loading rows={6} />}
@@ -47,6 +49,38 @@ export function Home() {
       <Section title="Wants a person" tasks={asking} />
       <Section title="Finished" tasks={fine} />
     </Page>
+  );
+}
+
+/** What is still missing before an issue can become a pull request; nothing once all is there. */
+function FirstSteps({ ready }: { ready: Schemas["Ready"] }) {
+  if (ready.model && ready.forge && ready.repository) return null;
+  const steps = [
+    { done: ready.model, to: "/models", text: "Add a model", why: "one on a server of yours, or at a provider" },
+    { done: ready.forge, to: "/repositories", text: "Give access to GitHub", why: "so that pull requests can be opened" },
+    { done: ready.repository, to: "/repositories", text: "Add a repository", why: "whose issues are looked at for the label" },
+  ] as const;
+  return (
+    <section aria-label="First steps" className="panel mb-4 px-4 py-3">
+      <h2 className="mb-2 text-base font-semibold">Before the first pull request</h2>
+      <ol className="space-y-1.5">
+        {steps.map((step) => (
+          <li key={step.text} className="flex items-baseline gap-2">
+            {step.done ? <CheckCircle2 size={15} aria-label="done" className="shrink-0 self-center text-good" /> : <CircleDashed size={15} aria-label="to do" className="shrink-0 self-center text-warn" />}
+            <span>
+              {step.done ? (
+                <span className="text-soft">{step.text}</span>
+              ) : (
+                <Link to={step.to} className="text-accent underline">
+                  {step.text}
+                </Link>
+              )}{" "}
+              <span className="text-soft">{step.why}</span>
+            </span>
+          </li>
+        ))}
+      </ol>
+    </section>
   );
 }
 
