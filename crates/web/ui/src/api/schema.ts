@@ -278,6 +278,41 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/forge": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** How the forge is reached. */
+        get: operations["get_forge"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/forge/tokens": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /** Enters tokens for the forge, in the place of those before. They count at once. */
+        put: operations["put_forge_tokens"];
+        post?: never;
+        /** Throws the tokens away that were entered. */
+        delete: operations["remove_forge_tokens"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/inference/devices": {
         parameters: {
             query?: never;
@@ -397,6 +432,44 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/models/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Adds a model on a server elsewhere, or changes one that was added. It can be named a moment later.
+         * @description A key goes to the server that it was entered for alone: with another address it has to be entered again.
+         */
+        put: operations["put_model"];
+        post?: never;
+        /** Removes a model that was added, with its key. Runs that ask it wait for one of that name. */
+        delete: operations["remove_model"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/models/{name}/try": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Asks a model one small question, by the way on which Runs ask. Costs some tokens; one of this machine is loaded for it. */
+        post: operations["try_model"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/overview": {
         parameters: {
             query?: never;
@@ -438,11 +511,29 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Repositories that Tasks were asked for in, the one with the newest first, and those that are configured. */
+        /** Repositories that Tasks were asked for in, the one with the newest first, and those that are configured or added. */
         get: operations["list_repositories"];
         put?: never;
-        post?: never;
+        /** Adds a repository: issues in it are looked at for the label that asks for work, within the period of looking. */
+        post: operations["add_repository"];
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/repositories/{owner}/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Removes a repository that was added. Its Tasks stay, and go on. */
+        delete: operations["remove_repository"];
         options?: never;
         head?: never;
         patch?: never;
@@ -459,6 +550,23 @@ export interface paths {
         get: operations["list_steps"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/secrets/rotate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Seals all secrets that people entered with another key. */
+        post: operations["rotate_secrets"];
         delete?: never;
         options?: never;
         head?: never;
@@ -833,6 +941,12 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        AddedRepository: {
+            default_branch: string;
+            /** @description As the forge writes it. */
+            name: string;
+            private: boolean;
+        };
         ApiKey: {
             /** Format: date-time */
             created_at: string;
@@ -975,6 +1089,24 @@ export interface components {
             /** @description The login whose permission decides. */
             trigger_user: string;
         };
+        Forge: {
+            /** @description Of its API. */
+            address: string;
+            /** @description Pull requests can be opened. */
+            can_write: boolean;
+            /** @description The configuration says with what it is asked; tokens cannot be entered here. */
+            configured: boolean;
+            /** @description The label that asks for work. */
+            label: string;
+            /** @description Why a token that was entered cannot be used; it has to be entered again. */
+            lost?: string | null;
+            /** @description A token that reads was entered. */
+            read_token: boolean;
+            /** @description It tells by webhooks. Else labels are looked for. */
+            webhooks: boolean;
+            /** @description A token that writes was entered. */
+            write_token: boolean;
+        };
         ForgeAudit: {
             /** @description Breaches of I10, one sentence each. */
             breaches: string[];
@@ -1063,11 +1195,20 @@ export interface components {
         /** @enum {string} */
         Mode: "quickfix" | "refine" | "probe";
         Model: {
+            /** @description It was added here and can be changed; others are changed in the configuration. */
+            added: boolean;
+            /**
+             * Format: date-time
+             * @description Of one that was added.
+             */
+            changed_at?: string | null;
             /** Format: int64 */
             context_tokens: number;
             examined?: components["schemas"]["Examined"] | null;
             /** @description It runs on this machine. */
             here: boolean;
+            /** @description Why the key that was entered cannot be used; it has to be entered again. */
+            key_lost?: string | null;
             /** @description `openai-compatible`, `openai`, `anthropic`, `google` or `ollama`. */
             kind: string;
             /** @description The name that the server knows it by. */
@@ -1085,7 +1226,7 @@ export interface components {
             with_key: boolean;
         };
         ModelList: {
-            /** @description In the order of the configuration: the first is used unless a Task names another. */
+            /** @description In the order of the configuration, then those that were added, by name: the first is used unless a Task names another. */
             items: components["schemas"]["Model"][];
         };
         /** @description The API's own form. Unknown fields are refused. */
@@ -1216,6 +1357,7 @@ export interface components {
              * @description Webhooks and messages that nobody has looked at yet.
              */
             open_deliveries: number;
+            ready: components["schemas"]["Ready"];
             version: string;
         };
         /** @description A change as text. */
@@ -1348,6 +1490,15 @@ export interface components {
             /** @description First those that are held, then those that nobody holds in the order in which they came. */
             items: components["schemas"]["OpenJob"][];
         };
+        /** @description What has to be there before an issue can become a pull request. */
+        Ready: {
+            /** @description The forge lets us write. */
+            forge: boolean;
+            /** @description There is a model to ask. */
+            model: boolean;
+            /** @description Labels reach us: by webhooks, or since some repository is looked at. */
+            repository: boolean;
+        };
         Reconciler: {
             /** Format: int32 */
             failures_in_a_row: number;
@@ -1395,6 +1546,8 @@ export interface components {
         /** @enum {string} */
         Registration: "closed" | "open";
         Repository: {
+            /** @description It was added here, and can be removed. */
+            added: boolean;
             /** @description `forge.poll_repositories` names it. */
             configured: boolean;
             name: string;
@@ -1411,6 +1564,21 @@ export interface components {
             /** @description There are more than are listed. */
             cut: boolean;
             items: components["schemas"]["Repository"][];
+        };
+        RotatedSecrets: {
+            /** @description Names the key that seals from now on. */
+            key: string;
+            /** @description Models whose key no longer opens; it has to be entered again. */
+            lost: string[];
+            /** @description Fettle made the new key itself and has thrown the retired ones away. Else the operator takes them out of his file. */
+            own_file: boolean;
+            /**
+             * Format: int32
+             * @description Secrets that were sealed anew.
+             */
+            resealed: number;
+            /** @description Names of keys that nothing needs any more. */
+            retired: string[];
         };
         Run: {
             /** Format: int32 */
@@ -1818,11 +1986,24 @@ export interface components {
             /** @description Good once: each exchange gives the next. */
             refreshToken: string;
         };
+        TokensTaken: {
+            /** @description As whom pull requests are opened. */
+            login: string;
+        };
         TouchedTest: {
             base_version_on_head: string;
             /** @description `extended`, `changed` or `deleted`. */
             how: string;
             path: string;
+        };
+        TriedModel: {
+            answered: boolean;
+            /** Format: int64 */
+            milliseconds: number;
+            /** @description What it said, cut at 300 characters. Foreign text. */
+            text?: string | null;
+            /** @description Why it did not answer. */
+            why?: string | null;
         };
         Unasked: {
             task_id: string;
@@ -1848,6 +2029,33 @@ export interface components {
             items: components["schemas"]["User"][];
             /** @description `after` of the next page; null on the last one. */
             next?: string | null;
+        };
+        WantedModel: {
+            /** @description What its server is shown. Kept sealed, and never shown again. Absent: as it was. */
+            api_key?: string | null;
+            /** @description As the server documents it, mostly ending in `/v1`; may be left out but for `openai-compatible`. */
+            base_url?: string | null;
+            /**
+             * Format: int64
+             * @description Its window: prompt and answer together.
+             */
+            context_tokens: number;
+            /** @description `openai-compatible`, `openai`, `anthropic`, `google` or `ollama`. */
+            kind: string;
+            /** @description The name that the server knows it by, if that is another. */
+            known_as?: string | null;
+            /** @description Takes the key away that it has. */
+            without_key?: boolean;
+        };
+        WantedRepository: {
+            /** @description `owner/name`, or its URL on the forge. */
+            repository: string;
+        };
+        WantedTokens: {
+            /** @description Can read contents: workers clone with it. Without one, only public repositories can be worked on. */
+            read?: string | null;
+            /** @description Can write contents, pull requests and issues. It never leaves the dashboard. */
+            write: string;
         };
         /** @description Everything that was observed about a change. */
         WholeProof: {
@@ -2463,6 +2671,95 @@ export interface operations {
             };
         };
     };
+    get_forge: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As it counts now */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Forge"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_forge_tokens: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WantedTokens"];
+            };
+        };
+        responses: {
+            /** @description The forge knows whose they are */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TokensTaken"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    remove_forge_tokens: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The forge is asked with nothing */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_devices: {
         parameters: {
             query?: never;
@@ -2687,13 +2984,118 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description All that are configured */
+            /** @description All there are */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ModelList"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description What people call it: one word */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WantedModel"];
+            };
+        };
+        responses: {
+            /** @description It was changed */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Model"];
+                };
+            };
+            /** @description It was added */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Model"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    remove_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is gone */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    try_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Whether it answers */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TriedModel"];
                 };
             };
             /** @description A problem; switch on its `code` */
@@ -2774,7 +3176,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description At most 100 besides those configured */
+            /** @description At most 100 besides those configured or added */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2782,6 +3184,78 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["RepositoryList"];
                 };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    add_repository: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WantedRepository"];
+            };
+        };
+        responses: {
+            /** @description It was there already */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AddedRepository"];
+                };
+            };
+            /** @description It was added */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AddedRepository"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    remove_repository: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                owner: string;
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is looked at no more */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2825,6 +3299,35 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    rotate_secrets: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All that open are sealed with the newest key */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RotatedSecrets"];
                 };
             };
             /** @description A problem; switch on its `code` */
