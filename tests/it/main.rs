@@ -1,6 +1,7 @@
 //! Real processes and real protocols, on loopback: one binary, one module for each subject.
 
 mod accounts;
+mod adding;
 mod admin;
 mod brokers;
 mod choice;

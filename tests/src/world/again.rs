@@ -81,6 +81,9 @@ impl TestBox {
         let nth = self.programs.len();
         let mut environment: Vec<_> = environment.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         environment.push(("FETTLE_GATEWAY__LISTEN", "127.0.0.1:0".to_owned()));
+        let dashboard =
+            self.internal.iter().map(|internal| ("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}")));
+        environment.extend(dashboard);
         let program = Program::start("fettle-inference", &[], &self.root, nth, environment, None)?;
         let address =
             |line: &str| Some(message(line)?.split_once(" answers on ")?.1.split_once(", models: ")?.0.to_owned());

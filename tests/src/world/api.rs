@@ -83,6 +83,11 @@ impl Api {
         self.answer(self.client.post(format!("{}{path}", self.base)).json(body)).await
     }
 
+    /// The same, in the place of what is there.
+    pub async fn put(&self, path: &str, body: &Value) -> anyhow::Result<(u16, String)> {
+        self.answer(self.client.put(format!("{}{path}", self.base)).json(body)).await
+    }
+
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let (status, text) = self.raw(path).await?;
         ensure!(status == 200, "{path} answered {status}: {text}");

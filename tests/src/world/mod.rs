@@ -102,6 +102,8 @@ pub struct Setup<'a> {
     pub store: Option<&'a str>,
     /// The forge shares a secret with us, and so its webhooks are taken.
     pub webhooks: bool,
+    /// Neither credentials of the forge nor models stand in the configuration: they are to be entered.
+    pub bare: bool,
     /// Further lines of the section `[forge]`.
     pub forge: &'a str,
     /// Lines of the section `[agent]`.
@@ -123,11 +125,20 @@ impl Setup<'_> {
             broker: None,
             store: None,
             webhooks: true,
+            bare: false,
             forge: "",
             agent: "",
             leases: Leases::Short,
         }
     }
+}
+
+/// Secrets that a bare box has nowhere.
+#[derive(Debug, Default)]
+pub struct ToEnter {
+    pub read_token: String,
+    pub write_token: String,
+    pub model_key: String,
 }
 
 pub struct TestBox {
@@ -136,6 +147,7 @@ pub struct TestBox {
     pub api: Api,
     pub repo: RepoName,
     pub webhook_secret: String,
+    pub to_enter: ToEnter,
     /// The one that serves the API first.
     programs: Vec<Program>,
     /// Where a dashboard of its own listens for workers.
@@ -180,8 +192,20 @@ impl TestBox {
 
         let keys = root.join("keys");
         fs_err::create_dir_all(&keys)?;
+        let mut to_enter = ToEnter::default();
+        if setup.bare {
+            to_enter = ToEnter {
+                read_token: forge.add_token(MACHINE_USER, PatAccess::Read),
+                write_token: forge.add_token(MACHINE_USER, PatAccess::Write),
+                model_key: model_key.to_owned(),
+            };
+            canaries.add("the read token", &to_enter.read_token);
+            canaries.add("the write token", &to_enter.write_token);
+            canaries.add("the model's key", model_key);
+        }
         let mut plant = |name: &str, secret: &str| canaries.plant(&keys.join(name), secret);
         let forge_keys = match app_key {
+            None if setup.bare => String::new(),
             Some(private) => {
                 let id = app_id.unwrap_or_default();
                 format!("app_id = {id}\napp_key_file = '{}'", plant("app.pem", &private)?)
@@ -197,20 +221,25 @@ impl TestBox {
             false => String::new(),
         };
         let bots: Vec<u64> = setup.allowed_bot.map(|login| forge.add_user(login)).into_iter().collect();
+        let models = match setup.bare {
+            true => String::new(),
+            false => format!(
+                "[[gateway.models]]\nname = 'scripted'\nbase_url = '{}'\napi_key_file = '{}'\n",
+                model.base_url(),
+                plant("model", model_key)?
+            ),
+        };
         let config = root.join("fettle.toml");
         let text = format!(
             "[server]\nlisten = '127.0.0.1:0'\ninternal_listen = '127.0.0.1:0'\n\
              [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nallowed_bots = {bots:?}\n{webhook}\n{forge_keys}\n{}\n\
-             [agent]\n{}\n[auth]\nworker_key_file = '{}'\n\
-             [[gateway.models]]\nname = 'scripted'\nbase_url = '{}'\napi_key_file = '{}'\n",
+             [agent]\n{}\n[auth]\nworker_key_file = '{}'\n{models}",
             forge.url(),
             forge.address(),
             setup.label,
             setup.forge,
             setup.agent,
             plant("worker", "canary-of-the-worker-key-53d8")?,
-            model.base_url(),
-            plant("model", model_key)?,
         );
         let transport = setup.broker.map(|url| format!("[transport]\nurl = '{url}'\n")).unwrap_or_default();
         let store = match setup.store {
@@ -246,6 +275,7 @@ impl TestBox {
             api,
             repo,
             webhook_secret,
+            to_enter,
             programs: vec![server],
             internal,
             gateway: None,
