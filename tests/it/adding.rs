@@ -94,9 +94,12 @@ async fn a_model_is_tried_by_the_way_of_runs_and_says_why_it_does_not_answer() {
         model.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         assert_eq!(put(&fettle, &format!("/api/v1/models/{name}"), &model).await.0, 201);
     };
+    add("mine", json!({ "base_url": fettle.model.base_url(), "api_key": fettle.to_enter.model_key })).await;
+    let found = tried("mine").await;
+    assert_eq!((&found["answered"], &found["text"]), (&json!(true), &json!("ready")), "{found}");
     add("nowhere", json!({ "base_url": "http://127.0.0.1:9/v1" })).await;
     add("locked", json!({ "base_url": fettle.model.base_url(), "api_key": "wrong" })).await;
-    for (name, word) in [("nowhere", "nowhere"), ("locked", "401")] {
+    for (name, word) in [("nowhere", "overloaded or not available"), ("locked", "does not accept the gateway's key")] {
         let found = tokio::time::timeout(Duration::from_secs(30), tried(name)).await.unwrap();
         assert_eq!(found["answered"], json!(false), "{found}");
         let why = found["why"].as_str().unwrap();

@@ -126,7 +126,7 @@ async fn a_forge_that_limits_us_is_left_alone_and_asked_again_afterwards() {
     let list = fettle.api.get("/api/v1/system/reconcilers").await.unwrap();
     let items = list["items"].as_array().unwrap();
     let names: BTreeSet<&str> = items.iter().filter_map(|one| one["name"].as_str()).collect();
-    assert_eq!(names, BTreeSet::from(["accounts", "audit", "poll", "progress", "sweep"]));
+    assert_eq!(names, BTreeSet::from(["accounts", "additions", "audit", "poll", "progress", "sweep"]));
     let poll = items.iter().find(|one| one["name"] == "poll").unwrap();
     assert_eq!((poll["period_s"].as_f64(), poll["failures_in_a_row"].as_u64()), (Some(0.2), Some(0)), "{poll:#}");
     let (_, metrics) = fettle.api.health("/metrics").await.unwrap();

@@ -18,23 +18,37 @@ use reqwest::redirect::Policy;
 use reqwest::{StatusCode, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
-use tokio::time::interval;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::edge;
+use crate::extract::Parameters;
 use crate::problem::{Code, Problem};
 use crate::state::ApiState;
 
-/// How soon a model that was added is known.
-const ASK_EVERY: Duration = Duration::from_secs(5);
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// A question stays open for so long while nothing changes, so that a model is known a moment after it was added.
+const OPEN_FOR: Duration = Duration::from_secs(25);
+const ANSWER_LIMIT: Duration = Duration::from_secs(40);
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// After a question without an answer.
+const PAUSE: Duration = Duration::from_secs(2);
 const PATH: &str = "/gateway/v1/models";
 
 #[derive(Serialize, Deserialize)]
 struct ModelsBody {
+    /// To be shown with the next question.
+    version: String,
     models: Vec<ModelBody>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelsParameters {
+    /// The version that the gateway knows; it is answered when there is another one.
+    seen: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,17 +73,36 @@ async fn require_gateway(State(api): State<ApiState>, request: Request, next: Ne
     Problem::new(Code::Unauthenticated, "This is for gateways that have the same key of run tokens.").into_response()
 }
 
-async fn list(State(api): State<ApiState>) -> Json<ModelsBody> {
-    let added = api.adding.as_ref().map(|adding| adding.now()).unwrap_or_default();
+async fn list(State(api): State<ApiState>, Parameters(asks): Parameters<ModelsParameters>) -> Json<ModelsBody> {
+    let Some(adding) = &api.adding else { return Json(body(&Added::default())) };
+    let mut added = adding.follow();
+    let news = async {
+        loop {
+            let body = body(&added.borrow_and_update().clone());
+            if asks.seen.as_ref() != Some(&body.version) || added.changed().await.is_err() {
+                return body;
+            }
+        }
+    };
+    let waited = tokio::select! {
+        () = api.shutdown.cancelled() => None,
+        waited = timeout(OPEN_FOR, news) => waited.ok(),
+    };
+    Json(waited.unwrap_or_else(|| body(&adding.now())))
+}
+
+fn body(added: &Added) -> ModelsBody {
     let body = |model: &AddedModel| ModelBody {
         profile: model.profile.clone(),
         key: model.key.open().map(|key| key.expose_secret().to_owned()),
         changed_at: model.changed_at,
     };
-    Json(ModelsBody { models: added.models.iter().map(body).collect() })
+    let models: Vec<ModelBody> = added.models.iter().map(body).collect();
+    let text = serde_json::to_vec(&models).expect("models are plain data");
+    ModelsBody { version: hex::encode(Sha256::digest(text)), models }
 }
 
-/// Asks a dashboard by the clock. What it said last counts while it is away.
+/// Asks a dashboard, again and again. What it said last counts while it is away.
 pub struct GatewayModels {
     http: reqwest::Client,
     url: Url,
@@ -104,21 +137,27 @@ impl GatewayModels {
         let mut authorization =
             HeaderValue::try_from(format!("Bearer {}", secret.expose_secret())).map_err(|_| address())?;
         authorization.set_sensitive(true);
-        let http = reqwest::Client::builder().timeout(ANSWER_LIMIT).redirect(Policy::none()).no_proxy().build();
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_LIMIT)
+            .timeout(ANSWER_LIMIT)
+            .redirect(Policy::none())
+            .no_proxy()
+            .build();
         Ok(Self { http: http.map_err(GatewayModelsError::Setup)?, url, authorization })
     }
 
     /// Until `stop`.
     pub async fn follow(&self, told: &watch::Sender<Arc<Added>>, stop: &CancellationToken) {
-        let mut every = interval(ASK_EVERY);
         let mut trouble: Option<String> = None;
+        let mut seen = None;
         loop {
-            tokio::select! {
+            let answer = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = every.tick() => {}
-            }
-            match self.ask().await {
-                Ok(added) => {
+                answer = self.ask(seen.as_deref()) => answer,
+            };
+            match answer {
+                Ok((version, added)) => {
+                    seen = Some(version);
                     if trouble.take().is_some() {
                         info!("the dashboard tells which models people added");
                     }
@@ -138,22 +177,28 @@ impl GatewayModels {
                         );
                     }
                     trouble = Some(error);
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = sleep(PAUSE) => {}
+                    }
                 }
             }
         }
     }
 
-    async fn ask(&self) -> Result<Added, Unanswered> {
-        let asked = self.http.get(self.url.clone()).header(AUTHORIZATION, self.authorization.clone()).send().await?;
+    async fn ask(&self, seen: Option<&str>) -> Result<(String, Added), Unanswered> {
+        let mut url = self.url.clone();
+        url.set_query(seen.map(|seen| format!("seen={seen}")).as_deref());
+        let asked = self.http.get(url).header(AUTHORIZATION, self.authorization.clone()).send().await?;
         if asked.status() == StatusCode::UNAUTHORIZED {
             return Err(Unanswered::AnotherKey);
         }
-        let ModelsBody { models } = asked.error_for_status()?.json().await?;
+        let ModelsBody { version, models } = asked.error_for_status()?.json().await?;
         let added = |ModelBody { profile, key, changed_at }| AddedModel {
             profile,
             key: key.map_or(Entered::None, |key| Entered::Open(key.into())),
             changed_at,
         };
-        Ok(Added { models: models.into_iter().map(added).collect(), ..Added::default() })
+        Ok((version, Added { models: models.into_iter().map(added).collect(), ..Added::default() }))
     }
 }

@@ -15,6 +15,7 @@ mod problem;
 mod scale;
 mod serve;
 mod state;
+mod tryout;
 mod v1;
 mod webhook;
 mod worker;
@@ -37,6 +38,7 @@ pub use inference_client::{InferenceClient, InferenceError};
 pub use metrics::HttpMetrics;
 pub use serve::serve;
 pub use state::{About, AboutForge, ApiState, ConfiguredModel, Parts, Setting, WebhookSecrets};
+pub use tryout::Tryout;
 pub use worker_client::{Contact, WorkerClient, WorkerClientError};
 pub use worker_health::{WorkerHealth, WorkerHealthParts};
 

@@ -191,7 +191,7 @@ pub enum AddError {
     Configured(String),
     #[error("`{0}` and `{1}` differ by a slash alone, which the gateway cannot tell apart")]
     Alike(String, String),
-    #[error("the key has more than {MAX_KEY_BYTES} bytes, or characters that cannot be sent")]
+    #[error("the key is longer than {MAX_KEY_BYTES} bytes, or holds blanks or characters that cannot be sent")]
     OddKey,
     /// Where a model's address changes, its key must not go along unseen.
     #[error("the key was entered for another address; enter it again")]

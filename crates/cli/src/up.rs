@@ -30,6 +30,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     let credentials = Credentials::load(&config, &data, &system::RandomIds)?;
     secrets::exposed(&config, Some(&data), environment).iter().for_each(|exposed| warn!("{exposed}"));
     let listener = fettle_dashboard::listen(&config.server.listen, "server.listen", &data).await?;
+    let models = gateway_listener(&config).await?;
     let supervisor = Supervisor::default();
     let _until_the_end = supervisor.while_held();
     let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
@@ -48,6 +49,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         timing,
         probing: fettle_dashboard::probing(environment),
         listener,
+        gateway: Some(fettle_inference::reached_at(models.local_addr()?)),
         internal: None,
         registry: registry.clone(),
         supervisor: &supervisor,
@@ -58,7 +60,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         config: &config,
         environment,
         data: &data,
-        listener: gateway_listener(&config).await?,
+        listener: models,
         run_token_key: Some(credentials.run_token_key()?),
         engines: fettle_inference::EnginesAre::Children,
         clock: Arc::new(system::SystemClock),
@@ -69,7 +71,6 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         added: running.added.clone(),
     })
     .await?;
-    running.ask_models_at(inference.url.clone());
     info!("models are served on http://{}, by the APIs of OpenAI, Anthropic and Ollama", inference.address);
     let gateway = inference.url.clone();
     config.agent.unmet_needs().iter().for_each(|unmet| warn!("missing: {unmet}"));

@@ -5,7 +5,6 @@ mod credentials;
 mod exchange;
 mod lookout;
 mod store;
-mod tryout;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use camino::Utf8Path;
-use fettle_api::{ApiState, Health, HttpMetrics, InferenceClient, Parts, ProbeTiming};
+use fettle_api::{ApiState, Health, HttpMetrics, InferenceClient, Parts, ProbeTiming, Tryout};
 use fettle_app::adding::{self, Added, Adding, KnownModels, READ_EVERY, ReadAgain};
 use fettle_app::admission::Gate;
 use fettle_app::announcing::{ANNOUNCED_WITHIN, announce};
@@ -60,7 +59,6 @@ use tracing::info;
 
 use exchange::{Publishing, Told};
 use lookout::Lookout;
-use tryout::Tryout;
 
 pub use credentials::Credentials;
 pub use exchange::{Exchange, KEYS};
@@ -82,6 +80,8 @@ pub struct Start<'a> {
     pub timing: Timing,
     pub probing: ProbeTiming,
     pub listener: TcpListener,
+    /// Where the gateway of models is, if anywhere: it may begin to serve later.
+    pub gateway: Option<String>,
     /// For the worker API, health and metrics; absent in one process, whose one listener carries health and metrics too.
     pub internal: Option<TcpListener>,
     /// Owns every task of the dashboard.
@@ -102,7 +102,6 @@ pub struct Running {
     pub exchange: Exchange,
     /// What people added, for a gateway in this process.
     pub added: watch::Receiver<Arc<Added>>,
-    gateway: Live<Option<String>>,
     store: Store,
     health: Arc<Health>,
 }
@@ -119,11 +118,6 @@ impl Running {
             },
         }
         Ok(fs_err::write(data.address(), self.address.to_string())?)
-    }
-
-    /// Where models can be tried, when that is known only now.
-    pub fn ask_models_at(&self, gateway: String) {
-        self.gateway.set(Some(gateway));
     }
 
     /// Not ready for new work from now on; what is being answered is still answered.
@@ -190,6 +184,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         timing,
         probing,
         listener,
+        gateway,
         internal,
         registry,
         supervisor,
@@ -287,9 +282,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         pulse: vitals.pulse("publisher", PUBLISHED_WITHIN),
         pace: Pace::new(timing.write_gap),
     };
-    let gateway = Live::new(config.gateway.url.clone());
     let gateway_key = run_tokens.key.gateway_secret();
-    let tries = Tryout { gateway: gateway.clone(), tokens: run_tokens, ids: ids.clone() };
+    let tries = Tryout { gateway, tokens: run_tokens, ids: ids.clone() };
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
         submit,
@@ -397,7 +391,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     if let Some(token) = &setup_token {
         tell_setup_token(token, address)?;
     }
-    let running = Running { address, internal_address, ledger, ids, vitals, exchange, added, gateway, store, health };
+    let running = Running { address, internal_address, ledger, ids, vitals, exchange, added, store, health };
     running.write_addresses(data)?;
     Ok(running)
 }

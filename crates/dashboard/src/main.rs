@@ -89,6 +89,7 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
         timing: if test_timing { Timing::for_tests() } else { Timing::default() },
         probing: probing(&environment),
         listener,
+        gateway: config.gateway.url.clone(),
         internal: Some(internal),
         registry: Registry::new(),
         supervisor: &supervisor,

@@ -12,4 +12,4 @@ pub mod metrics;
 pub mod quarantine;
 mod start;
 
-pub use start::{EnginesAre, LISTEN, Running, Start, start};
+pub use start::{EnginesAre, LISTEN, Running, Start, reached_at, start};

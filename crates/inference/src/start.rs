@@ -253,8 +253,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     Ok(Running { address, url, engines })
 }
 
-/// From this machine: a listener on every address is on loopback too.
-fn reached_at(address: SocketAddr) -> String {
+/// Where a gateway is asked from this machine: a listener on every address is on loopback too.
+pub fn reached_at(address: SocketAddr) -> String {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),

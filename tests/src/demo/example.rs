@@ -67,6 +67,7 @@ pub(super) const BODY: &str = "I asked for pages `2-4` and got two sheets of pap
 /// What a model would do, written down beforehand. It says and calls; all that happens is real.
 pub(super) fn script() -> Script {
     Script::phases()
+        .unmarked([Answer::text("ready")])
         .phase(
             "triage",
             [

@@ -71,7 +71,7 @@ pub fn triage() -> Phases {
     let look =
         Answer::call("view", json!({ "path": "src/clamp.sh" })).saying("The comparison with HIGH is suspicious.");
     let go = finish("verdict: go – src/clamp.sh prints LOW where it should print HIGH");
-    Script::phases().phase("triage", [look, go])
+    Script::phases().unmarked([Answer::text("ready")]).phase("triage", [look, go])
 }
 
 /// A test that fails on the base.

@@ -143,6 +143,10 @@ pub(super) fn of_status(
         401 | 403 => ModelError::Refused(format!(
             "{url} answered {status}: {sentence}; look at the file with its key (api_key_file, or --model-key-file)"
         )),
+        // It may have been added a moment ago, or the gateway has begun and was told of nothing yet.
+        404 if asked.is_gateway => {
+            ModelError::Unavailable(Box::new(Cause::Status { url: url.to_owned(), status, sentence }))
+        }
         404 => ModelError::Refused(format!(
             "{url} answered {status}: {sentence}; does the URL end as the server documents it, mostly in /v1, and does the server have this model?"
         )),

@@ -98,10 +98,39 @@ async function story() {
   assert(!(await page.title()).startsWith("run"), "a title ran as a script");
   tell("a Task became a pull request");
 
+  await to("Models");
+  const server = await page.getByRole("list", { name: "Models" }).getByText(/^http:/).innerText();
+  await page.getByRole("button", { name: "Add a model" }).click();
+  const adds = page.getByRole("dialog", { name: "Add a model" });
+  await adds.getByLabel("Name", { exact: true }).fill("second");
+  await adds.getByLabel("Address").fill("nowhere");
+  await adds.getByLabel("Its name there").fill("scripted");
+  await adds.getByLabel("API key").fill("sk-never-shown-again-7f");
+  await adds.getByRole("button", { name: "Add it" }).click();
+  await adds.getByText(/begins with http/).waitFor();
+  await shown("add-model");
+  await adds.getByLabel("Address").fill(server);
+  await adds.getByRole("button", { name: "Add it" }).click();
+  await adds.waitFor({ state: "detached" });
+  await page.getByRole("button", { name: "Try second" }).click();
+  await page.getByText(/Answered in/).first().waitFor();
+  await page.getByText("“ready”").waitFor();
+  assert(!(await page.content()).includes("sk-never-shown-again-7f"), "a key is in the page");
+  await shown("model-tried");
+  await to("Repositories");
+  await page.getByRole("textbox", { name: "Add a repository" }).fill("paper/nothing");
+  await page.getByRole("button", { name: "Add", exact: true }).click();
+  await page.getByRole("alert").getByText(/does not exist/).waitFor();
+  await page.getByRole("textbox", { name: "Add a repository" }).fill("paper/pages");
+  await page.getByRole("button", { name: "Add", exact: true }).click();
+  await page.getByText("paper/pages is looked at for labels from now on").waitFor();
+  tell("a model and a repository were added");
+
   await to("Home");
   await page.getByLabel("What to do").fill(`${TWICE}\n\`2-4\` prints two pages.`);
   await page.getByLabel("Repository").fill("paper/pages");
-  await page.getByLabel("Runs side by side").selectOption("2");
+  await page.getByLabel("scripted", { exact: true }).check();
+  await page.getByLabel("second", { exact: true }).check();
   await page.getByRole("button", { name: "Start" }).click();
   await page.getByRole("heading", { name: TWICE }).waitFor();
   await page.getByRole("tab", { name: "Runs" }).click();
@@ -113,7 +142,7 @@ async function story() {
   await shown("choice");
   await choose.click();
   await page.getByRole("link", { name: /pull request #/i }).waitFor();
-  await page.getByRole("columnheader", { name: "2. scripted published" }).waitFor();
+  await page.getByRole("columnheader", { name: "2. second published" }).waitFor();
   tell("one of two Runs was chosen");
 
   const elsewhere = await open("wide", "light", ["401"]);
