@@ -2,6 +2,8 @@
 //! run, and outlive them sealed.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use fettle_tests::world::{LABEL, Layout, MAINTAINER, PATIENCE, SERVER, Setup, TestBox, repository};
@@ -66,6 +68,36 @@ async fn what_an_admin_enters_is_enough_to_solve_an_issue_and_outlives_a_kill() 
     assert_solved_once(&fettle, issue, &task).await;
 }
 
+/// Each shows the gateway a token of its own, for its own model.
+#[tokio::test]
+async fn runs_of_one_task_ask_different_models() {
+    let fettle = TestBox::start(bare()).await.unwrap();
+    enter_forge_and_model(&fettle).await;
+    let other = json!({
+        "kind": "openai-compatible", "base_url": fettle.model.base_url(), "known_as": "another",
+        "context_tokens": 65_536, "api_key": fettle.to_enter.model_key,
+    });
+    assert_eq!(put(&fettle, "/api/v1/models/other", &other).await.0, 201);
+    let order = json!({
+        "repository": fettle.repo.to_string(), "issue": fettle.issue(), "model": "mine", "further": [{ "model": "other" }],
+    });
+    let (status, text) = fettle.api.post("/api/v1/tasks", &order).await.unwrap();
+    assert_eq!(status, 201, "{text}");
+    let id = serde_json::from_str::<Value>(&text).unwrap()["task"]["id"].as_str().unwrap().to_owned();
+    let mut ended = 0;
+    let both = fettle.api.follow_task(&id, PATIENCE, |event| {
+        ended += usize::from(event["what"]["type"] == "run_ended");
+        if ended == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    both.await.unwrap().expect("the Task goes on until somebody chooses");
+    let runs = fettle.api.get(&format!("/api/v1/tasks/{id}/runs")).await.unwrap();
+    let shown: Vec<_> = runs["items"].as_array().unwrap().iter().map(|run| &run["result"]["model"]).collect();
+    assert_eq!(shown, [&json!("mine"), &json!("other")]);
+    let asked: BTreeSet<String> =
+        fettle.model.requests().iter().map(|asked| asked.body["model"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(asked, BTreeSet::from(["another".to_owned(), "scripted".to_owned()]));
+}
+
 #[tokio::test]
 async fn a_gateway_in_another_process_is_told_of_a_model_and_of_its_end() {
     let mut fettle = TestBox::start(Setup { layout: Layout::Dashboard, ..bare() }).await.unwrap();
@@ -99,7 +131,7 @@ async fn a_model_is_tried_by_the_way_of_runs_and_says_why_it_does_not_answer() {
     assert_eq!((&found["answered"], &found["text"]), (&json!(true), &json!("ready")), "{found}");
     add("nowhere", json!({ "base_url": "http://127.0.0.1:9/v1" })).await;
     add("locked", json!({ "base_url": fettle.model.base_url(), "api_key": "wrong" })).await;
-    for (name, word) in [("nowhere", "overloaded or not available"), ("locked", "does not accept the gateway's key")] {
+    for (name, word) in [("nowhere", "cannot be reached"), ("locked", "does not accept the gateway's key")] {
         let found = tokio::time::timeout(Duration::from_secs(30), tried(name)).await.unwrap();
         assert_eq!(found["answered"], json!(false), "{found}");
         let why = found["why"].as_str().unwrap();

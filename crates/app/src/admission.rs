@@ -53,7 +53,7 @@ impl Gate {
             return Ok(Admission::Withdrawn { reason });
         }
         let read_token = self.forge.read_token(repo).await?;
-        let Some((name, model)) = self.models.choose(task.model.as_deref()) else {
+        let Some((name, model)) = self.models.choose(task.run.model.as_deref()) else {
             return Ok(Admission::Go { read_token, run_token: None, model: None });
         };
         let run_token = self.run_tokens.as_ref().map(|tokens| tokens.token(task, name));

@@ -109,10 +109,12 @@ pub(crate) async fn runs(conn: &mut PgConnection, task: TaskId, ordinal: Option<
     Ok(runs)
 }
 
-/// The Task that a live lease works on.
+/// The Task that a live lease works on, with the Run that is leased.
 pub(crate) async fn task_held(conn: &mut PgConnection, lease: &LeaseRef) -> R<TaskView> {
-    let row = job::held_for_reading(conn, lease).await?;
-    task(conn, row.task).await
+    let held = job::held_for_reading(conn, lease).await?.task;
+    let leased = runs(conn, held, None).await?.into_iter().find(|run| run.job == lease.job);
+    let task = task(conn, held).await?;
+    Ok(TaskView { run: leased.unwrap_or_else(|| task.run.clone()), ..task })
 }
 
 /// Newest first, strictly after the cursor.

@@ -110,7 +110,7 @@ impl Leases for SqliteLedger {
 
     async fn admit(&self, lease: &LeaseRef) -> L<Admission> {
         let lease = *lease;
-        let held = move |conn: &Connection| view::task(conn, job::held_for_reading(conn, &lease)?.task);
+        let held = move |conn: &Connection| view::task_held(conn, &lease);
         let task = self.readers.read(held).await?;
         Ok(match &self.admissions {
             Some(admissions) => admissions.admit(&task).await,

@@ -93,6 +93,14 @@ pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
     })
 }
 
+/// The Task that a live lease works on, with the Run that is leased.
+pub(crate) fn task_held(conn: &Connection, lease: &LeaseRef) -> L<TaskView> {
+    let held = job::held_for_reading(conn, lease)?.task;
+    let leased = runs(conn, held, None)?.into_iter().find(|run| run.job == lease.job);
+    let task = task(conn, held)?;
+    Ok(TaskView { run: leased.unwrap_or_else(|| task.run.clone()), ..task })
+}
+
 /// A Task's Runs in their order, or the one of this number.
 pub(crate) fn runs(conn: &Connection, task: TaskId, ordinal: Option<u16>) -> L<Vec<RunView>> {
     struct Row {

@@ -245,6 +245,7 @@ pub enum Admission {
 /// Answers for a ledger, which has checked the lease before it asks. Implemented by [`crate::admission::Gate`].
 #[async_trait]
 pub trait Admissions: Send + Sync {
+    /// `task.run` is the Run that was leased, whichever leads.
     async fn admit(&self, task: &TaskView) -> Admission;
 }
 

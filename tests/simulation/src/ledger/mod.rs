@@ -359,7 +359,14 @@ impl Leases for MemoryLedger {
     }
 
     async fn admit(&self, lease: &LeaseRef) -> L<Admission> {
-        let task = self.read("admit", |rows, _| view::task(rows, rows.held_for_reading(lease)?.task)).await?;
+        let task = self
+            .read("admit", |rows, _| {
+                let held = rows.held_for_reading(lease)?.task;
+                let leased = view::runs(rows, held)?.into_iter().find(|run| run.job == lease.job);
+                let task = view::task(rows, held)?;
+                Ok(TaskView { run: leased.unwrap_or_else(|| task.run.clone()), ..task })
+            })
+            .await?;
         Ok(match &self.around.admissions {
             Some(admissions) => admissions.admit(&task).await,
             None => Admission::Go { read_token: None, run_token: None, model: None },
