@@ -61,7 +61,7 @@ async function open(size, colorScheme, expected = []) {
 /** From the terminal's link to a pull request that was asked for in the browser, and to a session that somebody else ends. */
 async function story() {
   // Chromium writes each refusal into its console.
-  const { context, page, shown, to } = await open("wide", "light", ["401", "409", "422"]);
+  const { context, page, shown, to } = await open("wide", "light", ["401", "404", "409", "422"]);
   await page.goto(link);
   await page.getByRole("heading", { name: "Make the first admin" }).waitFor();
   assert(!page.url().includes("token"), "the token stays in the address");

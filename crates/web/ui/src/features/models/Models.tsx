@@ -82,7 +82,7 @@ function Row({ model, isDefault }: { model: Model; isDefault: boolean }) {
       <div className="flex flex-wrap items-center gap-2 sm:col-span-2 sm:pl-7">
         {may("models.try") && (
           <button type="button" className="button" aria-label={`Try ${model.name}`} disabled={tried.isPending} onClick={() => tried.mutate()}>
-            {tried.isPending ? <Loader2 size={14} aria-hidden className="turns" /> : <MessageSquare size={14} aria-hidden />} Try it
+            {tried.isPending ? <Loader2 size={14} aria-hidden className="turns" /> : <MessageSquare size={14} aria-hidden />} Try
           </button>
         )}
         {model.added && may("models.change") && (
