@@ -85,16 +85,8 @@ function Wish() {
           ))}
         </select>
       </label>
-      <button type="submit" className="button primary self-end" disabled={submit.isPending}>
-        Start
-      </button>
-      <datalist id="repositories">
-        {repositories.map((one) => (
-          <option key={one.name} value={one.name} />
-        ))}
-      </datalist>
       {known.length > 1 && (
-        <fieldset className="sm:col-span-4">
+        <fieldset className="sm:order-1 sm:col-span-4">
           <legend className="mb-1 text-soft">
             {models.length === 0 ? `Model: ${known[0]?.name ?? "the first"}, unless you choose` : models.length * each === 1 ? "Model" : `Models: ${models.length * each} Runs side by side, and you choose among their patches`}
           </legend>
@@ -112,8 +104,16 @@ function Wish() {
           </div>
         </fieldset>
       )}
+      <button type="submit" className="button primary justify-center self-end" disabled={submit.isPending}>
+        Start
+      </button>
+      <datalist id="repositories">
+        {repositories.map((one) => (
+          <option key={one.name} value={one.name} />
+        ))}
+      </datalist>
       {submit.isError && (
-        <div className="sm:col-span-4">
+        <div className="sm:order-2 sm:col-span-4">
           <Trouble error={submit.error} />
         </div>
       )}
