@@ -20,7 +20,7 @@ use super::store;
 use crate::host::sha256;
 
 /// What lies in the data folder and is a secret.
-const DATA_KEYS: [&str; 2] = ["admin.key", "worker.key"];
+const DATA_KEYS: [&str; 3] = ["admin.key", "secrets.key", "worker.key"];
 
 pub(super) struct Wanted<'a> {
     pub(super) to: &'a Utf8Path,

@@ -186,7 +186,7 @@ pub(super) fn unlock(locked: &[u8], key: &Key) -> BackupResult<Vec<Secret>> {
 
 /// A secret is below `etc/` and no configuration, or is a key of the data folder.
 fn is_ours(name: &str) -> bool {
-    if matches!(name, "data/admin.key" | "data/worker.key") {
+    if matches!(name, "data/admin.key" | "data/secrets.key" | "data/worker.key") {
         return true;
     }
     let path = Utf8Path::new(name);

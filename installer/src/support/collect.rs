@@ -167,7 +167,7 @@ fn known(look: &dyn Look, paths: &Paths, config: &Config) -> Result<KnownSecrets
     let folder = paths.etc.join("secrets");
     let mut files: Vec<Utf8PathBuf> = look.names(&folder).into_iter().map(|name| folder.join(name)).collect();
     files.extend(config.secret_files().into_iter().map(|(_, file)| paths.etc.join(file)));
-    files.extend(["admin.key", "worker.key"].map(|key| paths.data.join(key)));
+    files.extend(["admin.key", "secrets.key", "worker.key"].map(|key| paths.data.join(key)));
     files.sort();
     files.dedup();
     let mut values = Vec::new();
