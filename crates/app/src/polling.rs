@@ -15,7 +15,7 @@ use fettle_domain::repo::{Repo, RepoName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use crate::intake::IntakeOptions;
 use crate::live::Live;
@@ -23,6 +23,7 @@ use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Changed, ForgeError, ForgeWatch, Reach};
 use crate::ports::ledger::{Accepted, Delivery, Ledger, LedgerError};
 use crate::reconciling::{Reconcile, Trouble};
+use crate::spans;
 use crate::vitals::Pulse;
 
 /// The event of such a delivery.
@@ -255,7 +256,8 @@ impl Poller {
             correlation: CorrelationId::from_uuid(self.ids.uuid()),
             received_at: self.clock.now(),
         };
-        if self.ledger.accept(delivery).await? == Accepted::New {
+        let span = spans::delivery(&delivery);
+        if self.ledger.accept(delivery).instrument(span).await? == Accepted::New {
             info!("{key}: a label was found that is new here");
         }
         Ok(())

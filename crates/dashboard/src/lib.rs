@@ -202,6 +202,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         admissions: Arc::new(Gate { forge: forge.clone(), options: publishing.clone(), run_tokens: Some(run_tokens) }),
     };
     let store = Store::open(config, data, opening).await.context("while opening the ledger")?;
+    store.metrics().register(&registry)?;
     let ledger = store.ledger();
     let registration = match config.auth.registration {
         config::Registration::Closed => Registration::Closed,
