@@ -106,6 +106,8 @@ pub struct Setup<'a> {
     pub forge: &'a str,
     /// Lines of the section `[agent]`.
     pub agent: &'a str,
+    /// Lines of the section `[telemetry]`.
+    pub telemetry: &'a str,
     pub leases: Leases,
 }
 
@@ -125,6 +127,7 @@ impl Setup<'_> {
             webhooks: true,
             forge: "",
             agent: "",
+            telemetry: "",
             leases: Leases::Short,
         }
     }
@@ -201,13 +204,14 @@ impl TestBox {
         let text = format!(
             "[server]\nlisten = '127.0.0.1:0'\ninternal_listen = '127.0.0.1:0'\n\
              [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nallowed_bots = {bots:?}\n{webhook}\n{forge_keys}\n{}\n\
-             [agent]\n{}\n[auth]\nworker_key_file = '{}'\n\
+             [agent]\n{}\n[telemetry]\n{}\n[auth]\nworker_key_file = '{}'\n\
              [[gateway.models]]\nname = 'scripted'\nbase_url = '{}'\napi_key_file = '{}'\n",
             forge.url(),
             forge.address(),
             setup.label,
             setup.forge,
             setup.agent,
+            setup.telemetry,
             plant("worker", "canary-of-the-worker-key-53d8")?,
             model.base_url(),
             plant("model", model_key)?,
