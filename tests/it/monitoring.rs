@@ -47,6 +47,13 @@ async fn every_metric_that_alerts_and_board_ask_for_is_told_by_a_program() {
     let task = fettle.solve(issue).await.unwrap();
     assert_solved_once(&fettle, issue, &task).await;
 
+    let gateway = |line: &str| Some(message(line)?.split_once(" answers on ")?.1.split_once(',')?.0.to_owned());
+    let gateway = fettle.process(WORKER).logged("the gateway answers", PATIENCE, gateway).await.unwrap();
+    // What nobody can read is refused, which is counted, too.
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let refused = client.post(format!("{gateway}/v1/chat/completions")).body("{}").send().await.unwrap();
+    assert_eq!(refused.status(), 400);
+
     let (_, dashboard) = fettle.api.health("/metrics").await.unwrap();
     let (inference, worker) = (page(&fettle, WORKER).await, page(&fettle, WORKER + 1).await);
     let pages = [dashboard.as_str(), &inference, &worker].concat();

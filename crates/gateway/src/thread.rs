@@ -128,6 +128,18 @@ mod tests {
     }
 
     #[test]
+    fn a_caller_that_is_traced_and_says_no_thread_is_on_its_traces() {
+        let cause = (TRACE_PARENT, "00-0123456789abcdef0123456789abcdef-00000000000000aa-01");
+        let of = |given: &[(HeaderName, &'static str)]| {
+            let headers = given.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
+            Thread::of(&headers.collect(), &Seven).correlation().to_owned()
+        };
+        assert_eq!(of(std::slice::from_ref(&cause)), "corr_0123456789abcdef0123456789abcdef");
+        assert_eq!(of(&[cause, (CORRELATION, "corr-9")]), "corr-9");
+        assert_eq!(of(&[(TRACE_PARENT, "odd")]), "corr_00000000000000000000000000000007");
+    }
+
+    #[test]
     fn given_ids_stay_and_what_could_spoil_a_log_is_replaced() {
         let of = |id: &'static str| {
             let headers = HeaderMap::from_iter([(REQUEST, HeaderValue::from_static(id))]);

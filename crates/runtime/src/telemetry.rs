@@ -18,7 +18,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 use crate::config::Telemetry as Settings;
 use crate::environment::Environment;
 
-use otlp::Exporter;
+use otlp::{Exporter, Queue};
 use spans::Spans;
 
 /// A log file is put aside at this size, and this many are kept beside the current one: 80 MiB for each process at most.
@@ -108,18 +108,25 @@ pub fn init(settings: &Settings, process: &str, environment: &Environment) -> Re
     };
     let traces = settings.otlp_endpoint.as_deref().map(|endpoint| Exporter::start(endpoint, process));
     let traces = traces.transpose().map_err(|error| chain(&error))?;
-    // Traces do not become fewer with the log: each has a filter of its own.
-    let spans = traces.as_ref().map(|traces| {
-        let told = filter_fn(spans::is_told).with_max_level_hint(LevelFilter::INFO);
-        Spans::new(traces.queue.clone()).with_filter(told)
-    });
-    let lines = shown.and_then(written).with_filter(filter);
+    let lines = shown.and_then(written).boxed();
+    let queue = traces.as_ref().map(|traces| traces.queue.clone());
     // A second initialisation in one process (tests) keeps the first.
-    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines).with(spans));
+    let _ = tracing::subscriber::set_global_default(subscriber(lines, filter, queue));
     if let Some((path, error)) = failed {
         tracing::error!(error = &error as &dyn std::error::Error, "no log is written to {path}");
     }
     Ok(Logs { filter: LogFilter(handle), _file: guard, traces })
+}
+
+/// Traces do not become fewer with the log: each has a filter of its own.
+fn subscriber(
+    lines: Box<dyn Layer<Registry> + Send + Sync>,
+    filter: reload::Layer<EnvFilter, Registry>,
+    queue: Option<Queue>,
+) -> impl tracing::Subscriber + Send + Sync {
+    let told = || filter_fn(spans::is_told).with_max_level_hint(LevelFilter::INFO);
+    let spans = queue.map(|queue| Spans::new(queue).with_filter(told()));
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans)
 }
 
 fn json_lines<S, W>(writer: W) -> Box<dyn Layer<S> + Send + Sync>
@@ -155,3 +162,50 @@ pub fn check_endpoint(endpoint: &str) -> Result<(), String> {
 
 /// An error with its causes on one line.
 pub use fettle_app::ports::chain;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::{debug, info, info_span, warn};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Shown(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Shown {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_quiet_log_makes_no_trace_smaller_and_can_be_made_louder() {
+        let (shown, (queue, spans)) = (Shown::default(), Queue::for_tests(10));
+        let (filter, handle) = reload::Layer::new(super::filter("warn").unwrap());
+        let writer = shown.clone();
+        let lines = json_lines(move || writer.clone());
+        tracing::subscriber::with_default(subscriber(lines, filter, Some(queue)), || {
+            let work = || {
+                let _in = info_span!("run", task.id = "task_0190aaaabbbb7ccc8111222233334444").entered();
+                warn!("a warning");
+                info!("some news");
+                debug!("a detail");
+            };
+            work();
+            LogFilter(handle).set("info").unwrap();
+            work();
+        });
+        assert_eq!(spans.try_iter().count(), 2);
+        let text = String::from_utf8(shown.0.lock().unwrap().clone()).unwrap();
+        let said: Vec<bool> = text.lines().map(|line| line.contains("a warning")).collect();
+        assert_eq!(said, [true, true, false], "{text}");
+        assert!(!text.contains("a detail") && text.lines().last().unwrap().contains("task_0190"), "{text}");
+    }
+}

@@ -39,9 +39,9 @@ const fn form(name: &'static str, kind: SpanKind) -> Form {
 }
 
 /// The closed list, which is a Task's tree: a request stores a delivery; intake opens a Task of it; a worker's
-/// Run and the publishing belong to the Task; a Run calls models, through a gateway that has a span of its own; publishing has
-/// one for each effect.
-const FORMS: [Form; 9] = [
+/// Run and the publishing belong to the Task; a Run calls models, through a gateway that has a span of its own, and tools, and
+/// verifies; publishing has one for each effect.
+const FORMS: [Form; 11] = [
     Form { titled: &["http.method", "http.route"], ..form("request", SpanKind::Server) },
     Form { stands_for: Some("delivery.id"), ..form("delivery", SpanKind::Producer) },
     Form { belongs_to: Some("delivery.id"), ..form("intake", SpanKind::Consumer) },
@@ -49,12 +49,14 @@ const FORMS: [Form; 9] = [
     Form { belongs_to: Some("task.id"), ..form("run", SpanKind::Consumer) },
     Form { titled: &["model.name"], ..form("model", SpanKind::Client) },
     Form { titled: &["model.name"], ..form("gateway", SpanKind::Server) },
+    Form { titled: &["tool.name"], ..form("tool", SpanKind::Internal) },
+    form("verify", SpanKind::Internal),
     Form { belongs_to: Some("task.id"), ..form("publish", SpanKind::Consumer) },
     Form { titled: &["effect.kind"], ..form("effect", SpanKind::Client) },
 ];
 
 /// Fields that leave, and what a collector knows them by.
-const ATTRIBUTES: [(&str, &str); 22] = [
+const ATTRIBUTES: [(&str, &str); 23] = [
     ("http.method", "http.request.method"),
     ("http.route", "http.route"),
     ("http.status", "http.response.status_code"),
@@ -72,6 +74,7 @@ const ATTRIBUTES: [(&str, &str); 22] = [
     ("model.name", "gen_ai.request.model"),
     ("model.target", "fettle.gateway.target"),
     ("model.stream", "fettle.model.stream"),
+    ("tool.name", "fettle.tool.name"),
     ("tokens.prompt", "gen_ai.usage.input_tokens"),
     ("tokens.output", "gen_ai.usage.output_tokens"),
     ("attempts", "fettle.attempts"),
