@@ -96,8 +96,10 @@ const CAUSE: &str = "trace.parent";
 const OWN: &str = "span.id";
 /// Text is cut here: names and ids are shorter.
 const MAX_TEXT_CHARS: usize = 128;
-/// In `flags`: sampled; whether the parent is of another process is known, and it is.
-const FLAGS: u32 = 0x01 | 0x100 | 0x200;
+/// In `flags`: sampled, and it is known whether the parent is of another process.
+const FLAGS: u32 = 0x01 | 0x100;
+/// It may be.
+const REMOTE: u32 = 0x200;
 
 /// Whether a span is one that a collector may be told of.
 pub(super) fn is_told(metadata: &Metadata<'_>) -> bool {
@@ -135,7 +137,8 @@ impl Open {
             Some(above) => Some(above.span),
             None => self.form.belongs_to.and_then(|field| self.fields.stands_for(field)),
         };
-        Place { trace, parent, linked: cause.filter(|cause| cause.trace != trace) }
+        let is_caused_elsewhere = parent.is_some() && self.above.is_none();
+        Place { trace, parent, is_caused_elsewhere, linked: cause.filter(|cause| cause.trace != trace) }
     }
 
     fn is_wanted(&self) -> bool {
@@ -161,14 +164,14 @@ impl Open {
         let links = place.linked.iter().map(|linked| Link {
             trace_id: linked.trace.bytes().to_vec(),
             span_id: linked.span.bytes().to_vec(),
-            flags: FLAGS,
+            flags: FLAGS | REMOTE,
             ..Link::default()
         });
         Span {
             trace_id: place.trace.bytes().to_vec(),
             span_id: own.bytes().to_vec(),
             parent_span_id: place.parent.map(|parent| parent.bytes().to_vec()).unwrap_or_default(),
-            flags: FLAGS,
+            flags: if place.is_caused_elsewhere { FLAGS | REMOTE } else { FLAGS },
             name,
             kind: form.kind.into(),
             start_time_unix_nano: begun_unix_nanos,
@@ -185,6 +188,8 @@ impl Open {
 struct Place {
     trace: TraceId,
     parent: Option<SpanId>,
+    /// The parent may be of another process.
+    is_caused_elsewhere: bool,
     /// What caused it elsewhere, in another trace.
     linked: Option<TraceParent>,
 }

@@ -76,6 +76,8 @@ fn parts_that_never_met_write_into_one_tree() {
     assert_eq!(named(&spans, "POST /webhooks/github").parent_span_id, Vec::<u8>::new());
     assert_eq!(hex(&named(&spans, "task").span_id), "8111222233334444");
     assert_eq!(spans.len(), parents.len() + 1);
+    let remote: Vec<&str> = spans.iter().filter(|span| span.flags == 0x301).map(|span| span.name.as_str()).collect();
+    assert_eq!(remote, ["intake", "run", "gateway", "publish"]);
 }
 
 #[test]
@@ -102,7 +104,7 @@ fn what_is_on_no_list_does_not_leave() {
         span.record("error", prompt);
         span.in_scope(|| {
             info!(prompt, "{prompt}");
-            info_span!("tool", prompt)
+            info_span!("phase", prompt)
         });
         // Another library's of the same name.
         info_span!(target: "hyper", "run", task.id = TASK);
