@@ -1,6 +1,7 @@
 //! Support for the tests and the demo: emulators that speak the real protocols on loopback.
 
 pub mod bench;
+pub mod collector;
 pub mod contract;
 pub mod crash;
 pub mod demo;

@@ -13,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use fettle_domain::forwarded::{self, Network};
 use fettle_domain::id::{CorrelationId, RequestId};
+use fettle_domain::trace::TraceParent;
 use futures::FutureExt;
 use tokio::time::Instant;
 use tracing::{Instrument, debug, error, field, info_span, warn};
@@ -22,6 +23,7 @@ use crate::problem::{Code, MEDIA_TYPE, Problem};
 use crate::state::ApiState;
 
 pub(crate) const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const REQUEST: HeaderName = HeaderName::from_static("x-request-id");
 /// Reading the body included. Long polls (25 s) fit in; event streams answer at once and then flow outside of it.
@@ -38,7 +40,9 @@ pub(crate) struct Exchange {
 pub(crate) async fn exchange(State(api): State<ApiState>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = api.ids.uuid();
-    let correlation = given_correlation(request.headers()).unwrap_or(CorrelationId::from_uuid(id));
+    let cause = given_cause(request.headers());
+    let correlation = given_correlation(request.headers()).or_else(|| cause.map(|cause| cause.trace.correlation()));
+    let correlation = correlation.unwrap_or(CorrelationId::from_uuid(id));
     let names = Exchange { request: RequestId::from_uuid(id), correlation };
     request.extensions_mut().insert(names);
     see_through_proxies(&mut request, &api.trusted_proxies);
@@ -52,6 +56,7 @@ pub(crate) async fn exchange(State(api): State<ApiState>, mut request: Request, 
         http.method = %method,
         http.route = route,
         http.status = field::Empty,
+        trace.parent = cause.map(field::display),
     );
 
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
@@ -149,6 +154,11 @@ fn report(problem: &Problem) {
 fn given_correlation(headers: &HeaderMap) -> Option<CorrelationId> {
     let text = headers.get(CORRELATION)?.to_str().ok()?;
     text.parse().ok().or_else(|| Uuid::try_parse(text).ok().map(CorrelationId::from_uuid))
+}
+
+/// Of a caller that is traced itself. Without a correlation id of its own, its trace is the thread.
+fn given_cause(headers: &HeaderMap) -> Option<TraceParent> {
+    headers.get(TRACE_PARENT)?.to_str().ok()?.parse().ok()
 }
 
 fn header(id: &impl ToString) -> HeaderValue {

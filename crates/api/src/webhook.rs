@@ -15,6 +15,7 @@ use bytes::Bytes;
 use fettle_app::crash::{self, Point};
 use fettle_app::intake::{EVENTS, HOOK_KEY};
 use fettle_app::ports::ledger::{Accepted, Delivery};
+use fettle_app::spans;
 use fettle_domain::id::DeliveryId;
 use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -22,7 +23,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{Instrument as _, debug};
 use utoipa::ToSchema;
 
 use crate::edge::{self, Exchange};
@@ -191,7 +192,8 @@ async fn receive(
         received_at: api.clock.now(),
     };
     crash::before(Point::IntakeStore);
-    let accepted = timeout(STORE_LIMIT, api.ledger.accept(stored)).await;
+    let span = spans::delivery(&stored);
+    let accepted = timeout(STORE_LIMIT, api.ledger.accept(stored)).instrument(span).await;
     crash::after(Point::IntakeStore);
     match accepted {
         Ok(Ok(Accepted::New)) => Ok((Verdict::New, StatusCode::ACCEPTED, said(DeliveryVerdict::New))),

@@ -28,6 +28,8 @@ pub struct WorkerHealthParts {
     /// A dashboard that has not answered for so long makes the worker not ready: a lease's length, after which it holds none.
     pub away_after: Duration,
     pub version: &'static str,
+    /// Metrics of the process; those of its other parts are there as well.
+    pub registry: Registry,
 }
 
 /// Starting at first: healthy, and not ready.
@@ -39,33 +41,32 @@ pub struct WorkerHealth {
 
 /// Set when they are read.
 struct Metrics {
-    registry: Registry,
     leases: IntGauge,
     away: Gauge,
     silence: GaugeVec,
 }
 
 impl Metrics {
-    fn register() -> Result<Self, prometheus::Error> {
+    fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let leases = IntGauge::new("fettle_worker_leases", "Leases that this worker holds")?;
         let away = Gauge::new("fettle_worker_dashboard_away_seconds", "How long the dashboard has not answered")?;
         let silence = GaugeVec::new(
             Opts::new("fettle_part_silence_seconds", "How long a part of the process has not come round"),
             &["part"],
         )?;
-        let registry = Registry::new();
         registry.register(Box::new(leases.clone()))?;
         registry.register(Box::new(away.clone()))?;
         registry.register(Box::new(silence.clone()))?;
-        Ok(Self { registry, leases, away, silence })
+        Ok(Self { leases, away, silence })
     }
 }
 
 impl WorkerHealth {
-    /// Errors never in practice: the names of its metrics are constants in a registry of its own.
+    /// Errors when one of the names of its metrics is taken.
     pub fn new(parts: WorkerHealthParts) -> Result<Self, prometheus::Error> {
         let stage = Stage::starting(parts.clock.now());
-        Ok(Self { parts, stage, metrics: Metrics::register()? })
+        let metrics = Metrics::register(&parts.registry)?;
+        Ok(Self { parts, stage, metrics })
     }
 
     /// The sandbox is built and leases are asked for.
@@ -135,7 +136,7 @@ async fn get_metrics(State(health): State<Arc<WorkerHealth>>) -> Response {
         let gauge = metrics.silence.with_label_values(&[vital.name]);
         gauge.set(gauge.get().max(vital.silent.as_secs_f64()));
     }
-    match TextEncoder::new().encode_to_string(&metrics.registry.gather()) {
+    match TextEncoder::new().encode_to_string(&health.parts.registry.gather()) {
         Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the metrics could not be written");

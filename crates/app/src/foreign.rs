@@ -11,13 +11,14 @@ use fettle_domain::id::{CorrelationId, DeliveryId};
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use crate::crash::{self, Point};
 use crate::ports::chain;
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::ledger::{Accepted, Delivery, L, Ledger};
 use crate::ports::transport::{ForeignInbox, ForeignMessage};
+use crate::spans;
 use crate::vitals::Pulse;
 
 /// The event of such a delivery.
@@ -110,8 +111,9 @@ impl ForeignIntake {
             correlation: CorrelationId::from_uuid(self.ids.uuid()),
             received_at: self.clock.now(),
         };
+        let span = spans::delivery(&delivery);
         crash::before(Point::ForeignStore);
-        let accepted = self.ledger.accept(delivery).await?;
+        let accepted = self.ledger.accept(delivery).instrument(span).await?;
         crash::after(Point::ForeignStore);
         info!("foreign message {key} {}", if accepted == Accepted::New { "stored" } else { "was known" });
         Ok(())

@@ -16,7 +16,7 @@ use fettle_domain::task::Mode;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{Instrument as _, error, field, info, info_span, warn};
 
 use crate::crash::{self, Point};
 use crate::foreign;
@@ -27,6 +27,7 @@ use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError, IssueComment, LabeledEvent};
 use crate::ports::ledger::{Delivery, Ledger, LedgerError, Opened, TaskPlan};
 use crate::ports::transport::{ForeignInbox, TransportError};
+use crate::spans;
 use crate::submit::{Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use crate::vitals::Pulse;
 
@@ -138,7 +139,13 @@ impl Intake {
                             break;
                         }
                         self.pulse.beat();
-                        if let Some(wait) = self.process(&delivery).await {
+                        let span = info_span!(
+                            "intake",
+                            delivery.id = %delivery.id,
+                            correlation.id = %delivery.correlation,
+                            outcome = field::Empty,
+                        );
+                        if let Some(wait) = self.process(&delivery).instrument(span).await {
                             let then = Instant::now() + wait;
                             due = Some(due.map_or(then, |due| due.min(then)));
                         }
@@ -168,16 +175,20 @@ impl Intake {
         };
         let wait = match decided {
             Ok(Verdict::Opened(opened)) => {
-                let (task, how) = match opened {
-                    Opened::New { task, .. } => (task, "opened"),
-                    Opened::Joined { task } => (task, "joined"),
-                    Opened::Duplicate { task } => (task, "already known"),
+                let (task, how, outcome) = match opened {
+                    Opened::New { task, .. } => (task, "opened", "opened"),
+                    Opened::Joined { task } => (task, "joined", "joined"),
+                    Opened::Duplicate { task } => (task, "already known", "duplicate"),
                 };
+                spans::ended(outcome);
                 info!(task.id = %task, correlation.id = %delivery.correlation, "{task} {how} by {}", delivery.key);
                 return None;
             }
             Ok(verdict @ (Verdict::Ordered(_) | Verdict::Closed(_))) => match self.close(delivery, &verdict).await {
-                Ok(()) => return None,
+                Ok(()) => {
+                    spans::ended("closed");
+                    return None;
+                }
                 Err(error) => {
                     warn!("could not close {}: {error}", delivery.key);
                     wait_after(age)
@@ -198,6 +209,7 @@ impl Intake {
                 wait_after(age)
             }
         };
+        spans::ended("postponed");
         if let Err(error) = self.ledger.postpone_delivery(delivery.id, wait).await {
             warn!("could not postpone {}: {error}", delivery.key);
             // It will be among the next ones; a ledger that takes no writes is not asked all the time.
@@ -412,7 +424,7 @@ impl Intake {
             further: Vec::new(),
         };
         crash::before(Point::IntakeOpen);
-        let opened = self.ledger.open_task(Some(delivery.id), &plan).await?;
+        let opened = self.ledger.open_task(Some(delivery.id), &plan).instrument(spans::task(&plan)).await?;
         crash::after(Point::IntakeOpen);
         Ok(Verdict::Opened(opened))
     }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use crate::adding::Added;
 use crate::intake::IntakeOptions;
@@ -25,6 +25,7 @@ use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Changed, ForgeError, ForgeWatch, Reach};
 use crate::ports::ledger::{Accepted, Delivery, Ledger, LedgerError};
 use crate::reconciling::{Reconcile, Trouble};
+use crate::spans;
 use crate::vitals::Pulse;
 
 /// The event of such a delivery.
@@ -285,7 +286,8 @@ impl Poller {
             correlation: CorrelationId::from_uuid(self.ids.uuid()),
             received_at: self.clock.now(),
         };
-        if self.ledger.accept(delivery).await? == Accepted::New {
+        let span = spans::delivery(&delivery);
+        if self.ledger.accept(delivery).instrument(span).await? == Accepted::New {
             info!("{key}: a label was found that is new here");
         }
         Ok(())

@@ -20,7 +20,7 @@ use fettle_domain::retry::back_off;
 use fettle_domain::secret::KnownSecrets;
 use fettle_domain::task::Mode;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, error, field, info, info_span, warn};
 
 use crate::crash::{self, Point};
 use crate::leasing::{Heart, HeldLease};
@@ -33,6 +33,7 @@ use crate::ports::journal::Stop;
 use crate::ports::ledger::{
     Fenced, Granted, Holder, L, Ledger, LedgerError, MAX_LEASE_WAIT, Order, Publication, Then, Wake, Want,
 };
+use crate::spans;
 use crate::vitals::Pulse;
 
 pub use pace::Pace;
@@ -95,6 +96,17 @@ pub(crate) enum Halt {
     Unseen(String),
 }
 
+impl Halt {
+    /// For the span of what it ended.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Stopped(_) => "stopped",
+            Self::Limited(_) => "limited",
+            Self::Again(_) | Self::Unseen(_) => "failed",
+        }
+    }
+}
+
 impl From<Stop> for Halt {
     fn from(stop: Stop) -> Self {
         Self::Stopped(stop)
@@ -148,7 +160,7 @@ impl Publisher {
                         for job in jobs {
                             crash::before(Point::PublishLeased);
                             if let Order::Publish { task } = job.order {
-                                let span = info_span!("publish", task.id = %task, job.id = %job.lease.job, lease.fence = job.lease.fence.get());
+                                let span = spans::publish(task, &job.lease);
                                 match HeldLease::start(
                                     job.lease,
                                     job.time_left,
@@ -198,6 +210,7 @@ impl Publisher {
             end = tokio::time::timeout(WIND_DOWN, &mut publishing).await.ok();
         }
         let end = end.unwrap_or_else(|| Err(Halt::Stopped(held.ended().unwrap_or(Stop::Lost))));
+        spans::ended(end.as_ref().err().map_or("done", Halt::word));
         let said = match end {
             Ok(()) => {
                 crash::before(Point::PublishComplete);
@@ -235,6 +248,7 @@ impl Publisher {
     /// Brings about every wanted effect that is not settled, in order.
     async fn publish(&self, held: &HeldLease) -> Result<(), Halt> {
         let mut publication = self.ledger.publication(&held.lease()).await?;
+        spans::in_trace(publication.task.correlation);
         crash::after(Point::PublishLeased);
         if publication.task.mode == Mode::Probe {
             return Ok(());
@@ -262,16 +276,43 @@ impl Publisher {
             if let Some((branch, _)) = &story.pushed {
                 publication.branch = branch.clone();
             }
-            let receipt = match effect.kind {
-                EffectKind::Progress => self.tell_progress(held, publication, effect, &story).await?,
-                EffectKind::Push => self.push_branch(held, publication, effect).await?,
-                EffectKind::PullRequest => self.open_pull_request(held, publication, effect, &story).await?,
-                EffectKind::Comment => self.comment(held, publication, effect, &story).await?,
-                EffectKind::Labels => self.label(held, publication, effect, &story).await?,
+            let span = info_span!(
+                "effect",
+                task.id = %publication.task.id,
+                job.id = %held.lease().job,
+                effect.kind = effect.kind.name(),
+                effect.id = %effect.id,
+                outcome = field::Empty,
+            );
+            let brought = async {
+                let brought = self.bring(held, publication, effect, &story).await;
+                spans::ended(match &brought {
+                    Ok(Receipt::Withheld { .. }) => "withheld",
+                    Ok(_) => "done",
+                    Err(halt) => halt.word(),
+                });
+                brought
             };
+            let receipt = brought.instrument(span).await?;
             story.note(&receipt);
         }
         Ok(())
+    }
+
+    async fn bring(
+        &self,
+        held: &HeldLease,
+        publication: &Publication,
+        effect: &Effect,
+        story: &Story,
+    ) -> Result<Receipt, Halt> {
+        match effect.kind {
+            EffectKind::Progress => self.tell_progress(held, publication, effect, story).await,
+            EffectKind::Push => self.push_branch(held, publication, effect).await,
+            EffectKind::PullRequest => self.open_pull_request(held, publication, effect, story).await,
+            EffectKind::Comment => self.comment(held, publication, effect, story).await,
+            EffectKind::Labels => self.label(held, publication, effect, story).await,
+        }
     }
 
     /// Records the receipt under the fence; a stale holder stops here.

@@ -13,11 +13,13 @@ use fettle_domain::retry::back_off;
 use fettle_domain::run::{RunOutcome, RunResult};
 use fettle_domain::step::{StepKind, StepRecord};
 use secrecy::SecretString;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, error, field, info, info_span, warn};
 
 use crate::crash::{self, Point};
 use crate::leasing::{Heart, HeldLease, Holdings};
+use crate::metrics::RunMetrics;
 use crate::ports::chain;
 use crate::ports::clock::IdSource;
 use crate::ports::journal::{Journal, Stop};
@@ -27,6 +29,7 @@ use crate::ports::ledger::{
 };
 use crate::ports::model::ModelInfo;
 use crate::ports::transport::{Hint, Transport};
+use crate::spans;
 use crate::vitals::Pulse;
 
 /// Between two tries to reach a ledger that does not answer.
@@ -104,6 +107,8 @@ pub struct Worker {
     pub bell: Option<Arc<dyn Transport>>,
     /// Counts what is held by all slots.
     pub holdings: Arc<Holdings>,
+    /// Of all slots.
+    pub metrics: RunMetrics,
     /// Beats within [`WORKED_WITHIN`].
     pub pulse: Pulse,
 }
@@ -209,10 +214,15 @@ impl Worker {
             job.id = %leased.lease.job,
             correlation.id = %order.correlation,
             lease.fence = leased.lease.fence.get(),
+            outcome = field::Empty,
         );
         async {
             info!("leased {} for {}", leased.lease.job, order.task);
+            let begun = Instant::now();
             let end = self.run(order, &held, shutdown).await;
+            let outcome = word(&end);
+            spans::ended(outcome);
+            self.metrics.ended(outcome, begun.elapsed(), end.as_ref().ok().map(|result| result.spent));
             self.hand_over(&held, leased.attempts, end, shutdown).await;
         }
         .instrument(span)
@@ -305,6 +315,17 @@ impl Worker {
             Ok(Fenced::Applied | Fenced::AlreadyApplied) => {}
             Ok(Fenced::Stale) | Err(_) => warn!("{} is no longer ours; nothing was written", lease.job),
         }
+    }
+}
+
+/// How a Run ended, for its span.
+fn word(end: &Result<RunResult, RunEnd>) -> &'static str {
+    match end {
+        Ok(result) => result.outcome.name(),
+        Err(RunEnd::Retry(_) | RunEnd::Never(_) | RunEnd::Stopped(Stop::Refused(_))) => "failed",
+        Err(RunEnd::Defer { .. }) => "deferred",
+        Err(RunEnd::Stopped(Stop::Cancelled(_))) => "cancelled",
+        Err(RunEnd::Stopped(Stop::Lost | Stop::Shutdown)) => "released",
     }
 }
 

@@ -10,6 +10,7 @@ use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::label::needs_of;
 use fettle_domain::repo::{Repo, RepoName};
 use fettle_domain::task::Mode;
+use tracing::Instrument as _;
 
 use crate::adding::KnownModels;
 use crate::foreign;
@@ -18,6 +19,7 @@ use crate::live::Live;
 use crate::ports::clock::{Clock, IdSource};
 use crate::ports::forge::{Forge, ForgeError};
 use crate::ports::ledger::{Ledger, Opened, RunPlan, TaskPlan, TaskView};
+use crate::spans;
 use crate::submit::{FurtherRun, Missing, NewTask, SubmitError, SubmitTask, Submitted};
 
 /// When the forge does not answer, the asker may try again after this.
@@ -80,7 +82,8 @@ impl SubmitTask for Submitting {
             at: self.clock.now(),
             further: request.further.into_iter().map(|run| plan_run(&*self.ids, run)).collect(),
         };
-        let opened = self.ledger.open_task(None, &plan).await.map_err(SubmitError::Ledger)?;
+        let opening = self.ledger.open_task(None, &plan).instrument(spans::task(&plan));
+        let opened = opening.await.map_err(SubmitError::Ledger)?;
         if let Opened::Duplicate { task } = opened {
             let made = self.ledger.task(task).await.map_err(SubmitError::Ledger)?;
             let runs = self.ledger.runs(task).await.map_err(SubmitError::Ledger)?;

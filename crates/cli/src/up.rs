@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use fettle_agent::solve::Unwatched;
 use fettle_app::live::Live;
+use fettle_app::metrics::{ModelMetrics, RunMetrics};
 use fettle_app::running::Stay;
 use fettle_dashboard::{Credentials, Start};
 use fettle_git::{Git, GitOptions};
@@ -39,6 +40,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
     let timing = timing(environment);
     let registry = Registry::new();
+    logs.register(&registry)?;
     let running = fettle_dashboard::start(Start {
         config: &config,
         config_file: common.config.as_deref(),
@@ -87,7 +89,11 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         paths: paths.clone(),
         gateway: Some(gateway.clone()),
     };
-    match fettle_worker::agent(parts, fettle_worker::models(&config, Some(&gateway))?).await {
+    let (run_metrics, model_metrics) = (RunMetrics::default(), ModelMetrics::default());
+    run_metrics.register(&registry)?;
+    model_metrics.register(&registry)?;
+    let models = fettle_worker::measured(fettle_worker::models(&config, Some(&gateway))?, &model_metrics);
+    match fettle_worker::agent(parts, models).await {
         Ok(agent) => {
             let report = agent.sandbox.report();
             info!("sandbox level {}", report.level.name());
@@ -104,6 +110,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
                 slots,
                 stay: Stay::UntilShutdown,
                 holdings: Arc::default(),
+                metrics: run_metrics,
                 vitals: running.vitals.clone(),
             };
             let stop = supervisor.shutdown().clone();

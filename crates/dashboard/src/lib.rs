@@ -215,6 +215,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         }),
     };
     let store = Store::open(config, data, opening).await.context("while opening the ledger")?;
+    store.metrics().register(&registry)?;
     let ledger = store.ledger();
     let registration = match config.auth.registration {
         config::Registration::Closed => Registration::Closed,

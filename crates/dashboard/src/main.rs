@@ -78,6 +78,8 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
     let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);
     let git = Git::new(GitOptions { plain_http_on_loopback: true, ..GitOptions::new(data.publisher_mirrors()) })?;
+    let registry = Registry::new();
+    logs.register(&registry)?;
     let test_timing = environment.find("FETTLE_TEST_TIMING").is_some();
     let running = start(Start {
         config: &config,
@@ -91,7 +93,7 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
         listener,
         gateway: config.gateway.url.clone(),
         internal: Some(internal),
-        registry: Registry::new(),
+        registry,
         supervisor: &supervisor,
     })
     .await?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use fettle_app::metrics::LedgerMetrics;
 use fettle_app::ports::accounts::Accounts;
 use fettle_app::ports::additions::Additions;
 use fettle_app::ports::clock::{Clock, IdSource};
@@ -83,6 +84,13 @@ impl Store {
         match self {
             Self::File(ledger) => ledger.clone(),
             Self::Postgres { ledger, .. } => ledger.clone(),
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> &LedgerMetrics {
+        match self {
+            Self::File(ledger) => ledger.metrics(),
+            Self::Postgres { ledger, .. } => ledger.metrics(),
         }
     }
 

@@ -42,5 +42,6 @@ pub mod session;
 pub mod step;
 pub mod strength;
 pub mod task;
+pub mod trace;
 pub mod turn;
 mod unseen;

@@ -17,7 +17,7 @@ use fettle_protocols::{
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::Deserialize;
-use tracing::debug;
+use tracing::{Instrument as _, debug};
 
 use crate::bodies::{BODY_LIMIT, SMALL_BODY};
 use crate::front::{Front, status_class};
@@ -68,14 +68,15 @@ inference! {
 }
 
 async fn infer(front: Arc<Front>, protocol: Protocol, request: Request) -> Response {
-    let thread = Thread::of(request.headers(), &*front.ids);
-    let answered = front.answer(protocol, request, &thread).await;
+    let thread = Thread::of(request.headers(), &*front.ids).traced(request.headers());
+    let answered = front.answer(protocol, request, &thread).instrument(thread.span.clone()).await;
     if let Err(failure) = &answered {
         front.metrics.rejected.with_label_values(&[reason(failure)]).inc();
     }
     let mut response = answered.unwrap_or_else(|failure| refuse(protocol, &failure));
     thread.tell_caller(response.headers_mut());
     let status = response.status();
+    thread.span.record("http.status", status.as_u16());
     front.metrics.requests.with_label_values(&[word(protocol), status_class(status)]).inc();
     debug!(
         request.id = thread.request(),

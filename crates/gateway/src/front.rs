@@ -138,6 +138,8 @@ impl Front {
         if routes.is_empty() {
             return Err(Failure::UnknownModel { model: peek.model });
         }
+        // A name that nobody configured is a text of the caller's.
+        thread.span.record("model.name", peek.model.as_str());
         let deadline = milliseconds(&parts.headers, &DEADLINE).map(|left| arrived + left);
         let thread = thread.clone();
         let mut order = Order { protocol, parts, body, peek, routes, caller, thread, arrived, deadline, read: None };

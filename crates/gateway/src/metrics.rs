@@ -29,30 +29,32 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            let counters = IntCounterVec::new(Opts::new(format!("fettle_gateway_{name}"), help), labels)?;
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(counters.clone()))?;
             Ok::<_, prometheus::Error>(counters)
         };
         let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(format!("fettle_gateway_{name}"), help)?;
+            let counter = IntCounter::new(name, help)?;
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
         };
         let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(format!("fettle_gateway_{name}"), help)?;
+            let gauge = IntGauge::new(name, help)?;
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            HistogramOpts::new(format!("fettle_gateway_{name}"), help).buckets(buckets.to_vec())
-        };
+        let histogram =
+            |name: &str, help: &str, buckets: &[f64]| HistogramOpts::new(name, help).buckets(buckets.to_vec());
         let overhead = HistogramVec::new(
-            histogram("overhead_seconds", "What the gateway adds to a request", OVERHEAD),
+            histogram("fettle_gateway_overhead_seconds", "What the gateway adds to a request", OVERHEAD),
             &["phase"],
         )?;
         registry.register(Box::new(overhead.clone()))?;
-        let queue_wait =
-            Histogram::with_opts(histogram("queue_wait_seconds", "How long requests waited for a target", WAIT))?;
+        let queue_wait = Histogram::with_opts(histogram(
+            "fettle_gateway_queue_wait_seconds",
+            "How long requests waited for a target",
+            WAIT,
+        ))?;
         registry.register(Box::new(queue_wait.clone()))?;
         let breakers = IntGaugeVec::new(
             Opts::new("fettle_gateway_breaker_state", "0 serving, 1 one request may try, 2 closed"),
@@ -60,18 +62,25 @@ impl Metrics {
         )?;
         registry.register(Box::new(breakers.clone()))?;
         Ok(Self {
-            requests: counters("requests_total", "Answered requests", &["protocol", "status"])?,
+            requests: counters("fettle_gateway_requests_total", "Answered requests", &["protocol", "status"])?,
             overhead,
-            queue_depth: gauge("queue_depth", "Requests that wait for a target")?,
+            queue_depth: gauge("fettle_gateway_queue_depth", "Requests that wait for a target")?,
             queue_wait,
-            rejected: counters("rejected_total", "Requests that got an error from the gateway itself", &["reason"])?,
-            routes: counters("route_total", "Why requests went where they did", &["policy"])?,
-            prefix_hit_tokens: counter("prefix_hit_tokens_total", "Prompt tokens that targets remembered")?,
-            tokens: counters("tokens_total", "Tokens of requests", &["kind"])?,
-            retries: counter("retries_total", "Attempts beyond the first")?,
-            streams: gauge("open_answers", "Answers on their way to callers")?,
+            rejected: counters(
+                "fettle_gateway_rejected_total",
+                "Requests that got an error from the gateway itself",
+                &["reason"],
+            )?,
+            routes: counters("fettle_gateway_route_total", "Why requests went where they did", &["policy"])?,
+            prefix_hit_tokens: counter(
+                "fettle_gateway_prefix_hit_tokens_total",
+                "Prompt tokens that targets remembered",
+            )?,
+            tokens: counters("fettle_gateway_tokens_total", "Tokens of requests", &["kind"])?,
+            retries: counter("fettle_gateway_retries_total", "Attempts beyond the first")?,
+            streams: gauge("fettle_gateway_open_answers", "Answers on their way to callers")?,
             breakers,
-            usage_lost: gauge("usage_lost_records", "Usage records that found neither disk nor memory")?,
+            usage_lost: gauge("fettle_gateway_usage_lost_records", "Usage records that found neither disk nor memory")?,
         })
     }
 }

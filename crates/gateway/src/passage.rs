@@ -191,6 +191,18 @@ impl Passage {
             }),
             _ => None,
         };
+        let span = &thread.span;
+        span.record("model.target", held.upstream.name.as_str());
+        span.record("tokens.prompt", used.prompt);
+        span.record("tokens.output", used.output);
+        span.record("attempts", attempts);
+        span.record("queue_ms", milliseconds(*waited));
+        let word = match end {
+            End::Complete => "complete",
+            End::Failed => "failed",
+            End::Cancelled => "cancelled",
+        };
+        span.record("outcome", word);
         let outcome = match end {
             End::Complete => Outcome::Good,
             End::Failed => Outcome::Failed,

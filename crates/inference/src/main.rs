@@ -78,7 +78,7 @@ async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSo
     install_tls();
     let passed = sockets?.listener(GATEWAY);
     let config = Config::load(flags.config.as_deref(), &environment)?;
-    telemetry::init(&config.telemetry, "fettle-inference", &environment).map_err(anyhow::Error::msg)?;
+    let logs = telemetry::init(&config.telemetry, "fettle-inference", &environment).map_err(anyhow::Error::msg)?;
     open_files::take();
     let data = DataDir::open(flags.data_dir.as_deref(), &config, &environment)?;
     secrets::exposed(&config, Some(&data), &environment).iter().for_each(|exposed| warn!("{exposed}"));
@@ -87,6 +87,7 @@ async fn serve(flags: &Flags, environment: Environment, sockets: Result<PassedSo
     let _hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);
     let (registry, vitals) = (Registry::new(), Arc::new(Vitals::default()));
+    logs.register(&registry)?;
     let clock = Arc::new(system::SystemClock);
     let health = Arc::new(PartsHealth::new(clock.clone(), vitals.clone(), env!("CARGO_PKG_VERSION")));
     if let Some(address) = flags.internal_listen {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_app::ports::model::{Model, ModelError, ModelInfo, ModelRequest, Progress, RawTurn, RunAccess, ToolCalls};
+use fettle_domain::trace::{SpanId, TraceId, TraceParent};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url, redirect};
 use secrecy::{ExposeSecret, SecretString};
@@ -22,7 +23,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{Instrument as _, debug, field, info_span};
 
 use decode::{DecodeError, Decoder, Flow};
 use failure::{Asked, Complaint};
@@ -38,6 +39,7 @@ const LISTED_LIMIT: Duration = Duration::from_secs(5);
 /// By which the gateway finds where a conversation's beginning is warm.
 const SESSION: HeaderName = HeaderName::from_static("x-session-id");
 const CORRELATION: HeaderName = HeaderName::from_static("x-correlation-id");
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 /// How much of a failure is read, and for how long: a sentence and its code.
 const MAX_FAILURE_BYTES: usize = 64 * 1024;
 const FAILURE_BODY_LIMIT: Duration = Duration::from_secs(10);
@@ -103,6 +105,8 @@ pub struct OpenAiCompatible {
     /// The key, and who asks.
     headers: HeaderMap,
     is_gateway: bool,
+    /// Of the Run that asks.
+    trace: Option<TraceId>,
     extra: Map<String, Value>,
     stall_limit: Duration,
 }
@@ -127,7 +131,7 @@ impl OpenAiCompatible {
             client = client.no_proxy();
         }
         let client = client.build().map_err(|source| OptionsError::Client { model: named(), source })?;
-        Ok(Self { info, client, url, shown, model, key: api_key, headers, is_gateway, extra, stall_limit })
+        Ok(Self { info, client, url, shown, model, key: api_key, headers, is_gateway, trace: None, extra, stall_limit })
     }
 
     /// What the gateway says of the model.
@@ -140,10 +144,40 @@ impl OpenAiCompatible {
         answer.json().await
     }
 
+    /// One request, in a span that the gateway's hangs on to.
     async fn ask(&self, request: &ModelRequest, progress: &Progress<'_>) -> Result<RawTurn, ModelError> {
+        let own = getrandom::u64().ok().and_then(SpanId::from_digits);
+        let span = info_span!(
+            "model",
+            model.name = %self.info.name,
+            model.stream = request.stream,
+            span.id = own.map(field::display),
+            tokens.prompt = field::Empty,
+            tokens.output = field::Empty,
+            outcome = field::Empty,
+        );
+        let parent = self.trace.zip(own).map(|(trace, span)| TraceParent { trace, span });
+        let answer = self.exchange(request, progress, parent).instrument(span.clone()).await;
+        if let Some(usage) = answer.as_ref().ok().and_then(|turn| turn.usage) {
+            span.record("tokens.prompt", usage.prompt_tokens);
+            span.record("tokens.output", usage.generated_tokens);
+        }
+        span.record("outcome", if answer.is_ok() { "complete" } else { "failed" });
+        answer
+    }
+
+    async fn exchange(
+        &self,
+        request: &ModelRequest,
+        progress: &Progress<'_>,
+        parent: Option<TraceParent>,
+    ) -> Result<RawTurn, ModelError> {
         let accept = if request.stream { "text/event-stream" } else { "application/json" };
         let body = request::body(&self.model, &self.extra, request);
-        let asking = self.client.post(self.url.clone()).headers(self.headers.clone()).header(ACCEPT, accept);
+        let mut asking = self.client.post(self.url.clone()).headers(self.headers.clone()).header(ACCEPT, accept);
+        if let Some(parent) = parent {
+            asking = asking.header(TRACE_PARENT, parent.to_string());
+        }
         let sent = asking.json(&body).send();
         let response = match timeout(self.stall_limit, sent).await {
             Err(_) => return Err(self.stalled(self.stall_limit)),
@@ -307,6 +341,7 @@ impl Model for OpenAiCompatible {
             let said = |text: String| HeaderValue::from_str(&text).expect("an id is plain text");
             own.headers.insert(SESSION, said(run.run.to_string()));
             own.headers.insert(CORRELATION, said(run.correlation.to_string()));
+            own.trace = TraceId::of(run.correlation);
             // A token that cannot be sent was not made by our dashboard; the gateway will say that one is missing.
             if let Some((token, value)) = run.token.and_then(|token| bearer(&token).map(|value| (token, value))) {
                 own.headers.insert(AUTHORIZATION, value);

@@ -307,11 +307,14 @@ pub struct Telemetry {
     /// What is logged, as in `info,fettle_git=debug`.
     pub log: String,
     pub format: LogFormat,
+    /// Where traces of Tasks are sent, by OTLP over HTTP, as in `http://127.0.0.1:4318`; without it none are made. Credentials
+    /// are the business of a collector beside Fettle, which hands on.
+    pub otlp_endpoint: Option<String>,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log: "info".into(), format: LogFormat::Auto }
+        Self { log: "info".into(), format: LogFormat::Auto, otlp_endpoint: None }
     }
 }
 
@@ -502,6 +505,7 @@ impl Config {
         self.transport.check()?;
         self.agent.sandbox.check()?;
         crate::telemetry::filter(&self.telemetry.log)?;
+        self.telemetry.otlp_endpoint.as_deref().map_or(Ok(()), crate::telemetry::check_endpoint)?;
         self.gateway.check()?;
         self.gpu.check()?;
         let urls = self.gateway.models.iter().filter_map(|model| {
@@ -744,6 +748,8 @@ mod tests {
             ("[forge]\npoll_repositories = [\"hello\"]", "owner/name"),
             ("[forge]\nintake = \"poll\"\nlabel = \"a,b\"", "has a comma"),
             ("[telemetry]\nlog = \"fettle=loud\"", "telemetry.log: `fettle=loud`"),
+            ("[telemetry]\notlp_endpoint = \"127.0.0.1:4318\"", "telemetry.otlp_endpoint"),
+            ("[telemetry]\notlp_endpoint = \"https://me:key@collector\"", "without user and password"),
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"http://x\"\ncontext = 1000", "32768 tokens are needed"),
             ("[[gateway.models]]\nname = \"a\"\npath = \"/m.gguf\"\ncontext = 0", "context is 0"),
             ("[[gateway.models]]\nname = \"a\"\nbase_url = \"ftp://x\"", "base_url"),

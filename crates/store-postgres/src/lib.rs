@@ -40,6 +40,7 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fettle_app::metrics::LedgerMetrics;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Admissions, L};
 use fettle_domain::lease::Timing;
@@ -111,6 +112,11 @@ impl PostgresLedger {
     /// full lease, so that an outage executes nothing twice.
     pub async fn open(database: &Database, options: Options) -> Result<Self, OpenError> {
         open::open(database, options).await
+    }
+
+    /// What it counts; told to nobody before it is registered.
+    pub fn metrics(&self) -> &LedgerMetrics {
+        &self.store.metrics
     }
 
     /// Answers what has been asked, refuses what comes after, and leaves the others.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fettle_app::metrics::LedgerMetrics;
 use fettle_app::ports::ledger::LedgerError;
 use futures::FutureExt as _;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
@@ -106,6 +107,7 @@ pub(crate) async fn open(database: &Database, options: Options) -> Result<Postgr
         clock: options.clock,
         bells,
         presence: Presence::default(),
+        metrics: LedgerMetrics::default(),
     });
     let session = Session::join(&store, &connect).await?;
     let mut staying = JoinSet::new();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fettle_app::crash::{self, Point};
+use fettle_app::metrics::LedgerMetrics;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{L, LedgerError};
 use fettle_domain::lease::Timing;
@@ -62,6 +63,7 @@ pub(crate) struct Store {
     pub(crate) clock: Option<Arc<dyn Clock>>,
     pub(crate) bells: Bells,
     pub(crate) presence: Presence,
+    pub(crate) metrics: LedgerMetrics,
 }
 
 impl PostgresLedger {
@@ -69,6 +71,7 @@ impl PostgresLedger {
         if self.shutdown.is_cancelled() {
             return Err(LedgerError::Unavailable("it has been closed".to_owned()));
         }
+        let _waiting = self.store.metrics.wait();
         let (reply, answer) = oneshot::channel();
         let store = self.store.clone();
         self.writes.spawn(async move {
@@ -127,10 +130,14 @@ impl Store {
     }
 
     async fn transact<V: Verb>(&self, conn: &mut PgConnection, verb: &V) -> R<(V::Out, Wakes)> {
+        let begun = tokio::time::Instant::now();
         let mut transaction = conn.begin().await.or_ledger()?;
         match self.apply(&mut transaction, verb).await {
             Ok(applied) => {
                 transaction.commit().await.or_ledger()?;
+                self.metrics.commit.observe(begun.elapsed().as_secs_f64());
+                // Each change has a transaction of its own here.
+                self.metrics.batch.observe(1.0);
                 Ok(applied)
             }
             Err(failed) => {
@@ -171,7 +178,10 @@ impl Store {
     }
 
     pub(crate) async fn lend(&self) -> R<Lent> {
-        Ok(Lent { conn: self.pool.acquire().await.or_ledger()?, is_whole: false })
+        let asked = tokio::time::Instant::now();
+        let acquired = self.pool.acquire().await;
+        self.metrics.connection_wait.observe(asked.elapsed().as_secs_f64());
+        Ok(Lent { conn: acquired.or_ledger()?, is_whole: false })
     }
 
     /// A connection that sees one snapshot and changes nothing.

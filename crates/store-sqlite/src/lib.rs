@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use fettle_app::metrics::LedgerMetrics;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{Admissions, L};
 use fettle_domain::lease::Timing;
@@ -101,6 +102,7 @@ pub struct SqliteLedger {
     newest_event: watch::Receiver<u64>,
     work: watch::Receiver<u64>,
     jobs: watch::Receiver<u64>,
+    metrics: LedgerMetrics,
 }
 
 impl SqliteLedger {
@@ -108,6 +110,11 @@ impl SqliteLedger {
     /// lease, so that a restart executes nothing twice.
     pub async fn open(data_dir: impl Into<Utf8PathBuf>, options: Options) -> Result<Self, OpenError> {
         open::open(data_dir.into(), options).await
+    }
+
+    /// What it counts; told to nobody before it is registered.
+    pub fn metrics(&self) -> &LedgerMetrics {
+        &self.metrics
     }
 
     /// Answers what has been asked, refuses what comes after, and leaves a checkpointed file that needs no check.

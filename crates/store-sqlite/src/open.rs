@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use fettle_app::metrics::LedgerMetrics;
 use fettle_app::ports::ledger::LedgerError;
 use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::watch;
@@ -70,6 +71,8 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
     let file = data_dir.join(DATABASE_FILE);
     let (clock, stopwatch, lease) = (options.clock, options.stopwatch, options.timing.lease);
     let ids = options.ids.clone();
+    let metrics = LedgerMetrics::default();
+    let of_readers = metrics.clone();
     let prepared = blocking(move || -> Result<Prepared, OpenError> {
         let mut conn = writing(&file).or_ledger()?;
         require_sqlite(&conn)?;
@@ -77,7 +80,7 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
         let time = LedgerTime::starting(clock, stopwatch, claim(&conn)?);
         grant_grace(&conn, &time, lease)?;
         let newest_event = newest_event(&conn)?;
-        let readers = Readers::open(file.clone())?;
+        let readers = Readers::open(file.clone(), of_readers)?;
         let blobs = Blobs::open(&data_dir, ids).map_err(|source| OpenError::DataDir { data_dir, source })?;
         Ok(Prepared { conn, file, readers, blobs, time, newest_event, lock })
     });
@@ -97,10 +100,11 @@ pub(crate) async fn open(data_dir: Utf8PathBuf, options: Options) -> Result<Sqli
         newest_event: event_sender,
         work: work_sender,
         jobs: job_sender,
+        metrics: metrics.clone(),
         lock,
     })?;
     let admissions = options.admissions;
-    let ledger = SqliteLedger { writer, readers, blobs, time, slots, admissions, newest_event, work, jobs };
+    let ledger = SqliteLedger { writer, readers, blobs, time, slots, admissions, newest_event, work, jobs, metrics };
     ledger.write(lane::Arrange).await?;
     Ok(ledger)
 }

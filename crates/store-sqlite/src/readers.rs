@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use fettle_app::metrics::LedgerMetrics;
 use fettle_app::ports::ledger::{L, LedgerError};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::error::{self, OrLedger};
 use crate::open;
@@ -25,14 +27,15 @@ pub(crate) struct Readers {
     /// Open and not in use.
     free: Arc<Mutex<Vec<Connection>>>,
     permits: Arc<Semaphore>,
+    metrics: LedgerMetrics,
 }
 
 impl Readers {
     /// Opens one, so that a file that cannot be read is told now; the others are opened when they are needed.
-    pub(crate) fn open(file: Utf8PathBuf) -> L<Self> {
+    pub(crate) fn open(file: Utf8PathBuf, metrics: LedgerMetrics) -> L<Self> {
         let first = open::reading(&file).or_ledger()?;
         let permits = Semaphore::new(READERS as usize);
-        Ok(Self { file, free: Arc::new(Mutex::new(vec![first])), permits: Arc::new(permits) })
+        Ok(Self { file, free: Arc::new(Mutex::new(vec![first])), permits: Arc::new(permits), metrics })
     }
 
     /// Lets `read` see one snapshot. It goes on to its end also when nobody waits for it any more.
@@ -40,7 +43,9 @@ impl Readers {
         &self,
         read: impl FnOnce(&Connection) -> L<T> + Send + 'static,
     ) -> L<T> {
+        let asked = Instant::now();
         let permit = tokio::time::timeout(READER_WAIT, self.permits.clone().acquire_owned()).await;
+        self.metrics.connection_wait.observe(asked.elapsed().as_secs_f64());
         let permit = permit
             .map_err(|_| LedgerError::Unavailable(format!("no reader was free within {} s", READER_WAIT.as_secs())))?
             .map_err(|_| LedgerError::Unavailable("it has been closed".to_owned()))?;

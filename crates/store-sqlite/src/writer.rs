@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use fettle_app::crash::{self, Point};
+use fettle_app::metrics::LedgerMetrics;
 use fettle_app::ports::clock::IdSource;
 use fettle_app::ports::ledger::{L, LedgerError};
 use fettle_domain::job::JobKind;
@@ -18,6 +19,7 @@ use fettle_domain::turn::Slots;
 use jiff::Timestamp;
 use rusqlite::{Connection, TransactionBehavior, params};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use crate::error::{self, OrLedger};
 use crate::line::{Line, LineEnd, Taken, line};
@@ -113,6 +115,7 @@ impl Wakes {
 /// The handle that callers hold.
 pub(crate) struct Writer {
     line: Line<Box<dyn Asked>>,
+    metrics: LedgerMetrics,
     /// Set once the file cannot be trusted; every later write is refused with it.
     broken: Arc<OnceLock<String>>,
     /// Taken by whoever closes.
@@ -133,6 +136,7 @@ pub(crate) struct WriterParts {
     pub(crate) work: watch::Sender<u64>,
     /// Rung by jobs alone: whoever waits for a lease asks with a write, and a flood of deliveries must not make them ask.
     pub(crate) jobs: watch::Sender<u64>,
+    pub(crate) metrics: LedgerMetrics,
     /// Held for as long as the connection may write.
     pub(crate) lock: DataDirLock,
 }
@@ -141,16 +145,18 @@ impl Writer {
     /// Errors when the system has no thread left.
     pub(crate) fn start(parts: WriterParts) -> L<Self> {
         let (line, end) = line(QUEUE);
+        let metrics = parts.metrics.clone();
         let broken = Arc::new(OnceLock::new());
         let state = WriterThread { parts, line: end, broken: broken.clone(), log: Log::default(), suspect: false };
         let thread = std::thread::Builder::new()
             .name("ledger-writer".to_owned())
             .spawn(move || state.run())
             .map_err(|error| LedgerError::Unavailable(error.to_string()))?;
-        Ok(Self { line, broken, thread: Mutex::new(Some(thread)) })
+        Ok(Self { line, metrics, broken, thread: Mutex::new(Some(thread)) })
     }
 
     pub(crate) async fn write<V: Verb>(&self, verb: V) -> L<V::Out> {
+        let _waiting = self.metrics.wait();
         let (reply, answer) = oneshot::channel();
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
             self.line.join(Box::new(Ask { verb, out: None, reply })).await.ok_or_else(|| self.gone())?;
@@ -340,6 +346,8 @@ impl WriterThread {
 
     fn transact(&mut self, group: &mut [Box<dyn Asked>]) -> L<Wakes> {
         let parts = &mut self.parts;
+        let begun = Instant::now();
+        let changes = group.len();
         let transaction = parts.conn.transaction_with_behavior(TransactionBehavior::Immediate).or_ledger()?;
         let mut tx = Tx {
             conn: &transaction,
@@ -357,6 +365,8 @@ impl WriterThread {
         }
         let (wakes, newest_event, stepped) = (tx.wakes, tx.newest_event, tx.stepped);
         transaction.commit().or_ledger()?;
+        parts.metrics.commit.observe(begun.elapsed().as_secs_f64());
+        parts.metrics.batch.observe(changes as f64);
 
         if let Some(step) = stepped {
             parts.time.follow(step);

@@ -1,5 +1,7 @@
 //! A worker's composition root: builds the agent from the configuration and keeps it working.
 
+mod measured;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use fettle_agent::prepare::{PrepareNetwork, PrepareOptions};
 use fettle_agent::solve::{Agent, AgentOptions, ThroughGateway, Watch, clear_leftovers};
 use fettle_app::leasing::{Heart, Holdings};
 use fettle_app::live::Live;
+use fettle_app::metrics::RunMetrics;
 use fettle_app::ports::clock::IdSource;
 use fettle_app::ports::git::Repositories;
 use fettle_app::ports::ledger::{Holder, Leases, LedgerError};
@@ -50,6 +53,8 @@ const INSTALL_VARIABLES: [&str; 11] = [
     "NPM_CONFIG_REGISTRY",
     "npm_config_registry",
 ];
+
+pub use measured::measured;
 
 /// The keys of a worker.
 pub const KEYS: Keys = Keys {
@@ -205,6 +210,7 @@ pub struct WorkerParts {
     pub slots: u16,
     pub stay: Stay,
     pub holdings: Arc<Holdings>,
+    pub metrics: RunMetrics,
     /// Each slot is a part of the process that must come round.
     pub vitals: Arc<Vitals>,
 }
@@ -228,6 +234,7 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             heart: Heart::Apart,
             bell: parts.bell.clone(),
             holdings: parts.holdings.clone(),
+            metrics: parts.metrics.clone(),
             pulse: parts.vitals.pulse("worker", WORKED_WITHIN),
         });
         slots.spawn(slot(worker, parts.stay, shutdown.clone()));

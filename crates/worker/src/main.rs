@@ -11,6 +11,7 @@ use clap::Parser;
 use fettle_api::{Contact, WorkerClient, WorkerHealth, WorkerHealthParts};
 use fettle_app::leasing::Holdings;
 use fettle_app::live::Live;
+use fettle_app::metrics::{ModelMetrics, RunMetrics};
 use fettle_app::running::Stay;
 use fettle_app::vitals::Vitals;
 use fettle_git::{Git, GitOptions};
@@ -21,7 +22,8 @@ use fettle_runtime::reload::Reload;
 use fettle_runtime::supervisor::Supervisor;
 use fettle_runtime::systemd::Manager;
 use fettle_runtime::{install_tls, secrets, shutdown, system, telemetry};
-use fettle_worker::{AgentParts, KEYS, WorkerParts, agent, models, timing, work};
+use fettle_worker::{AgentParts, KEYS, WorkerParts, agent, measured, models, timing, work};
+use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +83,8 @@ async fn run() -> Result<()> {
     let _until_the_end = supervisor.while_held();
     let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
     let manager = Manager::of(&environment);
+    let registry = Registry::new();
+    logs.register(&registry)?;
     let (vitals, holdings) = (Arc::new(Vitals::default()), Arc::new(Holdings::default()));
     let health = Arc::new(WorkerHealth::new(WorkerHealthParts {
         clock: Arc::new(system::SystemClock),
@@ -89,6 +93,7 @@ async fn run() -> Result<()> {
         holdings: holdings.clone(),
         away_after: timing(&environment).lease,
         version: env!("CARGO_PKG_VERSION"),
+        registry: registry.clone(),
     })?);
     // Health is told until the last lease is let go of, which is after the order to shut down.
     let told = CancellationToken::new();
@@ -114,7 +119,11 @@ async fn run() -> Result<()> {
         paths: paths.clone(),
         gateway: config.gateway.url.clone(),
     };
-    let agent = agent(parts, models(&config, config.gateway.url.as_deref())?).await?;
+    let (run_metrics, model_metrics) = (RunMetrics::default(), ModelMetrics::default());
+    run_metrics.register(&registry)?;
+    model_metrics.register(&registry)?;
+    let models = measured(models(&config, config.gateway.url.as_deref())?, &model_metrics);
+    let agent = agent(parts, models).await?;
     let status = format!("Working for {dashboard} at sandbox level {}", agent.sandbox.report().level.name());
     info!("working for {dashboard} at sandbox level {}", agent.sandbox.report().level.name());
     let parts = WorkerParts {
@@ -127,6 +136,7 @@ async fn run() -> Result<()> {
         slots: config.agent.workers,
         stay: if flags.once { Stay::ForOneJob } else { Stay::UntilShutdown },
         holdings,
+        metrics: run_metrics,
         vitals: vitals.clone(),
     };
     let (tell, ended) = oneshot::channel();

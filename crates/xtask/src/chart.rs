@@ -25,6 +25,7 @@ const SNAPSHOTS: &str = "charts/fettle/tests/snapshots";
 const REFUSED: &str = "charts/fettle/tests/refused";
 const FLUX: &str = "charts/fettle/examples/flux";
 const RULES: &str = "charts/fettle/rules/fettle.yaml";
+const RULE_TESTS: &str = "charts/fettle/tests/rules/fettle.yaml";
 const BOARD: &str = "charts/fettle/dashboards/fettle.json";
 const SCHEMAS: &str = "charts/schemas";
 /// What `Chart.yaml` promises, as far as schemas are published.
@@ -80,10 +81,14 @@ pub(crate) fn check(workspace: &Workspace, missing: Missing) -> anyhow::Result<V
     }
     metrics_exist(workspace)?;
     keys_can_be_set(root)?;
+    alerts_are_tested(root)?;
     match tools::promtool() {
-        Ok(mut promtool) => {
-            promtool.current_dir(root).args(["check", "rules", RULES]);
-            process::run(promtool, SHORT_LIMIT)?;
+        Ok(promtool) => {
+            for arguments in [["check", "rules", RULES], ["test", "rules", RULE_TESTS]] {
+                let mut command = Command::new(promtool);
+                command.current_dir(root).args(arguments);
+                process::run(command, SHORT_LIMIT)?;
+            }
         }
         Err(why) => skipped.push(format!("the chart's alerts are not read by Prometheus: {why}")),
     }
@@ -305,6 +310,18 @@ fn metrics_exist(workspace: &Workspace) -> anyhow::Result<()> {
             bail!("{asked} asks for metrics that no program has: {}", unknown.join(", "));
         }
     }
+    Ok(())
+}
+
+/// Of every alert it is tested when it fires, and when it does not.
+fn alerts_are_tested(root: &Utf8Path) -> anyhow::Result<()> {
+    let read = |file: &str| fs_err::read_to_string(root.join(file));
+    let untested = rules::untested_alerts(&read(RULES)?, &read(RULE_TESTS)?);
+    ensure!(
+        untested.is_empty(),
+        "{RULE_TESTS} lacks a case that fires, or one that does not, of {}",
+        untested.join(", ")
+    );
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use camino::Utf8Path;
 use fettle_app::leasing::{Heart, Holdings};
+use fettle_app::metrics::RunMetrics;
 use fettle_app::ports::ledger::RunOrder;
 use fettle_app::ports::transport::Transport;
 use fettle_app::reconciling::Reconcilers;
@@ -75,6 +76,7 @@ pub(crate) async fn waits(folder: &Utf8Path, bell: Option<&Bell>, samples: usize
         heart: Heart::Apart,
         bell: bell.map(|bell| bell.worker.clone()),
         holdings: Arc::new(Holdings::default()),
+        metrics: RunMetrics::default(),
         pulse: vitals.pulse("worker", WORKED_WITHIN),
     };
     let mut parts = JoinSet::new();

@@ -22,6 +22,13 @@ async fn an_issue_becomes_a_pull_request_with_the_ledger_in_postgresql_and_hints
     let issue = fettle.issue();
     let ended = fettle.solve(issue).await.unwrap();
     assert_solved_once(&fettle, issue, &ended).await;
+    let (_, metrics) = fettle.api.health("/metrics").await.unwrap();
+    let value = |series: &str| metrics.lines().find_map(|line| line.strip_prefix(series)?.trim().parse::<f64>().ok());
+    let commits = value("fettle_ledger_commit_seconds_count").unwrap();
+    assert!(commits > 10.0 && value("fettle_ledger_batch_changes_sum") == Some(commits), "{commits}");
+    assert!(value("fettle_ledger_connection_wait_seconds_count").unwrap() > commits);
+    assert_eq!(value("fettle_broker_up"), Some(1.0));
+    assert!(value("fettle_broker_depth{queue=\"hints\"}").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fettle_app::leasing::{Heart, Holdings};
+use fettle_app::metrics::RunMetrics;
 use fettle_app::ports::clock::IdSource as _;
 use fettle_app::ports::ledger::{Holder, Ledger as _};
 use fettle_app::running::{Stay, Worker};
@@ -279,6 +280,7 @@ impl World {
             heart: Heart::Beside,
             bell: if self.with_bell { Some(self.broker.of(who)) } else { None },
             holdings: Arc::new(Holdings::default()),
+            metrics: RunMetrics::default(),
             pulse: pulse(),
         };
         let (mut tasks, stop, nature) = (JoinSet::new(), CancellationToken::new(), self.nature.clone());

@@ -13,8 +13,8 @@ pub const SERVER: usize = 0;
 /// The first worker, where it is a program of its own.
 pub const WORKER: usize = 1;
 
-/// Every worker of a box tells its health.
-const WORKER_ARGUMENTS: &[&str] = &["--internal-listen", "127.0.0.1:0"];
+/// Every worker and gateway of a box tells its health.
+const TELLING: &[&str] = &["--internal-listen", "127.0.0.1:0"];
 
 /// A program with what starts it again.
 pub(super) struct Program {
@@ -84,7 +84,7 @@ impl TestBox {
         let dashboard =
             self.internal.iter().map(|internal| ("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}")));
         environment.extend(dashboard);
-        let program = Program::start("fettle-inference", &[], &self.root, nth, environment, None)?;
+        let program = Program::start("fettle-inference", TELLING, &self.root, nth, environment, None)?;
         let address =
             |line: &str| Some(message(line)?.split_once(" answers on ")?.1.split_once(", models: ")?.0.to_owned());
         self.gateway = Some(program.process.logged("the gateway answers", PATIENCE, address).await?);
@@ -100,7 +100,7 @@ impl TestBox {
         environment.push(("FETTLE_AGENT__DASHBOARD_URL", format!("http://{internal}")));
         environment.extend(self.gateway.iter().map(|url| ("FETTLE_GATEWAY__URL", url.clone())));
         let nth = self.programs.len();
-        self.programs.push(Program::start("fettle-worker", WORKER_ARGUMENTS, &self.root, nth, environment, armed)?);
+        self.programs.push(Program::start("fettle-worker", TELLING, &self.root, nth, environment, armed)?);
         Ok(())
     }
 

@@ -108,6 +108,8 @@ pub struct Setup<'a> {
     pub forge: &'a str,
     /// Lines of the section `[agent]`.
     pub agent: &'a str,
+    /// Lines of the section `[telemetry]`.
+    pub telemetry: &'a str,
     pub leases: Leases,
 }
 
@@ -128,6 +130,7 @@ impl Setup<'_> {
             bare: false,
             forge: "",
             agent: "",
+            telemetry: "",
             leases: Leases::Short,
         }
     }
@@ -233,12 +236,13 @@ impl TestBox {
         let text = format!(
             "[server]\nlisten = '127.0.0.1:0'\ninternal_listen = '127.0.0.1:0'\n\
              [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nallowed_bots = {bots:?}\n{webhook}\n{forge_keys}\n{}\n\
-             [agent]\n{}\n[auth]\nworker_key_file = '{}'\n{models}",
+             [agent]\n{}\n[telemetry]\n{}\n[auth]\nworker_key_file = '{}'\n{models}",
             forge.url(),
             forge.address(),
             setup.label,
             setup.forge,
             setup.agent,
+            setup.telemetry,
             plant("worker", "canary-of-the-worker-key-53d8")?,
         );
         let transport = setup.broker.map(|url| format!("[transport]\nurl = '{url}'\n")).unwrap_or_default();

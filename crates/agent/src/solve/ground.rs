@@ -12,6 +12,7 @@ use fettle_domain::path::RepoPath;
 use fettle_domain::run::RunOutcome;
 use fettle_domain::step::StepKind;
 use tokio::time::Instant;
+use tracing::{Instrument as _, info_span};
 
 use super::folder::RunFolder;
 use super::steps::{Fresh, Steps, digest};
@@ -208,7 +209,8 @@ impl Story<'_> {
         let scratch = folder.join("base");
         let note = |text: &str| self.agent.watch.note(text);
         let verify = self.verify_context(commands, prepared, &scratch, &note);
-        let report = base_green(verify, base, &self.agent.options.base_cache).await.map_err(|e| self.verify_end(e))?;
+        let looking = base_green(verify, base, &self.agent.options.base_cache).instrument(info_span!("verify"));
+        let report = looking.await.map_err(|e| self.verify_end(e))?;
         let title = format!("base: {}", describe(&report));
         let took = started.elapsed();
         let fresh = Fresh {

@@ -21,6 +21,7 @@ use fettle_domain::run::{ProvenChange, RunOutcome, RunResult};
 use fettle_domain::step::{StepKind, StepRecord};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use tracing::{Instrument as _, info_span};
 
 use super::compaction::working_context;
 use super::folder::RunFolder;
@@ -255,7 +256,8 @@ impl Story<'_> {
             repro_tree,
             head_prepared: head_prepared.as_ref(),
         };
-        let proof = prove(verify, request).await.map_err(|e| self.verify_end(e))?;
+        let proving = prove(verify, request).instrument(info_span!("verify"));
+        let proof = proving.await.map_err(|e| self.verify_end(e))?;
         self.keep_logs(&proof, &scratch.join("logs")).await?;
         let title = match proof.level {
             Level::Proven => "proven".to_owned(),

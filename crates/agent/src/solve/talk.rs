@@ -25,7 +25,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{Instrument as _, info, info_span};
 
 use super::compaction::{estimate_tokens, fit, working_context};
 use super::context;
@@ -473,7 +473,8 @@ impl Talk {
 
     async fn do_now(&mut self, step: u32, input: BlobId, call: &Call, phase: Phase) -> Result<ToolCallBody, Ended> {
         let started = Instant::now();
-        let executed = self.tools.execute(step, call, phase.access, &self.parts.cancel).await;
+        let span = info_span!("tool", tool.name = call.tool());
+        let executed = self.tools.execute(step, call, phase.access, &self.parts.cancel).instrument(span).await;
         if self.parts.cancel.is_cancelled() {
             return Err(self.stopped());
         }

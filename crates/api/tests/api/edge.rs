@@ -50,6 +50,20 @@ async fn a_correlation_id_is_taken_over_when_it_is_one_and_made_when_not() {
 }
 
 #[tokio::test]
+async fn the_trace_of_a_caller_without_a_correlation_id_is_the_thread() {
+    let world = World::start().await;
+    let parent = ("traceparent", "00-0123456789abcdef0123456789abcdef-00000000000000aa-01");
+    let told = async |headers: Vec<(&'static str, &'static str)>| {
+        let answer = world.ask(Method::GET, "/healthz", headers.leak(), None).await;
+        answer.header("x-correlation-id").to_owned()
+    };
+    assert_eq!(told(vec![parent]).await, "corr_0123456789abcdef0123456789abcdef");
+    let own = "corr_fedcba9876543210fedcba9876543210";
+    assert_eq!(told(vec![parent, ("x-correlation-id", own)]).await, own);
+    assert_ne!(told(vec![("traceparent", "00-0123-aa-01")]).await, "corr_0123456789abcdef0123456789abcdef");
+}
+
+#[tokio::test]
 async fn the_page_comes_under_a_strict_policy_and_the_document_is_served_as_committed() {
     let world = World::start().await;
     let page = world.ask(Method::GET, "/tasks", &[("accept", "text/html")], None).await;

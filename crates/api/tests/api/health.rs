@@ -132,6 +132,7 @@ async fn a_worker_is_ready_while_its_dashboard_answers_and_well_while_its_slots_
             holdings: Arc::default(),
             away_after: Duration::from_secs(30),
             version: "0.0.0-test",
+            registry: prometheus::Registry::new(),
         })
         .unwrap(),
     );

@@ -129,6 +129,19 @@ pub(super) fn unknown_metrics(asked: &str, told: &str) -> Vec<String> {
     words.into_iter().filter(ours).filter(|word| !has(word)).map(str::to_owned).collect()
 }
 
+/// Alerts of `rules` of which `tests` has not both: a case in which it fires, and one in which it does not.
+pub(super) fn untested_alerts(rules: &str, tests: &str) -> Vec<String> {
+    let cases: Vec<&str> = tests.split("alertname: ").skip(1).collect();
+    let is_tested = |alert: &&str| {
+        let of = |case: &&&str| case.lines().next() == Some(alert);
+        let silent = |case: &&str| case.contains("exp_alerts: []");
+        let (quiet, loud): (Vec<&str>, Vec<&str>) = cases.iter().filter(of).partition(|case| silent(case));
+        !quiet.is_empty() && loud.iter().any(|case| case.contains("exp_labels:"))
+    };
+    let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    alerts.filter(|alert| !is_tested(alert)).map(str::to_owned).collect()
+}
+
 /// Keys of fettle.toml that the README's table documents and values cannot set.
 pub(super) fn unsettable_keys(readme: &str, schema: &Value) -> Vec<String> {
     let cells = readme.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
@@ -518,6 +531,15 @@ mod tests {
         let readme = "| `forge.label`, `forge.labels` | said of `forge.other` |\n| `gateway.models[].name` | x |\n\
                       | `gateway.models[].size` | x |\n| `server.listen` | x |\n| `share.it` | x |\n";
         assert_eq!(unsettable_keys(readme, &schema), ["forge.labels", "gateway.models[].size"]);
+    }
+
+    #[test]
+    fn an_alert_is_tested_when_it_is_seen_to_fire_and_to_be_silent() {
+        let rules = "  - alert: One\n  - alert: Two\n  - alert: Three\n";
+        let fires = |alert: &str| format!("alertname: {alert}\n exp_alerts:\n  - exp_labels: {{}}\n");
+        let silent = |alert: &str| format!("alertname: {alert}\n exp_alerts: []\n");
+        let tests = [fires("One"), silent("One"), fires("Two"), silent("Three")].concat();
+        assert_eq!(untested_alerts(rules, &tests), ["Two", "Three"]);
     }
 
     #[test]
