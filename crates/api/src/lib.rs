@@ -6,6 +6,7 @@
 mod auth;
 mod edge;
 mod extract;
+mod feeds;
 mod health;
 mod inference_client;
 mod metrics;
@@ -141,11 +142,11 @@ pub fn openapi_json() -> String {
         description = "Turns GitHub issues into pull requests that carry their own proof.\n\nErrors are `application/problem+json`; switch on `code`. `X-Correlation-Id` (`corr_…` or a UUID) names a thread through logs and events; without one the answer tells the one that was made.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    components(schemas(problem::ProblemBody)),
+    components(schemas(problem::ProblemBody, v1::live::Said, v1::live::Tell)),
     tags(
         (name = "accounts", description = "Who comes in, with what, and what they did"),
         (name = "tasks", description = "What somebody asked for"),
-        (name = "events", description = "Following Tasks as server-sent events"),
+        (name = "events", description = "Following Tasks as server-sent events, or many at once over a WebSocket"),
         (name = "inference", description = "Devices of this machine, and which model is where"),
         (name = "webhooks", description = "Where the forge reports"),
         (name = "operations", description = "How the process is doing; on the internal listener, where there is one"),
@@ -167,6 +168,7 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::overview::get_overview))
         .routes(routes!(v1::events::follow_task))
         .routes(routes!(v1::events::follow_events))
+        .routes(routes!(v1::live::follow_live))
         .routes(routes!(v1::operations::list_dead_jobs))
         .routes(routes!(v1::operations::redrive_job))
         .routes(routes!(v1::operations::audit))

@@ -20,13 +20,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Key;
 use crate::auth::limits::Limits;
+use crate::feeds::Feeds;
 use crate::health::Health;
 use crate::inference_client::InferenceClient;
 use crate::metrics::HttpMetrics;
 use crate::webhook::Verifier;
 
-/// Event streams at once. Each is a connection and a little memory; browsers hold one per tab.
-pub(crate) const MAX_EVENT_STREAMS: usize = 256;
 /// Blobs in flight at once: up to 64 MiB of memory each.
 pub(crate) const MAX_BLOBS_IN_FLIGHT: usize = 4;
 /// Large webhook bodies in memory at once: each is read whole, up to 25 MiB, before its signature can be checked.
@@ -136,7 +135,7 @@ pub struct Inner {
     pub(crate) about: Live<About>,
     pub(crate) version: &'static str,
     pub(crate) shutdown: CancellationToken,
-    pub(crate) event_streams: Arc<Semaphore>,
+    pub(crate) feeds: Arc<Feeds>,
     pub(crate) blobs_in_flight: Semaphore,
     pub(crate) large_webhooks: Semaphore,
 }
@@ -166,7 +165,7 @@ impl ApiState {
             about: Live::new(parts.about),
             version: parts.version,
             shutdown: parts.shutdown,
-            event_streams: Arc::new(Semaphore::new(MAX_EVENT_STREAMS)),
+            feeds: Arc::default(),
             blobs_in_flight: Semaphore::new(MAX_BLOBS_IN_FLIGHT),
             large_webhooks: Semaphore::new(MAX_LARGE_WEBHOOKS),
         }))

@@ -84,6 +84,7 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
             | "tasks/{task_id}/messages"
             | "runs/{run_id}/steps"
             | "events"
+            | "live"
             | "overview"
             | "repositories"
             | "models",

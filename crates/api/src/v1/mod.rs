@@ -5,6 +5,7 @@ pub(crate) mod change;
 pub(crate) mod cursor;
 pub(crate) mod events;
 pub(crate) mod inference;
+pub(crate) mod live;
 pub(crate) mod messages;
 pub(crate) mod operations;
 pub(crate) mod overview;

@@ -76,7 +76,13 @@ impl House {
         (door, setup.unwrap(), store, data)
     }
 
-    async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Answer {
         let mut request = self.world.http.request(method, format!("{}{path}", self.world.public));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -114,7 +120,7 @@ impl House {
         made.json()["id"].as_str().unwrap().to_owned()
     }
 
-    async fn tokens(&self, name: &str) -> (String, String) {
+    pub(crate) async fn tokens(&self, name: &str) -> (String, String) {
         let given = self.post("/api/auth/login", json!({"username": name, "password": PASSWORD})).await;
         assert_eq!(given.status, 200, "{}", given.text);
         let tokens = given.json();
@@ -123,7 +129,7 @@ impl House {
         (text("accessToken"), text("refreshToken"))
     }
 
-    async fn cookie(&self, name: &str) -> String {
+    pub(crate) async fn cookie(&self, name: &str) -> String {
         let signed_in = self.post("/api/auth/session", json!({"username": name, "password": PASSWORD})).await;
         assert_eq!(signed_in.status, 200, "{}", signed_in.text);
         pair(&signed_in)
@@ -135,7 +141,7 @@ impl House {
     }
 }
 
-fn pair(answer: &Answer) -> String {
+pub(crate) fn pair(answer: &Answer) -> String {
     answer.cookie.as_ref().unwrap().split(';').next().unwrap().to_owned()
 }
 

@@ -1,7 +1,9 @@
 //! Holds every answer against the OpenAPI document.
 
-use std::sync::LazyLock;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use jsonschema::Validator;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -44,11 +46,21 @@ pub(crate) fn check_component(name: &str, value: &Value) {
 }
 
 fn assert_valid(schema: &Value, value: &Value) {
-    let mut root = schema.clone();
-    root["components"] = DOCUMENT["components"].clone();
-    let validator = jsonschema::draft202012::new(&root).unwrap();
+    let validator = validator(schema);
     let errors: Vec<String> = validator.iter_errors(value).map(|error| error.to_string()).collect();
     assert!(errors.is_empty(), "{errors:?} in {value:#}");
+}
+
+/// Made once for each schema: it takes longer than many answers take to check.
+fn validator(schema: &Value) -> Arc<Validator> {
+    static MADE: Mutex<BTreeMap<String, Arc<Validator>>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let new = || {
+        let mut root = schema.clone();
+        root["components"] = DOCUMENT["components"].clone();
+        Arc::new(jsonschema::draft202012::new(&root).unwrap())
+    };
+    made.entry(schema.to_string()).or_insert_with(new).clone()
 }
 
 fn operation(method: &Method, path: &str) -> Option<&'static Value> {

@@ -346,6 +346,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/live": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Follows any number of topics over one WebSocket, with resumption by sequence.
+         * @description The client sends `LiveRequest`s and is sent `LiveMessage`s, each as JSON text. Topics are `tasks` (the events of all Tasks),
+         *     `task:` and a Task's id, and `queue` (of all Tasks' events those that change what waits or is at work). A ping comes every
+         *     20 s; who has not answered by the next is cut off, as is who sends more than 200 messages in 10 s or one above 4 KiB. The
+         *     connection ends with the session, token or key that it came with (close code 1008), and with the server (1001). A page of
+         *     another origin than this host's is refused.
+         */
+        get: operations["follow_live"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/me": {
         parameters: {
             query?: never;
@@ -1027,6 +1051,72 @@ export interface components {
              * @description Runnable again when something happens.
              */
             waiting: number;
+        };
+        /** @description What a follower is told. */
+        LiveMessage: {
+            /**
+             * Format: int64
+             * @description Events with greater numbers follow.
+             */
+            sequence: number;
+            topic: string;
+            /** @enum {string} */
+            type: "subscribed";
+        } | {
+            topic: string;
+            /** @enum {string} */
+            type: "unsubscribed";
+        } | {
+            event: components["schemas"]["TaskEvent"];
+            /**
+             * Format: int64
+             * @description `after` when it is subscribed to again.
+             */
+            sequence: number;
+            topic: string;
+            /** @enum {string} */
+            type: "event";
+        } | {
+            /** Format: int64 */
+            newest: number;
+            /** Format: int64 */
+            sequence: number;
+            topic: string;
+            /** @enum {string} */
+            type: "lagged";
+        } | {
+            /** Format: int64 */
+            after: number;
+            /** Format: int64 */
+            sequence: number;
+            topic: string;
+            /** @enum {string} */
+            type: "gap";
+        } | {
+            topic: string;
+            /** @enum {string} */
+            type: "end";
+        } | {
+            problem: components["schemas"]["Problem"];
+            topic?: string | null;
+            /** @enum {string} */
+            type: "error";
+        };
+        /** @description What a follower says. */
+        LiveRequest: {
+            /**
+             * Format: int64
+             * @description Only events with a greater number; 0 for all that are kept, absent for those that come from now on.
+             */
+            after?: number | null;
+            /** @description `tasks`, `queue`, or `task:` and a Task's id. */
+            topic: string;
+            /** @enum {string} */
+            type: "subscribe";
+        } | {
+            topic: string;
+            /** @enum {string} */
+            type: "unsubscribe";
         };
         LogPage: {
             /** @description Fewer than asked for, or none, where what is wanted is further back than one answer looks. */
@@ -2600,6 +2690,60 @@ export interface operations {
             };
             /** @description It is not dead, or its issue has another Task at work */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    follow_live: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description From here on WebSocket messages: `LiveRequest` to the server, `LiveMessage` from it */
+            101: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description This is no WebSocket handshake */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A page of another origin asks */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The caller follows as many feeds as one may */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
