@@ -13,7 +13,8 @@ use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 
-use crate::world::{ADMIN_KEY, Counted, Still, World};
+use crate::contract;
+use crate::world::{ADMIN_KEY, Counted, Seen, Still, World};
 
 const PASSWORD: &str = "mohnfeld-quirlt-19-laternen";
 const OURS: [(&str, &str); 2] = [("x-fettle-request", "1"), ("sec-fetch-site", "same-origin")];
@@ -61,7 +62,7 @@ impl House {
 
     /// With somebody else who says who people are.
     pub(crate) async fn with_provider(foreign: Foreign) -> Self {
-        let (mut door, setup, store, data) = Self::door(Registration::Closed).await;
+        let (mut door, setup, store, data) = Self::door(Registration::Open).await;
         door.foreign = Some(foreign);
         Self { world: World::behind(door).await, setup, store, _data: data }
     }
@@ -83,7 +84,7 @@ impl House {
         headers: &[(&str, &str)],
         body: Option<Value>,
     ) -> Answer {
-        let mut request = self.world.http.request(method, format!("{}{path}", self.world.public));
+        let mut request = self.world.http.request(method.clone(), format!("{}{path}", self.world.public));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -91,12 +92,13 @@ impl House {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
         let answer = request.send().await.unwrap();
-        let status = answer.status().as_u16();
         let cookie = answer.headers().get("set-cookie").map(|cookie| cookie.to_str().unwrap().to_owned());
-        Answer { status, cookie, text: answer.text().await.unwrap() }
+        let seen = Seen::read(answer).await;
+        contract::check(&method, path, &seen);
+        Answer { status: seen.status.as_u16(), cookie, text: seen.text }
     }
 
-    async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.ask(Method::POST, path, &[], Some(body)).await
     }
 
@@ -486,6 +488,48 @@ async fn a_new_password_ends_the_other_sessions_and_the_last_admin_stays() {
     for body in [json!({"role": "viewer"}), json!({"active": false})] {
         assert_eq!(house.by_key(Method::PATCH, &format!("/api/v1/users/{ada}"), Some(body)).await.status, 409);
     }
+}
+
+#[tokio::test]
+async fn admins_see_and_remove_the_keys_of_others_and_an_admins_new_password_removes_all() {
+    let house = House::open(Registration::Closed).await;
+    let (bob, eve) = (house.user("bob", Role::Viewer).await, house.user("eve", Role::Maintainer).await);
+    let (bobs, eves) = (house.tokens("bob").await.0, house.tokens("eve").await.0);
+    let mut keys = Vec::new();
+    for name in ["first", "second", "third"] {
+        let made =
+            house.with(&bobs, Method::POST, "/api/v1/api-keys", Some(json!({"name": name, "scopes": ["read"]}))).await;
+        keys.push(made.json());
+    }
+    let of_bob = format!("/api/v1/users/{bob}/keys");
+    let names = |list: &Value| -> Vec<String> {
+        list["items"].as_array().unwrap().iter().map(|key| key["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let listed = house.by_key(Method::GET, &of_bob, None).await.json();
+    assert_eq!(names(&listed).len(), 3);
+    assert_eq!(house.with(&bobs, Method::GET, &of_bob, None).await.json(), listed, "one's own");
+    assert_eq!(house.with(&eves, Method::GET, &of_bob, None).await.status, 404);
+    let path = |user: &str, nth: usize| format!("/api/v1/users/{user}/keys/{}", keys[nth]["id"].as_str().unwrap());
+    assert_eq!(house.with(&eves, Method::DELETE, &path(&bob, 0), None).await.status, 404);
+    assert_eq!(house.by_key(Method::DELETE, &path(&eve, 0), None).await.status, 404, "it is not eve's");
+    assert_eq!(house.by_key(Method::DELETE, &path(&bob, 0), None).await.status, 204);
+    assert_eq!(house.with(&bobs, Method::DELETE, &path(&bob, 1), None).await.status, 204);
+    let secret = |nth: usize| keys[nth]["key"].as_str().unwrap();
+    let status =
+        async |nth: usize| house.ask(Method::GET, "/api/v1/me", &[("x-api-key", secret(nth))], None).await.status;
+    assert_eq!([status(0).await, status(1).await, status(2).await], [401, 401, 200]);
+    let nobody = "/api/v1/users/user_00000000000000000000000000000099/keys";
+    assert_eq!(house.by_key(Method::GET, nobody, None).await.status, 404);
+
+    let changed =
+        house.by_key(Method::PATCH, &format!("/api/v1/users/{bob}"), Some(json!({"role": "maintainer"}))).await;
+    assert_eq!((changed.status, status(2).await), (200, 200), "another role leaves them");
+    let password = json!({"password": "another-quirl-of-19-poppies"});
+    assert_eq!(house.by_key(Method::PATCH, &format!("/api/v1/users/{bob}"), Some(password)).await.status, 200);
+    assert_eq!(status(2).await, 401);
+    assert_eq!(house.by_key(Method::GET, &of_bob, None).await.json()["items"], json!([]));
+    let log = house.by_key(Method::GET, "/api/v1/audit-log?limit=1", None).await.json();
+    assert_eq!(log["items"][0]["detail"], "a new password, without its keys");
 }
 
 #[tokio::test]

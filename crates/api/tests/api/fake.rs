@@ -420,7 +420,7 @@ impl Ledger for FakeLedger {
         }
     }
 
-    async fn dead(&self, _max: u16) -> L<Vec<DeadJob>> {
+    async fn dead(&self, _after: Option<JobId>, _max: u16) -> L<Vec<DeadJob>> {
         self.well().await?;
         Ok(Vec::new())
     }
@@ -433,10 +433,11 @@ impl Ledger for FakeLedger {
         Ok(open)
     }
 
-    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+    async fn unheld_jobs(&self, after: Option<JobId>, max: u16) -> L<Vec<OpenJob>> {
         self.well().await?;
+        // Ids are given in their order here.
         let mut open = self.inner.lock().unwrap().open_jobs();
-        open.retain(|job| !matches!(job.stands, Stands::Held { .. }));
+        open.retain(|job| !matches!(job.stands, Stands::Held { .. }) && after.is_none_or(|after| job.job > after));
         open.truncate(max.into());
         Ok(open)
     }

@@ -251,7 +251,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Jobs that were given up, the newest first, at most 200. A job of a Task that was tried again since is not among them. */
+        /** Jobs that were given up, the newest first. A job of a Task that was tried again since is not among them. */
         get: operations["list_dead_jobs"];
         put?: never;
         post?: never;
@@ -445,7 +445,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Jobs that have not ended: who holds which, and what waits for what. Those that were given up are among the dead ones. */
+        /**
+         * Jobs that have not ended: who holds which, and what waits for what. Those that were given up are among the dead ones. What is
+         *     held is on the first page alone.
+         */
         get: operations["get_queue"];
         put?: never;
         post?: never;
@@ -761,8 +764,45 @@ export interface paths {
         delete?: never;
         options?: never;
         head?: never;
-        /** Changes an account. A new password and being made inactive end its sessions. */
+        /**
+         * Changes an account. A new password and being made inactive end its sessions; a new password also removes its API keys, since
+         *     whoever had the old one may have made some.
+         */
         patch: operations["change_user"];
+        trace?: never;
+    };
+    "/api/v1/users/{user_id}/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Keys of an account, the newest first: one's own, or for admins anybody's. */
+        get: operations["list_keys_of_user"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/users/{user_id}/keys/{key_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Removes a key of an account: one's own, or for admins anybody's. It is good no longer. */
+        delete: operations["remove_key_of_user"];
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/api/v1/workers": {
@@ -931,6 +971,8 @@ export interface components {
         };
         DeadJobs: {
             items: components["schemas"]["DeadJob"][];
+            /** @description `after` of the next page; null on the last one. */
+            next?: string | null;
         };
         Delivery: {
             /** @description `X-GitHub-Delivery`, as it came. */
@@ -1437,6 +1479,8 @@ export interface components {
             cut: boolean;
             /** @description First those that are held, then those that nobody holds in the order in which they came. */
             items: components["schemas"]["OpenJob"][];
+            /** @description `after` of the next page, which has further ones that nobody holds; null when there is none. */
+            next?: string | null;
         };
         Reconciler: {
             /** Format: int32 */
@@ -1667,7 +1711,7 @@ export interface components {
             tool: string;
         };
         StepPage: {
-            /** @description At most 50, in order. */
+            /** @description At most 50, in order, and some megabyte. */
             items: components["schemas"]["Step"][];
             /**
              * Format: int32
@@ -2054,12 +2098,21 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Signed in by cookie, to the first page */
+            /** @description Signed in by cookie, to the first page; or not, to `/sign-in?problem=…`, where the word is one of `refused`, `nothing`, `not_begun_here`, `unfit`, `unverified`, `not_allowed`, `inactive`, `email_has_account`, `away`, `too_many` and `failed` */
             303: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description There is no provider */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2081,12 +2134,21 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description To the provider; the cookie binds the sign-in to this browser */
+            /** @description To the provider; the cookie binds the sign-in to this browser. Or, if it is not to be had, to `/sign-in?problem=…` */
             303: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description There is no provider */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2491,21 +2553,36 @@ export interface operations {
     };
     list_dead_jobs: {
         parameters: {
-            query?: never;
-            header?: never;
+            query?: {
+                /** @description `next` of the page before. */
+                after?: string;
+            };
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description All of them */
+            /** @description At most 200 */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["DeadJobs"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2556,7 +2633,10 @@ export interface operations {
     list_devices: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2565,11 +2645,20 @@ export interface operations {
             /** @description All of this machine */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["DeviceList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description No inference process runs here */
             404: {
@@ -2594,7 +2683,10 @@ export interface operations {
     list_placement_events: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2603,11 +2695,20 @@ export interface operations {
             /** @description The last 200 */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["PlacementEvents"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description No inference process runs here */
             404: {
@@ -2632,7 +2733,10 @@ export interface operations {
     list_placements: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2641,11 +2745,20 @@ export interface operations {
             /** @description Of this moment */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Placements"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description No inference process runs here */
             404: {
@@ -2825,7 +2938,10 @@ export interface operations {
     list_models: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2834,11 +2950,20 @@ export interface operations {
             /** @description All that are configured */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ModelList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2854,7 +2979,10 @@ export interface operations {
     get_overview: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2863,11 +2991,20 @@ export interface operations {
             /** @description Of this moment */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Overview"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2882,8 +3019,14 @@ export interface operations {
     };
     get_queue: {
         parameters: {
-            query?: never;
-            header?: never;
+            query?: {
+                /** @description `next` of the page before. */
+                after?: string;
+            };
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2892,11 +3035,20 @@ export interface operations {
             /** @description At most 100 that are held, and 100 that are not */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Queue"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2912,7 +3064,10 @@ export interface operations {
     list_repositories: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2921,11 +3076,20 @@ export interface operations {
             /** @description At most 100 besides those configured */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["RepositoryList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2944,7 +3108,10 @@ export interface operations {
                 /** @description Only steps with a greater number: `next` of the page before. */
                 after?: number;
             };
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `run_…` */
                 run_id: string;
@@ -2956,11 +3123,20 @@ export interface operations {
             /** @description A page of the journal */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["StepPage"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description There is no such Run */
             404: {
@@ -3047,7 +3223,10 @@ export interface operations {
     list_reconcilers: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3056,11 +3235,20 @@ export interface operations {
             /** @description All of this process */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ReconcilerList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3112,7 +3300,10 @@ export interface operations {
                 /** @description Only Tasks in this state. */
                 state?: components["schemas"]["TaskState"];
             };
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3121,11 +3312,20 @@ export interface operations {
             /** @description A page, newest first */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["TaskPage"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3186,7 +3386,10 @@ export interface operations {
     get_task: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3198,11 +3401,20 @@ export interface operations {
             /** @description The Task */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Task"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3306,7 +3518,10 @@ export interface operations {
     list_messages: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3318,11 +3533,20 @@ export interface operations {
             /** @description The messages */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Messages"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3360,7 +3584,7 @@ export interface operations {
                     "application/json": components["schemas"]["Messages"];
                 };
             };
-            /** @description The Task has ended */
+            /** @description The Task has ended, or was told 200 messages, which is as many as it takes */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3386,7 +3610,10 @@ export interface operations {
                 /** @description Of this Run; absent for the leading one. */
                 run?: string;
             };
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3398,11 +3625,20 @@ export interface operations {
             /** @description The change */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["PatchText"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description There is none, or not yet */
             404: {
@@ -3430,7 +3666,10 @@ export interface operations {
                 /** @description Of this Run; absent for the leading one. */
                 run?: string;
             };
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3442,11 +3681,20 @@ export interface operations {
             /** @description The whole Proof */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["WholeProof"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description There is none, or not yet */
             404: {
@@ -3575,7 +3823,10 @@ export interface operations {
     list_runs: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3587,11 +3838,20 @@ export interface operations {
             /** @description All of them */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Runs"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3607,7 +3867,10 @@ export interface operations {
     add_runs: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The same key again for this Task adds nothing; at most 200 characters */
+                "Idempotency-Key"?: string | null;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3620,7 +3883,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description They stand in line */
+            /** @description They stand in line; also when the request is a repetition */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -3761,10 +4024,77 @@ export interface operations {
             };
         };
     };
-    list_workers: {
+    list_keys_of_user: {
         parameters: {
             query?: never;
             header?: never;
+            path: {
+                /** @description `user_…` */
+                user_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All of them */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiKeyList"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    remove_key_of_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `user_…` */
+                user_id: string;
+                /** @description `key_…` */
+                key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is gone */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_workers: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3773,11 +4103,20 @@ export interface operations {
             /** @description By name, with what each holds */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["WorkerList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
