@@ -176,6 +176,7 @@ pub(crate) async fn end_session(
 #[into_params(parameter_in = Query)]
 pub(crate) struct UserParameters {
     /// Items of a page: 1 to 200, 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
     /// `next` of the page before.
     #[param(value_type = Option<String>)]
@@ -446,6 +447,7 @@ pub(crate) async fn remove_api_key(
 #[into_params(parameter_in = Query)]
 pub(crate) struct LogParameters {
     /// Items of a page: 1 to 200, 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
     /// `next` of the page before.
     after: Option<u64>,
@@ -513,6 +515,9 @@ pub(crate) async fn list_audit_log(
     Parameters(parameters): Parameters<LogParameters>,
 ) -> Result<Json<LogPage>, Problem> {
     let limit = limit(parameters.limit)?;
+    if parameters.after.is_some_and(|after| i64::try_from(after).is_err()) {
+        return Err(Problem::refused("?after", "This is not the `next` of a page."));
+    }
     let store = &api.door()?.store;
     let all = parameters.actor.is_none() && parameters.action.is_none();
     let at_once = if all { limit } else { EXPORT_PAGE };

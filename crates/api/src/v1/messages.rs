@@ -60,6 +60,7 @@ impl From<Message> for MessageBody {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewMessage {
     /// At most 8,000 characters.
+    #[schema(min_length = 1, max_length = 8000)]
     text: String,
 }
 

@@ -77,6 +77,7 @@ pub(crate) struct AuditParameters {
     #[serde(default)]
     forge: bool,
     /// How many: 1 to 100, 50 when absent.
+    #[param(minimum = 1, maximum = 100)]
     tasks: Option<u16>,
 }
 

@@ -68,6 +68,7 @@ pub(crate) fn further(runs: Vec<NewRun>, pointer: &str) -> Result<Vec<FurtherRun
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewRuns {
     /// At least one; a Task has at most eight in all.
+    #[schema(min_items = 1, max_items = 8)]
     runs: Vec<NewRun>,
 }
 

@@ -35,6 +35,7 @@ pub(crate) const ADMIN: &str = "admin";
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListParameters {
     /// Items of a page: 1 to 200, 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
     /// `next` of the page before.
     after: Option<String>,
