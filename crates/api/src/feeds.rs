@@ -20,7 +20,7 @@ use crate::problem::{Code, Problem};
 use crate::state::ApiState;
 use crate::v1::events::EventBody;
 
-/// Feeds at once, of both kinds. Each is a connection and some 50 KB; browsers hold one per tab.
+/// Feeds at once, of both kinds. Each is a connection and some 20 KB, measured by `bench api`; browsers hold one per tab.
 const MAX_FEEDS: usize = 1024;
 /// Of one actor: a dozen tabs and a script. Without it, one viewer could take all.
 const MAX_FEEDS_PER_ACTOR: usize = 16;

@@ -45,6 +45,8 @@ const MAX_SAID: u32 = 200;
 const PACE_WINDOW: Duration = Duration::from_secs(10);
 /// Of one follower: more Tasks than a page shows, for which there is `tasks`.
 const MAX_TOPICS: usize = 64;
+/// Read at once; each connection holds it for as long as it lasts.
+const READ_BYTES: usize = MAX_SAID_BYTES;
 /// What is gathered before it is written: messages have some 400 bytes.
 const WRITE_BYTES: usize = 16 * 1024;
 /// What may wait to be written; one message is far shorter.
@@ -180,6 +182,7 @@ pub(crate) async fn follow_live(
     let upgrade = upgrade
         .max_message_size(MAX_SAID_BYTES)
         .max_frame_size(MAX_SAID_BYTES)
+        .read_buffer_size(READ_BYTES)
         .write_buffer_size(WRITE_BYTES)
         .max_write_buffer_size(MAX_WRITE_BYTES)
         .on_failed_upgrade(|error| debug!(error = &error as &dyn std::error::Error, "a WebSocket did not come about"));
