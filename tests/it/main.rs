@@ -6,6 +6,7 @@ mod admin;
 mod brokers;
 mod choice;
 mod crash;
+mod document;
 mod fix;
 mod github;
 mod hostile_issues;

@@ -139,7 +139,8 @@ fn finished(mut response: Response, request: RequestId) -> Response {
     response
 }
 
-fn report(problem: &Problem) {
+/// Tells the operator the cause of a problem, if it has one.
+pub(crate) fn report(problem: &Problem) {
     let Some(cause) = &problem.cause else { return };
     let cause = &**cause as &dyn Error;
     match problem.code {

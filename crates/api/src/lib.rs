@@ -6,12 +6,14 @@
 mod auth;
 mod edge;
 mod extract;
+mod feeds;
 mod gateway_models;
 mod health;
 mod inference_client;
 mod metrics;
 mod pages;
 mod problem;
+mod revision;
 mod scale;
 mod serve;
 mod state;
@@ -23,12 +25,16 @@ mod worker_client;
 mod worker_health;
 
 use axum::extract::DefaultBodyLimit;
+use axum::http::Method;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use axum::{Router, middleware};
 use utoipa::OpenApi as _;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{Object, Schema, Type};
 use utoipa::openapi::security::{ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -63,6 +69,7 @@ fn public(api: &ApiState) -> Router<ApiState> {
     let (v1, _) = v1_routes().split_for_parts();
     let v1 = v1
         .layer(DefaultBodyLimit::max(MAX_API_BODY_BYTES))
+        .route_layer(middleware::from_fn(revision::revise))
         .route_layer(middleware::from_fn(edge::time_limit))
         .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_actor));
     let (doors, _) = auth_routes().split_for_parts();
@@ -114,8 +121,11 @@ pub fn openapi() -> OpenApi {
     ] {
         components.add_security_scheme(name, scheme);
     }
-    // Whatever takes the admin key takes the others.
     for (path, item) in &mut document.paths.paths {
+        if let Some(read) = item.get.as_mut().filter(|_| revision::is_revised(&Method::GET, path)) {
+            tell_of_revision(read);
+        }
+        // Whatever takes the admin key takes the others.
         for operation in [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten() {
             if let Some(security) = operation.security.as_mut().filter(|_| path.starts_with("/api/v1/")) {
                 let others = ["bearer", "cookie", "api_key"];
@@ -124,6 +134,26 @@ pub fn openapi() -> OpenApi {
         }
     }
     document
+}
+
+/// A read whose answer has a revision, as far as it is a value and no feed.
+fn tell_of_revision(read: &mut Operation) {
+    let Some(RefOr::T(answer)) = read.responses.responses.get_mut("200") else { return };
+    if !answer.content.contains_key("application/json") {
+        return;
+    }
+    let text = || Schema::from(Object::with_type(Type::String));
+    let header = HeaderBuilder::new().schema(Some(text())).description(Some("Weak; changes with what is told"));
+    answer.headers.insert("ETag".to_owned(), header.build().into());
+    let unchanged = ResponseBuilder::new().description("What `If-None-Match` names is what would be told").build();
+    read.responses.responses.insert("304".to_owned(), unchanged.into());
+    let parameter = ParameterBuilder::new()
+        .name("If-None-Match")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("`ETag`s of answers that the client still has"))
+        .schema(Some(text()));
+    read.parameters.get_or_insert_default().push(parameter.build().into());
 }
 
 /// Whatever goes wrong, at every address.
@@ -150,11 +180,11 @@ pub fn openapi_json() -> String {
         description = "Turns GitHub issues into pull requests that carry their own proof.\n\nErrors are `application/problem+json`; switch on `code`. `X-Correlation-Id` (`corr_…` or a UUID) names a thread through logs and events; without one the answer tells the one that was made.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    components(schemas(problem::ProblemBody)),
+    components(schemas(problem::ProblemBody, v1::live::Said, v1::live::Tell)),
     tags(
         (name = "accounts", description = "Who comes in, with what, and what they did"),
         (name = "tasks", description = "What somebody asked for"),
-        (name = "events", description = "Following Tasks as server-sent events"),
+        (name = "events", description = "Following Tasks as server-sent events, or many at once over a WebSocket"),
         (name = "models", description = "What Runs can ask"),
         (name = "inference", description = "Devices of this machine, and which model is where"),
         (name = "webhooks", description = "Where the forge reports"),
@@ -177,6 +207,7 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::overview::get_overview))
         .routes(routes!(v1::events::follow_task))
         .routes(routes!(v1::events::follow_events))
+        .routes(routes!(v1::live::follow_live))
         .routes(routes!(v1::operations::list_dead_jobs))
         .routes(routes!(v1::operations::redrive_job))
         .routes(routes!(v1::operations::audit))
@@ -202,6 +233,8 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::accounts::end_session))
         .routes(routes!(v1::accounts::list_users, v1::accounts::create_user))
         .routes(routes!(v1::accounts::change_user))
+        .routes(routes!(v1::accounts::list_keys_of_user))
+        .routes(routes!(v1::accounts::remove_key_of_user))
         .routes(routes!(v1::accounts::list_api_keys, v1::accounts::create_api_key))
         .routes(routes!(v1::accounts::remove_api_key))
         .routes(routes!(v1::accounts::list_audit_log))

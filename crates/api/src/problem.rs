@@ -134,10 +134,10 @@ impl Problem {
         self
     }
 
-    /// The answer, with the exchange's name in it.
-    pub(crate) fn render(self, request: RequestId) -> Response {
+    /// As it is told, with the exchange's name in it.
+    pub(crate) fn body(self, request: RequestId) -> ProblemBody {
         let (status, code, title) = self.code.facts();
-        let body = ProblemBody {
+        ProblemBody {
             r#type: format!("/problems/{code}"),
             title: title.to_owned(),
             status: status.as_u16(),
@@ -145,15 +145,21 @@ impl Problem {
             code: code.to_owned(),
             request_id: request.to_string(),
             errors: self.errors,
-        };
+        }
+    }
+
+    /// The answer, with the exchange's name in it.
+    pub(crate) fn render(self, request: RequestId) -> Response {
+        let (code, retry_after, status) = (self.code, self.retry_after, self.code.facts().0);
+        let body = self.body(request);
         let json = serde_json::to_vec(&body).expect("a problem is strings and numbers");
         let mut response = (status, json).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-        if let Some(wait) = self.retry_after {
+        if let Some(wait) = retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
-        if self.code == Code::Unauthenticated {
+        if code == Code::Unauthenticated {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"fettle\""));
         }
         response

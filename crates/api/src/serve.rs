@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -56,7 +56,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection = connection(stream, peer, router.clone(), shutdown.clone());
+                let slot = Slot(Arc::new(slot));
+                let connection = connection(stream, peer, router.clone(), shutdown.clone(), slot.clone());
                 let abort = abort.clone();
                 tracker.spawn(async move {
                     tokio::select! {
@@ -75,7 +76,21 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdown: CancellationToken) {
+/// A connection's place among [`MAX_CONNECTIONS`]. Requests carry it, so that one that takes the connection over keeps it, and
+/// the drain waits for it.
+#[derive(Clone)]
+pub(crate) struct Slot(Arc<OwnedSemaphorePermit>);
+
+impl Slot {
+    /// Keeps the place until `work` has ended.
+    pub(crate) async fn hold<T>(self, work: impl Future<Output = T>) -> T {
+        let done = work.await;
+        drop(self.0);
+        done
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdown: CancellationToken, slot: Slot) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(error = &error as &dyn std::error::Error, "could not set TCP_NODELAY");
     }
@@ -85,6 +100,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, shutdow
     let service = service_fn(move |mut request: Request<Incoming>| {
         begins.notify_one();
         request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(slot.clone());
         router.call(request.map(Body::new))
     });
     let connection = http1::Builder::new()

@@ -22,14 +22,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Key;
 use crate::auth::limits::Limits;
+use crate::feeds::Feeds;
 use crate::health::Health;
 use crate::inference_client::InferenceClient;
 use crate::metrics::HttpMetrics;
 use crate::problem::{Code, Problem};
 use crate::webhook::Verifier;
 
-/// Event streams at once. Each is a connection and a little memory; browsers hold one per tab.
-pub(crate) const MAX_EVENT_STREAMS: usize = 256;
 /// Blobs in flight at once: up to 64 MiB of memory each.
 pub(crate) const MAX_BLOBS_IN_FLIGHT: usize = 4;
 /// Large webhook bodies in memory at once: each is read whole, up to 25 MiB, before its signature can be checked.
@@ -161,7 +160,7 @@ pub struct Inner {
     pub(crate) gateway_key: Option<Key>,
     pub(crate) version: &'static str,
     pub(crate) shutdown: CancellationToken,
-    pub(crate) event_streams: Arc<Semaphore>,
+    pub(crate) feeds: Arc<Feeds>,
     pub(crate) blobs_in_flight: Semaphore,
     pub(crate) large_webhooks: Semaphore,
 }
@@ -194,7 +193,7 @@ impl ApiState {
             gateway_key: parts.gateway_key.as_ref().map(Key::new),
             version: parts.version,
             shutdown: parts.shutdown,
-            event_streams: Arc::new(Semaphore::new(MAX_EVENT_STREAMS)),
+            feeds: Arc::default(),
             blobs_in_flight: Semaphore::new(MAX_BLOBS_IN_FLIGHT),
             large_webhooks: Semaphore::new(MAX_LARGE_WEBHOOKS),
         }))

@@ -125,6 +125,8 @@ pub enum DoorError {
     Inactive,
     #[error("there is an account with this e-mail address, which signs in with its password")]
     EmailHasAccount,
+    #[error("whoever has this e-mail address signs in with {0}")]
+    EmailOfProvider(String),
     #[error(transparent)]
     Provider(#[from] ProviderError),
     #[error("what the provider of sign-ins says is not good for this sign-in")]
@@ -191,6 +193,11 @@ impl Doorkeeper {
     pub async fn register(&self, wanted: Wanted, origin: &Origin) -> Result<User, DoorError> {
         if self.registration == Registration::Closed {
             return Err(DoorError::RegistrationClosed);
+        }
+        // Nobody has shown that the address is theirs, and whoever it is could not come in by the provider any more.
+        let email = Email::parse(&wanted.email)?;
+        if let Some(foreign) = self.foreign.as_ref().filter(|foreign| foreign.allowed.is_for(&email)) {
+            return Err(DoorError::EmailOfProvider(foreign.name.clone()));
         }
         self.add(wanted, Role::Viewer, Founding::Later, "register", None, origin).await
     }
@@ -426,9 +433,12 @@ impl Doorkeeper {
         let mut what = Vec::new();
         what.extend(edit.role.map(|role| format!("role {}", role.name())));
         what.extend(edit.active.map(|active| if active { "active" } else { "inactive" }.to_owned()));
-        what.extend(password.as_ref().map(|_| "a new password".to_owned()));
+        what.extend(password.as_ref().map(|_| "a new password, without its keys".to_owned()));
+        // Whoever had the old one may have made keys with it. Nobody but the owner can tell which.
+        let without_keys = password.is_some();
         let note = Note { detail: what.join(", "), ..note(&by.name, "users.change", id, origin) };
-        self.changed(id, UserChange { role: edit.role, active: edit.active, password, keep: None }, note).await
+        let change = UserChange { role: edit.role, active: edit.active, password, keep: None, without_keys };
+        self.changed(id, change, note).await
     }
 
     async fn changed(&self, id: UserId, change: UserChange, note: Note) -> Result<User, DoorError> {

@@ -104,5 +104,12 @@ pub trait SubmitTask: Send + Sync {
     async fn submit(&self, request: NewTask) -> Result<Submitted, SubmitError>;
 
     /// Further Runs of a Task, in their order. Durable when it returns.
-    async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError>;
+    /// The same `key` again for the same Task adds nothing and gives the same Runs.
+    async fn add_runs(
+        &self,
+        task: TaskId,
+        by: &str,
+        runs: Vec<FurtherRun>,
+        key: Option<&str>,
+    ) -> Result<Vec<RunId>, SubmitError>;
 }

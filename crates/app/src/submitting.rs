@@ -10,6 +10,7 @@ use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::label::needs_of;
 use fettle_domain::repo::{Repo, RepoName};
 use fettle_domain::task::Mode;
+use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 
 use crate::adding::KnownModels;
@@ -102,15 +103,78 @@ impl SubmitTask for Submitting {
         Ok(Submitted { task: *task, opened })
     }
 
-    async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError> {
+    async fn add_runs(
+        &self,
+        task: TaskId,
+        by: &str,
+        runs: Vec<FurtherRun>,
+        key: Option<&str>,
+    ) -> Result<Vec<RunId>, SubmitError> {
         let models = self.models.names();
         for (nth, run) in runs.iter().enumerate() {
             known_models(&models, run.model.as_ref(), &format!("/runs/{nth}/model"))?;
         }
-        let plans: Vec<RunPlan> = runs.into_iter().map(|run| plan_run(&*self.ids, run)).collect();
-        self.ledger.add_runs(task, by, &plans).await.map_err(SubmitError::Ledger)?;
-        Ok(plans.iter().map(|plan| plan.run).collect())
+        let plans = runs.into_iter().map(|run| plan_run(&*self.ids, run)).collect();
+        add_plans(&*self.ledger, task, by, plans, key).await
     }
+}
+
+/// Adds Runs to a Task; with a `key` once, however often the same are asked for.
+pub async fn add_plans(
+    ledger: &dyn Ledger,
+    task: TaskId,
+    by: &str,
+    mut plans: Vec<RunPlan>,
+    key: Option<&str>,
+) -> Result<Vec<RunId>, SubmitError> {
+    let ids = |plans: &[RunPlan]| plans.iter().map(|plan| plan.run).collect();
+    let Some(key) = key else {
+        ledger.add_runs(task, by, &plans).await.map_err(SubmitError::Ledger)?;
+        return Ok(ids(&plans));
+    };
+    for (nth, plan) in plans.iter_mut().enumerate() {
+        plan.run = run_of_key(task, key, nth);
+    }
+    if are_added(ledger, task, key, &plans).await? {
+        return Ok(ids(&plans));
+    }
+    match ledger.add_runs(task, by, &plans).await {
+        Ok(()) => Ok(ids(&plans)),
+        // The same request may have come at once.
+        Err(error) => match are_added(ledger, task, key, &plans).await? {
+            true => Ok(ids(&plans)),
+            false => Err(SubmitError::Ledger(error)),
+        },
+    }
+}
+
+/// Whether the Task has these Runs already. Refuses a key that has added others.
+async fn are_added(ledger: &dyn Ledger, task: TaskId, key: &str, plans: &[RunPlan]) -> Result<bool, SubmitError> {
+    let runs = ledger.runs(task).await.map_err(SubmitError::Ledger)?;
+    let found: Vec<_> =
+        plans.iter().map(|plan| runs.iter().find(|run| run.id == plan.run).map(|run| (plan, run))).collect();
+    if found.iter().all(Option::is_none) {
+        return Ok(false);
+    }
+    let same = found.iter().all(|found| {
+        found.is_some_and(|(plan, run)| (&run.model, &run.instruction) == (&plan.model, &plan.instruction))
+    });
+    let further = run_of_key(task, key, plans.len());
+    if same && !runs.iter().any(|run| run.id == further) {
+        return Ok(true);
+    }
+    let why = "the key has added other Runs to this Task; give this request a key of its own";
+    Err(invalid("/idempotency_key", why.into()))
+}
+
+/// The id of the `nth` Run that a request with this key adds to a Task. Being the same each time, it keeps the Run from being added
+/// twice.
+fn run_of_key(task: TaskId, key: &str, nth: usize) -> RunId {
+    let digest = Sha256::new().chain_update(task.as_uuid().as_bytes()).chain_update(nth.to_string()).chain_update([0]);
+    let digest: [u8; 32] = digest.chain_update(key).finalize().into();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    RunId::from_uuid(uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
 /// Refuses a model that nobody configured or added.

@@ -92,6 +92,8 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
 #[derive(Deserialize)]
 struct DeadJobs {
     items: Vec<DeadJob>,
+    /// Absent from dashboards that list no further ones.
+    next: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -112,7 +114,7 @@ async fn dead(client: &Client, json: bool) -> Result<ExitCode> {
         writeln!(out, "{answer}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let DeadJobs { items } = understand(answer)?;
+    let DeadJobs { items, next } = understand(answer)?;
     for job in &items {
         let DeadJob { job_id, kind, task_id, reason, .. } = job;
         let spent = format!("{} failed attempts, {} crashes", job.attempts, job.crashes);
@@ -124,6 +126,9 @@ async fn dead(client: &Client, json: bool) -> Result<ExitCode> {
     if items.is_empty() {
         writeln!(out, "no dead jobs")?;
     } else {
+        if next.is_some() {
+            note("there are more; these are the newest");
+        }
         note("`fettle admin redrive JOB` takes one up again");
     }
     Ok(ExitCode::SUCCESS)
@@ -132,8 +137,16 @@ async fn dead(client: &Client, json: bool) -> Result<ExitCode> {
 async fn redrive(client: &Client, named: &[JobId], all: bool, json: bool) -> Result<ExitCode> {
     let mut jobs: Vec<String> = named.iter().map(ToString::to_string).collect();
     if all {
-        let DeadJobs { items } = understand(client.get(&["api", "v1", "dead-jobs"], &[]).await?)?;
-        jobs = items.into_iter().map(|job| job.job_id).collect();
+        let mut after: Option<String> = None;
+        loop {
+            let query: Vec<(&str, &str)> = after.iter().map(|after| ("after", after.as_str())).collect();
+            let DeadJobs { items, next } = understand(client.get(&["api", "v1", "dead-jobs"], &query).await?)?;
+            jobs.extend(items.into_iter().map(|job| job.job_id));
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
     }
     let (mut redriven, mut refused) = (Vec::new(), Vec::new());
     for job in jobs {

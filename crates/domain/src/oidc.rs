@@ -143,11 +143,15 @@ impl Allowed {
     pub fn admits(&self, claims: &Claims) -> Result<Email, NotAllowed> {
         let email = claims.email.as_deref().filter(|_| claims.email_verified).and_then(|text| Email::parse(text).ok());
         let email = email.ok_or(NotAllowed::Unverified)?;
+        if self.is_for(&email) { Ok(email) } else { Err(NotAllowed::Stranger) }
+    }
+
+    /// Whether whoever has this address may come in by the provider.
+    pub fn is_for(&self, email: &Email) -> bool {
         let domain = email.as_str().rsplit_once('@').map_or("", |(_, domain)| domain);
         let same = |wanted: &String, text: &str| wanted.trim().to_lowercase() == text;
-        let allowed = self.domains.iter().any(|wanted| same(wanted, domain))
-            || self.emails.iter().any(|wanted| same(wanted, email.as_str()));
-        if allowed { Ok(email) } else { Err(NotAllowed::Stranger) }
+        self.domains.iter().any(|wanted| same(wanted, domain))
+            || self.emails.iter().any(|wanted| same(wanted, email.as_str()))
     }
 }
 

@@ -208,7 +208,7 @@ impl Verb for Change {
         locks::admins(tx.conn).await?;
         lock(tx, self.id).await?;
         let Some(user) = find(tx.conn, self.id).await? else { return Ok(Changed::NotFound) };
-        let UserChange { role, active, password, keep } = &self.change;
+        let UserChange { role, active, password, keep, without_keys } = &self.change;
         let wanted =
             Standing { role: role.unwrap_or(user.standing.role), active: active.unwrap_or(user.standing.active) };
         let id = self.id.as_uuid();
@@ -248,6 +248,9 @@ impl Verb for Change {
             .execute(&mut *tx.conn)
             .await
             .or_ledger()?;
+        }
+        if *without_keys {
+            sqlx::query!("DELETE FROM api_key WHERE account_id = $1", id).execute(&mut *tx.conn).await.or_ledger()?;
         }
         audit_log::append(tx, &self.note).await?;
         Ok(Changed::Changed(written(tx, self.id).await?))

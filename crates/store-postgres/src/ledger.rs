@@ -341,10 +341,10 @@ impl Ledger for PostgresLedger {
         self.write(job::Redrive { job, by: by.to_owned() }).await
     }
 
-    async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
+    async fn dead(&self, after: Option<JobId>, max: u16) -> L<Vec<DeadJob>> {
         within(async {
             let mut reading = self.store.reading().await?;
-            let dead = view::dead(&mut reading, max.min(MAX_PAGE)).await;
+            let dead = view::dead(&mut reading, after, max.min(MAX_PAGE)).await;
             reading.end(dead).await
         })
         .await
@@ -359,10 +359,10 @@ impl Ledger for PostgresLedger {
         .await
     }
 
-    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+    async fn unheld_jobs(&self, after: Option<JobId>, max: u16) -> L<Vec<OpenJob>> {
         within(async {
             let mut reading = self.store.reading().await?;
-            let found = listing::unheld(&mut reading, max.min(MAX_PAGE)).await;
+            let found = listing::unheld(&mut reading, after, max.min(MAX_PAGE)).await;
             reading.end(found).await
         })
         .await

@@ -72,15 +72,17 @@ pub(crate) async fn held(conn: &mut PgConnection, max: u16) -> R<Vec<OpenJob>> {
     rows.into_iter().map(open_job).collect()
 }
 
-pub(crate) async fn unheld(conn: &mut PgConnection, max: u16) -> R<Vec<OpenJob>> {
+pub(crate) async fn unheld(conn: &mut PgConnection, after: Option<JobId>, max: u16) -> R<Vec<OpenJob>> {
     let rows = sqlx::query_as!(
         Row,
         "SELECT job.id, job.kind, job.task_id, job.state, job.runnable_at, job.delayed_until, job.leased_until,
                 job.worker_id, job.holder, job.attempts, job.crashes, job.last_failure, task.subject
          FROM job JOIN task ON task.id = job.task_id
          WHERE job.state IN ('queued', 'delayed', 'waiting') AND job.state NOT IN ('done', 'cancelled')
+             AND ($2::uuid IS NULL OR job.seq > (SELECT seq FROM job WHERE id = $2))
          ORDER BY job.seq LIMIT $1",
         i64::from(max),
+        after.map(|job| job.as_uuid()) as Option<Uuid>,
     )
     .fetch_all(conn)
     .await

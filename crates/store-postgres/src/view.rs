@@ -245,11 +245,13 @@ pub(crate) async fn at_work(conn: &mut PgConnection, max: u16) -> R<Vec<AtWork>>
     Ok(at_work)
 }
 
-pub(crate) async fn dead(conn: &mut PgConnection, max: u16) -> R<Vec<DeadJob>> {
+pub(crate) async fn dead(conn: &mut PgConnection, after: Option<JobId>, max: u16) -> R<Vec<DeadJob>> {
     let rows = sqlx::query!(
         "SELECT id, kind, task_id, reason, last_failure, attempts, crashes FROM job
-         WHERE state = 'dead' ORDER BY seq DESC LIMIT $1",
+         WHERE state = 'dead' AND ($2::uuid IS NULL OR seq < (SELECT seq FROM job WHERE id = $2))
+         ORDER BY seq DESC LIMIT $1",
         i64::from(max),
+        after.map(|job| job.as_uuid()) as Option<Uuid>,
     )
     .fetch_all(conn)
     .await

@@ -223,7 +223,7 @@ impl Verb for ChangeUser {
 
     fn apply(&self, tx: &mut Tx<'_>) -> L<Changed> {
         let Some(user) = find_user(tx.conn, self.id)? else { return Ok(Changed::NotFound) };
-        let UserChange { role, active, password, keep } = &self.change;
+        let UserChange { role, active, password, keep, without_keys } = &self.change;
         let wanted =
             Standing { role: role.unwrap_or(user.standing.role), active: active.unwrap_or(user.standing.active) };
         let others: u32 = tx.conn.one(
@@ -253,6 +253,9 @@ impl Verb for ChangeUser {
                 "UPDATE session SET ended_at = ? WHERE account_id = ? AND ended_at IS NULL AND id IS NOT ?",
                 params![tx.now.as_microsecond(), self.id.as_uuid(), keep],
             )?;
+        }
+        if *without_keys {
+            tx.conn.run("DELETE FROM api_key WHERE account_id = ?", params![self.id.as_uuid()])?;
         }
         append(tx, &self.note)?;
         let changed = find_user(tx.conn, self.id)?;

@@ -233,16 +233,16 @@ impl Ledger for SqliteLedger {
         self.write(job::Redrive { job, by: by.to_owned() }).await
     }
 
-    async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
-        self.readers.read(move |conn| view::dead(conn, max.min(MAX_PAGE))).await
+    async fn dead(&self, after: Option<JobId>, max: u16) -> L<Vec<DeadJob>> {
+        self.readers.read(move |conn| view::dead(conn, after, max.min(MAX_PAGE))).await
     }
 
     async fn held_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
         self.readers.read(move |conn| listing::held(conn, max.min(MAX_PAGE))).await
     }
 
-    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
-        self.readers.read(move |conn| listing::unheld(conn, max.min(MAX_PAGE))).await
+    async fn unheld_jobs(&self, after: Option<JobId>, max: u16) -> L<Vec<OpenJob>> {
+        self.readers.read(move |conn| listing::unheld(conn, after, max.min(MAX_PAGE))).await
     }
 
     async fn seen_repositories(&self, max: u16) -> L<Vec<SeenRepository>> {

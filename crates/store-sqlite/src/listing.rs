@@ -95,15 +95,16 @@ pub(crate) fn held(conn: &Connection, max: u16) -> L<Vec<OpenJob>> {
     rows.into_iter().map(OpenJob::try_from).collect()
 }
 
-pub(crate) fn unheld(conn: &Connection, max: u16) -> L<Vec<OpenJob>> {
+pub(crate) fn unheld(conn: &Connection, after: Option<JobId>, max: u16) -> L<Vec<OpenJob>> {
     let rows = conn.all(
         "SELECT job.id, job.kind, job.task_id, job.state, job.runnable_at, job.delayed_until, job.leased_until,
                 job.worker_id, job.holder, job.attempts, job.crashes, job.last_failure, task.subject
          FROM (SELECT seq AS open_seq FROM job INDEXED BY job_unfinished
                WHERE state IN ('queued', 'delayed', 'waiting') AND state NOT IN ('done', 'cancelled')
-               ORDER BY seq LIMIT ?)
+                   AND (?1 IS NULL OR seq > (SELECT seq FROM job WHERE id = ?1))
+               ORDER BY seq LIMIT ?2)
          JOIN job ON job.seq = open_seq JOIN task ON task.id = job.task_id ORDER BY job.seq",
-        params![max],
+        params![after.map(|job| job.as_uuid()), max],
         Row::read,
     )?;
     rows.into_iter().map(OpenJob::try_from).collect()

@@ -258,12 +258,13 @@ pub(crate) fn at_work(conn: &Connection, max: u16) -> L<Vec<AtWork>> {
     at_work.collect()
 }
 
-pub(crate) fn dead(conn: &Connection, max: u16) -> L<Vec<DeadJob>> {
+pub(crate) fn dead(conn: &Connection, after: Option<JobId>, max: u16) -> L<Vec<DeadJob>> {
     type Row = (Uuid, String, Uuid, Option<String>, Option<String>, i64, i64);
     let rows: Vec<Row> = conn.all(
         "SELECT id, kind, task_id, reason, last_failure, attempts, crashes
-         FROM job WHERE state = 'dead' ORDER BY seq DESC LIMIT ?",
-        params![max],
+         FROM job WHERE state = 'dead' AND (?1 IS NULL OR seq < (SELECT seq FROM job WHERE id = ?1))
+         ORDER BY seq DESC LIMIT ?2",
+        params![after.map(|job| job.as_uuid()), max],
         |row| row.try_into(),
     )?;
     let dead = rows.into_iter().map(|(job, kind, task, reason, last_failure, attempts, crashes)| {

@@ -55,6 +55,8 @@ pub(crate) enum Bench {
     Gateway,
     /// The planner on simulated machines, beside other policies and the best packing
     Placement,
+    /// The API with many users, live followers and a ledger with a long history
+    Api,
 }
 
 #[derive(Clone, Copy)]
@@ -84,6 +86,7 @@ pub(crate) fn bench(workspace: &Workspace, what: Bench, rest: &[String]) -> anyh
         Bench::Idle => "idle",
         Bench::Guard => "guard",
         Bench::Recovery => "recovery",
+        Bench::Api => "api",
         Bench::Queue => {
             // It starts the other benchmark for what needs the real programs.
             if !rest.iter().any(|argument| argument == "--quick") {

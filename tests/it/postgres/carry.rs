@@ -117,7 +117,7 @@ async fn everything_that_a_file_knows_is_in_the_database_and_work_goes_on_there(
     old.finish().await;
     let [ada, eve] = sign_up(&old.subject().ledger).await;
     let ledger = old.ledger();
-    let (events, dead) = (ledger.events(None, 0, 500).await.unwrap(), ledger.dead(10).await.unwrap());
+    let (events, dead) = (ledger.events(None, 0, 500).await.unwrap(), ledger.dead(None, 10).await.unwrap());
     let (demand, depth) = (ledger.demand().await.unwrap(), ledger.depth().await.unwrap());
     let tasks = ledger.tasks(TaskFilter::default(), None, 100).await.unwrap();
     assert_eq!((tasks.len(), dead.len()), (lived.tasks.len(), 1));
@@ -147,7 +147,7 @@ async fn everything_that_a_file_knows_is_in_the_database_and_work_goes_on_there(
     assert_eq!(ledger.events(None, 0, 500).await.unwrap(), events);
     assert_eq!(ledger.demand().await.unwrap(), demand);
     assert_eq!(ledger.depth().await.unwrap(), depth);
-    assert_eq!(ledger.dead(10).await.unwrap()[0].job, dead[0].job);
+    assert_eq!(ledger.dead(None, 10).await.unwrap()[0].job, dead[0].job);
     assert_eq!(ledger.open_deliveries(10).await.unwrap(), [lived.open]);
     assert_eq!(&new.leases().blob(lived.blob).await.unwrap()[..], [0, 159, 146, 150]);
     assert_eq!(new.leases().steps(&lived.at_work.lease).await.unwrap(), [lived.step]);

@@ -1,4 +1,4 @@
-//! `bench`: measures the release programs beside it. `cargo xtask bench intake|idle|guard|recovery` builds and starts it.
+//! `bench`: measures the release programs beside it. `cargo xtask bench intake|idle|guard|recovery|api` builds and starts it.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
-use fettle_tests::bench::{IntakeOptions, Report, guard, idle, intake, recovery};
+use fettle_tests::bench::{ApiOptions, IntakeOptions, Report, api, guard, idle, intake, recovery};
 
 /// Prints a table of targets and figures. A missed target is no failure of the benchmark; a lost delivery is.
 #[derive(Parser)]
@@ -36,6 +36,12 @@ enum What {
     Guard,
     /// How soon a Run goes on after its worker is gone, and what is paid again
     Recovery,
+    /// The API with many users, live followers and a ledger with a long history
+    Api {
+        /// With fewer users, followers and events, in a quarter of a minute
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 // One thread: the senders share the machine with the server that they measure.
@@ -69,5 +75,6 @@ async fn measure(flags: &Flags) -> anyhow::Result<Report> {
         What::Idle => idle(&folder).await,
         What::Guard => guard().await,
         What::Recovery => recovery().await,
+        What::Api { quick } => api(ApiOptions { folder: &folder, quick }).await,
     }
 }

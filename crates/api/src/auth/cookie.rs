@@ -106,12 +106,20 @@ pub(crate) fn counts(method: &Method, headers: &HeaderMap) -> bool {
     let asked = text(REQUEST_HEADER) == Some("1");
     let same = match text("sec-fetch-site") {
         Some(site) => site == "same-origin" || site == "none",
-        None => match (text(ORIGIN.as_str()).and_then(|origin| origin.split_once("://")), text(HOST.as_str())) {
-            (Some((_, origin)), Some(host)) => origin.eq_ignore_ascii_case(host),
-            _ => false,
-        },
+        None => is_own_origin(headers) == Some(true),
     };
     asked && same
+}
+
+/// Whether the page that asks is of this very host. `None`: no page asks.
+pub(crate) fn is_own_origin(headers: &HeaderMap) -> Option<bool> {
+    let text = |value: Option<&HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let origin = headers.get(ORIGIN)?;
+    let (origin, host) = (text(Some(origin)).unwrap_or_default(), text(headers.get(HOST)));
+    Some(match (origin.split_once("://"), host) {
+        (Some((_, origin)), Some(host)) => origin.eq_ignore_ascii_case(&host),
+        _ => false,
+    })
 }
 
 #[cfg(test)]

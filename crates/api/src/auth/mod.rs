@@ -70,8 +70,9 @@ impl Caller {
     }
 }
 
-/// What each operation of `/api/v1` does. One that is not here is for nobody.
+/// What each operation of `/api/v1` does. One that is not here is for nobody. A `HEAD` is a read whose body is not sent.
 pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
     Some(match (method.as_str(), route.strip_prefix("/api/v1/")?) {
         (
             "GET",
@@ -84,6 +85,7 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
             | "tasks/{task_id}/messages"
             | "runs/{run_id}/steps"
             | "events"
+            | "live"
             | "overview"
             | "repositories"
             | "models",
@@ -110,9 +112,9 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
         ("POST", "me/password") => Action::MePassword,
         ("GET", "sessions") => Action::SessionsRead,
         ("DELETE", "sessions/{session_id}") => Action::SessionsEnd,
-        ("GET", "api-keys") => Action::ApiKeysRead,
+        ("GET", "api-keys" | "users/{user_id}/keys") => Action::ApiKeysRead,
         ("POST", "api-keys") => Action::ApiKeysCreate,
-        ("DELETE", "api-keys/{key_id}") => Action::ApiKeysEnd,
+        ("DELETE", "api-keys/{key_id}" | "users/{user_id}/keys/{key_id}") => Action::ApiKeysEnd,
         ("GET", "users") => Action::UsersRead,
         ("POST", "users") => Action::UsersCreate,
         ("PATCH", "users/{user_id}") => Action::UsersChange,

@@ -83,9 +83,9 @@ impl From<DoorError> for Problem {
                 Self::new(Code::Unauthenticated, detail)
             }
             DoorError::Weak(_) => Self::refused("/password", sentence(&error)),
-            DoorError::Name(fettle_domain::account::NameError::Email) | DoorError::EmailTaken => {
-                Self::refused("/email", sentence(&error))
-            }
+            DoorError::Name(fettle_domain::account::NameError::Email)
+            | DoorError::EmailTaken
+            | DoorError::EmailOfProvider(_) => Self::refused("/email", sentence(&error)),
             DoorError::Name(_) | DoorError::UsernameTaken => Self::refused("/username", sentence(&error)),
             DoorError::KeyName => Self::refused("/name", sentence(&error)),
             DoorError::KeyReach => Self::refused("/scopes", sentence(&error)),

@@ -176,6 +176,7 @@ pub(crate) async fn end_session(
 #[into_params(parameter_in = Query)]
 pub(crate) struct UserParameters {
     /// Items of a page: 1 to 200, 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
     /// `next` of the page before.
     #[param(value_type = Option<String>)]
@@ -278,7 +279,8 @@ pub(crate) struct ChangeUser {
     password: Option<SecretString>,
 }
 
-/// Changes an account. A new password and being made inactive end its sessions.
+/// Changes an account. A new password and being made inactive end its sessions; a new password also removes its API keys, since
+/// whoever had the old one may have made some.
 #[utoipa::path(
     patch, path = "/api/v1/users/{user_id}", operation_id = "change_user", tag = "accounts",
     params(("user_id" = String, Path, description = "`user_…`")), security(("admin_key" = [])), request_body = ChangeUser,
@@ -384,6 +386,44 @@ pub(crate) async fn create_api_key(
     Ok((StatusCode::CREATED, Json(MadeApiKey { shown: made.into(), key })))
 }
 
+/// Keys of an account, the newest first: one's own, or for admins anybody's.
+#[utoipa::path(
+    get, path = "/api/v1/users/{user_id}/keys", operation_id = "list_keys_of_user", tag = "accounts",
+    params(("user_id" = String, Path, description = "`user_…`")), security(("admin_key" = [])),
+    responses((status = 200, description = "All of them", body = ApiKeyList))
+)]
+pub(crate) async fn list_keys_of_user(
+    State(api): State<ApiState>,
+    Extension(caller): Asks,
+    Named(user): Named<UserId>,
+) -> Result<Json<ApiKeyList>, Problem> {
+    caller.may(Action::ApiKeysRead, Object::Of(user))?;
+    let door = api.door()?;
+    door.store.find_user(user).await?.ok_or(DoorError::NotFound)?;
+    let keys = door.store.list_api_keys(user).await?;
+    Ok(Json(ApiKeyList { items: keys.into_iter().map(ApiKeyBody::from).collect() }))
+}
+
+/// Removes a key of an account: one's own, or for admins anybody's. It is good no longer.
+#[utoipa::path(
+    delete, path = "/api/v1/users/{user_id}/keys/{key_id}", operation_id = "remove_key_of_user", tag = "accounts",
+    params(
+        ("user_id" = String, Path, description = "`user_…`"), ("key_id" = String, Path, description = "`key_…`"),
+    ),
+    security(("admin_key" = [])), responses((status = 204, description = "It is gone"))
+)]
+pub(crate) async fn remove_key_of_user(
+    State(api): State<ApiState>,
+    Extension(caller): Asks,
+    Named((user, id)): Named<(UserId, ApiKeyId)>,
+) -> Result<StatusCode, Problem> {
+    caller.may(Action::ApiKeysEnd, Object::Of(user))?;
+    let door = api.door()?;
+    door.store.find_api_key_by_id(id).await?.filter(|key| key.user == user).ok_or(DoorError::NotFound)?;
+    door.remove_api_key(&caller.actor, id, &caller.origin).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Removes a key; it is good no longer.
 #[utoipa::path(
     delete, path = "/api/v1/api-keys/{key_id}", operation_id = "remove_api_key", tag = "accounts",
@@ -407,6 +447,7 @@ pub(crate) async fn remove_api_key(
 #[into_params(parameter_in = Query)]
 pub(crate) struct LogParameters {
     /// Items of a page: 1 to 200, 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
     /// `next` of the page before.
     after: Option<u64>,
@@ -474,6 +515,9 @@ pub(crate) async fn list_audit_log(
     Parameters(parameters): Parameters<LogParameters>,
 ) -> Result<Json<LogPage>, Problem> {
     let limit = limit(parameters.limit)?;
+    if parameters.after.is_some_and(|after| i64::try_from(after).is_err()) {
+        return Err(Problem::refused("?after", "This is not the `next` of a page."));
+    }
     let store = &api.door()?.store;
     let all = parameters.actor.is_none() && parameters.action.is_none();
     let at_once = if all { limit } else { EXPORT_PAGE };

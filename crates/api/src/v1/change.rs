@@ -2,6 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse as _, Response};
 use fettle_app::ports::ledger::TaskView;
 use fettle_app::showing::{MAX_DIFF_BYTES, ShowError};
 use fettle_domain::id::{RunId, TaskId};
@@ -13,6 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::tasks::word;
 use crate::extract::{Named, Parameters};
 use crate::problem::{Code, Problem, ProblemBody};
+use crate::revision;
 use crate::state::ApiState;
 
 #[derive(Deserialize, IntoParams)]
@@ -49,9 +52,16 @@ pub(crate) async fn get_patch(
     State(api): State<ApiState>,
     Named(id): Named<TaskId>,
     Parameters(parameters): Parameters<ChangeParameters>,
-) -> Result<Json<PatchBody>, Problem> {
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let task = api.ledger.task(id).await?;
     let change = change(&api, &task, parameters.run).await?;
+    // These two make the text; rebuilding it takes a checkout.
+    let (base, head) = (change.proof.base.to_string(), change.proof.head_tree.to_string());
+    let tag = revision::tag(&[base.as_bytes(), head.as_bytes()]);
+    if revision::is_known(&headers, &tag) {
+        return Ok(revision::not_modified(tag));
+    }
     let diff = api.changes.diff(&task, &change).await.map_err(|error| match error {
         ShowError::Ledger(error) => error.into(),
         ShowError::NoRepository => none(),
@@ -59,7 +69,8 @@ pub(crate) async fn get_patch(
             Problem::new(Code::Unavailable, "The change could not be rebuilt on its base just now.").because(error)
         }
     })?;
-    Ok(Json(PatchBody { base: change.proof.base.to_string(), cut: diff.len() >= MAX_DIFF_BYTES, diff }))
+    let body = Json(PatchBody { base, cut: diff.len() >= MAX_DIFF_BYTES, diff });
+    Ok((revision::revised(tag), body).into_response())
 }
 
 /// Of `run`, or of the leading one.

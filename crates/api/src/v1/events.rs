@@ -5,12 +5,11 @@
 //! A feed that breaks off without `end` is resumed by asking again with the last `id`.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method};
+use axum::http::HeaderMap;
 use axum::response::Sse;
 use axum::response::sse::{Event as Message, KeepAlive};
 use fettle_app::ports::ledger::LedgerError;
@@ -19,13 +18,14 @@ use fettle_domain::id::{CorrelationId, TaskId};
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::auth::{Caller, recognise};
+use crate::auth::Caller;
 use crate::extract::{Named, Parameters};
+use crate::feeds::{Follower, LOOK_AGAIN, Place};
 use crate::problem::{Code, Problem};
 use crate::state::ApiState;
 
@@ -33,10 +33,6 @@ use crate::state::ApiState;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a client waits before it asks again.
 const RETRY: Duration = Duration::from_secs(2);
-/// Read at once: one short read of the ledger.
-const PAGE: u16 = 200;
-/// Another dashboard's events ring no bell here, and nor does the end of a session; looking finds them.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -99,23 +95,9 @@ fn feed(
             number.ok_or_else(|| Problem::new(Code::BadRequest, "`Last-Event-ID` is not an event's number."))?
         }
     };
-    let permit = api.event_streams.clone().try_acquire_owned().map_err(|_| {
-        Problem::new(Code::Busy, "Too many event feeds are open. Close one, or try again later.")
-            .retry_after(Duration::from_secs(10))
-    })?;
+    let follower = Follower::new(&api, caller, headers)?;
     let news = api.ledger.newest_event();
-    let feed = Feed {
-        api,
-        task,
-        after,
-        news,
-        look_at_task: task.is_some(),
-        ended: false,
-        peer: caller.origin.address.parse().ok(),
-        headers,
-        known_at: Instant::now(),
-        _permit: permit,
-    };
+    let feed = Feed { api, place: Place::new(task, after), news, follower };
     let greeting = stream::once(async { Ok(Message::default().retry(RETRY).comment("fettle events")) });
     let pages = stream::unfold(feed, |mut feed| async move { feed.next().await.map(|page| (page, feed)) });
     let messages = pages.flat_map(|page| stream::iter(page).map(Ok));
@@ -124,27 +106,16 @@ fn feed(
 
 struct Feed {
     api: ApiState,
-    task: Option<TaskId>,
-    after: u64,
+    place: Place,
     news: watch::Receiver<u64>,
-    /// The Task may have ended: at the start, and after an event that says so.
-    look_at_task: bool,
-    ended: bool,
-    /// With what the follower has come, and from where: a feed outlasts sessions, tokens and keys.
-    headers: HeaderMap,
-    peer: Option<IpAddr>,
-    known_at: Instant,
-    _permit: OwnedSemaphorePermit,
+    follower: Follower,
 }
 
 impl Feed {
     /// The next messages; waits for some. `None` when the feed is over.
     async fn next(&mut self) -> Option<Vec<Message>> {
-        while !self.ended {
-            if self.known_at.elapsed() >= LOOK_AGAIN {
-                recognise(&self.api, &Method::GET, &self.headers, self.peer).await.ok()?;
-                self.known_at = Instant::now();
-            }
+        while !self.place.ended {
+            self.follower.may_stay(&self.api).await.ok()?;
             // Marked as seen before reading: what comes during the read wakes us again.
             self.news.borrow_and_update();
             match self.read().await {
@@ -163,35 +134,19 @@ impl Feed {
         None
     }
 
-    /// The Task is looked at before its events are read, so that a Task seen as ended has told its last event.
     async fn read(&mut self) -> Result<Vec<Message>, LedgerError> {
-        let over = match self.task {
-            Some(task) if self.look_at_task => self.api.ledger.task(task).await?.state.is_final(),
-            _ => false,
-        };
-        let events = self.api.ledger.events(self.task, self.after, PAGE).await?;
-        let drained = events.len() < usize::from(PAGE);
-        self.look_at_task = (over && !drained) || events.iter().any(|event| is_last(&event.body));
-        if let Some(last) = events.last() {
-            self.after = last.seq;
-        }
-        let mut messages: Vec<Message> = events.into_iter().map(message).collect();
-        if over && drained {
-            self.ended = true;
+        let (events, _) = self.place.read(&self.api).await?;
+        let mut messages: Vec<Message> = events.iter().map(|told| message(&told.event)).collect();
+        if self.place.ended {
             messages.push(Message::default().event("end").data("{}"));
         }
         Ok(messages)
     }
 }
 
-fn is_last(body: &Body) -> bool {
-    matches!(body, Body::TaskDone { .. } | Body::TaskCancelled)
-}
-
-fn message(event: Event) -> Message {
-    let seq = event.seq;
-    let data = serde_json::to_string(&EventBody::from(event)).expect("an event is strings and numbers");
-    Message::default().id(seq.to_string()).data(data)
+fn message(event: &EventBody) -> Message {
+    let data = serde_json::to_string(event).expect("an event is strings and numbers");
+    Message::default().id(event.seq.to_string()).data(data)
 }
 
 /// One event, as `data` of a message.
@@ -199,9 +154,9 @@ fn message(event: Event) -> Message {
 #[schema(as = TaskEvent)]
 pub(crate) struct EventBody {
     /// Over all Tasks; grows.
-    seq: u64,
+    pub(crate) seq: u64,
     #[schema(value_type = String)]
-    task_id: TaskId,
+    pub(crate) task_id: TaskId,
     /// Of this Task, from 1, without gaps.
     task_seq: u64,
     #[schema(value_type = String, format = DateTime)]

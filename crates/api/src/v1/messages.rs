@@ -17,7 +17,8 @@ use crate::state::ApiState;
 
 /// What fits into a prompt beside everything else.
 const MAX_MESSAGE_CHARS: usize = 8_000;
-/// Of one answer: nobody reads further back.
+/// Of a Task, and so of one answer. Each of its Runs is told all of them, and no prompt has room for more; whoever has more to
+/// say wants another Task.
 const MAX_MESSAGES: u16 = 200;
 
 /// What a Task was told, the newest last, at most the newest 200. An issue's comments are among them.
@@ -59,6 +60,7 @@ impl From<Message> for MessageBody {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewMessage {
     /// At most 8,000 characters.
+    #[schema(min_length = 1, max_length = 8000)]
     text: String,
 }
 
@@ -68,7 +70,7 @@ pub(crate) struct NewMessage {
     params(("task_id" = String, Path, description = "`task_…`")), security(("admin_key" = [])), request_body = NewMessage,
     responses(
         (status = 202, description = "Its Runs will be told", body = Messages),
-        (status = 409, description = "The Task has ended", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "The Task has ended, or was told 200 messages, which is as many as it takes", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub(crate) async fn post_message(
@@ -83,6 +85,11 @@ pub(crate) async fn post_message(
         let why =
             format!("The Task is {}, and nobody works on it any more. Retry it, or say it on the issue.", state.name());
         return Err(Problem::new(Code::TooLate, why));
+    }
+    if api.ledger.messages(task, MAX_MESSAGES).await?.len() >= MAX_MESSAGES.into() {
+        let why =
+            format!("The Task was told {MAX_MESSAGES} messages, which is as many as one takes. Make another Task.");
+        return Err(Problem::new(Code::NotPossible, why));
     }
     api.ledger.post_message(task, &caller.actor.name, &body.text).await?;
     let messages = api.ledger.messages(task, MAX_MESSAGES).await?;

@@ -6,6 +6,7 @@ pub(crate) mod cursor;
 pub(crate) mod events;
 pub(crate) mod forge;
 pub(crate) mod inference;
+pub(crate) mod live;
 pub(crate) mod messages;
 pub(crate) mod models;
 pub(crate) mod operations;

@@ -9,6 +9,7 @@ use fettle_domain::id::{JobId, TaskId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::cursor;
 use crate::auth::Caller;
 use crate::extract::{Named, Parameters};
 use crate::problem::{Code, Problem, ProblemBody};
@@ -21,14 +22,29 @@ const COMPARED: u16 = 50;
 /// More would not be answered within the time that a request has.
 const MAX_COMPARED: u16 = 100;
 
-/// Jobs that were given up, the newest first, at most 200. A job of a Task that was tried again since is not among them.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct DeadParameters {
+    /// `next` of the page before.
+    after: Option<String>,
+}
+
+/// Jobs that were given up, the newest first. A job of a Task that was tried again since is not among them.
 #[utoipa::path(
-    get, path = "/api/v1/dead-jobs", operation_id = "list_dead_jobs", tag = "operations", security(("admin_key" = [])),
-    responses((status = 200, description = "All of them", body = DeadJobs))
+    get, path = "/api/v1/dead-jobs", operation_id = "list_dead_jobs", tag = "operations", security(("admin_key" = [])), params(DeadParameters),
+    responses((status = 200, description = "At most 200", body = DeadJobs))
 )]
-pub(crate) async fn list_dead_jobs(State(api): State<ApiState>) -> Result<Json<DeadJobs>, Problem> {
-    let dead = api.ledger.dead(MAX_DEAD).await?;
-    Ok(Json(DeadJobs { items: dead.into_iter().map(DeadJobBody::from).collect() }))
+pub(crate) async fn list_dead_jobs(
+    State(api): State<ApiState>,
+    Parameters(parameters): Parameters<DeadParameters>,
+) -> Result<Json<DeadJobs>, Problem> {
+    let after = cursor::after(parameters.after.as_ref(), cursor::read_id)?.map(JobId::from_uuid);
+    let mut dead = api.ledger.dead(after, MAX_DEAD + 1).await?;
+    let more = dead.len() > MAX_DEAD.into();
+    dead.truncate(MAX_DEAD.into());
+    let next = dead.last().filter(|_| more).map(|last| cursor::write_id(last.job.as_uuid()));
+    Ok(Json(DeadJobs { items: dead.into_iter().map(DeadJobBody::from).collect(), next }))
 }
 
 /// Takes a dead job up again, in its own Task, with its journal: attempts and crashes count anew.
@@ -61,6 +77,7 @@ pub(crate) struct AuditParameters {
     #[serde(default)]
     forge: bool,
     /// How many: 1 to 100, 50 when absent.
+    #[param(minimum = 1, maximum = 100)]
     tasks: Option<u16>,
 }
 
@@ -93,6 +110,8 @@ pub(crate) async fn audit(
 #[derive(Serialize, ToSchema)]
 pub(crate) struct DeadJobs {
     items: Vec<DeadJobBody>,
+    /// `after` of the next page; null on the last one.
+    next: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]

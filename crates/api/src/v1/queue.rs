@@ -5,14 +5,24 @@ use axum::extract::State;
 use fettle_app::ports::ledger::{OpenJob, Stands};
 use fettle_domain::id::{JobId, TaskId, WorkerId};
 use jiff::Timestamp;
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
+use super::cursor;
+use crate::extract::Parameters;
 use crate::problem::Problem;
 use crate::state::ApiState;
 
-/// Held jobs, and as many that nobody holds: what a person can look through. The overview counts all.
+/// Held jobs, and as many that nobody holds: what a person can look through at once. The overview counts all.
 const MAX_JOBS: u16 = 100;
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct QueueParameters {
+    /// `next` of the page before.
+    after: Option<String>,
+}
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Queue)]
@@ -21,6 +31,8 @@ pub(crate) struct QueueBody {
     items: Vec<OpenJobBody>,
     /// There are more than are listed.
     cut: bool,
+    /// `after` of the next page, which has further ones that nobody holds; null when there is none.
+    next: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -93,19 +105,29 @@ impl From<OpenJob> for OpenJobBody {
     }
 }
 
-/// Jobs that have not ended: who holds which, and what waits for what. Those that were given up are among the dead ones.
+/// Jobs that have not ended: who holds which, and what waits for what. Those that were given up are among the dead ones. What is
+/// held is on the first page alone.
 #[utoipa::path(
-    get, path = "/api/v1/queue", operation_id = "get_queue", tag = "operations", security(("admin_key" = [])),
+    get, path = "/api/v1/queue", operation_id = "get_queue", tag = "operations", security(("admin_key" = [])), params(QueueParameters),
     responses((status = 200, description = "At most 100 that are held, and 100 that are not", body = QueueBody))
 )]
-pub(crate) async fn get_queue(State(api): State<ApiState>) -> Result<Json<QueueBody>, Problem> {
-    let mut items = api.ledger.held_jobs(MAX_JOBS + 1).await?;
-    let mut unheld = api.ledger.unheld_jobs(MAX_JOBS + 1).await?;
-    let cut = items.len().max(unheld.len()) > MAX_JOBS.into();
+pub(crate) async fn get_queue(
+    State(api): State<ApiState>,
+    Parameters(parameters): Parameters<QueueParameters>,
+) -> Result<Json<QueueBody>, Problem> {
+    let after = cursor::after(parameters.after.as_ref(), cursor::read_id)?.map(JobId::from_uuid);
+    let mut items = match after {
+        None => api.ledger.held_jobs(MAX_JOBS + 1).await?,
+        Some(_) => Vec::new(),
+    };
+    let mut unheld = api.ledger.unheld_jobs(after, MAX_JOBS + 1).await?;
+    let more = unheld.len() > MAX_JOBS.into();
+    let cut = more || items.len() > MAX_JOBS.into();
     items.truncate(MAX_JOBS.into());
     unheld.truncate(MAX_JOBS.into());
+    let next = unheld.last().filter(|_| more).map(|last| cursor::write_id(last.job.as_uuid()));
     items.append(&mut unheld);
-    Ok(Json(QueueBody { items: items.into_iter().map(OpenJobBody::from).collect(), cut }))
+    Ok(Json(QueueBody { items: items.into_iter().map(OpenJobBody::from).collect(), cut, next }))
 }
 
 #[derive(Serialize, ToSchema)]

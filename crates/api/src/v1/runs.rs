@@ -1,8 +1,8 @@
 //! Several Runs of one Task, side by side, and the pull request that is made from one of them.
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::header::LOCATION;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::{Extension, Json};
 use fettle_app::ports::ledger::LedgerError;
@@ -12,7 +12,7 @@ use fettle_domain::id::{RunId, TaskId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::submit::{MAX_NAME_CHARS, fits};
+use super::submit::{MAX_NAME_CHARS, fits, idempotency_key};
 use super::tasks::{self, RunBody, TaskBody};
 use crate::auth::Caller;
 use crate::extract::{Body, Named};
@@ -68,6 +68,7 @@ pub(crate) fn further(runs: Vec<NewRun>, pointer: &str) -> Result<Vec<FurtherRun
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewRuns {
     /// At least one; a Task has at most eight in all.
+    #[schema(min_items = 1, max_items = 8)]
     runs: Vec<NewRun>,
 }
 
@@ -81,9 +82,13 @@ pub(crate) struct NewRunIds {
 /// Adds Runs to a Task, which work beside the others. When all have ended and several have a patch, a person chooses one.
 #[utoipa::path(
     post, path = "/api/v1/tasks/{task_id}/runs", operation_id = "add_runs", tag = "runs",
-    params(("task_id" = String, Path, description = "`task_…`")), security(("admin_key" = [])), request_body = NewRuns,
+    params(
+        ("task_id" = String, Path, description = "`task_…`"),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key again for this Task adds nothing; at most 200 characters"),
+    ),
+    security(("admin_key" = [])), request_body = NewRuns,
     responses(
-        (status = 201, description = "They stand in line", body = NewRunIds),
+        (status = 201, description = "They stand in line; also when the request is a repetition", body = NewRunIds),
         (status = 409, description = "The Task is cancelled, has its pull request, or has as many Runs as it may", body = ProblemBody,
          content_type = "application/problem+json"),
     )
@@ -92,16 +97,19 @@ pub(crate) async fn add_runs(
     State(api): State<ApiState>,
     Extension(caller): Extension<Caller>,
     Named(task): Named<TaskId>,
+    headers: HeaderMap,
     Body(body): Body<NewRuns>,
 ) -> Result<Response, Problem> {
     if body.runs.is_empty() {
         return Err(Problem::refused("/runs", "Name at least one Run: `{\"model\": …}`, or `{}` for the first model."));
     }
     let runs = further(body.runs, "/runs")?;
-    let run_ids = api.submit.add_runs(task, &caller.actor.name, runs).await.map_err(|error| match error {
-        SubmitError::Ledger(LedgerError::Invalid(why)) => Problem::new(Code::NotPossible, why),
-        other => other.into(),
-    })?;
+    let key = idempotency_key(&headers)?;
+    let run_ids =
+        api.submit.add_runs(task, &caller.actor.name, runs, key.as_deref()).await.map_err(|error| match error {
+            SubmitError::Ledger(LedgerError::Invalid(why)) => Problem::new(Code::NotPossible, why),
+            other => other.into(),
+        })?;
     Ok((StatusCode::CREATED, Json(NewRunIds { run_ids })).into_response())
 }
 

@@ -12,8 +12,15 @@ use crate::extract::{Named, Parameters};
 use crate::problem::{Code, Problem, ProblemBody};
 use crate::state::ApiState;
 
-/// Of one answer: with texts cut, some megabyte at most.
+/// Of one answer.
 const PAGE: u16 = 50;
+/// Bytes of one answer's texts, as they are shown; what does not fit is on the next page. A step that is larger alone has one for
+/// itself.
+const MAX_PAGE_BYTES: usize = 1024 * 1024;
+/// Read at once: a step's body in the journal has up to 256 KiB, and one in a blob is read by itself.
+const STEPS_AT_ONCE: u16 = 10;
+/// Of one step that are shown: a turn calls a handful.
+const MAX_CALLS: usize = 50;
 /// Bytes of each text that is shown; a person reads no further on a page, and the journal keeps the rest.
 const MAX_TEXT_BYTES: usize = 8 * 1024;
 
@@ -28,7 +35,7 @@ pub(crate) struct StepParameters {
 #[derive(Serialize, ToSchema)]
 #[schema(as = StepPage)]
 pub(crate) struct StepsBody {
-    /// At most 50, in order.
+    /// At most 50, in order, and some megabyte.
     items: Vec<ShownStep>,
     /// `after` of the next page; null when there is no further step, or not yet.
     next: Option<u32>,
@@ -106,7 +113,9 @@ impl ShownStep {
             "model_call" => {
                 said = text("/turn/text").and_then(|text| cutter.text(text));
                 reasoning = text("/turn/reasoning").and_then(|text| cutter.text(text));
-                for call in body.pointer("/turn/calls").and_then(Value::as_array).into_iter().flatten() {
+                let called = body.pointer("/turn/calls").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                cutter.cut |= called.len() > MAX_CALLS;
+                for call in called.iter().take(MAX_CALLS) {
                     let arguments = call.pointer("/arguments/text").or_else(|| call.pointer("/arguments/json"));
                     calls.push(cutter.call(call["name"].as_str(), arguments.unwrap_or(&Value::Null)));
                 }
@@ -136,6 +145,13 @@ impl ShownStep {
             cut: cutter.cut,
         }
     }
+
+    /// Of its texts.
+    fn bytes(&self) -> usize {
+        let texts = [&self.said, &self.reasoning, &self.output].into_iter().flatten().map(String::len);
+        let calls = self.calls.iter().map(|call| call.tool.len() + call.arguments.len());
+        self.phase.len() + self.title.len() + texts.chain(calls).sum::<usize>()
+    }
 }
 
 /// What a Run has done so far: model calls, tool calls with what came of them, and the orchestrator's own steps.
@@ -152,24 +168,50 @@ pub(crate) async fn list_steps(
     Named(run): Named<RunId>,
     Parameters(parameters): Parameters<StepParameters>,
 ) -> Result<Json<StepsBody>, Problem> {
-    let from = parameters.after.map_or(0, |after| after.saturating_add(1));
-    let mut steps = api.ledger.journal(run, from, PAGE + 1).await?;
-    let more = steps.len() > PAGE.into();
-    steps.truncate(PAGE.into());
-    let next = steps.last().filter(|_| more).map(|last| last.seq);
-    let mut items = Vec::new();
-    for step in steps {
-        let body = match &step.body {
-            StepBody::Inline(value) => value.clone(),
-            StepBody::Blob(id) => {
-                let Ok(_permit) = api.blobs_in_flight.acquire().await else {
-                    return Err(Problem::new(Code::Unavailable, "The process is shutting down."));
-                };
-                let blob = api.ledger.blob(*id).await?;
-                serde_json::from_slice(&blob).unwrap_or(Value::Null)
+    let mut from = parameters.after.map_or(0, |after| after.saturating_add(1));
+    let (mut items, mut bytes) = (Vec::new(), 0);
+    // One more than is wanted, to know whether there is one.
+    loop {
+        let steps = api.ledger.journal(run, from, STEPS_AT_ONCE).await?;
+        let last = steps.len() < STEPS_AT_ONCE.into();
+        for step in steps {
+            from = step.seq.saturating_add(1);
+            if items.len() >= PAGE.into() {
+                return Ok(page(items, true));
             }
-        };
-        items.push(ShownStep::new(step, &body));
+            let shown = show(&api, step).await?;
+            bytes += shown.bytes();
+            if bytes > MAX_PAGE_BYTES && !items.is_empty() {
+                return Ok(page(items, true));
+            }
+            items.push(shown);
+        }
+        if last {
+            return Ok(page(items, false));
+        }
     }
-    Ok(Json(StepsBody { items, next }))
+}
+
+fn page(items: Vec<ShownStep>, more: bool) -> Json<StepsBody> {
+    let next = items.last().filter(|_| more).map(|last| last.seq);
+    Json(StepsBody { items, next })
+}
+
+async fn show(api: &ApiState, step: StepRecord) -> Result<ShownStep, Problem> {
+    match &step.body {
+        StepBody::Inline(value) => {
+            let value = value.clone();
+            Ok(ShownStep::new(step, &value))
+        }
+        StepBody::Blob(id) => {
+            // Held until only what is shown is left of it.
+            let Ok(_permit) = api.blobs_in_flight.acquire().await else {
+                return Err(Problem::new(Code::Unavailable, "The process is shutting down."));
+            };
+            let blob = api.ledger.blob(*id).await?;
+            let value = serde_json::from_slice(&blob).unwrap_or(Value::Null);
+            drop(blob);
+            Ok(ShownStep::new(step, &value))
+        }
+    }
 }

@@ -225,7 +225,7 @@ pub(crate) fn fits(pointer: &str, text: Option<&str>, max_chars: usize) -> Resul
     }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };

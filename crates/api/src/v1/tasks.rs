@@ -35,6 +35,7 @@ pub(crate) const ADMIN: &str = "admin";
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListParameters {
     /// Items of a page: 1 to 200, 50 when absent.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u16>,
     /// `next` of the page before.
     after: Option<String>,
@@ -56,12 +57,7 @@ pub(crate) async fn list_tasks(
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(Problem::refused("?limit", format!("A page has 1 to {MAX_LIMIT} items, not {limit}.")));
     }
-    let after = match &parameters.after {
-        None => None,
-        Some(text) => {
-            Some(cursor::read(text).ok_or_else(|| Problem::refused("?after", "This is not the `next` of a page."))?)
-        }
-    };
+    let after = cursor::after(parameters.after.as_ref(), cursor::read)?;
     let filter = TaskFilter { state: parameters.state.map(TaskState::from) };
     let mut tasks = api.ledger.tasks(filter, after, limit + 1).await?;
     let more = tasks.len() > usize::from(limit);

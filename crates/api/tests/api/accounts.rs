@@ -13,8 +13,9 @@ use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 
+use crate::contract;
 use crate::models::adding;
-use crate::world::{ADMIN_KEY, Counted, Still, World};
+use crate::world::{ADMIN_KEY, Counted, Seen, Still, World};
 
 const PASSWORD: &str = "mohnfeld-quirlt-19-laternen";
 const OURS: [(&str, &str); 2] = [("x-fettle-request", "1"), ("sec-fetch-site", "same-origin")];
@@ -64,7 +65,7 @@ impl House {
 
     /// With somebody else who says who people are.
     pub(crate) async fn with_provider(foreign: Foreign) -> Self {
-        let (mut door, setup, store, data) = Self::door(Registration::Closed).await;
+        let (mut door, setup, store, data) = Self::door(Registration::Open).await;
         door.foreign = Some(foreign);
         let world = World::behind(door, adding(&store).await).await;
         Self { world, setup, store, _data: data }
@@ -80,8 +81,14 @@ impl House {
         (door, setup.unwrap(), store, data)
     }
 
-    async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Value>) -> Answer {
-        let mut request = self.world.http.request(method, format!("{}{path}", self.world.public));
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Answer {
+        let mut request = self.world.http.request(method.clone(), format!("{}{path}", self.world.public));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -89,12 +96,13 @@ impl House {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
         let answer = request.send().await.unwrap();
-        let status = answer.status().as_u16();
         let cookie = answer.headers().get("set-cookie").map(|cookie| cookie.to_str().unwrap().to_owned());
-        Answer { status, cookie, text: answer.text().await.unwrap() }
+        let seen = Seen::read(answer).await;
+        contract::check(&method, path, &seen);
+        Answer { status: seen.status.as_u16(), cookie, text: seen.text }
     }
 
-    async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.ask(Method::POST, path, &[], Some(body)).await
     }
 
@@ -118,7 +126,7 @@ impl House {
         made.json()["id"].as_str().unwrap().to_owned()
     }
 
-    async fn tokens(&self, name: &str) -> (String, String) {
+    pub(crate) async fn tokens(&self, name: &str) -> (String, String) {
         let given = self.post("/api/auth/login", json!({"username": name, "password": PASSWORD})).await;
         assert_eq!(given.status, 200, "{}", given.text);
         let tokens = given.json();
@@ -127,7 +135,7 @@ impl House {
         (text("accessToken"), text("refreshToken"))
     }
 
-    async fn cookie(&self, name: &str) -> String {
+    pub(crate) async fn cookie(&self, name: &str) -> String {
         let signed_in = self.post("/api/auth/session", json!({"username": name, "password": PASSWORD})).await;
         assert_eq!(signed_in.status, 200, "{}", signed_in.text);
         pair(&signed_in)
@@ -139,7 +147,7 @@ impl House {
     }
 }
 
-fn pair(answer: &Answer) -> String {
+pub(crate) fn pair(answer: &Answer) -> String {
     answer.cookie.as_ref().unwrap().split(';').next().unwrap().to_owned()
 }
 
@@ -492,6 +500,48 @@ async fn a_new_password_ends_the_other_sessions_and_the_last_admin_stays() {
     for body in [json!({"role": "viewer"}), json!({"active": false})] {
         assert_eq!(house.by_key(Method::PATCH, &format!("/api/v1/users/{ada}"), Some(body)).await.status, 409);
     }
+}
+
+#[tokio::test]
+async fn admins_see_and_remove_the_keys_of_others_and_an_admins_new_password_removes_all() {
+    let house = House::open(Registration::Closed).await;
+    let (bob, eve) = (house.user("bob", Role::Viewer).await, house.user("eve", Role::Maintainer).await);
+    let (bobs, eves) = (house.tokens("bob").await.0, house.tokens("eve").await.0);
+    let mut keys = Vec::new();
+    for name in ["first", "second", "third"] {
+        let made =
+            house.with(&bobs, Method::POST, "/api/v1/api-keys", Some(json!({"name": name, "scopes": ["read"]}))).await;
+        keys.push(made.json());
+    }
+    let of_bob = format!("/api/v1/users/{bob}/keys");
+    let names = |list: &Value| -> Vec<String> {
+        list["items"].as_array().unwrap().iter().map(|key| key["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let listed = house.by_key(Method::GET, &of_bob, None).await.json();
+    assert_eq!(names(&listed).len(), 3);
+    assert_eq!(house.with(&bobs, Method::GET, &of_bob, None).await.json(), listed, "one's own");
+    assert_eq!(house.with(&eves, Method::GET, &of_bob, None).await.status, 404);
+    let path = |user: &str, nth: usize| format!("/api/v1/users/{user}/keys/{}", keys[nth]["id"].as_str().unwrap());
+    assert_eq!(house.with(&eves, Method::DELETE, &path(&bob, 0), None).await.status, 404);
+    assert_eq!(house.by_key(Method::DELETE, &path(&eve, 0), None).await.status, 404, "it is not eve's");
+    assert_eq!(house.by_key(Method::DELETE, &path(&bob, 0), None).await.status, 204);
+    assert_eq!(house.with(&bobs, Method::DELETE, &path(&bob, 1), None).await.status, 204);
+    let secret = |nth: usize| keys[nth]["key"].as_str().unwrap();
+    let status =
+        async |nth: usize| house.ask(Method::GET, "/api/v1/me", &[("x-api-key", secret(nth))], None).await.status;
+    assert_eq!([status(0).await, status(1).await, status(2).await], [401, 401, 200]);
+    let nobody = "/api/v1/users/user_00000000000000000000000000000099/keys";
+    assert_eq!(house.by_key(Method::GET, nobody, None).await.status, 404);
+
+    let changed =
+        house.by_key(Method::PATCH, &format!("/api/v1/users/{bob}"), Some(json!({"role": "maintainer"}))).await;
+    assert_eq!((changed.status, status(2).await), (200, 200), "another role leaves them");
+    let password = json!({"password": "another-quirl-of-19-poppies"});
+    assert_eq!(house.by_key(Method::PATCH, &format!("/api/v1/users/{bob}"), Some(password)).await.status, 200);
+    assert_eq!(status(2).await, 401);
+    assert_eq!(house.by_key(Method::GET, &of_bob, None).await.json()["items"], json!([]));
+    let log = house.by_key(Method::GET, "/api/v1/audit-log?limit=1", None).await.json();
+    assert_eq!(log["items"][0]["detail"], "a new password, without its keys");
 }
 
 #[tokio::test]

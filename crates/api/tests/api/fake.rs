@@ -87,6 +87,18 @@ impl FakeLedger {
         self.push(&mut inner, task, body);
     }
 
+    /// Many events at once, which ring the bell once.
+    pub(crate) fn tell_often(&self, task: TaskId, bodies: impl Iterator<Item = EventBody>) {
+        let mut inner = self.inner.lock().unwrap();
+        let correlation = inner.task(task).unwrap().correlation;
+        let told = inner.events.iter().filter(|event| event.task == task).count() as u64;
+        for (task_seq, body) in (told + 1..).zip(bodies) {
+            let seq = inner.events.len() as u64 + 1;
+            inner.events.push(Event { seq, task, task_seq, at: start(), correlation, body });
+        }
+        self.newest.send_replace(inner.events.len() as u64);
+    }
+
     pub(crate) fn settle_pull_request(&self, task: TaskId, number: u64) {
         let mut inner = self.inner.lock().unwrap();
         let id = EffectId::from_uuid(Uuid::from_u128(u128::from(number)));
@@ -410,7 +422,7 @@ impl Ledger for FakeLedger {
         }
     }
 
-    async fn dead(&self, _max: u16) -> L<Vec<DeadJob>> {
+    async fn dead(&self, _after: Option<JobId>, _max: u16) -> L<Vec<DeadJob>> {
         self.well().await?;
         Ok(Vec::new())
     }
@@ -423,10 +435,11 @@ impl Ledger for FakeLedger {
         Ok(open)
     }
 
-    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
+    async fn unheld_jobs(&self, after: Option<JobId>, max: u16) -> L<Vec<OpenJob>> {
         self.well().await?;
+        // Ids are given in their order here.
         let mut open = self.inner.lock().unwrap().open_jobs();
-        open.retain(|job| !matches!(job.stands, Stands::Held { .. }));
+        open.retain(|job| !matches!(job.stands, Stands::Held { .. }) && after.is_none_or(|after| job.job > after));
         open.truncate(max.into());
         Ok(open)
     }

@@ -13,6 +13,8 @@ mod fake;
 #[cfg(test)]
 mod health;
 #[cfg(test)]
+mod live;
+#[cfg(test)]
 mod models;
 #[cfg(test)]
 mod oidc;

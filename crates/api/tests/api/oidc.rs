@@ -278,6 +278,12 @@ impl Inn {
         Begun { state: of("state"), nonce: of("nonce"), challenge: of("code_challenge"), cookie }
     }
 
+    /// The word by which the page of the sign-in says why somebody was not signed in.
+    fn refused(seen: &Seen) -> &str {
+        assert!(seen.status == 303 && seen.cookie("fettle_session").is_none(), "{} {}", seen.status, seen.text);
+        seen.location.strip_prefix("/sign-in?problem=").unwrap_or_else(|| panic!("{}", seen.location))
+    }
+
     /// A code as the provider gives it to the browser that began.
     fn approve(&self, begun: &Begun, subject: &str, email: &str, says: Says) -> String {
         let mut codes = self.emulated.codes.lock().unwrap();
@@ -337,7 +343,7 @@ async fn who_comes_from_the_provider_has_one_account_whatever_their_address_beco
     // Made inactive here, the provider's word is no longer enough; and there is no password to try.
     let path = format!("/api/v1/users/{}", me["id"].as_str().unwrap());
     assert_eq!(inn.house.by_key(Method::PATCH, &path, Some(json!({"active": false}))).await.status, 200);
-    assert_eq!(inn.sign_in("1", "ada@example.org", Says::Right).await.status, 403);
+    assert_eq!(Inn::refused(&inn.sign_in("1", "ada@example.org", Says::Right).await), "inactive");
     let body = json!({"username": "ada.l-2", "password": ""}).to_string();
     let login = inn.http.post(format!("{}/api/auth/login", inn.house.world.public));
     let login = login.header("content-type", "application/json").body(body).send().await.unwrap();
@@ -347,21 +353,20 @@ async fn who_comes_from_the_provider_has_one_account_whatever_their_address_beco
 #[tokio::test]
 async fn nothing_that_the_provider_did_not_say_for_this_sign_in_counts() {
     let inn = Inn::open().await;
-    for (says, status) in [
-        (Says::AnotherNonce, 401),
-        (Says::AnotherAudience, 401),
-        (Says::AnotherIssuer, 401),
-        (Says::Expired, 401),
-        (Says::Unsigned, 401),
-        (Says::SharedSecret, 401),
-        (Says::SignedByAnother, 401),
-        (Says::SignedByAnUnknownKey, 401),
-        (Says::Unverified, 403),
-        (Says::Stranger, 403),
+    for (says, word) in [
+        (Says::AnotherNonce, "unfit"),
+        (Says::AnotherAudience, "unfit"),
+        (Says::AnotherIssuer, "unfit"),
+        (Says::Expired, "unfit"),
+        (Says::Unsigned, "unfit"),
+        (Says::SharedSecret, "unfit"),
+        (Says::SignedByAnother, "unfit"),
+        (Says::SignedByAnUnknownKey, "unfit"),
+        (Says::Unverified, "unverified"),
+        (Says::Stranger, "not_allowed"),
     ] {
         let seen = inn.sign_in("1", "ada@example.org", says).await;
-        assert_eq!(seen.status, status, "{says:?}: {}", seen.text);
-        assert!(seen.cookie("fettle_session").is_none(), "{says:?}");
+        assert_eq!(Inn::refused(&seen), word, "{says:?}");
         assert!(seen.cookies.iter().any(|set| set.starts_with("fettle_sign_in=;")), "what was begun is over");
         let last = inn.log().await.pop().unwrap().note;
         assert_eq!((&*last.action, &*last.result, &*last.actor), ("login", "refused", "unknown"), "{says:?}");
@@ -380,19 +385,21 @@ async fn a_sign_in_ends_in_the_browser_where_it_began_and_once() {
     for cookie in [mine.cookie.as_str(), "", "fettle_sign_in=0123456789abcdef"] {
         let path = format!("/api/auth/oidc/callback?code={code}&state={}", theirs.state);
         let seen = inn.get(&path, cookie).await;
-        assert_eq!(seen.status, 401, "{}", seen.text);
-        assert!(seen.text.contains("not begun in this browser"), "{}", seen.text);
+        assert_eq!(Inn::refused(&seen), "not_begun_here");
     }
     // Somebody else's code with my state: the provider knows for whom it was.
     let injected = inn.end(&mine, &code).await;
-    assert_eq!(injected.status, 401, "{}", injected.text);
+    assert_eq!(Inn::refused(&injected), "unfit");
 
     let mine = inn.begin().await;
     let code = inn.approve(&mine, "1", "ada@example.org", Says::Right);
-    assert_eq!(inn.end(&mine, &code).await.status, 303);
-    assert_eq!(inn.end(&mine, &code).await.status, 401, "a code is good once");
-    for path in ["?error=access_denied&state=x", "", "?state=x", "?code=x"] {
-        assert_eq!(inn.get(&format!("/api/auth/oidc/callback{path}"), &mine.cookie).await.status, 401, "{path}");
+    assert_eq!(inn.end(&mine, &code).await.location, "/");
+    assert_eq!(Inn::refused(&inn.end(&mine, &code).await), "unfit", "a code is good once");
+    for (path, word) in
+        [("?error=access_denied&state=x", "refused"), ("", "nothing"), ("?state=x", "nothing"), ("?code=x", "nothing")]
+    {
+        let seen = inn.get(&format!("/api/auth/oidc/callback{path}"), &mine.cookie).await;
+        assert_eq!(Inn::refused(&seen), word, "{path}");
     }
 }
 
@@ -401,23 +408,41 @@ async fn an_address_that_an_account_has_already_opens_no_account() {
     let inn = Inn::open().await;
     inn.house.user("ada", Role::Admin).await;
     let seen = inn.sign_in("1", "ada@example.org", Says::Right).await;
-    assert_eq!(seen.status, 409, "{}", seen.text);
-    assert!(seen.cookie("fettle_session").is_none());
+    assert_eq!(Inn::refused(&seen), "email_has_account");
+}
+
+#[tokio::test]
+async fn nobody_registers_with_an_address_of_the_providers_people_so_nobody_is_kept_out_or_joined_to_a_stranger() {
+    let inn = Inn::open().await;
+    let register = |name: &str, email: &str| {
+        let body = json!({"username": name, "email": email, "password": "mohnfeld-quirlt-19-laternen"});
+        inn.house.post("/api/auth/register", body)
+    };
+    for email in ["ada@example.org", " ADA@Example.ORG "] {
+        let taken = register("eve", email).await;
+        assert_eq!((taken.status, taken.json()["errors"][0]["pointer"].clone()), (422, json!("/email")), "{email}");
+    }
+    assert_eq!(register("eve", "eve@example.com").await.status, 201, "others may");
+    let ada = inn.sign_in("1", "ada@example.org", Says::Right).await;
+    assert_eq!(inn.me(&ada).await["username"], "ada.l");
+    // An account that has the address by an admin's word stays one of its own.
+    inn.house.user("bob", Role::Viewer).await;
+    assert_eq!(Inn::refused(&inn.sign_in("2", "bob@example.org", Says::Right).await), "email_has_account");
 }
 
 #[tokio::test]
 async fn new_keys_of_the_provider_are_found_and_a_made_up_one_does_not_make_us_ask_again_and_again() {
     let inn = Inn::open().await;
-    assert_eq!(inn.sign_in("1", "ada@example.org", Says::Right).await.status, 303);
+    assert_eq!(inn.sign_in("1", "ada@example.org", Says::Right).await.location, "/");
     for _ in 0..3 {
-        assert_eq!(inn.sign_in("1", "ada@example.org", Says::SignedByAnUnknownKey).await.status, 401);
+        assert_eq!(Inn::refused(&inn.sign_in("1", "ada@example.org", Says::SignedByAnUnknownKey).await), "unfit");
     }
     assert_eq!(*inn.emulated.asked.lock().unwrap(), 1);
     inn.emulated.keys.lock().unwrap().push(Arc::new(Key::make("second")));
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(61)).await;
     tokio::time::resume();
-    assert_eq!(inn.sign_in("1", "ada@example.org", Says::Right).await.status, 303);
+    assert_eq!(inn.sign_in("1", "ada@example.org", Says::Right).await.location, "/");
     assert_eq!(*inn.emulated.asked.lock().unwrap(), 2);
 }
 
@@ -438,7 +463,9 @@ async fn without_a_provider_there_is_none_and_one_that_is_away_is_said_to_be() {
         allowed: Allowed::default(),
         role: Role::Viewer,
     });
-    let answer = away.await.world.get("/api/auth/oidc/start").await;
-    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(answer.text.contains("does not answer") && !answer.text.contains("127.0.0.1"), "{}", answer.text);
+    let away = away.await;
+    let http = reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).build().unwrap();
+    let answer = http.get(format!("{}/api/auth/oidc/start", away.world.public)).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 303);
+    assert_eq!(answer.headers()["location"], "/sign-in?problem=away");
 }

@@ -9,11 +9,11 @@ use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::object::BlobId;
 use fettle_domain::step::{StepBody, StepKind, StepRecord};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::world::World;
+use crate::world::{ADMIN_KEY, World};
 
 async fn lease(world: &World) -> LeaseRef {
     let who = Holder { worker: WorkerId::from_uuid(Uuid::from_u128(7)), name: "worker-1".to_owned() };
@@ -128,4 +128,139 @@ async fn a_journal_is_read_page_by_page_with_its_texts_cut() {
     assert_eq!(rest["items"].as_array().unwrap().len(), 10);
     let unknown = "/api/v1/runs/run_00000000000000000000000000000009/steps";
     assert_eq!(world.get(unknown).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_journal_of_large_steps_is_told_in_answers_of_limited_size_and_whole() {
+    let world = World::start().await;
+    let task = world.task().await;
+    let shown = world.get(&format!("/api/v1/tasks/{task}")).await.json();
+    let path = format!("/api/v1/runs/{}/steps", shown["run"]["id"].as_str().unwrap());
+    let lease = lease(&world).await;
+    let call = json!({ "name": "view", "arguments": { "text": "a".repeat(8_000) } });
+    let turn = |calls: usize| json!({ "turn": { "text": "x".repeat(100_000), "calls": vec![call.clone(); calls] } });
+    for seq in 0..12 {
+        // Some 400 KiB are shown of each, but of one, which has more calls than anybody reads.
+        let body = turn(if seq == 5 { 400 } else { 48 });
+        world.ledger.record(&lease, &step(seq, StepKind::ModelCall, body)).await.unwrap();
+    }
+    let (mut after, mut seen) = (String::new(), Vec::new());
+    loop {
+        let page = world.get(&format!("{path}{after}")).await;
+        assert!(page.text.len() <= 1_200 * 1024, "{}", page.text.len());
+        let page = page.json();
+        for item in page["items"].as_array().unwrap() {
+            seen.push(item["seq"].as_u64().unwrap());
+            assert_eq!(item["calls"].as_array().unwrap().len(), if item["seq"] == 5 { 50 } else { 48 });
+            assert_eq!(item["cut"], true);
+        }
+        match page["next"].as_u64() {
+            Some(next) => after = format!("?after={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen, (0..12).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_waits_is_listed_page_by_page() {
+    let world = World::start().await;
+    for _ in 0..205 {
+        world.task().await;
+    }
+    let mut jobs = Vec::new();
+    let mut path = "/api/v1/queue".to_owned();
+    let mut sizes = Vec::new();
+    loop {
+        let page = world.get(&path).await.json();
+        let items = page["items"].as_array().unwrap();
+        assert_eq!(page["cut"], !page["next"].is_null());
+        sizes.push(items.len());
+        jobs.extend(items.iter().map(|job| job["job_id"].as_str().unwrap().to_owned()));
+        match page["next"].as_str() {
+            Some(next) => path = format!("/api/v1/queue?after={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(sizes, [100, 100, 5]);
+    jobs.sort();
+    jobs.dedup();
+    assert_eq!(jobs.len(), 205);
+    for odd in ["x", "1", "1AAAA"] {
+        for list in ["queue", "dead-jobs"] {
+            let seen = world.get(&format!("/api/v1/{list}?after={odd}")).await;
+            assert_eq!(seen.problem(), (422, "refused".to_owned()), "{list} {odd}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_has_not_changed_is_not_told_again() {
+    let world = World::start().await;
+    let task = world.task().await;
+    let key = format!("Bearer {ADMIN_KEY}");
+    let ask = async |path: &str, known: &str| {
+        let headers = [("authorization", key.as_str()), ("if-none-match", known)];
+        world.ask(Method::GET, path, &headers, None).await
+    };
+    let one = format!("/api/v1/tasks/{task}");
+    for path in [
+        one.clone(),
+        format!("{one}/runs"),
+        format!("{one}/messages"),
+        "/api/v1/tasks".to_owned(),
+        "/api/v1/queue".to_owned(),
+    ] {
+        let first = world.get(&path).await;
+        let tag = first.header("etag").to_owned();
+        assert!(tag.starts_with("W/\""), "{tag}");
+        assert_eq!(first.header("cache-control"), "private, no-cache");
+        let again = ask(&path, &tag).await;
+        assert_eq!(
+            (again.status, again.text.as_str(), again.header("etag")),
+            (StatusCode::NOT_MODIFIED, "", tag.as_str())
+        );
+        assert_eq!(ask(&path, "\"other\"").await.text, first.text);
+    }
+    let before = world.get(&one).await.header("etag").to_owned();
+    world.ledger.settle_pull_request(task, 12);
+    let changed = ask(&one, &before).await;
+    assert_eq!(changed.status, StatusCode::OK);
+    assert_ne!(changed.header("etag"), before);
+    // What is wrong has no revision, and accounts are kept by nobody.
+    let missing = ask(&format!("{one}/patch"), "*").await;
+    assert_eq!(missing.status, StatusCode::NOT_FOUND);
+    let me = world.get("/api/v1/me").await;
+    assert_eq!((me.header("cache-control"), me.headers.contains_key("etag")), ("no-store", false));
+}
+
+#[tokio::test]
+async fn a_head_is_answered_as_a_get_without_its_body() {
+    let world = World::start().await;
+    let task = world.task().await;
+    let key = format!("Bearer {ADMIN_KEY}");
+    let headers = [("authorization", key.as_str())];
+    for path in ["/api/v1/tasks".to_owned(), format!("/api/v1/tasks/{task}"), "/api/v1/me".to_owned()] {
+        let (get, head) = (world.get(&path).await, world.ask(Method::HEAD, &path, &headers, None).await);
+        assert_eq!((head.status, head.text.as_str()), (StatusCode::OK, ""), "{path}");
+        assert_eq!(head.headers.get("etag"), get.headers.get("etag"), "{path}");
+        assert_eq!(head.header("content-length"), get.text.len().to_string());
+    }
+    assert_eq!(world.ask(Method::HEAD, "/api/v1/tasks", &[], None).await.status, StatusCode::UNAUTHORIZED);
+    let missing = format!("/api/v1/tasks/task_{:032}", 99);
+    assert_eq!(world.ask(Method::HEAD, &missing, &headers, None).await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_task_takes_so_many_messages_and_says_so() {
+    let world = World::start().await;
+    let path = format!("/api/v1/tasks/{}/messages", world.task().await);
+    for nth in 0..200 {
+        let seen = world.post(&path, &json!({"text": format!("message {nth}")})).await;
+        assert_eq!(seen.status, StatusCode::ACCEPTED, "{nth}: {}", seen.text);
+    }
+    let refused = world.post(&path, &json!({"text": "one more"})).await;
+    assert_eq!(refused.problem(), (409, "not_possible".to_owned()));
+    assert!(refused.text.contains("200 messages"), "{}", refused.text);
+    assert_eq!(world.get(&path).await.json()["items"].as_array().unwrap().len(), 200);
 }

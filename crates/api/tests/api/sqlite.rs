@@ -12,12 +12,12 @@ use fettle_domain::object::BlobId;
 use fettle_domain::run::{RunOutcome, RunResult};
 use fettle_domain::step::{StepBody, StepKind, StepRecord};
 use fettle_store_sqlite::{Options, SqliteLedger};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use uuid::Uuid;
 
-use crate::world::{Counted, SECRET, Still, World};
+use crate::world::{ADMIN_KEY, Counted, SECRET, Still, World};
 
 async fn open(dir: &tempfile::TempDir) -> Arc<SqliteLedger> {
     let options = Options::new(Arc::new(Still), Arc::new(Counted::from(1_000_000)));
@@ -177,5 +177,31 @@ async fn deliveries_and_pages_come_back_as_they_went_in() {
     assert!(first.is_some() && first < feed.text.find("task_cancelled") && end.is_some(), "{}", feed.text);
     let retried = world.post(&format!("/api/v1/tasks/{}/retry", seen[1]), &json!({})).await;
     assert_eq!(retried.problem(), (409, "not_possible".to_owned()));
+    ledger.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn runs_that_are_asked_for_again_with_the_same_key_are_added_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(&dir).await;
+    let world = World::on(ledger.clone()).await;
+    let order = json!({"repository": "acme/widget", "issue": 7, "model": "first"});
+    let path = format!("{}/runs", world.post("/api/v1/tasks", &order).await.header("location"));
+    let admin = format!("Bearer {ADMIN_KEY}");
+    let add = async |key: &str, runs: Value| {
+        let headers =
+            [("authorization", admin.as_str()), ("content-type", "application/json"), ("idempotency-key", key)];
+        world.ask(Method::POST, &path, &headers, Some(json!({"runs": runs}).to_string().into_bytes())).await
+    };
+    let two = json!([{"model": "second"}, {"model": "second", "instruction": "small"}]);
+    let (one, other) = tokio::join!(add("a key", two.clone()), add("a key", two.clone()));
+    assert_eq!((one.status, one.json()), (StatusCode::CREATED, other.json()), "{}", other.text);
+    assert_eq!(add("a key", two.clone()).await.json(), one.json());
+    for others in [json!([{"model": "third"}]), json!([{"model": "second"}]), json!([{"model": "second"}, {}, {}])] {
+        assert_eq!(add("a key", others).await.problem(), (422, "refused".to_owned()));
+    }
+    assert_eq!(add("", two.clone()).await.problem(), (422, "refused".to_owned()));
+    assert_ne!(add("another key", two).await.json(), one.json());
+    assert_eq!(world.get(&path).await.json()["items"].as_array().unwrap().len(), 5);
     ledger.close().await.unwrap();
 }

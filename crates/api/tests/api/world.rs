@@ -18,7 +18,7 @@ use fettle_app::ports::model::{Answered, TryModel};
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::{ShowChange, ShowError};
 use fettle_app::submit::{FurtherRun, Missing, NewTask, SubmitError, SubmitTask, Submitted};
-use fettle_app::submitting::plan_run;
+use fettle_app::submitting::{add_plans, plan_run};
 use fettle_domain::forwarded::Network;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
@@ -115,10 +115,15 @@ impl SubmitTask for Submitting {
         Ok(Submitted { task: plan.id, opened })
     }
 
-    async fn add_runs(&self, task: TaskId, by: &str, runs: Vec<FurtherRun>) -> Result<Vec<RunId>, SubmitError> {
-        let plans: Vec<_> = runs.into_iter().map(|run| plan_run(&self.ids, run)).collect();
-        self.ledger.add_runs(task, by, &plans).await.map_err(SubmitError::Ledger)?;
-        Ok(plans.iter().map(|plan| plan.run).collect())
+    async fn add_runs(
+        &self,
+        task: TaskId,
+        by: &str,
+        runs: Vec<FurtherRun>,
+        key: Option<&str>,
+    ) -> Result<Vec<RunId>, SubmitError> {
+        let plans = runs.into_iter().map(|run| plan_run(&self.ids, run)).collect();
+        add_plans(&*self.ledger, task, by, plans, key).await
     }
 }
 
@@ -286,10 +291,7 @@ impl World {
         if let Some(body) = body {
             request = request.body(body);
         }
-        let answer = request.send().await.unwrap();
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = answer.bytes().await.unwrap();
-        let seen = Seen { status, headers, text: String::from_utf8_lossy(&body).into_owned() };
+        let seen = Seen::read(request.send().await.unwrap()).await;
         contract::check(&method, path, &seen);
         seen
     }
@@ -423,6 +425,12 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    pub(crate) async fn read(answer: reqwest::Response) -> Self {
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let body = answer.bytes().await.unwrap();
+        Self { status, headers, text: String::from_utf8_lossy(&body).into_owned() }
+    }
+
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("not JSON: {}", self.text))
     }

@@ -96,6 +96,8 @@ pub struct UserChange {
     pub password: Option<PasswordHash>,
     /// Goes on although the password changes.
     pub keep: Option<SessionId>,
+    /// Removes its keys.
+    pub without_keys: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

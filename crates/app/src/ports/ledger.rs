@@ -588,12 +588,13 @@ pub trait Ledger: Leases {
     async fn retry(&self, task: TaskId, by: &str) -> L<Retried>;
     /// Takes a dead job up again in its own Task. `Invalid`: it is not dead, or its issue has another Task at work.
     async fn redrive(&self, job: JobId, by: &str) -> L<()>;
-    /// The newest first.
-    async fn dead(&self, max: u16) -> L<Vec<DeadJob>>;
+    /// The newest first; those after `after` in this order. None when there is no such job.
+    async fn dead(&self, after: Option<JobId>, max: u16) -> L<Vec<DeadJob>>;
     /// Jobs under a lease, the one first whose holder has to be heard of first.
     async fn held_jobs(&self, max: u16) -> L<Vec<OpenJob>>;
-    /// Open jobs that nobody holds, in the order in which they came.
-    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>>;
+    /// Open jobs that nobody holds, in the order in which they came; those after `after`, which may have been leased or ended
+    /// since. None when there is no such job.
+    async fn unheld_jobs(&self, after: Option<JobId>, max: u16) -> L<Vec<OpenJob>>;
     /// The one with the newest Task first.
     async fn seen_repositories(&self, max: u16) -> L<Vec<SeenRepository>>;
     /// Of a Run's journal, in order: steps from number `from` on.

@@ -1,4 +1,5 @@
 import "./features/access/setupToken";
+import "./features/access/signInProblem";
 import { QueryClient, QueryClientProvider } from "@tanstack/react-query";
 import { createRootRoute, createRoute, createRouter, lazyRouteComponent, redirect, RouterProvider } from "@tanstack/react-router";
 import { StrictMode } from "react";

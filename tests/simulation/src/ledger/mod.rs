@@ -496,16 +496,16 @@ impl Ledger for MemoryLedger {
         self.write("redrive", |tx| job::redrive(tx, job, by)).await
     }
 
-    async fn dead(&self, max: u16) -> L<Vec<DeadJob>> {
-        self.read("dead", |rows, _| Ok(view::dead(rows, max.min(MAX_PAGE)))).await
+    async fn dead(&self, after: Option<JobId>, max: u16) -> L<Vec<DeadJob>> {
+        self.read("dead", |rows, _| Ok(view::dead(rows, after, max.min(MAX_PAGE)))).await
     }
 
     async fn held_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
         self.read("held_jobs", |rows, _| view::held(rows, max.min(MAX_PAGE))).await
     }
 
-    async fn unheld_jobs(&self, max: u16) -> L<Vec<OpenJob>> {
-        self.read("unheld_jobs", |rows, _| view::unheld(rows, max.min(MAX_PAGE))).await
+    async fn unheld_jobs(&self, after: Option<JobId>, max: u16) -> L<Vec<OpenJob>> {
+        self.read("unheld_jobs", |rows, _| view::unheld(rows, after, max.min(MAX_PAGE))).await
     }
 
     async fn seen_repositories(&self, max: u16) -> L<Vec<SeenRepository>> {

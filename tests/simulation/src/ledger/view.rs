@@ -6,7 +6,7 @@ use fettle_app::ports::ledger::{
 };
 use fettle_domain::branch::BranchName;
 use fettle_domain::effect::EffectKind;
-use fettle_domain::id::{RunId, TaskId};
+use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
 use fettle_domain::progress::AtWork;
@@ -165,8 +165,9 @@ pub(super) fn demand(rows: &Rows, slots: &Slots, now: Timestamp) -> Demand {
 }
 
 /// The newest first.
-pub(super) fn dead(rows: &Rows, max: u16) -> Vec<DeadJob> {
-    let dead = rows.jobs.iter().rev().filter_map(|row| match &row.job.state {
+pub(super) fn dead(rows: &Rows, after: Option<JobId>, max: u16) -> Vec<DeadJob> {
+    let dead = rows.jobs.iter().rev().skip_while(|row| after.is_some_and(|after| row.job.id != after));
+    let dead = dead.skip(usize::from(after.is_some())).filter_map(|row| match &row.job.state {
         JobState::Dead { reason } => Some(DeadJob {
             job: row.job.id,
             kind: row.job.kind,
@@ -218,8 +219,9 @@ pub(super) fn held(rows: &Rows, max: u16) -> L<Vec<OpenJob>> {
     held.into_iter().take(max.into()).filter_map(|row| open_job(rows, row).transpose()).collect()
 }
 
-pub(super) fn unheld(rows: &Rows, max: u16) -> L<Vec<OpenJob>> {
-    let open = rows.jobs.iter().filter(|row| !is_held(&row.job.state));
+pub(super) fn unheld(rows: &Rows, after: Option<JobId>, max: u16) -> L<Vec<OpenJob>> {
+    let behind = rows.jobs.iter().skip_while(|row| after.is_some_and(|after| row.job.id != after));
+    let open = behind.skip(usize::from(after.is_some())).filter(|row| !is_held(&row.job.state));
     open.filter_map(|row| open_job(rows, row).transpose()).take(max.into()).collect()
 }
 

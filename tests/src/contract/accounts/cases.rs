@@ -371,6 +371,27 @@ pub async fn keys_are_found_by_their_secret_counted_and_removed<S: Accounts + Ad
     assert!(!world.store.remove_api_key(first.id, note("api_keys.end")).await.unwrap());
     assert_eq!(world.store.find_api_key(secret(0)).await.unwrap(), None);
     assert_eq!(world.actions().await.iter().filter(|action| *action == "api_keys.end").count(), 1);
+
+    let eve = world.add("eve", Role::Viewer).await;
+    let hers = NewApiKey {
+        id: ApiKeyId::from_uuid(Uuid::from_u128(500)),
+        user: eve.id,
+        name: "hers".into(),
+        prefix: "fettle_key_ab".into(),
+        secret: secret(200),
+        scopes: vec![Scope::Read],
+        expires_at: None,
+    };
+    world.store.add_api_key(hers, note("api_keys.create")).await.unwrap().unwrap();
+    add(100).await.unwrap().unwrap();
+    let (password, without_keys) = (Some(PasswordHash("new".into())), true);
+    let own = UserChange { password: password.clone(), ..UserChange::default() };
+    world.store.change_user(ada.id, own, note("me.password")).await.unwrap();
+    assert!(world.store.find_api_key(secret(100)).await.unwrap().is_some());
+    let others = UserChange { password, without_keys, ..UserChange::default() };
+    world.store.change_user(ada.id, others, note("users.change")).await.unwrap();
+    assert_eq!(world.store.list_api_keys(ada.id).await.unwrap(), []);
+    assert_eq!(world.store.list_api_keys(eve.id).await.unwrap().len(), 1);
 }
 
 pub async fn of_many_keys_at_once_no_more_are_made_than_fit<S: Accounts + Additions + 'static>(world: &World<S>) {

@@ -178,7 +178,8 @@ pub async fn five_failures_kill_a_job<S: Subject>(world: &mut World<S>) {
     assert!(world.try_lease(JobKind::Run).await.is_none());
 
     // An operator sees it, and may take it up again once its issue was told.
-    let dead = world.ledger().dead(10).await.unwrap();
+    let dead = world.ledger().dead(None, 10).await.unwrap();
+    assert_eq!(world.ledger().dead(dead.last().map(|one| one.job), 10).await.unwrap(), [], "there are no older ones");
     let [dead] = dead.as_slice() else { panic!("one job is dead: {dead:?}") };
     assert_eq!((dead.job, dead.kind, dead.task, dead.attempts), (view.run.job, JobKind::Run, task, 5));
     assert!(dead.last_failure.as_deref() == Some("boom") && !dead.reason.is_empty(), "{dead:?}");
@@ -189,7 +190,7 @@ pub async fn five_failures_kill_a_job<S: Subject>(world: &mut World<S>) {
     }
     assert_eq!(world.ledger().complete_publish(&lease).await.unwrap(), Fenced::Applied);
     world.ledger().redrive(dead.job, "admin").await.unwrap();
-    assert_eq!(world.ledger().dead(10).await.unwrap(), []);
+    assert_eq!(world.ledger().dead(None, 10).await.unwrap(), []);
     assert_eq!(world.lease(JobKind::Run).await.attempts, 0);
 }
 
@@ -727,7 +728,7 @@ pub async fn open_jobs_are_listed_with_whoever_holds_them<S: Subject>(world: &mu
     );
     assert_eq!(world.ledger().held_jobs(1).await.unwrap(), listed[..1]);
 
-    let listed = world.ledger().unheld_jobs(10).await.unwrap();
+    let listed = world.ledger().unheld_jobs(None, 10).await.unwrap();
     let stands: Vec<_> = listed.iter().map(|job| (job.task, job.stands.clone())).collect();
     let until = begun + HOUR;
     assert_eq!(
@@ -739,7 +740,13 @@ pub async fn open_jobs_are_listed_with_whoever_holds_them<S: Subject>(world: &mu
         ]
     );
     assert_eq!((listed[1].attempts, listed[1].last_failure.as_deref()), (1, Some("no network")));
-    assert_eq!(world.ledger().unheld_jobs(2).await.unwrap(), listed[..2]);
+    assert_eq!(world.ledger().unheld_jobs(None, 2).await.unwrap(), listed[..2]);
+    assert_eq!(world.ledger().unheld_jobs(Some(listed[0].job), 1).await.unwrap(), listed[1..2]);
+    // Leased since the page before ended with it.
+    assert_eq!(world.ledger().unheld_jobs(Some(held.job), 10).await.unwrap(), listed[2..]);
+    assert_eq!(world.ledger().unheld_jobs(Some(listed[2].job), 10).await.unwrap(), []);
+    let unknown = fettle_domain::id::JobId::from_uuid(uuid::Uuid::max());
+    assert_eq!(world.ledger().unheld_jobs(Some(unknown), 10).await.unwrap(), []);
 }
 
 pub async fn repositories_are_known_by_their_tasks<S: Subject>(world: &mut World<S>) {

@@ -123,7 +123,7 @@ pub async fn a_cancelled_task_is_not_taken_up_again<S: Subject>(world: &mut Worl
     let task = world.open(1).await;
     let run = world.lease(JobKind::Run).await.lease;
     assert_eq!(world.leases().fail(&run, "broken", Then::Never).await.unwrap(), Fenced::Applied);
-    let dead = world.ledger().dead(10).await.unwrap()[0].job;
+    let dead = world.ledger().dead(None, 10).await.unwrap()[0].job;
     assert_eq!(world.ledger().cancel(task, "ada").await.unwrap(), CancelAnswer::Cancelled);
     assert!(matches!(world.ledger().redrive(dead, "ada").await, Err(LedgerError::Invalid(_))));
     let Retried { task: next, new } = world.ledger().retry(task, "ada").await.unwrap();

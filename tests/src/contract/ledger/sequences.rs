@@ -504,7 +504,7 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
                     (tasks, runs),
                     ledger.depth().await.unwrap(),
                     ledger.demand().await.unwrap(),
-                    (ledger.held_jobs(100).await.unwrap(), ledger.unheld_jobs(100).await.unwrap()),
+                    (ledger.held_jobs(100).await.unwrap(), ledger.unheld_jobs(None, 100).await.unwrap()),
                     ledger.seen_repositories(100).await.unwrap(),
                     ledger.runnable(100).await.unwrap(),
                     ledger.open_deliveries(100).await.unwrap(),

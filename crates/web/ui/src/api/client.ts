@@ -128,7 +128,7 @@ export const get = {
   authState: () => ask<AuthState>("/api/auth/state"),
   me: () => ask<Me>("/api/v1/me"),
   sessions: (user?: string) => ask<Schemas["SessionList"]>(`/api/v1/sessions${user ? `?user=${encodeURIComponent(user)}` : ""}`),
-  apiKeys: () => ask<Schemas["ApiKeyList"]>("/api/v1/api-keys"),
+  apiKeys: (user?: string) => ask<Schemas["ApiKeyList"]>(user ? `/api/v1/users/${encodeURIComponent(user)}/keys` : "/api/v1/api-keys"),
   auditLog: ({ actor, action, after }: { actor?: string; action?: string; after?: string }) =>
     ask<Schemas["LogPage"]>(`/api/v1/audit-log?${new URLSearchParams({ limit: "50", ...(actor ? { actor } : {}), ...(action ? { action } : {}), ...(after ? { after } : {}) })}`),
   users: (after: string | undefined) => ask<Schemas["UserPage"]>(`/api/v1/users?${new URLSearchParams(after ? { after } : {})}`),

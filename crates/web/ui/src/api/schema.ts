@@ -251,7 +251,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Jobs that were given up, the newest first, at most 200. A job of a Task that was tried again since is not among them. */
+        /** Jobs that were given up, the newest first. A job of a Task that was tried again since is not among them. */
         get: operations["list_dead_jobs"];
         put?: never;
         post?: never;
@@ -381,6 +381,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/live": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Follows any number of topics over one WebSocket, with resumption by sequence.
+         * @description The client sends `LiveRequest`s and is sent `LiveMessage`s, each as JSON text. Topics are `tasks` (the events of all Tasks),
+         *     `task:` and a Task's id, and `queue` (of all Tasks' events those that change what waits or is at work). A ping comes every
+         *     20 s; who has not answered by the next is cut off, as is who sends more than 200 messages in 10 s or one above 4 KiB. The
+         *     connection ends with the session, token or key that it came with (close code 1008), and with the server (1001). A page of
+         *     another origin than this host's is refused.
+         */
+        get: operations["follow_live"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/me": {
         parameters: {
             query?: never;
@@ -494,7 +518,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Jobs that have not ended: who holds which, and what waits for what. Those that were given up are among the dead ones. */
+        /**
+         * Jobs that have not ended: who holds which, and what waits for what. Those that were given up are among the dead ones. What is
+         *     held is on the first page alone.
+         */
         get: operations["get_queue"];
         put?: never;
         post?: never;
@@ -845,8 +872,45 @@ export interface paths {
         delete?: never;
         options?: never;
         head?: never;
-        /** Changes an account. A new password and being made inactive end its sessions. */
+        /**
+         * Changes an account. A new password and being made inactive end its sessions; a new password also removes its API keys, since
+         *     whoever had the old one may have made some.
+         */
         patch: operations["change_user"];
+        trace?: never;
+    };
+    "/api/v1/users/{user_id}/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Keys of an account, the newest first: one's own, or for admins anybody's. */
+        get: operations["list_keys_of_user"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/users/{user_id}/keys/{key_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Removes a key of an account: one's own, or for admins anybody's. It is good no longer. */
+        delete: operations["remove_key_of_user"];
+        options?: never;
+        head?: never;
+        patch?: never;
         trace?: never;
     };
     "/api/v1/workers": {
@@ -1021,6 +1085,8 @@ export interface components {
         };
         DeadJobs: {
             items: components["schemas"]["DeadJob"][];
+            /** @description `after` of the next page; null on the last one. */
+            next?: string | null;
         };
         Delivery: {
             /** @description `X-GitHub-Delivery`, as it came. */
@@ -1159,6 +1225,72 @@ export interface components {
              * @description Runnable again when something happens.
              */
             waiting: number;
+        };
+        /** @description What a follower is told. */
+        LiveMessage: {
+            /**
+             * Format: int64
+             * @description Events with greater numbers follow.
+             */
+            sequence: number;
+            topic: string;
+            /** @enum {string} */
+            type: "subscribed";
+        } | {
+            topic: string;
+            /** @enum {string} */
+            type: "unsubscribed";
+        } | {
+            event: components["schemas"]["TaskEvent"];
+            /**
+             * Format: int64
+             * @description `after` when it is subscribed to again.
+             */
+            sequence: number;
+            topic: string;
+            /** @enum {string} */
+            type: "event";
+        } | {
+            /** Format: int64 */
+            newest: number;
+            /** Format: int64 */
+            sequence: number;
+            topic: string;
+            /** @enum {string} */
+            type: "lagged";
+        } | {
+            /** Format: int64 */
+            after: number;
+            /** Format: int64 */
+            sequence: number;
+            topic: string;
+            /** @enum {string} */
+            type: "gap";
+        } | {
+            topic: string;
+            /** @enum {string} */
+            type: "end";
+        } | {
+            problem: components["schemas"]["Problem"];
+            topic?: string | null;
+            /** @enum {string} */
+            type: "error";
+        };
+        /** @description What a follower says. */
+        LiveRequest: {
+            /**
+             * Format: int64
+             * @description Only events with a greater number; 0 for all that are kept, absent for those that come from now on.
+             */
+            after?: number | null;
+            /** @description `tasks`, `queue`, or `task:` and a Task's id. */
+            topic: string;
+            /** @enum {string} */
+            type: "subscribe";
+        } | {
+            topic: string;
+            /** @enum {string} */
+            type: "unsubscribe";
         };
         LogPage: {
             /** @description Fewer than asked for, or none, where what is wanted is further back than one answer looks. */
@@ -1489,6 +1621,8 @@ export interface components {
             cut: boolean;
             /** @description First those that are held, then those that nobody holds in the order in which they came. */
             items: components["schemas"]["OpenJob"][];
+            /** @description `after` of the next page, which has further ones that nobody holds; null when there is none. */
+            next?: string | null;
         };
         /** @description What has to be there before an issue can become a pull request. */
         Ready: {
@@ -1745,7 +1879,7 @@ export interface components {
             tool: string;
         };
         StepPage: {
-            /** @description At most 50, in order. */
+            /** @description At most 50, in order, and some megabyte. */
             items: components["schemas"]["Step"][];
             /**
              * Format: int32
@@ -2172,12 +2306,21 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Signed in by cookie, to the first page */
+            /** @description Signed in by cookie, to the first page; or not, to `/sign-in?problem=…`, where the word is one of `refused`, `nothing`, `not_begun_here`, `unfit`, `unverified`, `not_allowed`, `inactive`, `email_has_account`, `away`, `too_many` and `failed` */
             303: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description There is no provider */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2199,12 +2342,21 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description To the provider; the cookie binds the sign-in to this browser */
+            /** @description To the provider; the cookie binds the sign-in to this browser. Or, if it is not to be had, to `/sign-in?problem=…` */
             303: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description There is no provider */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2609,21 +2761,36 @@ export interface operations {
     };
     list_dead_jobs: {
         parameters: {
-            query?: never;
-            header?: never;
+            query?: {
+                /** @description `next` of the page before. */
+                after?: string;
+            };
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
         requestBody?: never;
         responses: {
-            /** @description All of them */
+            /** @description At most 200 */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["DeadJobs"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2674,7 +2841,10 @@ export interface operations {
     get_forge: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2683,11 +2853,20 @@ export interface operations {
             /** @description As it counts now */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Forge"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -2763,7 +2942,10 @@ export interface operations {
     list_devices: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2772,11 +2954,20 @@ export interface operations {
             /** @description All of this machine */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["DeviceList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description No inference process runs here */
             404: {
@@ -2801,7 +2992,10 @@ export interface operations {
     list_placement_events: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2810,11 +3004,20 @@ export interface operations {
             /** @description The last 200 */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["PlacementEvents"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description No inference process runs here */
             404: {
@@ -2839,7 +3042,10 @@ export interface operations {
     list_placements: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2848,11 +3054,20 @@ export interface operations {
             /** @description Of this moment */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Placements"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description No inference process runs here */
             404: {
@@ -2897,6 +3112,60 @@ export interface operations {
             };
             /** @description It is not dead, or its issue has another Task at work */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    follow_live: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description From here on WebSocket messages: `LiveRequest` to the server, `LiveMessage` from it */
+            101: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description This is no WebSocket handshake */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A page of another origin asks */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The caller follows as many feeds as one may */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2978,7 +3247,10 @@ export interface operations {
     list_models: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2987,11 +3259,20 @@ export interface operations {
             /** @description All there are */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ModelList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3112,7 +3393,10 @@ export interface operations {
     get_overview: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3121,11 +3405,20 @@ export interface operations {
             /** @description Of this moment */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Overview"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3140,8 +3433,14 @@ export interface operations {
     };
     get_queue: {
         parameters: {
-            query?: never;
-            header?: never;
+            query?: {
+                /** @description `next` of the page before. */
+                after?: string;
+            };
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3150,11 +3449,20 @@ export interface operations {
             /** @description At most 100 that are held, and 100 that are not */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Queue"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3170,7 +3478,10 @@ export interface operations {
     list_repositories: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3179,11 +3490,20 @@ export interface operations {
             /** @description At most 100 besides those configured or added */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["RepositoryList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3274,7 +3594,10 @@ export interface operations {
                 /** @description Only steps with a greater number: `next` of the page before. */
                 after?: number;
             };
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `run_…` */
                 run_id: string;
@@ -3286,11 +3609,20 @@ export interface operations {
             /** @description A page of the journal */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["StepPage"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description There is no such Run */
             404: {
@@ -3406,7 +3738,10 @@ export interface operations {
     list_reconcilers: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3415,11 +3750,20 @@ export interface operations {
             /** @description All of this process */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["ReconcilerList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3471,7 +3815,10 @@ export interface operations {
                 /** @description Only Tasks in this state. */
                 state?: components["schemas"]["TaskState"];
             };
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -3480,11 +3827,20 @@ export interface operations {
             /** @description A page, newest first */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["TaskPage"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3545,7 +3901,10 @@ export interface operations {
     get_task: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3557,11 +3916,20 @@ export interface operations {
             /** @description The Task */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Task"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3665,7 +4033,10 @@ export interface operations {
     list_messages: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3677,11 +4048,20 @@ export interface operations {
             /** @description The messages */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Messages"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3719,7 +4099,7 @@ export interface operations {
                     "application/json": components["schemas"]["Messages"];
                 };
             };
-            /** @description The Task has ended */
+            /** @description The Task has ended, or was told 200 messages, which is as many as it takes */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3745,7 +4125,10 @@ export interface operations {
                 /** @description Of this Run; absent for the leading one. */
                 run?: string;
             };
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3757,11 +4140,20 @@ export interface operations {
             /** @description The change */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["PatchText"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description There is none, or not yet */
             404: {
@@ -3789,7 +4181,10 @@ export interface operations {
                 /** @description Of this Run; absent for the leading one. */
                 run?: string;
             };
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3801,11 +4196,20 @@ export interface operations {
             /** @description The whole Proof */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["WholeProof"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description There is none, or not yet */
             404: {
@@ -3934,7 +4338,10 @@ export interface operations {
     list_runs: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3946,11 +4353,20 @@ export interface operations {
             /** @description All of them */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["Runs"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {
@@ -3966,7 +4382,10 @@ export interface operations {
     add_runs: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The same key again for this Task adds nothing; at most 200 characters */
+                "Idempotency-Key"?: string | null;
+            };
             path: {
                 /** @description `task_…` */
                 task_id: string;
@@ -3979,7 +4398,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description They stand in line */
+            /** @description They stand in line; also when the request is a repetition */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -4120,10 +4539,77 @@ export interface operations {
             };
         };
     };
-    list_workers: {
+    list_keys_of_user: {
         parameters: {
             query?: never;
             header?: never;
+            path: {
+                /** @description `user_…` */
+                user_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description All of them */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ApiKeyList"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    remove_key_of_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `user_…` */
+                user_id: string;
+                /** @description `key_…` */
+                key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It is gone */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_workers: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
             path?: never;
             cookie?: never;
         };
@@ -4132,11 +4618,20 @@ export interface operations {
             /** @description By name, with what each holds */
             200: {
                 headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": components["schemas"]["WorkerList"];
                 };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem; switch on its `code` */
             default: {

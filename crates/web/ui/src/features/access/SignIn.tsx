@@ -4,6 +4,7 @@ import { get, key, post, type AuthState, type Me } from "../../api/client";
 import { Field, FormTrouble } from "../../parts/Form";
 import { Door } from "./Door";
 import { NewAccount } from "./NewAccount";
+import { signInProblem } from "./signInProblem";
 
 /** How somebody comes in. `state` is null where there are no accounts and only the admin key opens. */
 export function SignIn({ state, ended, done }: { state: AuthState | null; ended: boolean; done: () => void }) {
@@ -41,6 +42,11 @@ export function SignIn({ state, ended, done }: { state: AuthState | null; ended:
   return (
     <Door title="Sign in">
       {ended && <Ended />}
+      {signInProblem && !ended && (
+        <p role="alert" className="rounded-md border border-bad px-3 py-2 text-bad">
+          {signInProblem}
+        </p>
+      )}
       <WithPassword done={done} />
       {state.oidc && (
         <a className="button w-full justify-center" href="/api/auth/oidc/start">

@@ -22,7 +22,7 @@ const LIVES = [
 /** One's own keys for programs. */
 export function ApiKeys() {
   const { may, why } = useMe();
-  const keys = useQuery({ queryKey: ["api-keys"], queryFn: get.apiKeys });
+  const keys = useQuery({ queryKey: ["api-keys", "own"], queryFn: () => get.apiKeys() });
   const [making, setMaking] = useState(false);
   return (
     <>
@@ -48,11 +48,26 @@ export function ApiKeys() {
   );
 }
 
-function Row({ item }: { item: ApiKey }) {
+/** The keys of somebody else, for admins, who can remove them and not make any. */
+export function KeysOf({ user, name }: { user: string; name: string }) {
+  const keys = useQuery({ queryKey: ["api-keys", user], queryFn: () => get.apiKeys(user) });
+  if (keys.isError) return <Trouble error={keys.error} again={() => void keys.refetch()} />;
+  if (keys.isPending) return <Loading rows={1} />;
+  if (keys.data.items.length === 0) return <p className="text-soft">No API keys.</p>;
+  return (
+    <ul className="panel divide-y divide-line" aria-label={`API keys of ${name}`}>
+      {keys.data.items.map((one) => (
+        <Row key={one.id} item={one} user={user} />
+      ))}
+    </ul>
+  );
+}
+
+function Row({ item, user }: { item: ApiKey; user?: string }) {
   const queries = useQueryClient();
   const [asking, setAsking] = useState(false);
   const end = useMutation({
-    mutationFn: () => remove(`/api/v1/api-keys/${encodeURIComponent(item.id)}`),
+    mutationFn: () => remove(`${user ? `/api/v1/users/${encodeURIComponent(user)}/keys` : "/api/v1/api-keys"}/${encodeURIComponent(item.id)}`),
     onSettled: () => queries.invalidateQueries({ queryKey: ["api-keys"] }),
   });
   const over = item.expires_at != null && Date.parse(item.expires_at) <= Date.now();

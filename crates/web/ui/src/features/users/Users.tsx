@@ -4,6 +4,7 @@ import { useState, type FormEvent } from "react";
 import { get, patch, post, type User } from "../../api/client";
 import { Dialog, Field, FormTrouble } from "../../parts/Form";
 import { Ago, day, Empty, Loading, Page, Trouble } from "../../parts/Show";
+import { KeysOf } from "../account/ApiKeys";
 import { Sessions } from "../account/Sessions";
 import { useMe } from "../access/me";
 
@@ -42,7 +43,7 @@ export function Users() {
       }
     >
       <p className="mb-3 text-soft">
-        {ROLES.map((role) => `${role.text}: ${role.why}`).join(" · ")}. Whoever is inactive cannot come in, and what they did stays. Each person’s own keys and password are under My account.
+        {ROLES.map((role) => `${role.text}: ${role.why}`).join(" · ")}. Whoever is inactive cannot come in, and what they did stays. One’s own keys and password are under My account.
       </p>
       {users.isError && <Trouble error={users.error} again={() => void users.refetch()} />}
       {users.isPending && <Loading rows={4} />}
@@ -125,6 +126,8 @@ function Row({ user }: { user: User }) {
           </p>
           <h2 className="font-medium">Signed in</h2>
           <Sessions user={user.id} />
+          <h2 className="font-medium">API keys</h2>
+          <KeysOf user={user.id} name={user.username} />
           {can && (
             <div className="flex flex-wrap gap-2">
               <button type="button" className="button" aria-label={`Set a new password for ${user.username}`} onClick={() => setSetting(true)}>
@@ -166,7 +169,7 @@ function NewPassword({ user, close }: { user: User; close: () => void }) {
     mutationFn: () => patch<User>(`/api/v1/users/${encodeURIComponent(user.id)}`, { password }),
     onSuccess: () => {
       close();
-      return queries.invalidateQueries({ queryKey: ["sessions"] });
+      return Promise.all(["sessions", "api-keys"].map((name) => queries.invalidateQueries({ queryKey: [name] })));
     },
   });
   return (
@@ -178,7 +181,7 @@ function NewPassword({ user, close }: { user: User; close: () => void }) {
           change.mutate();
         }}
       >
-        <Field label="New password" pointer="/password" error={change.error} type="password" autoComplete="new-password" required minLength={12} autoFocus hint="At least 12 characters. All sessions of the account end; tell the person another way than this." value={password} onChange={(event) => setPassword(event.target.value)} />
+        <Field label="New password" pointer="/password" error={change.error} type="password" autoComplete="new-password" required minLength={12} autoFocus hint="At least 12 characters. All sessions of the account end, and its API keys are removed for good; tell the person another way than this." value={password} onChange={(event) => setPassword(event.target.value)} />
         <FormTrouble error={change.error} pointers={["/password"]} />
         <div className="flex justify-end gap-2">
           <button type="button" className="button" onClick={close}>
