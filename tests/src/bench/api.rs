@@ -2,6 +2,7 @@
 //!
 //! Reads are set beside `/healthz` of the same seconds, since the machine's own speed is no merit.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -104,6 +105,7 @@ impl User {
 #[derive(Default)]
 struct Seen {
     reads: Vec<f64>,
+    by_address: BTreeMap<&'static str, Vec<f64>>,
     writes: Vec<f64>,
     trivial: Vec<f64>,
     refused: u64,
@@ -191,6 +193,8 @@ pub async fn api(options: ApiOptions<'_>) -> anyhow::Result<Report> {
         Figure::new("VmRSS after the load", "MiB", None, vec![worked]),
         Figure::new("the server meanwhile", "cores", None, vec![used.as_secs_f64() / size.time.as_secs_f64()]),
     ];
+    let by_address = seen.by_address.iter().map(|(of, took)| format!("{of} {:.1}", quantile(took, 0.95)));
+    let by_address = by_address.collect::<Vec<_>>().join(", ");
     let answered = seen.reads.len() + seen.writes.len();
     let notes = vec![
         format!(
@@ -206,6 +210,7 @@ pub async fn api(options: ApiOptions<'_>) -> anyhow::Result<Report> {
             seen.refused,
             told.events.load(Ordering::Relaxed),
         ),
+        format!("p95 of reads in ms: {by_address}"),
         "users, followers and server share the cores, unpinned".to_owned(),
     ];
     Report::new("api", load, figures, notes)
@@ -419,23 +424,24 @@ async fn work(users: &[User], tasks: &[(String, String)], time: Duration) -> any
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Read,
+    /// Of what, for people.
+    Read(&'static str),
     Write,
     Trivial,
 }
 
 /// In a hundred: 2 writes; reads of a Task, lists, its Runs, steps and messages, queue and overview.
 fn what(nth: usize, task: &str, run: &str) -> (Kind, Method, String, Option<Value>) {
-    let read = |path: String| (Kind::Read, Method::GET, path, None);
+    let read = |of, path: String| (Kind::Read(of), Method::GET, path, None);
     match nth % 50 {
         0 => (Kind::Write, Method::POST, "/api/v1/tasks".to_owned(), Some(json!({"mode": "probe"}))),
-        1..=15 => read("/api/v1/tasks?limit=50".to_owned()),
-        16..=20 => read(format!("/api/v1/tasks/{task}/runs")),
-        21..=25 => read(format!("/api/v1/runs/{run}/steps")),
-        26..=28 => read(format!("/api/v1/tasks/{task}/messages")),
-        29..=31 => read("/api/v1/queue".to_owned()),
-        32..=34 => read("/api/v1/overview".to_owned()),
-        _ => read(format!("/api/v1/tasks/{task}")),
+        1..=15 => read("list of Tasks", "/api/v1/tasks?limit=50".to_owned()),
+        16..=20 => read("Runs", format!("/api/v1/tasks/{task}/runs")),
+        21..=25 => read("steps", format!("/api/v1/runs/{run}/steps")),
+        26..=28 => read("messages", format!("/api/v1/tasks/{task}/messages")),
+        29..=31 => read("queue", "/api/v1/queue".to_owned()),
+        32..=34 => read("overview", "/api/v1/overview".to_owned()),
+        _ => read("a Task", format!("/api/v1/tasks/{task}")),
     }
 }
 
@@ -451,7 +457,10 @@ impl Seen {
         }
         let ms = took.as_secs_f64() * 1000.0;
         match kind {
-            Kind::Read => self.reads.push(ms),
+            Kind::Read(of) => {
+                self.reads.push(ms);
+                self.by_address.entry(of).or_default().push(ms);
+            }
             Kind::Write => self.writes.push(ms),
             Kind::Trivial => self.trivial.push(ms),
         }
