@@ -236,15 +236,19 @@ impl TestBox {
         let text = format!(
             "[server]\nlisten = '127.0.0.1:0'\ninternal_listen = '127.0.0.1:0'\n\
              [forge]\napi_url = '{}'\nhosts = ['{}']\nlabel = '{}'\nallowed_bots = {bots:?}\n{webhook}\n{forge_keys}\n{}\n\
-             [agent]\n{}\n[telemetry]\n{}\n[auth]\nworker_key_file = '{}'\n{models}",
+             [agent]\n{}\n[auth]\nworker_key_file = '{}'\n{models}",
             forge.url(),
             forge.address(),
             setup.label,
             setup.forge,
             setup.agent,
-            setup.telemetry,
             plant("worker", "canary-of-the-worker-key-53d8")?,
         );
+        // Without lines there is no section: tests of reloads add their own.
+        let telemetry = match setup.telemetry {
+            "" => String::new(),
+            lines => format!("[telemetry]\n{lines}\n"),
+        };
         let transport = setup.broker.map(|url| format!("[transport]\nurl = '{url}'\n")).unwrap_or_default();
         let store = match setup.store {
             Some(url) => {
@@ -253,7 +257,7 @@ impl TestBox {
             }
             None => String::new(),
         };
-        fs_err::write(&config, text + &transport + &store)?;
+        fs_err::write(&config, text + &telemetry + &transport + &store)?;
         let database = setup.store.map(|url| Database {
             user: Some("postgres".to_owned()),
             password: Some(PASSWORD.into()),
