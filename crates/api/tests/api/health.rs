@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::fake::{FakeLedger, Mood};
-use crate::world::{ADMIN_KEY, SCALE_KEY, Still, WORKER_KEY, World, state, submitting};
+use crate::world::{ADMIN_KEY, Residents, SCALE_KEY, Still, WORKER_KEY, World, state, submitting};
 
 // Production times on tokio's paused clock.
 #[tokio::test(start_paused = true)]
@@ -29,8 +29,15 @@ async fn a_stuck_ledger_shows_within_thirty_seconds_and_recovers() {
     let fake = Arc::new(FakeLedger::new());
     let ledger: Arc<dyn Ledger> = fake.clone();
     let stop = CancellationToken::new();
-    let (api, metrics, health, _) =
-        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, None, Vec::new());
+    let (api, metrics, health, _) = state(
+        &ledger,
+        submitting(ledger.clone()),
+        None,
+        &stop,
+        ProbeTiming::default(),
+        Residents::default(),
+        Vec::new(),
+    );
     health.serving();
     let tracker = TaskTracker::new();
     tracker.spawn({
@@ -70,8 +77,15 @@ async fn a_stuck_ledger_shows_within_thirty_seconds_and_recovers() {
 async fn a_request_that_takes_too_long_ends_as_a_problem() {
     let ledger: Arc<dyn Ledger> = Arc::new(FakeLedger::new());
     let stop = CancellationToken::new();
-    let (api, _, _, _) =
-        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, None, Vec::new());
+    let (api, _, _, _) = state(
+        &ledger,
+        submitting(ledger.clone()),
+        None,
+        &stop,
+        ProbeTiming::default(),
+        Residents::default(),
+        Vec::new(),
+    );
     let request = Request::post("/api/v1/tasks")
         .header("authorization", format!("Bearer {ADMIN_KEY}"))
         .header("content-type", "application/json")
@@ -100,8 +114,15 @@ async fn ready_means_neither_starting_nor_draining_and_the_check_is_named() {
 async fn a_dashboard_with_an_internal_listener_tells_its_health_only_there() {
     let ledger: Arc<dyn Ledger> = Arc::new(FakeLedger::new());
     let stop = CancellationToken::new();
-    let (api, _, health, _) =
-        state(&ledger, submitting(ledger.clone()), None, &stop, ProbeTiming::default(), None, None, Vec::new());
+    let (api, _, health, _) = state(
+        &ledger,
+        submitting(ledger.clone()),
+        None,
+        &stop,
+        ProbeTiming::default(),
+        Residents::default(),
+        Vec::new(),
+    );
     health.serving();
     let (public, internal, only) = (public_router(api.clone()), internal_router(api.clone()), router(api));
     let status = async |router: &Router, path: &str| {

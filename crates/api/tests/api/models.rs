@@ -278,15 +278,12 @@ async fn a_gateway_is_told_models_with_their_keys_and_nobody_else_is() {
     }
     let client = GatewayModels::new(&house.world.internal, &SecretString::from(GATEWAY_KEY)).unwrap();
     let ((told, mut added), stop) = (watch::channel(Arc::default()), CancellationToken::new());
-    let follows = tokio::spawn({
-        let stop = stop.clone();
-        async move { client.follow(&told, &stop).await }
-    });
-    tokio::time::timeout(Duration::from_secs(20), added.changed()).await.unwrap().unwrap();
+    tokio::select! {
+        () = client.follow(&told, &stop) => unreachable!("it follows until it is stopped"),
+        changed = tokio::time::timeout(Duration::from_secs(20), added.changed()) => changed.unwrap().unwrap(),
+    }
     let model = added.borrow().model("mine").cloned().unwrap();
     assert!(matches!(model.key, Entered::Open(key) if key.expose_secret() == KEY));
-    stop.cancel();
-    follows.await.unwrap();
 }
 
 #[tokio::test]

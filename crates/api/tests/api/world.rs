@@ -164,6 +164,19 @@ fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
     }
 }
 
+/// Who has accounts, and what they added.
+#[derive(Default)]
+pub(crate) struct Residents {
+    door: Option<Arc<Doorkeeper>>,
+    adding: Option<Arc<Adding>>,
+}
+
+impl Residents {
+    fn of(door: Doorkeeper, adding: Arc<Adding>) -> Self {
+        Self { door: Some(Arc::new(door)), adding: Some(adding) }
+    }
+}
+
 pub(crate) struct World {
     pub(crate) ledger: Arc<FakeLedger>,
     pub(crate) health: Arc<Health>,
@@ -186,41 +199,40 @@ impl World {
 
     pub(crate) async fn with(webhook: Option<WebhookSecrets>) -> Self {
         let fake = Arc::new(FakeLedger::new());
-        Self::build(fake.clone(), fake, webhook, None, None, Vec::new()).await
+        Self::build(fake.clone(), fake, webhook, Residents::default(), Vec::new()).await
     }
 
     /// With another ledger than the fake.
     pub(crate) async fn on(ledger: Arc<dyn Ledger>) -> Self {
         let secrets = WebhookSecrets { current: SecretString::from(SECRET), previous: None };
-        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets), None, None, Vec::new()).await
+        Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets), Residents::default(), Vec::new()).await
     }
 
     /// With accounts.
     pub(crate) async fn behind(door: Doorkeeper, adding: Arc<Adding>) -> Self {
         let fake = Arc::new(FakeLedger::new());
-        Self::build(fake.clone(), fake, None, Some(Arc::new(door)), Some(adding), Vec::new()).await
+        Self::build(fake.clone(), fake, None, Residents::of(door, adding), Vec::new()).await
     }
 
     /// With accounts, and trusting what this machine says of others.
     pub(crate) async fn behind_proxy(door: Doorkeeper, adding: Arc<Adding>) -> Self {
         let fake = Arc::new(FakeLedger::new());
         let trusted = vec!["127.0.0.1".parse().unwrap()];
-        Self::build(fake.clone(), fake, None, Some(Arc::new(door)), Some(adding), trusted).await
+        Self::build(fake.clone(), fake, None, Residents::of(door, adding), trusted).await
     }
 
     async fn build(
         fake: Arc<FakeLedger>,
         ledger: Arc<dyn Ledger>,
         webhook: Option<WebhookSecrets>,
-        door: Option<Arc<Doorkeeper>>,
-        adding: Option<Arc<Adding>>,
+        residents: Residents,
         trusted: Vec<Network>,
     ) -> Self {
         let submitting = submitting(ledger.clone());
         let shutdown = CancellationToken::new();
         let tracker = TaskTracker::new();
         let (api, metrics, health, reconcilers) =
-            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests(), door, adding, trusted);
+            state(&ledger, submitting.clone(), webhook, &shutdown, ProbeTiming::for_tests(), residents, trusted);
         health.serving();
         tracker.spawn({
             let (health, ledger, stop) = (health.clone(), ledger.clone(), shutdown.clone());
@@ -321,8 +333,7 @@ pub(crate) fn state(
     webhook: Option<WebhookSecrets>,
     shutdown: &CancellationToken,
     timing: ProbeTiming,
-    door: Option<Arc<Doorkeeper>>,
-    adding: Option<Arc<Adding>>,
+    residents: Residents,
     trusted: Vec<Network>,
 ) -> (ApiState, HttpMetrics, Arc<Health>, Arc<Reconcilers>) {
     let registry = Registry::new();
@@ -337,7 +348,7 @@ pub(crate) fn state(
         clock: Arc::new(Still),
         ids: Arc::new(Counted::default()),
         trusted_proxies: trusted,
-        door,
+        door: residents.door,
         admin_key: SecretString::from(ADMIN_KEY),
         scale_key: Some(SecretString::from(SCALE_KEY)),
         worker_key: SecretString::from(WORKER_KEY),
@@ -348,7 +359,7 @@ pub(crate) fn state(
         registry,
         inference: None,
         about: about(),
-        adding,
+        adding: residents.adding,
         tries: Some(Arc::new(Answers)),
         gateway_key: Some(SecretString::from(GATEWAY_KEY)),
         version: "0.0.0-test",
