@@ -46,6 +46,8 @@ pub struct Added {
     pub models: Vec<AddedModel>,
     pub repositories: Vec<RepoName>,
     pub forge: ForgeTokens,
+    /// What cannot be read, and why.
+    pub unread: Vec<String>,
 }
 
 /// What we come to the forge with, where the configuration has nothing.
@@ -512,26 +514,13 @@ impl Adding {
     }
 
     async fn tell(&self) -> Result<(), AddError> {
+        let additions = self.parts.store.additions().await?;
+        self.look_for_keys(&additions);
         let mut added = Added::default();
-        for addition in self.parts.store.additions().await? {
-            match addition.sort {
-                Sort::Model => {
-                    let profile = profile_of(&addition)?;
-                    // The operator's word counts, should he name one so later.
-                    if !self.parts.configured.contains(&profile.name) {
-                        let key = self.opened(&addition)?;
-                        added.models.push(AddedModel { profile, key, changed_at: addition.changed_at });
-                    }
-                }
-                Sort::Repository => {
-                    let name = addition.name.parse().map_err(|_| unreadable(&addition))?;
-                    added.repositories.push(name);
-                }
-                Sort::ForgeToken if self.parts.forge_configured => {}
-                Sort::ForgeToken if addition.name == TokenFor::Reading.name() => {
-                    added.forge.read = self.opened(&addition)?;
-                }
-                Sort::ForgeToken => added.forge.write = self.opened(&addition)?,
+        for addition in &additions {
+            // One that a newer version wrote keeps nobody from the others.
+            if let Err(error) = self.take(addition, &mut added) {
+                added.unread.push(crate::ports::chain(&error));
             }
         }
         // Before anybody is told of repositories that are reached with them.
@@ -542,10 +531,43 @@ impl Adding {
             let changed = **before != added;
             if changed {
                 added.lost().for_each(|(what, why)| warn!("{what} cannot be used: {why}"));
+                added.unread.iter().for_each(|why| warn!("something that was added is left out: {why}"));
                 *before = Arc::new(added);
             }
             changed
         });
+        Ok(())
+    }
+
+    /// An operator gives dashboards a new key one after the other: what another one has sealed with it opens once it is here.
+    fn look_for_keys(&self, additions: &[Addition]) {
+        let ring = self.ring.now();
+        let unknown =
+            |addition: &Addition| addition.secret.as_ref().is_some_and(|sealed| ring.ids().all(|id| id != sealed.key));
+        if additions.iter().any(unknown)
+            && let Ok(keys) = self.parts.ring.read()
+        {
+            self.ring.set(KeyRing::new(&keys));
+        }
+    }
+
+    fn take(&self, addition: &Addition, added: &mut Added) -> Result<(), AddError> {
+        match addition.sort {
+            Sort::Model => {
+                let profile = profile_of(addition)?;
+                // The operator's word counts, should he name one so later.
+                if !self.parts.configured.contains(&profile.name) {
+                    let key = self.opened(addition)?;
+                    added.models.push(AddedModel { profile, key, changed_at: addition.changed_at });
+                }
+            }
+            Sort::Repository => added.repositories.push(addition.name.parse().map_err(|_| unreadable(addition))?),
+            Sort::ForgeToken if self.parts.forge_configured => {}
+            Sort::ForgeToken if addition.name == TokenFor::Reading.name() => {
+                added.forge.read = self.opened(addition)?
+            }
+            Sort::ForgeToken => added.forge.write = self.opened(addition)?,
+        }
         Ok(())
     }
 }

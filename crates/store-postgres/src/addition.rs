@@ -5,31 +5,37 @@ use fettle_app::ports::additions::{Addition, Additions, Kept, MAX_ADDITIONS, Sea
 use fettle_app::ports::ledger::L;
 use sqlx::PgConnection;
 
-use crate::error::{OrLedger, R, unreadable};
+use crate::error::{OrLedger, R};
 use crate::time::Instant;
 use crate::writer::{Tx, Verb, within};
 use crate::{PostgresLedger, lock, stored};
 
+struct Row {
+    sort: String,
+    name: String,
+    value: String,
+    secret_key: Option<String>,
+    secret: Option<Vec<u8>>,
+    changed_at: Instant,
+}
+
 async fn all(conn: &mut PgConnection) -> R<Vec<Addition>> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        Row,
         r#"SELECT sort, name, value, secret_key, secret, changed_at AS "changed_at: Instant"
            FROM addition ORDER BY sort, name"#
     )
     .fetch_all(conn)
     .await
     .or_ledger()?;
-    rows.into_iter()
-        .map(|row| {
-            let odd = || unreadable(format!("`{}` as the sort of an addition", row.sort));
-            Ok(Addition {
-                sort: Sort::parse(&row.sort).ok_or_else(odd)?,
-                name: row.name,
-                value: row.value,
-                secret: row.secret_key.zip(row.secret).map(|(key, bytes)| Sealed { key, bytes }),
-                changed_at: row.changed_at.0,
-            })
-        })
-        .collect()
+    // A sort that a newer version knows is left out.
+    let known = rows.into_iter().filter_map(|row| Some((Sort::parse(&row.sort)?, row)));
+    let addition = |(sort, row): (Sort, _)| {
+        let Row { name, value, secret_key, secret, changed_at, .. } = row;
+        let secret = secret_key.zip(secret).map(|(key, bytes)| Sealed { key, bytes });
+        Addition { sort, name, value, secret, changed_at: changed_at.0 }
+    };
+    Ok(known.map(addition).collect())
 }
 
 struct Keep(Addition);

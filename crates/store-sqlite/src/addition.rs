@@ -3,7 +3,6 @@
 use async_trait::async_trait;
 use fettle_app::ports::additions::{Addition, Additions, Kept, MAX_ADDITIONS, Sealed, Sort};
 use fettle_app::ports::ledger::L;
-use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 
 use crate::SqliteLedger;
@@ -12,20 +11,15 @@ use crate::time::from_micros;
 use crate::writer::{Tx, Verb};
 
 /// `sort, name, value, secret_key, secret, changed_at`.
-fn addition(row: &Row<'_>) -> rusqlite::Result<Addition> {
-    let sort: String = row.get(0)?;
-    let odd = || rusqlite::Error::FromSqlConversionFailure(0, Type::Text, sort.clone().into());
+///
+/// `None`: a sort that a newer version knows.
+fn addition(row: &Row<'_>) -> rusqlite::Result<Option<Addition>> {
+    let Some(sort) = Sort::parse(&row.get::<_, String>(0)?) else { return Ok(None) };
     let secret = match (row.get(3)?, row.get(4)?) {
         (Some(key), Some(bytes)) => Some(Sealed { key, bytes }),
         _ => None,
     };
-    Ok(Addition {
-        sort: Sort::parse(&sort).ok_or_else(odd)?,
-        name: row.get(1)?,
-        value: row.get(2)?,
-        secret,
-        changed_at: from_micros(row.get(5)?),
-    })
+    Ok(Some(Addition { sort, name: row.get(1)?, value: row.get(2)?, secret, changed_at: from_micros(row.get(5)?) }))
 }
 
 struct Keep(Addition);
@@ -107,7 +101,7 @@ impl Additions for SqliteLedger {
                 addition,
             )
         };
-        self.readers.read(read).await
+        Ok(self.readers.read(read).await?.into_iter().flatten().collect())
     }
 
     async fn keep_addition(&self, addition: Addition) -> L<Kept> {

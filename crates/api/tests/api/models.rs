@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use fettle_api::GatewayModels;
 use fettle_app::adding::{Adding, Entered, Parts, RingFile};
 use fettle_app::doorkeeping::Registration;
-use fettle_app::ports::additions::Additions as _;
+use fettle_app::ports::additions::{Addition, Additions as _, Sort};
 use fettle_app::ports::clock::SecretSource;
 use fettle_app::ports::forge::{
     F, ForgeAccess, ForgeError, ForgeReader, Issue, IssueComment, LabeledEvent, Permission,
@@ -251,13 +251,19 @@ async fn another_key_seals_all_that_opens_and_tells_what_does_not() {
     let rotated = house.by_key(Method::POST, "/api/v1/secrets/rotate", None).await;
     assert_eq!((rotated.status, &rotated.json()["resealed"]), (200, &json!(2)), "{}", rotated.text);
     let after = house.store.additions().await.unwrap();
-    let key = |all: &[fettle_app::ports::additions::Addition]| all[0].secret.clone().unwrap().key;
+    let key = |all: &[Addition]| all[0].secret.clone().unwrap().key;
     assert_eq!(rotated.json()["retired"], json!([key(&before)]));
     assert_eq!(rotated.json()["key"], json!(key(&after)));
 
     // Who has the new key reads them, and who has another is told what is lost.
     let ours = adding_with(&house.store, Ring::of(&["after the first"])).await.now();
     assert!(ours.models.iter().all(|model| matches!(&model.key, Entered::Open(key) if key.expose_secret() == KEY)));
+    let late = Ring::of(&["the first"]);
+    let later = adding_with(&house.store, late.clone()).await;
+    assert!(later.now().models.iter().all(|model| matches!(model.key, Entered::Lost(_))));
+    late.0.lock().unwrap().push("after the first".into());
+    later.read().await.unwrap();
+    assert!(later.now().models.iter().all(|model| matches!(model.key, Entered::Open(_))), "a new key needs no restart");
     let stranger = adding_with(&house.store, Ring::of(&["a stranger"])).await;
     assert!(stranger.now().models.iter().all(|model| matches!(model.key, Entered::Lost(_))));
     let rotated = stranger.rotate().await.unwrap();
@@ -314,4 +320,21 @@ async fn tokens_of_the_forge_are_taken_if_it_knows_them_and_count_at_once() {
     assert_eq!(house.by_key(Method::DELETE, "/api/v1/forge/tokens", None).await.status, 204);
     assert_eq!(forge().await["can_write"], json!(false));
     assert_eq!(house.by_key(Method::DELETE, "/api/v1/forge/tokens", None).await.status, 404);
+}
+
+#[tokio::test]
+async fn what_a_newer_version_wrote_keeps_nobody_from_the_rest() {
+    let house = House::open(Registration::Closed).await;
+    house.by_key(Method::PUT, "/api/v1/models/mine", model(json!({}))).await;
+    let newer = Addition {
+        sort: Sort::Model,
+        name: "newer".to_owned(),
+        value: r#"{"v":"9"}"#.to_owned(),
+        secret: None,
+        changed_at: jiff::Timestamp::UNIX_EPOCH,
+    };
+    house.store.keep_addition(newer).await.unwrap();
+    let now = adding(&house.store).await.now();
+    assert_eq!((now.models.len(), now.unread.len()), (1, 1), "{now:?}");
+    assert!(now.unread[0].contains("`newer`"), "{now:?}");
 }
