@@ -7,7 +7,7 @@ use fettle_agent::solve::Unwatched;
 use fettle_app::live::Live;
 use fettle_app::metrics::{ModelMetrics, RunMetrics};
 use fettle_app::running::Stay;
-use fettle_dashboard::{Credentials, Start};
+use fettle_dashboard::{Credentials, Running, Start};
 use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::{Config, IntakeMode};
 use fettle_runtime::data::DataDir;
@@ -57,7 +57,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         supervisor: &supervisor,
     })
     .await?;
-    tell(&config, &data, &credentials, running.address);
+    tell(&config, &data, &credentials, &running);
     let inference = fettle_inference::start(fettle_inference::Start {
         config: &config,
         environment,
@@ -174,7 +174,8 @@ async fn gateway_listener(config: &Config) -> Result<TcpListener> {
 }
 
 /// What listens, what is configured, what is missing and what to do next.
-fn tell(config: &Config, data: &DataDir, credentials: &Credentials, address: std::net::SocketAddr) {
+fn tell(config: &Config, data: &DataDir, credentials: &Credentials, running: &Running) {
+    let (address, added) = (running.address, running.added.borrow().clone());
     info!("fettle {} listens on http://{address}; state is in {}", env!("CARGO_PKG_VERSION"), data.root());
     if credentials.first_start {
         info!("first start: the admin key is in {}; the CLI on this machine finds it by itself", data.admin_key());
@@ -185,6 +186,7 @@ fn tell(config: &Config, data: &DataDir, credentials: &Credentials, address: std
             config.gateway.models.len(),
             first.name
         ),
+        None if !added.models.is_empty() => info!("models: {} that were added in the browser", added.models.len()),
         None => warn!(
             "missing: no model. Add one in the browser, on the page Models, or a [[gateway.models]] entry to the configuration, with name and base_url, or with name and path for one on this machine"
         ),
@@ -204,11 +206,11 @@ fn tell(config: &Config, data: &DataDir, credentials: &Credentials, address: std
             ),
         }
     }
-    if credentials.can_write(config) {
+    if credentials.can_write(config) || added.forge.write.open().is_some() {
         info!("the forge is {}", config.forge.api_url);
     } else {
         warn!(
-            "missing: no write access to the forge. Set forge.app_id and forge.app_key_file, or forge.write_token_file"
+            "missing: no write access to the forge. Enter tokens in the browser, on the page Repositories, or set forge.app_id and forge.app_key_file, or forge.write_token_file"
         );
     }
     info!("next: `fettle doctor` checks this machine; `fettle fix --repo . --issue FILE` works without any forge");
