@@ -33,6 +33,8 @@ use crate::state::ApiState;
 const OPEN_FOR: Duration = Duration::from_secs(25);
 const ANSWER_LIMIT: Duration = Duration::from_secs(40);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// Between two answers: dashboards that differ would be asked without end.
+const BREATH: Duration = Duration::from_millis(250);
 /// After a question without an answer.
 const PAUSE: Duration = Duration::from_secs(2);
 const PATH: &str = "/gateway/v1/models";
@@ -42,6 +44,9 @@ struct ModelsBody {
     /// To be shown with the next question.
     version: String,
     models: Vec<ModelBody>,
+    /// Keys are told only where workers cannot ask for them.
+    #[serde(default)]
+    keys_withheld: bool,
 }
 
 #[derive(Deserialize)]
@@ -74,11 +79,12 @@ async fn require_gateway(State(api): State<ApiState>, request: Request, next: Ne
 }
 
 async fn list(State(api): State<ApiState>, Parameters(asks): Parameters<ModelsParameters>) -> Json<ModelsBody> {
-    let Some(adding) = &api.adding else { return Json(body(&Added::default())) };
+    let Some(adding) = &api.adding else { return Json(body(&Added::default(), false)) };
+    let withheld = api.workers_are_gateways;
     let mut added = adding.follow();
     let news = async {
         loop {
-            let body = body(&added.borrow_and_update().clone());
+            let body = body(&added.borrow_and_update().clone(), withheld);
             if asks.seen.as_ref() != Some(&body.version) || added.changed().await.is_err() {
                 return body;
             }
@@ -88,18 +94,19 @@ async fn list(State(api): State<ApiState>, Parameters(asks): Parameters<ModelsPa
         () = api.shutdown.cancelled() => None,
         waited = timeout(OPEN_FOR, news) => waited.ok(),
     };
-    Json(waited.unwrap_or_else(|| body(&adding.now())))
+    Json(waited.unwrap_or_else(|| body(&adding.now(), withheld)))
 }
 
-fn body(added: &Added) -> ModelsBody {
+fn body(added: &Added, withheld: bool) -> ModelsBody {
     let body = |model: &AddedModel| ModelBody {
         profile: model.profile.clone(),
-        key: model.key.open().map(|key| key.expose_secret().to_owned()),
+        key: model.key.open().filter(|_| !withheld).map(|key| key.expose_secret().to_owned()),
         changed_at: model.changed_at,
     };
     let models: Vec<ModelBody> = added.models.iter().map(body).collect();
     let text = serde_json::to_vec(&models).expect("models are plain data");
-    ModelsBody { version: hex::encode(Sha256::digest(text)), models }
+    let keys_withheld = withheld && added.models.iter().any(|model| model.key.open().is_some());
+    ModelsBody { version: hex::encode(Sha256::digest(text)), models, keys_withheld }
 }
 
 /// Asks a dashboard, again and again. What it said last counts while it is away.
@@ -168,6 +175,10 @@ impl GatewayModels {
                         }
                         changed
                     });
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = sleep(BREATH) => {}
+                    }
                 }
                 Err(error) => {
                     let error = chain(&error);
@@ -193,7 +204,12 @@ impl GatewayModels {
         if asked.status() == StatusCode::UNAUTHORIZED {
             return Err(Unanswered::AnotherKey);
         }
-        let ModelsBody { version, models } = asked.error_for_status()?.json().await?;
+        let ModelsBody { version, models, keys_withheld } = asked.error_for_status()?.json().await?;
+        if keys_withheld {
+            warn!(
+                "models that people added are asked without their keys: workers know what this gateway shows to the dashboard. Give both, and no worker, the same gateway.run_token_key_file"
+            );
+        }
         let added = |ModelBody { profile, key, changed_at }| AddedModel {
             profile,
             key: key.map_or(Entered::None, |key| Entered::Open(key.into())),

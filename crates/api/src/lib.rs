@@ -126,7 +126,9 @@ pub fn openapi() -> OpenApi {
             tell_of_revision(read);
         }
         // Whatever takes the admin key takes the others.
-        for operation in [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten() {
+        for operation in
+            [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
+        {
             if let Some(security) = operation.security.as_mut().filter(|_| path.starts_with("/api/v1/")) {
                 let others = ["bearer", "cookie", "api_key"];
                 security.extend(others.map(|name| SecurityRequirement::new(name, Vec::<String>::new())));

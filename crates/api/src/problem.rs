@@ -223,7 +223,6 @@ impl From<AddError> for Problem {
             AddError::Profile(bad) => Self::refused(format!("/{}", bad.field), bad.what),
             AddError::OddKey | AddError::KeyAgain => Self::refused("/api_key", told),
             AddError::Configured(_)
-            | AddError::Alike(..)
             | AddError::NoRing
             | AddError::NoAccess
             | AddError::ForgeConfigured

@@ -68,6 +68,8 @@ pub struct Parts {
     pub tries: Option<Arc<dyn TryModel>>,
     /// What a gateway shows that wants to know the models that were added. Absent: none may.
     pub gateway_key: Option<SecretString>,
+    /// Workers can make that as well, and so it is told no keys of models.
+    pub workers_are_gateways: bool,
     /// The program's version, as health and the start page tell it.
     pub version: &'static str,
     /// Ends event streams and long polls, so that the server can drain.
@@ -158,6 +160,7 @@ pub struct Inner {
     pub(crate) adding: Option<Arc<Adding>>,
     pub(crate) tries: Option<Arc<dyn TryModel>>,
     pub(crate) gateway_key: Option<Key>,
+    pub(crate) workers_are_gateways: bool,
     pub(crate) version: &'static str,
     pub(crate) shutdown: CancellationToken,
     pub(crate) feeds: Arc<Feeds>,
@@ -191,6 +194,7 @@ impl ApiState {
             adding: parts.adding,
             tries: parts.tries,
             gateway_key: parts.gateway_key.as_ref().map(Key::new),
+            workers_are_gateways: parts.workers_are_gateways,
             version: parts.version,
             shutdown: parts.shutdown,
             feeds: Arc::default(),

@@ -136,6 +136,7 @@ async fn router(data: &tempfile::TempDir) -> Router {
         adding: None,
         tries: None,
         gateway_key: None,
+        workers_are_gateways: false,
         version: "0.0.0-test",
         shutdown: CancellationToken::new(),
     }))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fettle_domain::model_profile::{BadProfile, ModelProfile, plain_name};
+use fettle_domain::model_profile::{BadProfile, ModelProfile};
 use fettle_domain::repo::{Repo, RepoName};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -146,7 +146,7 @@ impl KnownModels {
     }
 
     /// Which model a Run asks that wants this one or the default, and what workers cannot know of it: those have the configured ones.
-    /// `None`: there is no model.
+    /// `None`: there is no such model.
     pub fn choose(&self, wanted: Option<&str>) -> Option<(String, Option<ModelInfo>)> {
         let name = match wanted.or(self.configured.first().map(String::as_str)) {
             Some(name) => name.to_owned(),
@@ -191,8 +191,6 @@ pub enum AddError {
     Profile(#[from] BadProfile),
     #[error("`{0}` stands in the configuration, and is changed there")]
     Configured(String),
-    #[error("`{0}` and `{1}` differ by a slash alone, which the gateway cannot tell apart")]
-    Alike(String, String),
     #[error("the key is longer than {MAX_KEY_BYTES} bytes, or holds blanks or characters that cannot be sent")]
     OddKey,
     /// Where a model's address changes, its key must not go along unseen.
@@ -293,7 +291,9 @@ impl Adding {
     /// Adds a model, or changes one that was added. `true`: it is new.
     pub async fn put_model(&self, profile: ModelProfile, key: KeyChange) -> Result<bool, AddError> {
         profile.check()?;
-        self.tell_apart(&profile)?;
+        if self.parts.configured.contains(&profile.name) {
+            return Err(AddError::Configured(profile.name));
+        }
         let _turn = self.turn.lock().await;
         let before = self.stored(Sort::Model, &profile.name).await?;
         let secret = match key {
@@ -302,7 +302,7 @@ impl Adding {
                 if !is_sendable(&key) {
                     return Err(AddError::OddKey);
                 }
-                let sealed = self.ring.now().seal(&key, &purpose(&profile), self.parts.random.secret());
+                let sealed = self.newest_ring().seal(&key, &purpose(&profile), self.parts.random.secret());
                 Some(sealed.ok_or(AddError::NoRing)?)
             }
             KeyChange::Keep => match before.as_ref().and_then(|before| Some((before, before.secret.clone()?))) {
@@ -317,10 +317,12 @@ impl Adding {
     }
 
     pub async fn remove_model(&self, name: &str) -> Result<(), AddError> {
-        if self.parts.configured.iter().any(|known| known == name) {
-            return Err(AddError::Configured(name.to_owned()));
+        match self.remove(Sort::Model, name).await {
+            Err(AddError::NotFound) if self.parts.configured.iter().any(|known| known == name) => {
+                Err(AddError::Configured(name.to_owned()))
+            }
+            removed => removed,
         }
-        self.remove(Sort::Model, name).await
     }
 
     /// Adds a repository that the forge shows us, by name or URL. `true`: it is new.
@@ -363,7 +365,7 @@ impl Adding {
         for (of, token) in [(TokenFor::Reading, read), (TokenFor::Writing, Some(write))] {
             match token {
                 Some(token) => {
-                    let sealed = self.ring.now().seal(&token, &self.token_purpose(of), self.parts.random.secret());
+                    let sealed = self.newest_ring().seal(&token, &self.token_purpose(of), self.parts.random.secret());
                     let addition = Addition {
                         sort: Sort::ForgeToken,
                         name: of.name().to_owned(),
@@ -448,7 +450,10 @@ impl Adding {
         let mut rotated = Rotated { key: newest, resealed: 0, lost: Vec::new(), retired, own_file };
         for addition in self.parts.store.additions().await? {
             let Some(sealed) = addition.secret.clone().filter(|sealed| sealed.key != rotated.key) else { continue };
-            let purpose = self.purpose_of(&addition)?;
+            let Ok(purpose) = self.purpose_of(&addition) else {
+                rotated.lost.push(format!("{} {}", addition.sort.name(), addition.name));
+                continue;
+            };
             let Ok(secret) = ring.open(&sealed, &purpose) else {
                 rotated.lost.push(format!("{} {}", addition.sort.name(), addition.name));
                 continue;
@@ -459,11 +464,20 @@ impl Adding {
                 rotated.resealed += 1;
             }
         }
-        let still_needed = self.parts.store.additions().await?.into_iter().filter_map(|one| Some(one.secret?.key));
-        let still_needed: Vec<String> = still_needed.collect();
-        rotated.retired.retain(|id| !still_needed.contains(id));
-        // What is lost opens with none of them.
-        if own_file && rotated.retired.len() + 1 == ring.ids().count() {
+        // What another dashboard has sealed meanwhile with an older key needs that key; what opens with none needs none.
+        let mut needed = Vec::new();
+        for addition in self.parts.store.additions().await? {
+            if let Some(sealed) = addition.secret.as_ref().filter(|sealed| sealed.key != rotated.key)
+                && let Ok(purpose) = self.purpose_of(&addition)
+                && ring.open(sealed, &purpose).is_ok()
+            {
+                needed.push(sealed.key.clone());
+            }
+        }
+        rotated.retired.retain(|id| !needed.contains(id));
+        if own_file && !needed.is_empty() {
+            rotated.retired.clear();
+        } else if own_file {
             self.parts.ring.shrink().map_err(AddError::RingFile)?;
             self.ring.set(KeyRing::new(&self.parts.ring.read().map_err(AddError::RingFile)?));
         }
@@ -475,20 +489,6 @@ impl Adding {
     pub async fn read(&self) -> Result<(), AddError> {
         let _turn = self.turn.lock().await;
         self.tell().await
-    }
-
-    /// Refuses what the configuration or the gateway would take for another model.
-    fn tell_apart(&self, profile: &ModelProfile) -> Result<(), AddError> {
-        if self.parts.configured.contains(&profile.name) {
-            return Err(AddError::Configured(profile.name.clone()));
-        }
-        let now = self.now();
-        let others = now.models.iter().map(|model| &model.profile.name).filter(|name| **name != profile.name);
-        let alike = self.parts.configured.iter().chain(others).find(|name| plain_name(name) == profile.plain_name());
-        match alike {
-            Some(other) => Err(AddError::Alike(other.clone(), profile.name.clone())),
-            None => Ok(()),
-        }
     }
 
     async fn stored(&self, sort: Sort, name: &str) -> Result<Option<Addition>, AddError> {
@@ -537,6 +537,14 @@ impl Adding {
             changed
         });
         Ok(())
+    }
+
+    /// With whatever key was put into the file since: what is sealed with an older one might be lost with it.
+    fn newest_ring(&self) -> Arc<KeyRing> {
+        if let Ok(keys) = self.parts.ring.read() {
+            self.ring.set(KeyRing::new(&keys));
+        }
+        self.ring.now()
     }
 
     /// An operator gives dashboards a new key one after the other: what another one has sealed with it opens once it is here.

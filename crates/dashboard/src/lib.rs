@@ -307,6 +307,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         adding: Some(adding.clone()),
         tries: Some(Arc::new(tries)),
         gateway_key: Some(gateway_key),
+        workers_are_gateways: config.gateway.run_token_key_file.is_none(),
         version: env!("CARGO_PKG_VERSION"),
         shutdown: shutdown.clone(),
     });

@@ -85,17 +85,16 @@ impl ModelProfile {
         self.known_as.as_deref().unwrap_or(&self.name)
     }
 
-    /// As which it is told from others at the gateway, where a slash stands between server and model.
-    pub fn plain_name(&self) -> String {
-        plain_name(&self.name)
-    }
-
     pub fn check(&self) -> Result<(), BadProfile> {
         let bad = |field, what: String| Err(BadProfile { field, what });
-        let odd = |c: char| c.is_whitespace() || c.is_control() || "?#%\\\"'<>".contains(c);
+        // Nothing that looks like another name, or like none.
+        let odd = |c: char| !c.is_alphanumeric() && !"-_.:/@+".contains(c);
         let chars = self.name.chars().count();
         if chars == 0 || chars > MAX_NAME_CHARS || self.name.contains(odd) {
-            return bad("name", format!("A name is one word of at most {MAX_NAME_CHARS} characters, such as `coder`."));
+            let what = format!(
+                "A name is one word of at most {MAX_NAME_CHARS} letters, digits and - _ . : / @ +, such as `coder`."
+            );
+            return bad("name", what);
         }
         if let Some(known_as) = &self.known_as
             && (known_as.is_empty() || known_as.len() > MAX_TEXT_BYTES || known_as.contains(char::is_control))
@@ -119,6 +118,7 @@ impl ModelProfile {
     }
 }
 
+/// As which a configured model is asked for at the gateway, where a slash stands between server and model.
 pub fn plain_name(name: &str) -> String {
     name.replace('/', "-")
 }
@@ -135,7 +135,30 @@ fn check_server(url: &str) -> Result<(), String> {
     if rest.contains(['@', '?', '#']) {
         return Err("The address holds more than an address: leave out user, password, query and fragment.".into());
     }
+    if !is_authority(rest.split('/').next().unwrap_or_default()) {
+        return Err(
+            "A host is a name of ASCII letters, digits, dots and dashes or an address, and a port may follow.".into()
+        );
+    }
+    if !rest.bytes().all(|byte| byte.is_ascii_graphic())
+        || rest.contains(['"', '<', '>', '\\', '^', '`', '{', '|', '}'])
+    {
+        return Err("The path has characters that no address can carry.".into());
+    }
     Ok(())
+}
+
+/// `host`, `host:port`, `[::1]:port`.
+fn is_authority(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, rest)) if address.parse::<std::net::Ipv6Addr>().is_ok() => {
+            ("v6", rest.strip_prefix(':').or(rest.is_empty().then_some("0")))
+        }
+        Some(_) => return false,
+        None => text.rsplit_once(':').map_or((text, Some("0")), |(host, port)| (host, Some(port))),
+    };
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    !host.is_empty() && host.bytes().all(named) && port.is_some_and(|port| port.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]
@@ -161,13 +184,27 @@ mod tests {
         };
         assert_eq!(field(|_| {}), None);
         assert_eq!(field(|it| it.name = "qwen3/coder:30b".into()), None);
-        for name in ["", "two words", "a\u{7}", "a?b", "a#b"] {
+        for name in ["", "two words", "a\u{7}", "a?b", "a#b", "a\u{202e}b", "a\u{200b}"] {
             assert_eq!(profile_named(name).check().unwrap_err().field, "name", "{name}");
         }
         assert_eq!(field(|it| it.base_url = None), Some("base_url"));
         assert_eq!(field(|it| (it.base_url, it.kind) = (None, ModelKind::Ollama)), None);
-        for url in ["ftp://x", "http://", "http:///v1", "https://u:p@host/v1", "https://host/v1?key=a", "https://a b"] {
+        for url in [
+            "ftp://x",
+            "http://",
+            "http:///v1",
+            "https://u:p@host/v1",
+            "https://host/v1?key=a",
+            "https://a b",
+            "http://m\u{fc}nchen.example/v1",
+            "http://[x/v1",
+            "http://host:99999",
+            "http://[::1]x",
+        ] {
             assert_eq!(at(url).check().unwrap_err().field, "base_url", "{url}");
+        }
+        for url in ["http://[::1]:8000/v1", "https://models.example", "http://10.0.0.7:80/a/b_c"] {
+            assert_eq!(at(url).check(), Ok(()), "{url}");
         }
         assert_eq!(field(|it| it.known_as = Some(String::new())), Some("known_as"));
         assert_eq!(field(|it| it.context_tokens = 8_192), Some("context_tokens"));

@@ -72,25 +72,32 @@ impl Floor {
         };
         let floor =
             Self { inner: Mutex::new(inner), wiring, timeouts: settings.timeouts, metrics, changed: Notify::new() };
-        floor.provide(settings.providers.iter().enumerate())?;
-        Ok(floor)
+        match floor.provide(settings.providers.iter().enumerate()).pop() {
+            Some((_, error)) => Err(error),
+            None => Ok(floor),
+        }
     }
 
     /// Which providers there are from now on, by their numbers; a number stands for the same provider for ever. Requests at one that
     /// is gone come to their end, and whoever waits for it is told that nobody is called so.
     ///
-    /// Errors change nothing.
+    /// Gives those that cannot be asked, by their numbers.
     pub(crate) fn provide<'a>(
         &self,
         providers: impl Iterator<Item = (usize, &'a Provider)>,
-    ) -> Result<(), SettingsError> {
+    ) -> Vec<(usize, SettingsError)> {
         let known: Vec<Source> = self.inner().providers.keys().cloned().collect();
-        let (mut present, mut new) = (Vec::new(), Vec::new());
+        let (mut present, mut new, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         for (number, provider) in providers {
             let source = Source::Provider(number);
             if !known.contains(&source) {
-                let upstream = Upstream::of_provider(provider, &self.timeouts, &self.wiring)?;
-                new.push((source.clone(), provider.parallel, Arc::new(upstream)));
+                match Upstream::of_provider(provider, &self.timeouts, &self.wiring) {
+                    Ok(upstream) => new.push((source.clone(), provider.parallel, Arc::new(upstream))),
+                    Err(error) => {
+                        refused.push((number, error));
+                        continue;
+                    }
+                }
             }
             present.push(source);
         }
@@ -110,7 +117,7 @@ impl Floor {
         let supply = Arc::clone(&inner.supply);
         drop(inner);
         self.supply(supply);
-        Ok(())
+        refused
     }
 
     /// Engines come and go as `supply` says; those that wait for one that has come are woken.

@@ -7,7 +7,7 @@ use fettle_placement::id::ModelId;
 use fettle_protocols::ModelEntry;
 
 use crate::desk::Source;
-use crate::settings::{Price, Provider};
+use crate::settings::{Price, Provider, Settings};
 
 /// Of a model whose window nobody told.
 const UNKNOWN_CONTEXT: u64 = 32_768;
@@ -25,6 +25,8 @@ pub(crate) struct Route {
 pub(crate) struct Names {
     names: BTreeMap<String, Vec<String>>,
     providers: Vec<Listed>,
+    /// Found only where nothing of the settings and no model of this machine is called so.
+    others: BTreeMap<String, Route>,
 }
 
 #[derive(Debug)]
@@ -35,24 +37,29 @@ struct Listed {
 }
 
 impl Names {
-    /// `providers`: with their numbers.
-    pub(crate) fn new<'a>(
-        names: BTreeMap<String, Vec<String>>,
-        providers: impl Iterator<Item = (usize, &'a Provider)>,
-    ) -> Self {
+    /// `others`: each with the number of its provider, whose first model it stands for.
+    pub(crate) fn new<'a>(settings: &Settings, others: impl Iterator<Item = (&'a str, usize, &'a Provider)>) -> Self {
         let listed = |(number, provider): (usize, &Provider)| Listed {
             number,
             name: provider.name.clone(),
             models: provider.models.iter().map(|one| (one.name.clone(), (one.context_tokens, one.price))).collect(),
         };
-        Self { names, providers: providers.map(listed).collect() }
+        let route = |(name, number, provider): (&str, usize, &Provider)| {
+            let model = provider.models.first()?;
+            Some((name.to_owned(), route(number, &model.name, model.context_tokens, model.price)))
+        };
+        Self {
+            names: settings.names.clone(),
+            providers: settings.providers.iter().enumerate().map(listed).collect(),
+            others: others.filter_map(route).collect(),
+        }
     }
 
     /// In order of preference; empty: nobody is called so.
     pub(crate) fn find(&self, name: &str, supply: &Supply) -> Vec<Route> {
         match self.names.get(name) {
             Some(members) => members.iter().filter_map(|member| self.find_plain(member, supply)).collect(),
-            None => self.find_plain(name, supply).into_iter().collect(),
+            None => self.find_plain(name, supply).or_else(|| self.others.get(name).cloned()).into_iter().collect(),
         }
     }
 
@@ -69,7 +76,7 @@ impl Names {
                 entries.insert(name.clone(), entry(&name, &provider.name, *context));
             }
         }
-        for name in self.names.keys() {
+        for name in self.names.keys().chain(self.others.keys()) {
             let context = self.find(name, supply).first().map(|route| route.context_tokens);
             if context.is_some() {
                 entries.insert(name.clone(), entry(name, "fettle", context));
@@ -94,12 +101,16 @@ impl Names {
         let (provider, model) = name.split_once('/')?;
         let listed = self.providers.iter().find(|one| one.name == provider)?;
         let (context, price) = listed.models.get(model).copied()?;
-        Some(Route {
-            source: Source::Provider(listed.number),
-            model: Some(model.to_owned()),
-            context_tokens: context.unwrap_or(UNKNOWN_CONTEXT),
-            price,
-        })
+        Some(route(listed.number, model, context, price))
+    }
+}
+
+fn route(number: usize, model: &str, context: Option<u64>, price: Option<Price>) -> Route {
+    Route {
+        source: Source::Provider(number),
+        model: Some(model.to_owned()),
+        context_tokens: context.unwrap_or(UNKNOWN_CONTEXT),
+        price,
     }
 }
 
@@ -124,7 +135,7 @@ mod tests {
     use fettle_app::ports::serving::ServedModel;
 
     use super::*;
-    use crate::settings::{ProviderKind, ProviderModel, Settings};
+    use crate::settings::{ProviderKind, ProviderModel};
 
     fn names() -> Names {
         let mut settings = Settings::new("usage".into());

@@ -1,6 +1,5 @@
 //! Which providers there are: those of the settings, and others that come and go while the gateway serves.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use secrecy::ExposeSecret as _;
@@ -38,14 +37,11 @@ impl Providers {
 
     /// Whom there is beside those of the settings from now on. One that stays as it was keeps its line and what is known of it.
     ///
-    /// Errors change nothing.
-    pub fn set(&self, served: Vec<Served>) -> Result<(), SettingsError> {
+    /// Gives the names of those that cannot be, each with the reason: they keep nobody else out.
+    pub fn set(&self, served: Vec<Served>) -> Vec<(String, SettingsError)> {
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<Provider> =
-            self.settings.providers.iter().cloned().chain(served.iter().map(|one| one.provider.clone())).collect();
-        check(&all)?;
         let mut next = others.next;
-        let numbered: Vec<(usize, Served)> = served
+        let mut numbered: Vec<(usize, Served)> = served
             .into_iter()
             .map(|one| match others.served.iter().find(|(_, known)| is_same(&known.provider, &one.provider)) {
                 Some((number, _)) => (*number, one),
@@ -55,10 +51,17 @@ impl Providers {
                 }
             })
             .collect();
-        self.front.floor.provide(every(&self.settings, &numbered))?;
+        let refused = self.front.floor.provide(every(&self.settings, &numbered));
+        let refused: Vec<(String, SettingsError)> = refused
+            .into_iter()
+            .filter_map(|(number, error)| {
+                let place = numbered.iter().position(|(known, _)| *known == number)?;
+                Some((numbered.remove(place).1.name, error))
+            })
+            .collect();
         self.front.names.set(names(&self.settings, &numbered));
         *others = Others { served: numbered, next };
-        Ok(())
+        refused
     }
 }
 
@@ -68,14 +71,7 @@ fn every<'a>(settings: &'a Settings, others: &'a [(usize, Served)]) -> impl Iter
 }
 
 pub(crate) fn names(settings: &Settings, others: &[(usize, Served)]) -> Names {
-    let stands_for = |one: &Served| {
-        let model = one.provider.models.first()?;
-        Some((one.name.clone(), vec![format!("{}/{}", one.provider.name, model.name)]))
-    };
-    let mut names: BTreeMap<_, _> = others.iter().filter_map(|(_, one)| stands_for(one)).collect();
-    // What the operator configured is what counts.
-    names.extend(settings.names.clone());
-    Names::new(names, every(settings, others))
+    Names::new(settings, others.iter().map(|(number, one)| (one.name.as_str(), *number, &one.provider)))
 }
 
 /// The key is compared as well: another one may be allowed what this one was not.

@@ -1,5 +1,7 @@
 //! What intake asks.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use fettle_app::ports::forge::{F, ForgeError, ForgeReader, Issue, IssueComment, LabeledEvent, Permission};
 use fettle_domain::repo::{Repo, RepoName};
@@ -88,12 +90,16 @@ impl ForgeReader for GitHub {
         if let Some(known) = &*self.own_login.now() {
             return Ok(known.clone());
         }
+        let access = self.access.now();
         let me = self.who_am_i().await?;
         let login = match self.is_app() {
             true => format!("{}[bot]", me.parse::<AppWire>()?.slug),
             false => me.parse::<UserWire>()?.login,
         };
-        self.own_login.set(Some(login.clone()));
+        // Not for whoever comes with other tokens since.
+        if Arc::ptr_eq(&access, &self.access.now()) {
+            self.own_login.set(Some(login.clone()));
+        }
         Ok(login)
     }
 }

@@ -383,8 +383,8 @@ fn kind(kind: ModelKind) -> ProviderKind {
 async fn provide(providers: &Providers, mut added: watch::Receiver<Arc<Added>>, stop: &CancellationToken) {
     loop {
         let served = added.borrow_and_update().models.iter().map(served).collect();
-        if let Err(error) = providers.set(served) {
-            error!("the models that people added stay as they were: {error}");
+        for (name, error) in providers.set(served) {
+            error!(model = name, "the model `{name}`, which somebody added, is not served: {error}");
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -404,7 +404,7 @@ fn served(model: &AddedModel) -> gateway::Served {
         base_url: profile.server().map(str::to_owned),
         api_key: key.open().cloned(),
         models: vec![listed],
-        ..Provider::new(profile.plain_name(), kind(profile.kind))
+        ..Provider::new(profile.name.clone(), kind(profile.kind))
     };
     gateway::Served { name: profile.name.clone(), provider }
 }

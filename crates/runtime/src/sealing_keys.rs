@@ -49,6 +49,9 @@ impl RingFile for SealingKeys {
     fn grow(&self) -> Result<bool, String> {
         let Self::Own(file) = self else { return Ok(false) };
         let mut keys = self.read()?;
+        if keys.len() >= MAX_KEYS {
+            return Err(format!("{file} has {MAX_KEYS} keys already: something still needs each of them"));
+        }
         keys.push(secrets::key_of(RandomSecrets.secret()));
         write(file, &keys)?;
         Ok(true)

@@ -225,7 +225,10 @@ impl TestBox {
         };
         let bots: Vec<u64> = setup.allowed_bot.map(|login| forge.add_user(login)).into_iter().collect();
         let models = match setup.bare {
-            true => String::new(),
+            true => {
+                let file = plant("run-tokens", "canary-of-the-key-of-run-tokens-71c9e2")?;
+                format!("[gateway]\nrun_token_key_file = '{file}'\n")
+            }
             false => format!(
                 "[[gateway.models]]\nname = 'scripted'\nbase_url = '{}'\napi_key_file = '{}'\n",
                 model.base_url(),

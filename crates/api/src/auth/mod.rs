@@ -146,6 +146,7 @@ pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Requ
             | Action::PullRequestsCreate
             | Action::JobsRedrive
             | Action::ModelsChange
+            | Action::ModelsTry
             | Action::RepositoriesChange
             | Action::ForgeChange
             | Action::SecretsRotate

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use fettle_app::adding::{AddedModel, Entered, KeyChange};
 use fettle_app::ports::model::ToolCalls;
 use fettle_domain::model_profile::{ModelKind, ModelProfile};
@@ -14,12 +14,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::inference::tool_calls;
+use crate::auth::Caller;
 use crate::extract::{Body, Named};
 use crate::problem::{Code, Problem};
 use crate::state::{ApiState, ConfiguredModel};
 
 /// A model that answers one word later is too slow for people who look at a button; a request ends a little later.
 const TRY_LIMIT: Duration = Duration::from_secs(25);
+/// Of one account within a minute: each costs tokens, and comes before whatever Runs ask.
+const TRIES: u32 = 20;
 /// Of its answer.
 const MAX_SHOWN_CHARS: usize = 300;
 
@@ -233,6 +236,7 @@ pub(crate) struct TriedModel {
 )]
 pub(crate) async fn try_model(
     State(api): State<ApiState>,
+    Extension(caller): Extension<Caller>,
     Named(name): Named<String>,
 ) -> Result<Json<TriedModel>, Problem> {
     let (about, added) = (api.about.now(), api.adding.as_ref().map(|adding| adding.now()).unwrap_or_default());
@@ -241,6 +245,7 @@ pub(crate) async fn try_model(
     }
     let tries = api.tries.as_ref();
     let tries = tries.ok_or_else(|| Problem::new(Code::NotConfigured, "There is no gateway to ask models at."))?;
+    api.limits.take(format!("try {}", caller.actor.name), TRIES)?;
     let asked = tokio::time::Instant::now();
     let tried = tokio::time::timeout(TRY_LIMIT, tries.try_model(&name)).await;
     let took = |took: Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);

@@ -63,6 +63,12 @@ impl House {
         Self { world, setup, store, _data: data }
     }
 
+    pub(crate) async fn with_workers_as_gateways() -> Self {
+        let (door, setup, store, data) = Self::door(Registration::Closed).await;
+        let world = World::behind_with_workers_as_gateways(door, adding(&store).await).await;
+        Self { world, setup, store, _data: data }
+    }
+
     /// With somebody else who says who people are.
     pub(crate) async fn with_provider(foreign: Foreign) -> Self {
         let (mut door, setup, store, data) = Self::door(Registration::Open).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_api::GatewayModels;
-use fettle_app::adding::{Adding, Entered, Parts, RingFile};
+use fettle_app::adding::{AddedModel, Adding, Entered, Parts, RingFile};
 use fettle_app::doorkeeping::Registration;
 use fettle_app::ports::additions::{Addition, Additions as _, Sort};
 use fettle_app::ports::clock::SecretSource;
@@ -206,7 +206,8 @@ async fn what_cannot_be_asked_or_told_apart_is_refused_and_names_the_field() {
     assert_eq!(put("coder", json!({})).await.0, 409, "the configuration has it");
     assert_eq!(house.by_key(Method::DELETE, "/api/v1/models/coder", None).await.status, 409);
     assert_eq!(put("a%2Fb", json!({})).await.0, 201);
-    assert_eq!(put("a-b", json!({})).await.0, 409, "the gateway could not tell them apart");
+    assert_eq!(put("a-b", json!({})).await.0, 201);
+    assert_eq!(put("a", json!({"base_url": "http://m\u{fc}nchen.example/v1"})).await, refused("/base_url"));
 }
 
 #[tokio::test]
@@ -282,14 +283,22 @@ async fn a_gateway_is_told_models_with_their_keys_and_nobody_else_is() {
         let asked = house.world.http.get(&internal).bearer_auth(key).send().await.unwrap();
         assert_eq!(asked.status().as_u16(), 401);
     }
+    assert!(matches!(told_of_mine(&house).await.key, Entered::Open(key) if key.expose_secret() == KEY));
+
+    // Who has the service key alone is told of no key.
+    let house = House::with_workers_as_gateways().await;
+    house.by_key(Method::PUT, "/api/v1/models/mine", model(json!({"api_key": KEY}))).await;
+    assert_eq!(told_of_mine(&house).await.key, Entered::None);
+}
+
+async fn told_of_mine(house: &House) -> AddedModel {
     let client = GatewayModels::new(&house.world.internal, &SecretString::from(GATEWAY_KEY)).unwrap();
     let ((told, mut added), stop) = (watch::channel(Arc::default()), CancellationToken::new());
     tokio::select! {
         () = client.follow(&told, &stop) => unreachable!("it follows until it is stopped"),
         changed = tokio::time::timeout(Duration::from_secs(20), added.changed()) => changed.unwrap().unwrap(),
     }
-    let model = added.borrow().model("mine").cloned().unwrap();
-    assert!(matches!(model.key, Entered::Open(key) if key.expose_secret() == KEY));
+    added.borrow().model("mine").cloned().unwrap()
 }
 
 #[tokio::test]
@@ -320,6 +329,19 @@ async fn tokens_of_the_forge_are_taken_if_it_knows_them_and_count_at_once() {
     assert_eq!(house.by_key(Method::DELETE, "/api/v1/forge/tokens", None).await.status, 204);
     assert_eq!(forge().await["can_write"], json!(false));
     assert_eq!(house.by_key(Method::DELETE, "/api/v1/forge/tokens", None).await.status, 404);
+}
+
+#[tokio::test]
+async fn what_is_lost_holds_no_key_however_often_they_are_exchanged() {
+    let house = House::open(Registration::Closed).await;
+    house.by_key(Method::PUT, "/api/v1/models/mine", model(json!({"api_key": KEY}))).await;
+    let stranger = Ring::of(&["a stranger"]);
+    let other = adding_with(&house.store, stranger.clone()).await;
+    for _ in 0..3 {
+        let rotated = other.rotate().await.unwrap();
+        assert_eq!((rotated.lost.len(), rotated.retired.len()), (1, 1));
+    }
+    assert_eq!(stranger.0.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]

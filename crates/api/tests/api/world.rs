@@ -169,11 +169,13 @@ fn plan(ids: &Counted, request: &NewTask) -> TaskPlan {
 pub(crate) struct Residents {
     door: Option<Arc<Doorkeeper>>,
     adding: Option<Arc<Adding>>,
+    /// As where no key of run tokens is configured.
+    workers_are_gateways: bool,
 }
 
 impl Residents {
     fn of(door: Doorkeeper, adding: Arc<Adding>) -> Self {
-        Self { door: Some(Arc::new(door)), adding: Some(adding) }
+        Self { door: Some(Arc::new(door)), adding: Some(adding), workers_are_gateways: false }
     }
 }
 
@@ -212,6 +214,13 @@ impl World {
     pub(crate) async fn behind(door: Doorkeeper, adding: Arc<Adding>) -> Self {
         let fake = Arc::new(FakeLedger::new());
         Self::build(fake.clone(), fake, None, Residents::of(door, adding), Vec::new()).await
+    }
+
+    /// With accounts, where workers can make what a gateway shows.
+    pub(crate) async fn behind_with_workers_as_gateways(door: Doorkeeper, adding: Arc<Adding>) -> Self {
+        let fake = Arc::new(FakeLedger::new());
+        let residents = Residents { workers_are_gateways: true, ..Residents::of(door, adding) };
+        Self::build(fake.clone(), fake, None, residents, Vec::new()).await
     }
 
     /// With accounts, and trusting what this machine says of others.
@@ -362,6 +371,7 @@ pub(crate) fn state(
         adding: residents.adding,
         tries: Some(Arc::new(Answers)),
         gateway_key: Some(SecretString::from(GATEWAY_KEY)),
+        workers_are_gateways: residents.workers_are_gateways,
         version: "0.0.0-test",
         shutdown: shutdown.clone(),
     });

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fettle_domain::branch::BranchName;
 use fettle_domain::budget::Spent;
-use fettle_domain::effect::{Effect, EffectKind, Intent, Receipt};
+use fettle_domain::effect::{Effect, EffectKind, EffectState, Intent, Receipt};
 use fettle_domain::event::Event;
 use fettle_domain::id::{CorrelationId, DeliveryId, EffectId, JobId, RequestId, RunId, TaskId, WorkerId};
 use fettle_domain::issue::IssueSnapshot;
@@ -350,16 +350,26 @@ pub struct TaskView {
 }
 
 impl TaskView {
-    /// How it ended, as people are told; `failed` when its Run was given up without a result. `None`: not yet.
+    /// How it ended, as people are told; `failed` when its Run was given up without a result, or its pull request before it was
+    /// open. `None`: not yet.
     pub fn outcome(&self) -> Option<&'static str> {
         // Beside another Run at work, or with a patch that is one of several, the leading one's end is not the Task's.
         if matches!(self.state, TaskState::Queued | TaskState::Running) || self.run.job_state == "waiting" {
             return None;
         }
         match &self.run.result {
+            Some(_) if self.is_publishing_given_up() => Some("failed"),
             Some(result) => Some(result.outcome.name()),
             None => (self.state == TaskState::Done).then_some("failed"),
         }
+    }
+
+    /// It has ended, and a pull request that was to be opened is not.
+    fn is_publishing_given_up(&self) -> bool {
+        let open = |effect: &Effect| {
+            effect.kind == EffectKind::PullRequest && !matches!(effect.state, EffectState::Settled { .. })
+        };
+        self.state == TaskState::Done && self.effects.iter().any(open)
     }
 
     /// Whether a patch of it is pushed or is to be.

@@ -22,7 +22,11 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 pub(super) async fn models(config: &Config, environment: &Environment) -> Vec<Check> {
     if config.gateway.models.is_empty() {
         let remedy = "add one in the browser, on the page Models, or a [[gateway.models]] entry with name and base_url; `fettle fix` takes --model-url instead";
-        return vec![Check::warn("models", "no model is configured; Tasks wait, unless one was added in the browser", remedy)];
+        return vec![Check::warn(
+            "models",
+            "no model is configured; Tasks wait, unless one was added in the browser",
+            remedy,
+        )];
     }
     let (mut checks, mut asked) = (Vec::new(), JoinSet::new());
     for (place, model) in config.gateway.models.iter().cloned().enumerate() {

@@ -117,7 +117,9 @@ async fn providers_are_asked_by_name_with_their_own_key_and_profiles_fall_back_t
 async fn providers_come_change_and_go_while_the_gateway_serves() {
     let (one, other) = (Upstream::start().await, Upstream::start().await);
     let world = World::with(served(Vec::new()), |settings| {
-        let provider = Provider { base_url: Some(one.url()), ..Provider::new("fixed", ProviderKind::OpenAi) };
+        let small = ProviderModel { name: "small".to_owned(), context_tokens: None, price: None };
+        let fixed = Provider::new("fixed", ProviderKind::OpenAi);
+        let provider = Provider { base_url: Some(one.url()), models: vec![small], ..fixed };
         settings.providers = vec![provider];
     })
     .await;
@@ -138,7 +140,7 @@ async fn providers_come_change_and_go_while_the_gateway_serves() {
     };
     assert_eq!(ask().await, StatusCode::NOT_FOUND);
     for (at, key) in [(&one, "first"), (&one, "second"), (&other, "second")] {
-        world.providers.set(vec![served_by(at, key)]).unwrap();
+        assert!(world.providers.set(vec![served_by(at, key)]).is_empty());
         assert_eq!(ask().await, StatusCode::OK);
         let asked = at.last();
         assert_eq!(asked.headers["authorization"], format!("Bearer {key}"));
@@ -146,15 +148,25 @@ async fn providers_come_change_and_go_while_the_gateway_serves() {
     }
     assert_eq!((one.times(), other.times()), (2, 1));
 
-    // What cannot be changes nothing.
-    let taken = Served { provider: Provider::new("fixed", ProviderKind::OpenAi), ..served_by(&one, "x") };
-    assert!(world.providers.set(vec![taken]).is_err());
-    let nowhere = Served { provider: Provider::new("nowhere", ProviderKind::OpenAiCompatible), ..served_by(&one, "x") };
-    assert!(world.providers.set(vec![nowhere]).is_err());
+    // One that cannot be asked keeps nobody else out, and what is gone is gone.
+    let nowhere = Provider { base_url: None, ..served_by(&one, "x").provider };
+    let nowhere = Served { name: "nowhere".to_owned(), provider: nowhere };
+    let refused = world.providers.set(vec![nowhere, served_by(&one, "third")]);
+    assert_eq!(refused.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["nowhere"]);
+    assert_eq!(ask().await, StatusCode::OK);
+    assert_eq!(one.last().headers["authorization"], "Bearer third");
+
+    // A name of the settings' own stays theirs.
+    let theirs = Served { name: "fixed/small".to_owned(), ..served_by(&other, "x") };
+    assert!(world.providers.set(vec![theirs, served_by(&one, "third")]).is_empty());
+    let mut body = chat_body(false);
+    body["model"] = json!("fixed/small");
+    world.send(world.request("/v1/chat/completions", KEY, &body)).await;
+    assert_eq!((one.last().body["model"].clone(), other.times()), (json!("small"), 1));
     assert_eq!(ask().await, StatusCode::OK);
     let listed = world.get("/v1/models").await.json().await;
     assert!(listed["data"].as_array().unwrap().iter().any(|model| model["id"] == json!("mine")), "{listed}");
-    world.providers.set(Vec::new()).unwrap();
+    assert!(world.providers.set(Vec::new()).is_empty());
     assert_eq!(ask().await, StatusCode::NOT_FOUND);
 }
 

@@ -75,7 +75,7 @@ function FirstSteps({ ready }: { ready: Schemas["Ready"] }) {
                   {step.text}
                 </Link>
               )}{" "}
-              <span className="text-soft">{step.why}</span>
+              <span className="text-soft">– {step.why}</span>
             </span>
           </li>
         ))}
@@ -105,12 +105,13 @@ function Section({ title, tasks }: { title: string; tasks: TaskSummary[] }) {
 
 /** How the newest Tasks ended, as one bar with its numbers in words. */
 function Results({ items }: { items: TaskSummary[] }) {
-  const ended = items.filter((task) => task.state === "done");
+  // A probe proves the way, and no change.
+  const ended = items.filter((task) => task.state === "done" && task.outcome !== "probe_passed");
   const count = (is: (outcome: string) => boolean) => ended.filter((task) => is(task.outcome ?? "")).length;
   const parts = [
-    { name: "proven", tone: "fill-good", value: count((outcome) => outcome === "ready_pr" || outcome === "probe_passed") },
+    { name: "proven", tone: "fill-good", value: count((outcome) => outcome === "ready_pr") },
     { name: "draft", tone: "fill-warn", value: count((outcome) => outcome === "draft_pr") },
-    { name: "without a pull request", tone: "fill-bad", value: count((outcome) => !["ready_pr", "probe_passed", "draft_pr"].includes(outcome)) },
+    { name: "without a pull request", tone: "fill-bad", value: count((outcome) => !["ready_pr", "draft_pr"].includes(outcome)) },
   ];
   if (ended.length === 0) return null;
   let from = 0;
