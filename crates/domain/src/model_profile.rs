@@ -151,7 +151,7 @@ fn check_server(url: &str) -> Result<(), String> {
 /// `host`, `host:port`, `[::1]:port`.
 fn is_authority(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, rest)) if address.parse::<std::net::Ipv6Addr>().is_ok() => {
+        Some((address, rest)) if address.parse::<core::net::Ipv6Addr>().is_ok() => {
             ("v6", rest.strip_prefix(':').or(rest.is_empty().then_some("0")))
         }
         Some(_) => return false,
