@@ -31,7 +31,7 @@ export function ForgeAccess() {
           <span className="break-all">{address}</span>
           {can_write && (
             <>
-              {" · "}the label <code className="font-mono">{label}</code> on an issue asks for work, {webhooks ? "and webhooks tell of it" : "and is looked for every minute"}
+              {" · "}the label <code className="font-mono">{label}</code> on an issue asks for work, {webhooks ? "and webhooks tell of it" : "and is looked for by the clock"}
             </>
           )}
           {write_token && !read_token && " · without a token that reads, only public repositories can be worked on"}
