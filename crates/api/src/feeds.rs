@@ -239,7 +239,8 @@ impl From<fettle_domain::event::Event> for Told {
             | Body::TaskDone { .. }
             | Body::Redriven { .. }
             | Body::RunsAdded { .. }
-            | Body::RunChosen { .. } => true,
+            | Body::RunChosen { .. }
+            | Body::RunStopped { .. } => true,
             Body::Step { .. } | Body::EffectIntended { .. } | Body::EffectSettled { .. } => false,
         };
         Self { event: event.into(), is_last, of_queue }

@@ -203,6 +203,7 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::tasks::retry_task))
         .routes(routes!(v1::runs::list_runs, v1::runs::add_runs))
         .routes(routes!(v1::runs::create_pull_request))
+        .routes(routes!(v1::runs::stop_run))
         .routes(routes!(v1::messages::list_messages, v1::messages::post_message))
         .routes(routes!(v1::change::get_patch))
         .routes(routes!(v1::change::get_proof))

@@ -127,7 +127,8 @@ fn announcement(event: &Event) -> Option<Announcement> {
         | EventBody::CancelRequested { .. }
         | EventBody::Redriven { .. }
         | EventBody::RunsAdded { .. }
-        | EventBody::RunChosen { .. } => return None,
+        | EventBody::RunChosen { .. }
+        | EventBody::RunStopped { .. } => return None,
     };
     let told = [
         ("v", json!(VERSION)),

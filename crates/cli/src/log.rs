@@ -158,7 +158,9 @@ fn words(what: &What) -> (String, String) {
             let models: Vec<_> = models.iter().map(|model| model.as_deref().unwrap_or("the first model")).collect();
             ("task", format!("{by} lets {} work on it, too", models.join(", ")))
         }
-        What::RunChosen { by, run } => ("task", format!("{by} chooses run {run}")),
+        What::RunChosen { by, run, draft: false } => ("task", format!("{by} chooses run {run}")),
+        What::RunChosen { by, run, draft: true } => ("task", format!("{by} chooses run {run}, as a draft")),
+        What::RunStopped { by, run } => ("task", format!("{by} stops run {run}")),
         What::Unknown => {
             ("task", "something that this version of fettle has no words for; see it with --json".to_owned())
         }

@@ -91,6 +91,16 @@ enum TaskCommand {
         id: TaskId,
         #[arg(value_name = "RUN", value_parser = clap::value_parser!(u16).range(1..))]
         run: u16,
+        /// As a draft, whatever its proof says.
+        #[arg(long)]
+        draft: bool,
+    },
+    /// Stop one of a Task's Runs, by its number in `fettle task runs`; the others go on.
+    StopRun {
+        #[arg(value_name = "TASK")]
+        id: TaskId,
+        #[arg(value_name = "RUN", value_parser = clap::value_parser!(u16).range(1..))]
+        run: u16,
     },
     /// Say something to a Task: each of its Runs is told before its next model call.
     Say {
@@ -156,12 +166,20 @@ pub(crate) async fn one(common: &Common, flags: &TaskFlags, environment: &Enviro
             let count = wanted.len();
             (answer, Some(format!("{count} more at {id}; compare them with `fettle task runs {id}`")))
         }
-        TaskCommand::Choose { id, run } => {
+        TaskCommand::StopRun { id, run } => {
             let id = id.to_string();
-            let all: Runs = understand(client.get(&["api", "v1", "tasks", &id, "runs"], &[]).await?)?;
-            let chosen = all.items.iter().find(|item| item.ordinal == *run);
-            let chosen = chosen.with_context(|| format!("{id} has {} Runs and no number {run}", all.items.len()))?;
-            let body = json!({ "run_id": chosen.id });
+            let stopped = numbered(&client, &id, *run).await?;
+            let way = ["api", "v1", "tasks", &id, "runs", &stopped, "stop"];
+            let (status, answer) = client.post(&way, None, None).await?;
+            let sentence = match status {
+                StatusCode::ACCEPTED => format!("stopping run {run}: its worker stops at its next sign of life"),
+                _ => format!("stopped run {run}"),
+            };
+            (answer, Some(sentence))
+        }
+        TaskCommand::Choose { id, run, draft } => {
+            let id = id.to_string();
+            let body = json!({ "run_id": numbered(&client, &id, *run).await?, "draft": draft });
             let (_, answer) = client.post(&["api", "v1", "tasks", &id, "prs"], Some(&body), None).await?;
             (answer, Some(format!("run {run} is published; follow it with `fettle task log -f {id}`")))
         }
@@ -199,6 +217,14 @@ pub(crate) async fn one(common: &Common, flags: &TaskFlags, environment: &Enviro
         None => show(&mut out, &understand(answer)?, system::SystemClock.now())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The id of a Task's Run of this number.
+async fn numbered(client: &Client, task: &str, run: u16) -> Result<String> {
+    let all: Runs = understand(client.get(&["api", "v1", "tasks", task, "runs"], &[]).await?)?;
+    let count = all.items.len();
+    let found = all.items.into_iter().find(|item| item.ordinal == run);
+    Ok(found.with_context(|| format!("{task} has {count} Runs and no number {run}"))?.id)
 }
 
 pub(crate) fn understand<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T> {

@@ -209,6 +209,12 @@ pub(crate) enum What {
     RunChosen {
         by: String,
         run: u16,
+        #[serde(default)]
+        draft: bool,
+    },
+    RunStopped {
+        by: String,
+        run: u16,
     },
     #[serde(other)]
     Unknown,

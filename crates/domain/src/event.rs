@@ -102,6 +102,14 @@ pub enum EventBody {
     RunChosen {
         by: String,
         ordinal: u16,
+        /// As a draft, whatever its proof says.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        draft: bool,
+    },
+    /// A person stopped this Run; the others go on.
+    RunStopped {
+        by: String,
+        ordinal: u16,
     },
 }
 

@@ -187,6 +187,11 @@ impl Job {
         self.let_go(fence, |_| JobState::Queued, JobState::Cancelled)
     }
 
+    /// The work is done, but nobody wants what it came to: for one that was stopped alone, without its Task.
+    pub fn complete_unwanted(self, fence: Fence) -> Result<Self, Refused> {
+        self.let_go(fence, |_| JobState::Done, JobState::Cancelled)
+    }
+
     /// Takes the lease of a holder that went silent. `None` while the lease is live or there is none.
     pub fn expire(mut self, now: Timestamp) -> Option<Self> {
         let cancelling = match self.state {

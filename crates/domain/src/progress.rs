@@ -33,6 +33,9 @@ pub fn is_due(at_work: &AtWork, now: Timestamp, every: Duration) -> bool {
     }
 }
 
+/// The phase of a Task whose Runs have all ended, several with a patch.
+pub const CHOICE: &str = "choice";
+
 /// What a Run does in a phase, as a sentence goes on after "Now:".
 pub fn doing(phase: &str) -> &str {
     match phase {

@@ -21,6 +21,8 @@ pub enum Ended<'a> {
     With(&'a RunOutcome),
     /// It is dead without an outcome.
     Died,
+    /// With one of several patches, among which somebody chooses.
+    ToBeChosen,
 }
 
 /// In the order they are brought about. Empty for a probe, whose publish job still runs and so proves the path.
@@ -40,6 +42,8 @@ pub fn wanted_effects(audience: Audience, ended: Ended<'_>) -> Vec<EffectKind> {
             | RunOutcome::Stopped { .. },
         )
         | Ended::Died => Vec::new(),
+        Ended::ToBeChosen if audience.has_issue => return vec![EffectKind::Progress],
+        Ended::ToBeChosen => return Vec::new(),
         Ended::With(RunOutcome::ProbePassed) => return Vec::new(),
     };
     if audience.has_issue {
@@ -90,6 +94,12 @@ mod tests {
             assert_eq!(wanted_effects(ON_AN_ISSUE, ended), [EffectKind::Comment, EffectKind::Labels]);
             assert_eq!(wanted_effects(PLAIN_TEXT, ended), []);
         }
+    }
+
+    #[test]
+    fn an_issue_is_told_that_somebody_has_to_choose() {
+        assert_eq!(wanted_effects(ON_AN_ISSUE, Ended::ToBeChosen), [EffectKind::Progress]);
+        assert_eq!(wanted_effects(PLAIN_TEXT, Ended::ToBeChosen), []);
     }
 
     #[test]

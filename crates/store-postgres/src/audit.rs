@@ -244,23 +244,26 @@ async fn folds(conn: &mut PgConnection, breaches: &mut Vec<String>) -> R<()> {
 /// Of Tasks with several Runs, which are few: what the Run's job says that speaks for the Task.
 async fn several(conn: &mut PgConnection) -> R<BTreeMap<TaskId, JobState>> {
     let rows = sqlx::query!(
-        r#"SELECT run.task_id, run.job_id, run.ordinal = task.leading_run AS "leads!" FROM run JOIN task ON task.id = run.task_id
+        r#"SELECT run.task_id, run.job_id, run.ordinal = task.leading_run AS "leads!",
+                  task.cancelled_by IS NOT NULL AS "is_cancelled!"
+           FROM run JOIN task ON task.id = run.task_id
            WHERE run.task_id IN (SELECT task_id FROM run WHERE ordinal > 1) ORDER BY run.task_id, run.ordinal"#
     )
     .fetch_all(&mut *conn)
     .await
     .or_ledger()?;
-    let mut runs: BTreeMap<TaskId, (Vec<JobState>, usize)> = BTreeMap::new();
+    let mut runs: BTreeMap<TaskId, (Vec<JobState>, usize, bool)> = BTreeMap::new();
     for row in rows {
         let job = job::get(conn, JobId::from_uuid(row.job_id)).await?.job.state;
-        let (jobs, leading) = runs.entry(TaskId::from_uuid(row.task_id)).or_default();
+        let (jobs, leading, is_cancelled) = runs.entry(TaskId::from_uuid(row.task_id)).or_default();
+        *is_cancelled = row.is_cancelled;
         if row.leads {
             *leading = jobs.len();
         }
         jobs.push(job);
     }
-    let speaks = |(task, (mut jobs, leading)): (TaskId, (Vec<JobState>, usize))| {
-        let speaker = choice::speaker(&jobs.iter().collect::<Vec<_>>(), leading);
+    let speaks = |(task, (mut jobs, leading, is_cancelled)): (TaskId, (Vec<JobState>, usize, bool))| {
+        let speaker = choice::speaker(&jobs.iter().collect::<Vec<_>>(), leading, is_cancelled);
         (task, jobs.swap_remove(speaker))
     };
     Ok(runs.into_iter().map(speaks).collect())

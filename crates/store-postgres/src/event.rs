@@ -101,6 +101,7 @@ pub(crate) fn kind(body: &EventBody) -> &'static str {
         EventBody::Redriven { .. } => "redriven",
         EventBody::RunsAdded { .. } => "runs_added",
         EventBody::RunChosen { .. } => "run_chosen",
+        EventBody::RunStopped { .. } => "run_stopped",
     }
 }
 

@@ -490,9 +490,10 @@ impl Verb for Release {
     }
 }
 
-/// A run that died owes its readers a comment; every end shows in the Task.
-async fn after_end(tx: &mut Tx<'_>, row: &JobRow) -> R<()> {
-    if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. }) {
+/// A run that died owes its readers a comment, and one that was stopped may have been the last that the others waited for; every end
+/// shows in the Task.
+pub(crate) async fn after_end(tx: &mut Tx<'_>, row: &JobRow) -> R<()> {
+    if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. } | JobState::Cancelled) {
         run::want_what_follows(tx, row.task).await?;
     }
     task::refresh(tx, row.task).await

@@ -23,7 +23,7 @@ use crate::writer::Store;
 use crate::{Options, PostgresLedger};
 
 /// The schema this binary knows; a migration that old binaries cannot live with raises `oldest_reader` to it.
-pub const SCHEMA: i64 = 9;
+pub const SCHEMA: i64 = 10;
 /// A connection that is not free within this long is a sign of overload.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 /// Unused for longer, a connection is asked whether it still lives before it is lent.

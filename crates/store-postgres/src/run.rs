@@ -1,8 +1,8 @@
 //! Runs: their journal of steps, their result, and the publish job that follows.
 
-use fettle_app::ports::ledger::{Fenced, LedgerError, RunOrder, RunPlan};
+use fettle_app::ports::ledger::{Fenced, LedgerError, RunOrder, RunPlan, RunStopped};
 use fettle_domain::budget::Spent;
-use fettle_domain::choice::{self, Follows, TO_BE_CHOSEN, has_patch, may_be_added};
+use fettle_domain::choice::{self, Follows, TO_BE_CHOSEN, has_patch, may_be_added, may_be_stopped};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState, Until};
@@ -239,11 +239,17 @@ impl Verb for Complete {
             Err(fenced) => return Ok(fenced),
         };
         let run = of_job(tx.conn, self.lease.job).await?;
-        let cancelled = matches!(row.job.state, JobState::Cancelling { .. });
+        let stopping = matches!(row.job.state, JobState::Cancelling { .. });
+        let cancelled = stopping && task::get(tx, row.task).await?.is_cancelled;
         let fence = self.lease.fence;
-        let waits = !cancelled && has_patch(&self.result.outcome) && count(tx.conn, row.task).await? > 1;
-        row.job = if waits { row.job.defer(fence, Until::Event, TO_BE_CHOSEN) } else { row.job.complete(fence) }
-            .map_err(unreadable)?;
+        row.job = if stopping && !cancelled {
+            row.job.complete_unwanted(fence)
+        } else if !cancelled && has_patch(&self.result.outcome) && count(tx.conn, row.task).await? > 1 {
+            row.job.defer(fence, Until::Event, TO_BE_CHOSEN)
+        } else {
+            row.job.complete(fence)
+        }
+        .map_err(unreadable)?;
         job::store(tx, &row).await?;
 
         let (id, result) = (run.id.as_uuid(), stored::write(&self.result)?);
@@ -345,24 +351,41 @@ async fn ends(tx: &mut Tx<'_>, task: TaskId) -> R<Vec<End>> {
 
 /// What the end of a Run asks for on the forge, once it is the end of all.
 pub(crate) async fn want_what_follows(tx: &mut Tx<'_>, task: TaskId) -> R<()> {
-    let ends = ends(tx, task).await?;
-    if ends.iter().any(|end| end.job.job.state == JobState::Cancelled || !end.has_come()) {
+    let row = task::get(tx, task).await?;
+    if row.is_cancelled {
         return Ok(());
     }
+    let mut ends = ends(tx, task).await?;
+    if ends.iter().any(|end| !end.has_come()) {
+        return Ok(());
+    }
+    ends.retain(|end| end.job.job.state != JobState::Cancelled);
     let outcomes: Vec<_> = ends.iter().map(|end| end.result.as_ref().map(|result| &result.outcome)).collect();
     match choice::follows(&outcomes) {
         Follows::Publish(nth) => publish(tx, task, ends, nth).await,
-        Follows::Choice => Ok(()),
+        Follows::Choice(first) => {
+            lead(tx, task, &ends[first]).await?;
+            let kinds = wanted_effects(row.audience(), Ended::ToBeChosen);
+            if !kinds.is_empty() {
+                effect::want(tx, task, &kinds).await?;
+            }
+            Ok(())
+        }
     }
 }
 
-/// The end of the `nth` is the Task's.
-async fn publish(tx: &mut Tx<'_>, task: TaskId, mut ends: Vec<End>, nth: usize) -> R<()> {
-    let (leading, id) = (i64::from(ends[nth].ordinal), task.as_uuid());
+async fn lead(tx: &mut Tx<'_>, task: TaskId, end: &End) -> R<()> {
+    let (leading, id) = (i64::from(end.ordinal), task.as_uuid());
     sqlx::query!("UPDATE task SET leading_run = $1 WHERE id = $2", leading, id)
         .execute(&mut *tx.conn)
         .await
         .or_ledger()?;
+    Ok(())
+}
+
+/// The end of the `nth` is the Task's.
+async fn publish(tx: &mut Tx<'_>, task: TaskId, mut ends: Vec<End>, nth: usize) -> R<()> {
+    lead(tx, task, &ends[nth]).await?;
     for end in ends.iter_mut().filter(|end| end.result.is_some()) {
         if let Some(settled) = end.job.job.clone().settle() {
             end.job.job = settled;
@@ -416,6 +439,7 @@ pub(crate) async fn add(tx: &mut Tx<'_>, task: TaskId, has: usize, by: &str, pla
 pub(crate) struct Choose {
     pub(crate) task: TaskId,
     pub(crate) run: RunId,
+    pub(crate) draft: bool,
     pub(crate) by: String,
 }
 
@@ -433,10 +457,42 @@ impl Verb for Choose {
         if !matches!(ends[nth].job.job.state, JobState::Waiting { .. }) {
             return Err(LedgerError::Invalid(format!("{} has no patch that waits to be chosen", self.run)).into());
         }
-        let body = EventBody::RunChosen { by: self.by.clone(), ordinal: ends[nth].ordinal };
+        let body = EventBody::RunChosen { by: self.by.clone(), ordinal: ends[nth].ordinal, draft: self.draft };
         event::append(tx, self.task, &body).await?;
+        sqlx::query!("UPDATE task SET as_draft = $1 WHERE id = $2", self.draft, self.task.as_uuid())
+            .execute(&mut *tx.conn)
+            .await
+            .or_ledger()?;
         publish(tx, self.task, ends, nth).await?;
         task::refresh(tx, self.task).await
+    }
+}
+
+pub(crate) struct Stop {
+    pub(crate) task: TaskId,
+    pub(crate) run: RunId,
+    pub(crate) by: String,
+}
+
+impl Verb for Stop {
+    type Out = RunStopped;
+
+    async fn apply(&self, tx: &mut Tx<'_>) -> R<RunStopped> {
+        task::lock(tx, self.task).await?;
+        let mut ends = ends(tx, self.task).await?;
+        let nth = ends.iter().position(|end| end.run == self.run);
+        let nth = nth.ok_or_else(|| LedgerError::NotFound(self.run.to_string()))?;
+        let states: Vec<_> = ends.iter().map(|end| &end.job.job.state).collect();
+        may_be_stopped(&states, nth, ends[nth].has_come())
+            .map_err(|why| LedgerError::Invalid(format!("{} {why}", self.run)))?;
+        let End { ordinal, job: mut row, .. } = ends.swap_remove(nth);
+        let Some(stopped) = row.job.clone().cancel() else { return Ok(RunStopped::Stopping) };
+        row.job = stopped;
+        job::store(tx, &row).await?;
+        event::append(tx, self.task, &EventBody::RunStopped { by: self.by.clone(), ordinal }).await?;
+        job::after_end(tx, &row).await?;
+        let at_once = row.job.state == JobState::Cancelled;
+        Ok(if at_once { RunStopped::AtOnce } else { RunStopped::Stopping })
     }
 }
 

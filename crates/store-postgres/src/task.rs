@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use fettle_app::ports::ledger::{CancelAnswer, LedgerError, Opened, Retried, RunPlan, TaskPlan};
-use fettle_domain::choice;
+use fettle_domain::choice::{self, STOPPED_ALONE};
 use fettle_domain::effect::{EffectState, Receipt};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
@@ -270,6 +270,7 @@ pub(crate) async fn parts(tx: &mut Tx<'_>, task: TaskId) -> R<Parts> {
     let uuid = task.as_uuid();
     let runs = sqlx::query!(
         r#"SELECT run.job_id AS run_job, run.result, run.ordinal = task.leading_run AS "leads!",
+                  task.cancelled_by IS NOT NULL AS "is_cancelled!",
                   coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
                             AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
                            (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
@@ -286,7 +287,7 @@ pub(crate) async fn parts(tx: &mut Tx<'_>, task: TaskId) -> R<Parts> {
         jobs.push(job::get(tx.conn, JobId::from_uuid(run.run_job)).await?);
     }
     let states: Vec<&JobState> = jobs.iter().map(|row| &row.job.state).collect();
-    let speaker = choice::speaker(&states, leading);
+    let speaker = choice::speaker(&states, leading, runs[leading].is_cancelled);
     let publish = match runs[leading].publish_job {
         Some(id) => Some(job::get(tx.conn, JobId::from_uuid(id)).await?),
         None => None,
@@ -429,9 +430,8 @@ pub(crate) async fn cancel_reason(tx: &mut Tx<'_>, task: TaskId) -> R<String> {
     let by = sqlx::query_scalar!("SELECT cancelled_by FROM task WHERE id = $1", id)
         .fetch_one(&mut *tx.conn)
         .await
-        .or_ledger()?
-        .ok_or_else(|| unreadable(format!("{task} is being cancelled by nobody")))?;
-    Ok(format!("cancelled by {by}"))
+        .or_ledger()?;
+    Ok(by.map_or_else(|| STOPPED_ALONE.to_owned(), |by| format!("cancelled by {by}")))
 }
 
 pub(crate) struct Retry {

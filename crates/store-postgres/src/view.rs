@@ -10,7 +10,7 @@ use fettle_domain::effect::EffectKind;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
-use fettle_domain::progress::AtWork;
+use fettle_domain::progress::{self, AtWork};
 use fettle_domain::task::Mode;
 use jiff::Timestamp;
 use sqlx::PgConnection;
@@ -34,6 +34,7 @@ struct Row {
     updated_at: Instant,
     subject: String,
     leading_run: i64,
+    as_draft: bool,
 }
 
 pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
@@ -42,7 +43,7 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
         Row,
         "SELECT task.id, task.correlation_id, task.mode, task.generation,
                   task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
-                  task.leading_run
+                  task.leading_run, task.as_draft
            FROM task WHERE task.id = $1",
         uuid,
     )
@@ -65,6 +66,7 @@ pub(crate) async fn task(conn: &mut PgConnection, id: TaskId) -> R<TaskView> {
         actor: row.actor,
         trigger: row.trigger_kind,
         generation: u32::try_from(row.generation).map_err(unreadable)?,
+        as_draft: row.as_draft,
         state: task::state_of(&row.state)?,
         note: row.note,
         created_at: row.created_at.0,
@@ -208,9 +210,10 @@ pub(crate) async fn publication(conn: &mut PgConnection, lease: &LeaseRef) -> R<
     }
     let task = task(conn, row.task).await?;
     let run = job::get(conn, task.run.job).await?;
-    let phase = match run.job.state.is_final() {
-        true => None,
-        false => Some(run::phase(conn, task.run.id).await?),
+    let phase = match &run.job.state {
+        state if state.is_final() => None,
+        JobState::Waiting { .. } if task.run.result.is_some() => Some(progress::CHOICE.to_owned()),
+        _ => Some(run::phase(conn, task.run.id).await?),
     };
     let run_failure = match run.job.state {
         JobState::Dead { reason } => Some(reason),

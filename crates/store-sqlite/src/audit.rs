@@ -202,9 +202,9 @@ fn events(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
 
 /// I9, second half: the shown state is the fold of the jobs, and an end was told last.
 fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
-    type Told = (Uuid, String, Option<i64>, u16, Option<Uuid>, Option<String>);
+    type Told = (Uuid, String, Option<i64>, u16, bool, Option<Uuid>, Option<String>);
     let rows: Vec<Told> = conn.all(
-        "SELECT task.id, task.state, task.ended_at, task.leading_run,
+        "SELECT task.id, task.state, task.ended_at, task.leading_run, task.cancelled_by IS NOT NULL,
                 (SELECT job.id FROM job WHERE job.task_id = task.id AND job.kind = 'publish'
                  ORDER BY job.state = 'cancelled' DESC, job.seq DESC LIMIT 1) AS publish_job,
                 (SELECT json_extract(event.body, '$.value.type') FROM event WHERE event.task_id = task.id
@@ -215,9 +215,9 @@ fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
         (),
         |row| row.try_into(),
     )?;
-    for (id, state, ended_at, leading, publish, turn) in rows {
+    for (id, state, ended_at, leading, is_cancelled, publish, turn) in rows {
         let id = TaskId::from_uuid(id);
-        let run = speaker(conn, id, leading)?;
+        let run = speaker(conn, id, leading, is_cancelled)?;
         let publish: Option<JobState> = match publish {
             Some(job) => Some(job::get(conn, JobId::from_uuid(job))?.job.state),
             None => None,
@@ -242,7 +242,7 @@ fn folds(conn: &Connection, breaches: &mut Vec<String>) -> L<()> {
 }
 
 /// What the Run's job says that speaks for the Task.
-fn speaker(conn: &Connection, task: TaskId, leading: u16) -> L<JobState> {
+fn speaker(conn: &Connection, task: TaskId, leading: u16, is_cancelled: bool) -> L<JobState> {
     let runs: Vec<(u16, Uuid)> = conn.all(
         "SELECT ordinal, job_id FROM run WHERE task_id = ? ORDER BY ordinal",
         params![task.as_uuid()],
@@ -254,6 +254,6 @@ fn speaker(conn: &Connection, task: TaskId, leading: u16) -> L<JobState> {
     }
     let leading = runs.iter().position(|(ordinal, _)| *ordinal == leading);
     let leading = leading.ok_or_else(|| unreadable(format!("{task} has no leading Run")))?;
-    let speaker = choice::speaker(&jobs.iter().collect::<Vec<_>>(), leading);
+    let speaker = choice::speaker(&jobs.iter().collect::<Vec<_>>(), leading, is_cancelled);
     Ok(jobs.swap_remove(speaker))
 }

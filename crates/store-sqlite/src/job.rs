@@ -483,9 +483,10 @@ impl Verb for Release {
     }
 }
 
-/// A run that died owes its readers a comment; every end shows in the Task.
-fn after_end(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
-    if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. }) {
+/// A run that died owes its readers a comment, and one that was stopped may have been the last that the others waited for; every end
+/// shows in the Task.
+pub(crate) fn after_end(tx: &mut Tx<'_>, row: &JobRow) -> L<()> {
+    if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. } | JobState::Cancelled) {
         run::want_what_follows(tx, row.task)?;
     }
     task::refresh(tx, row.task)

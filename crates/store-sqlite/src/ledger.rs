@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
     Leases, Ledger, LedgerError, MAX_LEASE_WAIT, Message, OpenJob, Opened, Publication, RUN_ORDER_VERSION, Retried,
-    RunPlan, RunView, SeenRepository, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    RunPlan, RunStopped, RunView, SeenRepository, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
@@ -212,8 +212,12 @@ impl Ledger for SqliteLedger {
         self.write(run::Add { task, by: by.to_owned(), plans: runs.to_vec() }).await
     }
 
-    async fn choose_run(&self, task: TaskId, run: RunId, by: &str) -> L<()> {
-        self.write(run::Choose { task, run, by: by.to_owned() }).await
+    async fn choose_run(&self, task: TaskId, run: RunId, draft: bool, by: &str) -> L<()> {
+        self.write(run::Choose { task, run, draft, by: by.to_owned() }).await
+    }
+
+    async fn stop_run(&self, task: TaskId, run: RunId, by: &str) -> L<RunStopped> {
+        self.write(run::Stop { task, run, by: by.to_owned() }).await
     }
 
     async fn runs(&self, task: TaskId) -> L<Vec<RunView>> {

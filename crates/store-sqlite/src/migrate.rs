@@ -13,7 +13,7 @@ use crate::error::OrLedger;
 use crate::sql::{Sql as _, first};
 
 /// The schema this binary knows; a migration that old binaries cannot live with raises `oldest_reader` to it.
-pub(crate) const SCHEMA: i64 = 11;
+pub(crate) const SCHEMA: i64 = 12;
 
 pub(crate) struct Migration {
     pub(crate) version: i64,
@@ -43,6 +43,7 @@ pub(crate) static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
         migration(9, "sign_in", include_str!("../migrations/0009_sign_in.sql")),
         migration(10, "runs", include_str!("../migrations/0010_runs.sql")),
         migration(11, "additions", include_str!("../migrations/0011_additions.sql")),
+        migration(12, "draft", include_str!("../migrations/0012_draft.sql")),
     ]
 });
 

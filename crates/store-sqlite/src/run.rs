@@ -1,8 +1,8 @@
 //! Runs: their journal of steps, their result, and the publish job that follows.
 
-use fettle_app::ports::ledger::{Fenced, L, LedgerError, RunOrder, RunPlan};
+use fettle_app::ports::ledger::{Fenced, L, LedgerError, RunOrder, RunPlan, RunStopped};
 use fettle_domain::budget::Spent;
-use fettle_domain::choice::{self, Follows, TO_BE_CHOSEN, has_patch, may_be_added};
+use fettle_domain::choice::{self, Follows, TO_BE_CHOSEN, has_patch, may_be_added, may_be_stopped};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::job::{Job, JobKind, JobState, Until};
@@ -228,16 +228,22 @@ impl Verb for Complete {
             Err(fenced) => return Ok(fenced),
         };
         let run = of_job(tx.conn, self.lease.job)?;
-        let cancelled = matches!(row.job.state, JobState::Cancelling { .. });
+        let mut task = task::get(tx, row.task)?;
+        let stopping = matches!(row.job.state, JobState::Cancelling { .. });
+        let cancelled = stopping && task.is_cancelled;
         let fence = self.lease.fence;
         let is_alone = count(tx.conn, row.task)? == 1;
-        let waits = !cancelled && !is_alone && has_patch(&self.result.outcome);
-        row.job = if waits { row.job.defer(fence, Until::Event, TO_BE_CHOSEN) } else { row.job.complete(fence) }
-            .map_err(unreadable)?;
+        row.job = if stopping && !cancelled {
+            row.job.complete_unwanted(fence)
+        } else if !cancelled && !is_alone && has_patch(&self.result.outcome) {
+            row.job.defer(fence, Until::Event, TO_BE_CHOSEN)
+        } else {
+            row.job.complete(fence)
+        }
+        .map_err(unreadable)?;
         job::store(tx, &row)?;
 
         store_result(tx, run.id, &self.result)?;
-        let mut task = task::get(tx, row.task)?;
         let level = self.result.change.as_ref().map(|change| level_name(change.proof.level).to_owned());
         let outcome = self.result.outcome.name().to_owned();
         task.tell(tx, &EventBody::RunEnded { ordinal: run.ordinal, outcome, level })?;
@@ -339,20 +345,37 @@ fn ends(tx: &mut Tx<'_>, task: TaskId) -> L<Vec<End>> {
 
 /// What the end of a Run asks for on the forge, once it is the end of all.
 pub(crate) fn want_what_follows(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
-    let ends = ends(tx, task)?;
-    if ends.iter().any(|end| end.job.job.state == JobState::Cancelled || !end.has_come()) {
+    let row = task::get(tx, task)?;
+    if row.is_cancelled {
         return Ok(());
     }
+    let mut ends = ends(tx, task)?;
+    if ends.iter().any(|end| !end.has_come()) {
+        return Ok(());
+    }
+    ends.retain(|end| end.job.job.state != JobState::Cancelled);
     let outcomes: Vec<_> = ends.iter().map(|end| end.result.as_ref().map(|result| &result.outcome)).collect();
     match choice::follows(&outcomes) {
         Follows::Publish(nth) => publish(tx, task, ends, nth),
-        Follows::Choice => Ok(()),
+        Follows::Choice(first) => {
+            lead(tx, task, &ends[first])?;
+            let kinds = wanted_effects(row.audience(), Ended::ToBeChosen);
+            if !kinds.is_empty() {
+                effect::want(tx, &row, &kinds)?;
+            }
+            Ok(())
+        }
     }
+}
+
+fn lead(tx: &mut Tx<'_>, task: TaskId, end: &End) -> L<()> {
+    tx.conn.run("UPDATE task SET leading_run = ? WHERE id = ?", params![end.ordinal, task.as_uuid()])?;
+    Ok(())
 }
 
 /// The end of the `nth` is the Task's.
 fn publish(tx: &mut Tx<'_>, task: TaskId, mut ends: Vec<End>, nth: usize) -> L<()> {
-    tx.conn.run("UPDATE task SET leading_run = ? WHERE id = ?", params![ends[nth].ordinal, task.as_uuid()])?;
+    lead(tx, task, &ends[nth])?;
     for end in ends.iter_mut().filter(|end| end.result.is_some()) {
         if let Some(settled) = end.job.job.clone().settle() {
             end.job.job = settled;
@@ -404,6 +427,7 @@ pub(crate) fn add(tx: &mut Tx<'_>, task: &TaskRow, has: usize, by: &str, plans: 
 pub(crate) struct Choose {
     pub(crate) task: TaskId,
     pub(crate) run: RunId,
+    pub(crate) draft: bool,
     pub(crate) by: String,
 }
 
@@ -421,10 +445,39 @@ impl Verb for Choose {
         if !matches!(ends[nth].job.job.state, JobState::Waiting { .. }) {
             return Err(LedgerError::Invalid(format!("{} has no patch that waits to be chosen", self.run)));
         }
-        let body = EventBody::RunChosen { by: self.by.clone(), ordinal: ends[nth].ordinal };
+        let body = EventBody::RunChosen { by: self.by.clone(), ordinal: ends[nth].ordinal, draft: self.draft };
         event::append(tx, self.task, &body)?;
+        tx.conn.run("UPDATE task SET as_draft = ? WHERE id = ?", params![self.draft, self.task.as_uuid()])?;
         publish(tx, self.task, ends, nth)?;
         task::refresh(tx, self.task)
+    }
+}
+
+pub(crate) struct Stop {
+    pub(crate) task: TaskId,
+    pub(crate) run: RunId,
+    pub(crate) by: String,
+}
+
+impl Verb for Stop {
+    type Out = RunStopped;
+
+    fn apply(&self, tx: &mut Tx<'_>) -> L<RunStopped> {
+        task::get(tx, self.task)?;
+        let mut ends = ends(tx, self.task)?;
+        let nth = ends.iter().position(|end| end.run == self.run);
+        let nth = nth.ok_or_else(|| LedgerError::NotFound(self.run.to_string()))?;
+        let states: Vec<_> = ends.iter().map(|end| &end.job.job.state).collect();
+        may_be_stopped(&states, nth, ends[nth].has_come())
+            .map_err(|why| LedgerError::Invalid(format!("{} {why}", self.run)))?;
+        let End { ordinal, job: mut row, .. } = ends.swap_remove(nth);
+        let Some(stopped) = row.job.clone().cancel() else { return Ok(RunStopped::Stopping) };
+        row.job = stopped;
+        job::store(tx, &row)?;
+        event::append(tx, self.task, &EventBody::RunStopped { by: self.by.clone(), ordinal })?;
+        job::after_end(tx, &row)?;
+        let at_once = row.job.state == JobState::Cancelled;
+        Ok(if at_once { RunStopped::AtOnce } else { RunStopped::Stopping })
     }
 }
 

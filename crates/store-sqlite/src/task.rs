@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use fettle_app::ports::ledger::{CancelAnswer, L, LedgerError, Opened, Retried, RunPlan, TaskPlan};
-use fettle_domain::choice;
+use fettle_domain::choice::{self, STOPPED_ALONE};
 use fettle_domain::effect::{EffectState, Receipt};
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{CorrelationId, DeliveryId, JobId, RunId, TaskId};
@@ -241,24 +241,26 @@ pub(crate) struct Parts {
 }
 
 pub(crate) fn parts(tx: &mut Tx<'_>, task: TaskId) -> L<Parts> {
-    let runs: Vec<(Uuid, bool, Option<Uuid>)> = tx.conn.all(
+    let runs: Vec<(Uuid, bool, Option<Uuid>, bool)> = tx.conn.all(
         "SELECT run.job_id, run.ordinal = task.leading_run,
                 coalesce((SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
                           AND job.state = 'cancelled' ORDER BY job.seq DESC LIMIT 1),
                          (SELECT job.id FROM job WHERE job.task_id = run.task_id AND job.kind = 'publish'
-                          ORDER BY job.seq DESC LIMIT 1))
+                          ORDER BY job.seq DESC LIMIT 1)),
+                task.cancelled_by IS NOT NULL
          FROM task JOIN run ON run.task_id = task.id WHERE task.id = ? ORDER BY run.ordinal",
         params![task.as_uuid()],
         |row| row.try_into(),
     )?;
     let publish = runs.first().ok_or_else(|| LedgerError::NotFound(task.to_string()))?.2;
     let mut jobs = Vec::with_capacity(runs.len());
-    for (job, _, _) in &runs {
+    for (job, ..) in &runs {
         jobs.push(job::get(tx.conn, JobId::from_uuid(*job))?);
     }
     let states: Vec<&JobState> = jobs.iter().map(|row| &row.job.state).collect();
-    let leading = runs.iter().position(|(_, leads, _)| *leads).unwrap_or(0);
-    let speaker = choice::speaker(&states, leading);
+    let leading = runs.iter().position(|(_, leads, ..)| *leads).unwrap_or(0);
+    let is_cancelled = runs.iter().any(|(.., cancelled)| *cancelled);
+    let speaker = choice::speaker(&states, leading, is_cancelled);
     Ok(Parts {
         run: jobs.swap_remove(speaker),
         publish: publish.map(|id| job::get(tx.conn, JobId::from_uuid(id))).transpose()?,
@@ -402,8 +404,7 @@ impl Verb for Cancel {
 pub(crate) fn cancel_reason(tx: &mut Tx<'_>, task: TaskId) -> L<String> {
     let id = task.as_uuid();
     let by: Option<String> = tx.conn.one("SELECT cancelled_by FROM task WHERE id = ?", params![id], first)?;
-    let by = by.ok_or_else(|| unreadable(format!("{task} is being cancelled by nobody")))?;
-    Ok(format!("cancelled by {by}"))
+    Ok(by.map_or_else(|| STOPPED_ALONE.to_owned(), |by| format!("cancelled by {by}")))
 }
 
 pub(crate) struct Retry {

@@ -10,7 +10,7 @@ use fettle_domain::effect::EffectKind;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
-use fettle_domain::progress::AtWork;
+use fettle_domain::progress::{self, AtWork};
 use fettle_domain::task::Mode;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
@@ -35,6 +35,7 @@ struct Row {
     updated_at: i64,
     subject: String,
     leading: u16,
+    as_draft: bool,
 }
 
 impl Row {
@@ -53,6 +54,7 @@ impl Row {
             updated_at: row.get(9)?,
             subject: row.get(10)?,
             leading: row.get(11)?,
+            as_draft: row.get(12)?,
         })
     }
 }
@@ -63,7 +65,7 @@ pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
         .maybe(
             "SELECT task.id, task.correlation_id, task.mode, task.generation,
                 task.actor, task.trigger_kind, task.state, task.note, task.created_at, task.updated_at, task.subject,
-                task.leading_run
+                task.leading_run, task.as_draft
          FROM task WHERE task.id = ?",
             params![uuid],
             Row::read,
@@ -84,6 +86,7 @@ pub(crate) fn task(conn: &Connection, id: TaskId) -> L<TaskView> {
         actor: row.actor,
         trigger: row.trigger_kind,
         generation: u32::try_from(row.generation).map_err(unreadable)?,
+        as_draft: row.as_draft,
         state: task::state_of(&row.state)?,
         note: row.note,
         created_at: from_micros(row.created_at),
@@ -226,7 +229,11 @@ pub(crate) fn publication(conn: &Connection, lease: &LeaseRef) -> L<Publication>
     }
     let task = task(conn, row.task)?;
     let run = job::get(conn, task.run.job)?;
-    let phase = if run.job.state.is_final() { None } else { Some(run::phase(conn, task.run.id)?) };
+    let phase = match &run.job.state {
+        state if state.is_final() => None,
+        JobState::Waiting { .. } if task.run.result.is_some() => Some(progress::CHOICE.to_owned()),
+        _ => Some(run::phase(conn, task.run.id)?),
+    };
     let run_failure = match run.job.state {
         JobState::Dead { reason } => Some(reason),
         _ => None,

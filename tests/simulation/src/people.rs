@@ -34,6 +34,8 @@ pub(crate) enum Wish {
     Say,
     /// Lets further models work on it, too.
     Compare,
+    /// Stops one of the Runs.
+    StopRun,
 }
 
 pub(crate) struct People {
@@ -70,11 +72,12 @@ impl People {
             wishes.push(Wish::Order { issue, with_id: dice.below(2) == 0 });
         }
         for _ in 0..self.size.wishes {
-            wishes.push(match dice.below(6) {
+            wishes.push(match dice.below(7) {
                 0 => Wish::Label { issue: dice.between(1, self.size.issues), told: true },
                 1 => Wish::Cancel,
                 2 => Wish::Retry,
                 3 => Wish::Compare,
+                4 => Wish::StopRun,
                 _ => Wish::Say,
             });
         }
@@ -108,7 +111,7 @@ impl People {
                 lock(&self.orders).push((id.clone(), body.clone()));
                 world.broker.put(id, body);
             }
-            Wish::Cancel | Wish::Retry | Wish::Say | Wish::Compare => self.ask(world, wish),
+            Wish::Cancel | Wish::Retry | Wish::Say | Wish::Compare | Wish::StopRun => self.ask(world, wish),
         }
     }
 
@@ -122,11 +125,16 @@ impl People {
         let (task, _) = tasks[usize::try_from(self.nature.dice.below(tasks.len() as u64)).unwrap_or(0)];
         let said = format!("word {}", self.nature.dice.below(1_000_000));
         let runs: Vec<RunPlan> = (0..self.nature.dice.between(1, 2)).map(|_| self.run()).collect();
+        let stopped = usize::try_from(self.nature.dice.below(3)).unwrap_or(0);
         let _ = world.at_any_dashboard(|ledger| async move {
             match wish {
                 Wish::Cancel => ledger.cancel(task, "ada").await.map(|_| ()),
                 Wish::Retry => ledger.retry(task, "ada").await.map(|_| ()),
                 Wish::Compare => ledger.add_runs(task, "ada", &runs).await,
+                Wish::StopRun => match ledger.runs(task).await?.get(stopped) {
+                    Some(run) => ledger.stop_run(task, run.id, "ada").await.map(|_| ()),
+                    None => Ok(()),
+                },
                 _ => ledger.post_message(task, "ada", &said).await,
             }
         });
@@ -141,7 +149,7 @@ impl People {
     pub(crate) fn choose(&self, world: &World) {
         let waiting: Vec<(TaskId, RunId)> = world.durable.rows().to_be_chosen();
         for (task, run) in waiting {
-            let _ = world.at_any_dashboard(|ledger| async move { ledger.choose_run(task, run, "ada").await });
+            let _ = world.at_any_dashboard(|ledger| async move { ledger.choose_run(task, run, false, "ada").await });
         }
     }
 

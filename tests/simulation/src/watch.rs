@@ -165,11 +165,15 @@ fn is_allowed(from: &str, to: &str, verb: &str) -> bool {
         ("leased", "delayed") => matches!(verb, "fail" | "defer"),
         // A patch that is one of several waits to be chosen, and ceases to when another is, or when there is no choice any more.
         ("leased", "waiting") => matches!(verb, "defer" | "complete_run"),
-        ("waiting", "done") => matches!(verb, "choose_run" | "complete_run" | "fail" | "sweep"),
+        ("waiting", "done") => {
+            matches!(verb, "choose_run" | "stop_run" | "complete_run" | "fail" | "defer" | "release" | "sweep")
+        }
         ("leased", "dead") => matches!(verb, "fail" | "sweep"),
-        ("leased", "cancelling") => verb == "cancel",
-        ("cancelling", "cancelled") => matches!(verb, "fail" | "defer" | "release" | "sweep" | "complete_publish"),
-        ("queued" | "delayed" | "waiting", "cancelled") => matches!(verb, "cancel" | "complete_run"),
+        ("leased", "cancelling") => matches!(verb, "cancel" | "stop_run"),
+        ("cancelling", "cancelled") => {
+            matches!(verb, "fail" | "defer" | "release" | "sweep" | "complete_run" | "complete_publish")
+        }
+        ("queued" | "delayed" | "waiting", "cancelled") => matches!(verb, "cancel" | "stop_run" | "complete_run"),
         ("delayed", "queued") => verb == "sweep",
         ("waiting", "queued") => matches!(verb, "post_message" | "open_task"),
         ("dead", "queued") => matches!(verb, "redrive" | "retry"),

@@ -91,7 +91,7 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
             | "models",
         ) => Action::TasksRead,
         ("POST", "tasks") => Action::TasksCreate,
-        ("POST", "tasks/{task_id}/cancel") => Action::TasksCancel,
+        ("POST", "tasks/{task_id}/cancel" | "tasks/{task_id}/runs/{run_id}/stop") => Action::TasksCancel,
         ("POST", "tasks/{task_id}/retry") => Action::TasksRetry,
         ("POST", "tasks/{task_id}/runs") => Action::RunsCreate,
         ("POST", "tasks/{task_id}/messages") => Action::MessagesCreate,

@@ -248,6 +248,13 @@ enum What {
     RunChosen {
         by: String,
         run: u16,
+        /// As a draft, whatever its proof says.
+        draft: bool,
+    },
+    /// Somebody stopped this Run; the others go on.
+    RunStopped {
+        by: String,
+        run: u16,
     },
 }
 
@@ -284,7 +291,8 @@ impl From<Body> for What {
             Body::TaskDone { outcome, pull_request } => Self::TaskDone { outcome, pull_request },
             Body::Redriven { by } => Self::Redriven { by },
             Body::RunsAdded { by, models } => Self::RunsAdded { by, models },
-            Body::RunChosen { by, ordinal: run } => Self::RunChosen { by, run },
+            Body::RunChosen { by, ordinal: run, draft } => Self::RunChosen { by, run, draft },
+            Body::RunStopped { by, ordinal: run } => Self::RunStopped { by, run },
         }
     }
 }

@@ -5,7 +5,7 @@ use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::{Extension, Json};
-use fettle_app::ports::ledger::LedgerError;
+use fettle_app::ports::ledger::{LedgerError, RunStopped};
 use fettle_app::submit::{FurtherRun, SubmitError};
 use fettle_domain::choice::MAX_RUNS;
 use fettle_domain::id::{RunId, TaskId};
@@ -119,6 +119,9 @@ pub(crate) struct NewPullRequest {
     /// Of this Task, with a patch.
     #[schema(value_type = String)]
     run_id: RunId,
+    /// Opens it as a draft, whatever its proof says. What is not proven is a draft anyway.
+    #[serde(default)]
+    draft: bool,
 }
 
 /// Makes the Task's pull request from the patch of one of its Runs. Choosing the same one again changes nothing.
@@ -138,7 +141,7 @@ pub(crate) async fn create_pull_request(
     Named(task): Named<TaskId>,
     Body(body): Body<NewPullRequest>,
 ) -> Result<Response, Problem> {
-    match api.ledger.choose_run(task, body.run_id, &caller.actor.name).await {
+    match api.ledger.choose_run(task, body.run_id, body.draft, &caller.actor.name).await {
         Ok(()) => {
             let shown = Json(TaskBody::from(&api.ledger.task(task).await?));
             Ok((StatusCode::CREATED, AppendHeaders([(LOCATION, tasks::address(task))]), shown).into_response())
@@ -154,4 +157,36 @@ pub(crate) async fn create_pull_request(
         }
         Err(other) => Err(other.into()),
     }
+}
+
+/// Stops one of a Task's Runs while the others go on. To stop the last one, cancel the Task.
+#[utoipa::path(
+    post, path = "/api/v1/tasks/{task_id}/runs/{run_id}/stop", operation_id = "stop_run", tag = "runs",
+    params(
+        ("task_id" = String, Path, description = "`task_…`"),
+        ("run_id" = String, Path, description = "`run_…`, one of the Task's"),
+    ),
+    security(("admin_key" = [])),
+    responses(
+        (status = 200, description = "Nobody worked on it, and nobody will", body = Runs),
+        (status = 202, description = "Its worker stops at its next sign of life", body = Runs),
+        (status = 409, description = "It has ended, or no other Run of the Task goes on", body = ProblemBody,
+         content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn stop_run(
+    State(api): State<ApiState>,
+    Extension(caller): Extension<Caller>,
+    Named((task, run)): Named<(TaskId, RunId)>,
+) -> Result<Response, Problem> {
+    let stopped = api.ledger.stop_run(task, run, &caller.actor.name).await.map_err(|error| match error {
+        LedgerError::Invalid(why) => Problem::new(Code::NotPossible, why),
+        other => other.into(),
+    })?;
+    let status = match stopped {
+        RunStopped::AtOnce => StatusCode::OK,
+        RunStopped::Stopping => StatusCode::ACCEPTED,
+    };
+    let runs = list_runs(State(api), Named(task)).await?;
+    Ok((status, runs).into_response())
 }

@@ -227,6 +227,7 @@ fn least_role(operation: &str) -> Role {
     match operation {
         "create_task"
         | "cancel_task"
+        | "stop_run"
         | "retry_task"
         | "add_runs"
         | "post_message"

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fettle_app::ports::ledger::{
     Accepted, Admission, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted, Holder, L,
     Leased, Leases, Ledger, LedgerError, Message, OpenJob, Opened, Order, Publication, Retried, RunOrder, RunPlan,
-    RunView, SeenRepository, Stands, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
+    RunStopped, RunView, SeenRepository, Stands, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView, Then, Wake, Want,
 };
 use fettle_app::ports::model::ModelInfo;
 use fettle_domain::budget::Spent;
@@ -349,6 +349,7 @@ impl Ledger for FakeLedger {
             actor: plan.actor.clone(),
             trigger: plan.trigger.clone(),
             generation: 1,
+            as_draft: false,
             state: TaskState::Queued,
             note: None,
             created_at,
@@ -388,8 +389,12 @@ impl Ledger for FakeLedger {
         Err(LedgerError::Invalid("one Run is enough here".to_owned()))
     }
 
-    async fn choose_run(&self, _: TaskId, _: RunId, _: &str) -> L<()> {
+    async fn choose_run(&self, _: TaskId, _: RunId, _: bool, _: &str) -> L<()> {
         Err(LedgerError::Invalid("there is nothing to choose here".to_owned()))
+    }
+
+    async fn stop_run(&self, _: TaskId, run: RunId, _: &str) -> L<RunStopped> {
+        Err(LedgerError::Invalid(format!("{run} has no other beside it that goes on; cancel the Task instead")))
     }
 
     async fn runs(&self, task: TaskId) -> L<Vec<RunView>> {

@@ -338,6 +338,8 @@ pub struct TaskView {
     pub actor: String,
     pub trigger: String,
     pub generation: u32,
+    /// Its pull request is to be a draft, whatever its proof says.
+    pub as_draft: bool,
     pub state: TaskState,
     /// Why it waits or failed, when it does.
     pub note: Option<String>,
@@ -409,7 +411,8 @@ pub struct Publication {
     pub branch: BranchName,
     /// The run job died without a result; the comment says so.
     pub run_failure: Option<String>,
-    /// Of the Run's newest step, empty before the first. `None`: the Run has ended.
+    /// Of the Run's newest step, empty before the first; [`CHOICE`](fettle_domain::progress::CHOICE) while its patch waits to be
+    /// chosen. `None`: the Run has ended.
     pub phase: Option<String>,
 }
 
@@ -433,6 +436,14 @@ pub enum CancelAnswer {
     Cancelling,
     /// It had ended.
     TooLate { state: TaskState },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunStopped {
+    /// Nobody worked on it.
+    AtOnce,
+    /// Its holder is told at the next renewal.
+    Stopping,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -588,9 +599,12 @@ pub trait Ledger: Leases {
 
     /// Further Runs for a Task nothing of which is published or on its way. `Invalid` says why not.
     async fn add_runs(&self, task: TaskId, by: &str, runs: &[RunPlan]) -> L<()>;
-    /// Publishes the patch of this one of a Task's Runs, once all have ended and several have a patch. `Invalid`: there is no
-    /// choice to make, or the Run has no patch.
-    async fn choose_run(&self, task: TaskId, run: RunId, by: &str) -> L<()>;
+    /// Publishes the patch of this one of a Task's Runs, once all have ended and several have a patch; with `draft` as a draft,
+    /// whatever its proof says. `Invalid`: there is no choice to make, or the Run has no patch.
+    async fn choose_run(&self, task: TaskId, run: RunId, draft: bool, by: &str) -> L<()>;
+    /// Stops one of a Task's Runs; the others go on. What it has done is kept and is no choice any more. `Invalid`: it has ended, or
+    /// no other goes on.
+    async fn stop_run(&self, task: TaskId, run: RunId, by: &str) -> L<RunStopped>;
     /// All of a Task, in their order.
     async fn runs(&self, task: TaskId) -> L<Vec<RunView>>;
 

@@ -23,6 +23,8 @@ use crate::ports::ledger::{Fenced, Publication};
 const BRANCH_TRIES: u32 = 20;
 /// Reads and pushes of one branch before the job waits: each round reads the ref anew.
 const PUSH_ROUNDS: u32 = 3;
+/// Why a proven change is a draft all the same.
+const ASKED_FOR: &str = "who chose this change asked for a draft";
 
 impl Publisher {
     pub(super) async fn push_branch(
@@ -163,7 +165,10 @@ impl Publisher {
                 .await?;
             return self.settle_pull(held, effect, pull).await;
         }
-        let verdict = self.prepare(publication, repo, change, &self.options.now()).await?.verdict;
+        let verdict = match self.prepare(publication, repo, change, &self.options.now()).await?.verdict {
+            Verdict::Publish if publication.task.as_draft => Verdict::Draft(vec![ASKED_FOR.to_owned()]),
+            verdict => verdict,
+        };
         let texts = texts::pull_request(publication, change).with_verdict(&verdict, change.proof.level);
         let base = publication.task.base_branch(repo);
         let draft = verdict != Verdict::Publish;

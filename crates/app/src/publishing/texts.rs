@@ -272,6 +272,10 @@ pub fn carries_trailer(message: &str, task: TaskId) -> bool {
 /// The one comment on the issue: what is done about it, and then what came of it, in words for the person who asked.
 pub(crate) fn comment(publication: &Publication, story: &Story, marker: &str) -> String {
     let mut text = match &publication.phase {
+        Some(phase) if phase == progress::CHOICE => "Several changes for this are ready, each with what was observed about it. \
+            A person with access to Fettle chooses which one becomes the pull request; until then nothing is pushed.\n\n\
+            This comment is kept up to date; the comment `/stop` ends the work."
+            .to_owned(),
         Some(phase) => format!(
             "Fettle is at work on this. Now: {}.\n\nThis comment is kept up to date; the comment `/stop` ends the work.",
             outgoing::line(progress::doing(phase), 80)

@@ -316,10 +316,10 @@ pub(super) fn defer(tx: &mut Tx<'_>, lease: &LeaseRef, wake: Wake, why: &str) ->
 }
 
 /// A run that died owes its readers a comment; every end shows in the Task.
-fn after_end(tx: &mut Tx<'_>, index: usize) -> L<()> {
+pub(super) fn after_end(tx: &mut Tx<'_>, index: usize) -> L<()> {
     let row = &tx.rows.jobs[index];
     let task = row.task;
-    if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. }) {
+    if row.job.kind == JobKind::Run && matches!(row.job.state, JobState::Dead { .. } | JobState::Cancelled) {
         run::want_what_follows(tx, task)?;
     }
     task::refresh(tx, task)

@@ -22,8 +22,8 @@ use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{
     Accepted, Admission, Admissions, Beat, BeatAnswer, CancelAnswer, DeadJob, Delivery, Demand, Depth, Fenced, Granted,
     Holder, L, Leases, Ledger, LedgerError, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Message, OpenJob, Opened, Publication,
-    RUN_ORDER_VERSION, Retried, RunPlan, RunView, SeenRepository, Sweep, TaskCursor, TaskFilter, TaskPlan, TaskView,
-    Then, Wake, Want,
+    RUN_ORDER_VERSION, Retried, RunPlan, RunStopped, RunView, SeenRepository, Sweep, TaskCursor, TaskFilter, TaskPlan,
+    TaskView, Then, Wake, Want,
 };
 use fettle_domain::effect::{EffectKind, Intent, Receipt};
 use fettle_domain::event::Event;
@@ -476,8 +476,12 @@ impl Ledger for MemoryLedger {
         self.write("add_runs", |tx| run::add(tx, task, by, runs)).await
     }
 
-    async fn choose_run(&self, task: TaskId, run: RunId, by: &str) -> L<()> {
-        self.write("choose_run", |tx| run::choose(tx, task, run, by)).await
+    async fn choose_run(&self, task: TaskId, run: RunId, draft: bool, by: &str) -> L<()> {
+        self.write("choose_run", |tx| run::choose(tx, task, run, draft, by)).await
+    }
+
+    async fn stop_run(&self, task: TaskId, run: RunId, by: &str) -> L<RunStopped> {
+        self.write("stop_run", |tx| run::stop(tx, task, run, by)).await
     }
 
     async fn runs(&self, task: TaskId) -> L<Vec<RunView>> {

@@ -78,6 +78,8 @@ pub(crate) struct TaskRow {
     pub(crate) runs: Vec<RunRow>,
     /// The one whose end is the Task's.
     pub(crate) leading: usize,
+    /// Its pull request is to be a draft.
+    pub(crate) as_draft: bool,
     /// In the order in which they are brought about, with the fence that wrote last.
     pub(crate) effects: Vec<(Effect, Option<Fence>)>,
     pub(crate) messages: Vec<Message>,
@@ -225,7 +227,8 @@ impl Rows {
     pub(super) fn run_job(&self, task: TaskId) -> L<usize> {
         let jobs = self.run_jobs(task)?;
         let states: Vec<&JobState> = jobs.iter().map(|&index| &self.jobs[index].job.state).collect();
-        Ok(jobs[choice::speaker(&states, self.task(task)?.leading)])
+        let row = self.task(task)?;
+        Ok(jobs[choice::speaker(&states, row.leading, row.cancelled_by.is_some())])
     }
 
     pub(super) fn leading_job(&self, task: TaskId) -> L<usize> {

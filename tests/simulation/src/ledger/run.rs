@@ -1,7 +1,7 @@
 //! Runs: their journal of steps, their result, and the publish job that follows.
 
-use fettle_app::ports::ledger::{Fenced, L, LedgerError, RunPlan};
-use fettle_domain::choice::{self, Follows, TO_BE_CHOSEN, has_patch, may_be_added};
+use fettle_app::ports::ledger::{Fenced, L, LedgerError, RunPlan, RunStopped};
+use fettle_domain::choice::{self, Follows, TO_BE_CHOSEN, has_patch, may_be_added, may_be_stopped};
 use fettle_domain::effect::EffectKind;
 use fettle_domain::event::EventBody;
 use fettle_domain::id::{JobId, RunId, TaskId};
@@ -14,7 +14,7 @@ use fettle_domain::run::RunResult;
 use fettle_domain::step::{MAX_STEP_BODY_BYTES, StepBody, StepRecord};
 
 use super::rows::{Rows, RunRow, Tx};
-use super::{effect, task};
+use super::{effect, job, task};
 use crate::bug::Bug;
 
 pub(super) fn require_blobs(rows: &Rows, ids: impl IntoIterator<Item = BlobId>) -> L<()> {
@@ -93,9 +93,12 @@ pub(super) fn complete(tx: &mut Tx<'_>, lease: &LeaseRef, result: &RunResult) ->
         Err(fenced) => return Ok(fenced),
     };
     let (task, nth) = tx.rows.run_of(lease.job)?;
-    let cancelled = matches!(tx.rows.jobs[index].job.state, JobState::Cancelling { .. });
+    let stopping = matches!(tx.rows.jobs[index].job.state, JobState::Cancelling { .. });
+    let cancelled = stopping && tx.rows.task(task)?.cancelled_by.is_some();
     let (job, fence) = (tx.rows.jobs[index].job.clone(), tx.fence_of(index, lease));
-    let job = if !cancelled && tx.rows.task(task)?.runs.len() > 1 && has_patch(&result.outcome) {
+    let job = if stopping && !cancelled {
+        job.complete_unwanted(fence)
+    } else if !cancelled && tx.rows.task(task)?.runs.len() > 1 && has_patch(&result.outcome) {
         job.defer(fence, Until::Event, TO_BE_CHOSEN)
     } else {
         job.complete(fence)
@@ -125,16 +128,26 @@ fn has_ended(rows: &Rows, run: &RunRow) -> L<bool> {
 /// What the end of a Run asks for on the forge, once it is the end of all.
 pub(super) fn want_what_follows(tx: &mut Tx<'_>, task: TaskId) -> L<()> {
     let row = tx.rows.task(task)?;
-    for run in &row.runs {
-        let cancelled = matches!(tx.rows.jobs[tx.rows.job(run.job)?].job.state, JobState::Cancelled);
-        if cancelled || !has_ended(tx.rows, run)? {
+    if row.cancelled_by.is_some() {
+        return Ok(());
+    }
+    let (mut counted, mut ends) = (Vec::new(), Vec::new());
+    for (nth, run) in row.runs.iter().enumerate() {
+        if !has_ended(tx.rows, run)? {
             return Ok(());
         }
+        if tx.rows.jobs[tx.rows.job(run.job)?].job.state != JobState::Cancelled {
+            counted.push(nth);
+            ends.push(run.result.as_ref().map(|result| &result.outcome));
+        }
     }
-    let ends: Vec<_> = row.runs.iter().map(|run| run.result.as_ref().map(|result| &result.outcome)).collect();
     match choice::follows(&ends) {
-        Follows::Publish(nth) => publish(tx, task, nth),
-        Follows::Choice => Ok(()),
+        Follows::Publish(nth) => publish(tx, task, counted[nth]),
+        Follows::Choice(first) => {
+            let kinds = wanted_effects(row.audience(), Ended::ToBeChosen);
+            tx.task(task)?.leading = counted[first];
+            if kinds.is_empty() { Ok(()) } else { effect::want(tx, task, &kinds).map(|_| ()) }
+        }
     }
 }
 
@@ -179,7 +192,7 @@ pub(super) fn insert(tx: &mut Tx<'_>, task: TaskId, by: &str, plans: &[RunPlan])
 }
 
 /// Publishes the patch of this one.
-pub(super) fn choose(tx: &mut Tx<'_>, task: TaskId, run: RunId, by: &str) -> L<()> {
+pub(super) fn choose(tx: &mut Tx<'_>, task: TaskId, run: RunId, draft: bool, by: &str) -> L<()> {
     let row = tx.rows.task(task)?;
     let nth = row.runs.iter().position(|row| row.id == run).ok_or_else(|| LedgerError::NotFound(run.to_string()))?;
     for other in &row.runs {
@@ -192,9 +205,28 @@ pub(super) fn choose(tx: &mut Tx<'_>, task: TaskId, run: RunId, by: &str) -> L<(
         return Err(LedgerError::Invalid(format!("{run} has no patch that waits to be chosen")));
     }
     let ordinal = u16::try_from(nth + 1).unwrap_or(u16::MAX);
-    tx.append(task, EventBody::RunChosen { by: by.to_owned(), ordinal })?;
+    tx.append(task, EventBody::RunChosen { by: by.to_owned(), ordinal, draft })?;
+    tx.task(task)?.as_draft = draft;
     publish(tx, task, nth)?;
     task::refresh(tx, task)
+}
+
+/// Stops one of several; the others go on.
+pub(super) fn stop(tx: &mut Tx<'_>, task: TaskId, run: RunId, by: &str) -> L<RunStopped> {
+    let row = tx.rows.task(task)?;
+    let nth = row.runs.iter().position(|row| row.id == run).ok_or_else(|| LedgerError::NotFound(run.to_string()))?;
+    let jobs: Vec<usize> = row.runs.iter().map(|run| tx.rows.job(run.job)).collect::<L<_>>()?;
+    let states: Vec<&JobState> = jobs.iter().map(|index| &tx.rows.jobs[*index].job.state).collect();
+    may_be_stopped(&states, nth, has_ended(tx.rows, &row.runs[nth])?)
+        .map_err(|why| LedgerError::Invalid(format!("{run} {why}")))?;
+    let index = jobs[nth];
+    let Some(stopped) = tx.rows.jobs[index].job.clone().cancel() else { return Ok(RunStopped::Stopping) };
+    let at_once = stopped.state == JobState::Cancelled;
+    tx.store(index, stopped);
+    let ordinal = u16::try_from(nth + 1).unwrap_or(u16::MAX);
+    tx.append(task, EventBody::RunStopped { by: by.to_owned(), ordinal })?;
+    job::after_end(tx, index)?;
+    Ok(if at_once { RunStopped::AtOnce } else { RunStopped::Stopping })
 }
 
 /// The Run came in too late to be cancelled, its publication has not: the result is kept, nothing is written. Whoever still tells of

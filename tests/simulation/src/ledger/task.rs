@@ -100,6 +100,7 @@ fn insert(tx: &mut Tx<'_>, plan: &TaskPlan, generation: u32) -> L<()> {
         cancelled_by: None,
         runs: vec![RunRow::new(&run)],
         leading: 0,
+        as_draft: false,
         effects: Vec::new(),
         messages: Vec::new(),
     };

@@ -9,7 +9,7 @@ use fettle_domain::effect::EffectKind;
 use fettle_domain::id::{JobId, RunId, TaskId};
 use fettle_domain::job::{JobKind, JobState};
 use fettle_domain::lease::LeaseRef;
-use fettle_domain::progress::AtWork;
+use fettle_domain::progress::{self, AtWork};
 use fettle_domain::step::StepRecord;
 use fettle_domain::task::Mode;
 use fettle_domain::turn::Slots;
@@ -32,6 +32,7 @@ pub(super) fn task(rows: &Rows, id: TaskId) -> L<TaskView> {
         actor: task.actor.clone(),
         trigger: task.trigger.clone(),
         generation: task.generation,
+        as_draft: task.as_draft,
         state: task.state,
         note: task.note.clone(),
         created_at: task.created_at,
@@ -107,7 +108,11 @@ pub(super) fn publication(rows: &Rows, lease: &LeaseRef) -> L<Publication> {
     }
     let task = task(rows, row.task)?;
     let run = &rows.jobs[rows.leading_job(task.id)?].job.state;
-    let phase = (!run.is_final()).then(|| rows.task(task.id).map(phase)).transpose()?;
+    let phase = match run {
+        state if state.is_final() => None,
+        JobState::Waiting { .. } if task.run.result.is_some() => Some(progress::CHOICE.to_owned()),
+        _ => Some(phase(rows.task(task.id)?)),
+    };
     let run_failure = match run {
         JobState::Dead { reason } => Some(reason.clone()),
         _ => None,

@@ -13,8 +13,9 @@ mod world;
 pub use cases::*;
 pub use choice::{
     a_cancelled_task_stops_all_its_runs, a_person_chooses_among_several_patches,
-    each_of_several_runs_hears_every_message, runs_are_added_until_something_is_published,
-    the_only_patch_is_published_unasked,
+    each_of_several_runs_hears_every_message, one_of_several_runs_is_stopped_and_the_others_go_on,
+    runs_are_added_until_something_is_published, the_only_patch_is_published_unasked,
+    the_stop_of_the_last_run_at_work_lets_the_task_come_to_its_end,
 };
 pub use model::a_job_does_what_its_model_does;
 pub use progress::{
@@ -82,6 +83,8 @@ macro_rules! ledger_contract {
                 the_only_patch_is_published_unasked,
                 runs_are_added_until_something_is_published,
                 a_cancelled_task_stops_all_its_runs,
+                one_of_several_runs_is_stopped_and_the_others_go_on,
+                the_stop_of_the_last_run_at_work_lets_the_task_come_to_its_end,
                 each_of_several_runs_hears_every_message,
                 a_job_does_what_its_model_does,
             }

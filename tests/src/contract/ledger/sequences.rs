@@ -82,6 +82,7 @@ pub enum Verb {
     Redrive(Nth),
     AddRuns { task: Nth, runs: u8 },
     Choose { task: Nth, run: Nth },
+    StopRun { task: Nth, run: Nth },
     Say(Nth),
     Sweep,
     Pass { seconds: u64 },
@@ -144,6 +145,7 @@ impl ReferenceStateMachine for Script {
             1 => nth().prop_map(Verb::Redrive),
             1 => (nth(), 0..3u8).prop_map(|(task, runs)| Verb::AddRuns { task, runs }),
             2 => (nth(), 0..4usize).prop_map(|(task, run)| Verb::Choose { task, run }),
+            2 => (nth(), 0..4usize).prop_map(|(task, run)| Verb::StopRun { task, run }),
             2 => nth().prop_map(Verb::Say),
             2 => Just(Verb::Sweep),
             5 => prop::sample::select(vec![1u64, 20, 31, 700]).prop_map(|seconds| Verb::Pass { seconds }),
@@ -237,6 +239,14 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
     fn nth<T: Clone>(all: &[T], nth: Nth) -> Option<T> {
         let last = all.len().checked_sub(1)?;
         all.get(last - nth % all.len()).cloned()
+    }
+
+    fn run(&self, task: Nth, run: Nth) -> Option<(Both<TaskId>, Both<RunId>)> {
+        let task = Self::nth(&self.tasks, task)?;
+        let runs = |ledger: &dyn Ledger, task| self.runtime.block_on(ledger.runs(task)).unwrap();
+        let real = Self::nth(&runs(self.real().ledger(), task.real), run)?.id;
+        let reference = Self::nth(&runs(self.reference().ledger(), task.reference), run)?.id;
+        Some((task, Both { real, reference }))
     }
 
     fn lease(&self, nth: Nth) -> Option<(Both<LeaseRef>, Both<TaskId>)> {
@@ -436,12 +446,14 @@ impl<A: Fresh, B: Fresh> Pair<A, B> {
                 self.ask(verb, async |ledger, side| ledger.add_runs(task.of(side), "bob", &runs).await)?;
             }
             Verb::Choose { task, run } => {
-                let task = Self::nth(&self.tasks, *task)?;
-                let runs = |ledger: &dyn Ledger, task| self.runtime.block_on(ledger.runs(task)).unwrap();
-                let real = Self::nth(&runs(self.real().ledger(), task.real), *run)?.id;
-                let reference = Self::nth(&runs(self.reference().ledger(), task.reference), *run)?.id;
-                let run = Both { real, reference };
-                self.ask(verb, async |ledger, side| ledger.choose_run(task.of(side), run.of(side), "bob").await)?;
+                let (task, run) = self.run(*task, *run)?;
+                self.ask(verb, async |ledger, side| {
+                    ledger.choose_run(task.of(side), run.of(side), false, "bob").await
+                })?;
+            }
+            Verb::StopRun { task, run } => {
+                let (task, run) = self.run(*task, *run)?;
+                self.ask(verb, async |ledger, side| ledger.stop_run(task.of(side), run.of(side), "bob").await)?;
             }
             Verb::Say(nth) => {
                 let task = Self::nth(&self.tasks, *nth)?;
