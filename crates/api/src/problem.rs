@@ -225,6 +225,7 @@ impl From<AddError> for Problem {
             AddError::Configured(_)
             | AddError::NoRing
             | AddError::NoAccess
+            | AddError::MayNotWrite(..)
             | AddError::ForgeConfigured
             | AddError::Full => Self::new(Code::NotPossible, told),
             AddError::SameToken | AddError::UnknownToken(TokenFor::Reading, _) => Self::refused("/read", told),

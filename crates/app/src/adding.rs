@@ -214,6 +214,10 @@ pub enum AddError {
     Forge(#[source] ForgeError),
     #[error("nobody has given access to the forge yet, so nothing could be written there")]
     NoAccess,
+    #[error(
+        "nothing may be written to {0}: {1}. Give the writing token access to its contents; where two tokens were entered, they may be exchanged"
+    )]
+    MayNotWrite(RepoName, String),
     #[error(transparent)]
     Repository(SubmitError),
     #[error("{0}")]
@@ -333,6 +337,11 @@ impl Adding {
         }
         let repo =
             self.parts.forge.repository(&name).await.map_err(|error| AddError::Repository(unseen(error, &name)))?;
+        match self.parts.forge.may_write(&repo).await {
+            Ok(()) => {}
+            Err(ForgeError::Denied(why)) => return Err(AddError::MayNotWrite(repo.name, why)),
+            Err(other) => return Err(AddError::Repository(unseen(other, &name))),
+        }
         let _turn = self.turn.lock().await;
         let addition = Addition {
             sort: Sort::Repository,

@@ -16,7 +16,7 @@ use fettle_domain::id::RequestId;
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::Timing;
 use fettle_domain::path_policy::PathPolicy;
-use fettle_domain::retry::back_off;
+use fettle_domain::retry::{back_off, mend_pause};
 use fettle_domain::secret::KnownSecrets;
 use fettle_domain::task::Mode;
 use tokio_util::sync::CancellationToken;
@@ -92,6 +92,8 @@ pub(crate) enum Halt {
     Limited(Duration),
     /// Try again later; spends an attempt.
     Again(String),
+    /// As [`Halt::Again`], once somebody may have mended it: the forge denies us.
+    Mend(String),
     /// As [`Halt::Again`], and not before [`UNSEEN_FOR`]: what was sent may still come to light.
     Unseen(String),
 }
@@ -102,7 +104,7 @@ impl Halt {
         match self {
             Self::Stopped(_) => "stopped",
             Self::Limited(_) => "limited",
-            Self::Again(_) | Self::Unseen(_) => "failed",
+            Self::Again(_) | Self::Mend(_) | Self::Unseen(_) => "failed",
         }
     }
 }
@@ -123,6 +125,7 @@ impl From<ForgeError> for Halt {
     fn from(error: ForgeError) -> Self {
         match error {
             ForgeError::RateLimited { wait } => Self::Limited(wait),
+            denied @ ForgeError::Denied(_) => Self::Mend(chain(&denied)),
             other => Self::Again(chain(&other)),
         }
     }
@@ -130,13 +133,19 @@ impl From<ForgeError> for Halt {
 
 impl From<GitError> for Halt {
     fn from(error: GitError) -> Self {
-        Self::Again(chain(&error))
+        match error {
+            denied @ GitError::Denied { .. } => Self::Mend(chain(&denied)),
+            other => Self::Again(chain(&other)),
+        }
     }
 }
 
 impl From<PushError> for Halt {
     fn from(error: PushError) -> Self {
-        Self::Again(chain(&error))
+        match error {
+            PushError::Denied => Self::Mend(chain(&error)),
+            other => Self::Again(chain(&other)),
+        }
     }
 }
 
@@ -228,6 +237,10 @@ impl Publisher {
                 self.ledger.defer(&lease, Wake::After(wait), "the forge limits our rate").await
             }
             Err(Halt::Again(why)) => self.try_again(held, attempts, &why, Duration::ZERO).await,
+            Err(Halt::Mend(why)) => {
+                let pause = mend_pause(self.timing.back_off, attempts);
+                self.try_again(held, attempts, &why, pause).await
+            }
             Err(Halt::Unseen(why)) => self.try_again(held, attempts, &why, UNSEEN_FOR).await,
         };
         match said {

@@ -9,7 +9,7 @@ use fettle_domain::id::RequestId;
 use fettle_domain::label::Labels;
 use fettle_domain::lease::Timing;
 use fettle_domain::object::BlobId;
-use fettle_domain::retry::back_off;
+use fettle_domain::retry::{back_off, mend_pause};
 use fettle_domain::run::{RunOutcome, RunResult};
 use fettle_domain::step::{StepKind, StepRecord};
 use secrecy::SecretString;
@@ -76,6 +76,9 @@ pub enum RunEnd {
     /// Something outside failed; another try may succeed. Spends an attempt.
     #[error("{0}")]
     Retry(String),
+    /// Something outside failed that takes a while to mend, or a person. Spends an attempt, as [`RunEnd::Retry`], and waits longer.
+    #[error("{0}")]
+    Mend(String),
     /// A limit of someone else's; spends nothing.
     #[error("{why}")]
     Defer { wait: Duration, why: String },
@@ -241,7 +244,7 @@ impl Worker {
             Admission::Go { read_token, run_token, model } => (read_token, run_token, model),
             Admission::Withdrawn { reason } => return Ok(withdrawn(order, reason)),
             Admission::Later { wait, why } => return Err(RunEnd::Defer { wait, why }),
-            Admission::Refused { why } => return Err(RunEnd::Retry(why)),
+            Admission::Refused { why } => return Err(RunEnd::Mend(why)),
         };
         let journal = Arc::new(LedgerJournal { leases: self.leases.clone(), held: held.clone() });
         let context = RunContext { journal, recorded, read_token, run_token, model, cancel: held.work_token() };
@@ -287,6 +290,11 @@ impl Worker {
                 let wait = back_off(self.timing.back_off, attempts, (jitter & 0xffff) as u16);
                 persist(held, || self.leases.fail(&lease, why, Then::RetryAfter(wait))).await
             }
+            Err(RunEnd::Mend(why)) => {
+                let wait = mend_pause(self.timing.back_off, attempts);
+                warn!("{} failed and will be tried again in {} s: {why}", lease.job, wait.as_secs());
+                persist(held, || self.leases.fail(&lease, why, Then::RetryAfter(wait))).await
+            }
             Err(RunEnd::Never(why)) => {
                 error!("{} failed for good: {why}", lease.job);
                 persist(held, || self.leases.fail(&lease, why, Then::Never)).await
@@ -322,7 +330,7 @@ impl Worker {
 fn word(end: &Result<RunResult, RunEnd>) -> &'static str {
     match end {
         Ok(result) => result.outcome.name(),
-        Err(RunEnd::Retry(_) | RunEnd::Never(_) | RunEnd::Stopped(Stop::Refused(_))) => "failed",
+        Err(RunEnd::Retry(_) | RunEnd::Mend(_) | RunEnd::Never(_) | RunEnd::Stopped(Stop::Refused(_))) => "failed",
         Err(RunEnd::Defer { .. }) => "deferred",
         Err(RunEnd::Stopped(Stop::Cancelled(_))) => "cancelled",
         Err(RunEnd::Stopped(Stop::Lost | Stop::Shutdown)) => "released",

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::exchange::{Answer, Call, Failure, route};
+use crate::reader::in_repo;
 use crate::wire::{InstallationWire, TokenWire, UserWire};
 use crate::{GitHub, GitHubAuth};
 
@@ -241,6 +242,19 @@ impl ForgeAccess for GitHub {
     async fn login_of(&self, token: &SecretString) -> F<String> {
         let answer = self.exchange(&self.bearing(token), &Call::read(route(&["user"]), "user")).await?;
         Ok(answer.parse::<UserWire>()?.login)
+    }
+
+    async fn may_write(&self, repo: &Repo) -> F<()> {
+        // A branch at a commit that cannot be: who may write hears that (422), others that they may not (403, or 404 where even that is
+        // not told). What a repository tells of permissions is the user's, and a token may have fewer.
+        let wanted = json!({ "ref": "refs/heads/fettle/permission-check", "sha": "0".repeat(40) });
+        let path = in_repo(repo, &["git", "refs"]);
+        let call = Call::preparing(Method::POST, path, format!("repository {} to write to", repo.name)).with(wanted);
+        match self.ask(repo, Purpose::Write, &call).await {
+            Ok(_) | Err(ForgeError::Refused(_)) => Ok(()),
+            Err(ForgeError::NotFound(what)) => Err(ForgeError::Denied(format!("it shows no {what}"))),
+            Err(other) => Err(other),
+        }
     }
 
     fn use_tokens(&self, read: Option<SecretString>, write: Option<SecretString>) {

@@ -191,8 +191,8 @@ async fn every_failure_is_mapped_to_what_the_caller_can_do() {
         let server = Server::answering(status, headers, body).await;
         let error = ask(&server.model()).await.expect_err(status);
         let seen = match &error {
-            ModelError::Busy { retry_after: Some(time) } => format!("Busy({time:?})"),
-            ModelError::Busy { retry_after: None } => "Busy".into(),
+            ModelError::Busy { retry_after: Some(time), .. } => format!("Busy({time:?})"),
+            ModelError::Busy { retry_after: None, .. } => "Busy".into(),
             ModelError::Unavailable(cause) => format!("Unavailable({cause})"),
             ModelError::ContextExceeded => "ContextExceeded".into(),
             ModelError::Refused(sentence) => format!("Refused({sentence})"),

@@ -305,6 +305,7 @@ struct RepoCall<'a> {
 
 const METADATA: Need = Need { permission: "metadata", write: false };
 const CONTENTS: Need = Need { permission: "contents", write: false };
+const WRITE_CONTENTS: Need = Need { permission: "contents", write: true };
 const READ_ISSUES: Need = Need { permission: "issues", write: false };
 const WRITE_ISSUES: Need = Need { permission: "issues", write: true };
 const READ_PULLS: Need = Need { permission: "pull_requests", write: false };
@@ -342,6 +343,7 @@ impl RepoCall<'_> {
     async fn dispatch(&self, method: &str, rest: &[&str]) -> Reply {
         match (method, rest) {
             ("POST", ["pulls"]) => self.open_pull().await,
+            ("POST", ["git", "refs"]) => self.make_ref(),
             ("GET", ["git", "ref", kind, branch @ ..]) => self.git_ref(kind, &branch.join("/")).await,
             _ => self.plain(method, rest),
         }
@@ -542,6 +544,16 @@ impl RepoCall<'_> {
             issue.updated_at = now();
             Ok(json_response(200, links(self.forge).full_pull(inner, repository, issue, pull)))
         })
+    }
+
+    /// Nobody makes one this way; what is asked for cannot be.
+    fn make_ref(&self) -> Reply {
+        self.with(WRITE_CONTENTS, |_, _| Ok(()))?;
+        let sha = self.request.required("Reference", "sha")?;
+        match sha.bytes().all(|byte| byte == b'0') {
+            true => Err(Refusal::new(422, "Object does not exist")),
+            false => Err(Refusal::new(501, "this forge makes references by pushes alone")),
+        }
     }
 
     async fn open_pull(&self) -> Reply {

@@ -103,8 +103,8 @@ async fn faults_that_leave_a_turn_reach_the_agent_unrepaired() {
 async fn faults_that_leave_no_turn_are_errors_by_what_can_be_done() {
     for stream in [true, false] {
         let fails = async |fault| ask(answer().with_fault(fault), stream).await.expect_err("the fault leaves no turn");
-        assert!(matches!(fails(Fault::busy(None)).await, ModelError::Busy { retry_after: None }));
-        assert!(matches!(fails(Fault::busy(Some(2))).await, ModelError::Busy { retry_after: Some(_) }));
+        assert!(matches!(fails(Fault::busy(None)).await, ModelError::Busy { retry_after: None, .. }));
+        assert!(matches!(fails(Fault::busy(Some(2))).await, ModelError::Busy { retry_after: Some(_), .. }));
         assert!(matches!(fails(Fault::context_exceeded()).await, ModelError::ContextExceeded));
         assert!(matches!(fails(Fault::status(400, "no")).await, ModelError::Refused(_)));
         for fault in [

@@ -194,7 +194,7 @@ impl Asker<'_> {
             let Ok(turn) = tokio::time::timeout_at(self.until, asking).await else { return Err(late()) };
             match turn {
                 Ok(turn) => return Ok(parse(&turn, self.dialect, MARK)),
-                Err(ModelError::Busy { retry_after }) => {
+                Err(ModelError::Busy { retry_after, .. }) => {
                     let pause = retry_after.unwrap_or(BUSY_PAUSE);
                     if Instant::now() + pause >= self.until {
                         return Err(late());

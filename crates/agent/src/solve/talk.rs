@@ -44,8 +44,8 @@ const MALFORMED_IN_A_ROW: u32 = 3;
 const MODEL_TRIES: u32 = 4;
 /// The first wait between them, doubling.
 const MODEL_PAUSE: Duration = Duration::from_secs(1);
-/// A busy model that asks for a longer wait defers the job instead of holding it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A busy model that makes one call wait longer defers the job: its worker may have something else to do.
+const LONGEST_HELD: Duration = Duration::from_secs(20);
 
 /// Why a conversation ended before its phase was finished.
 pub(crate) enum Ended {
@@ -374,25 +374,26 @@ impl Talk {
     async fn call(&mut self, request: &ModelRequest) -> Result<RawTurn, Ended> {
         let watch = self.steps.watch().clone();
         let mut pause = MODEL_PAUSE;
+        let mut waited = Duration::ZERO;
         let mut tries = 0;
         loop {
             tries += 1;
             let streamed = |text: &str| watch.streamed(text);
             let why = match self.parts.model.call(request, &streamed, &self.parts.cancel).await {
                 Ok(turn) => return Ok(turn),
-                Err(ModelError::Busy { retry_after }) => {
+                Err(error @ ModelError::Busy { .. }) => {
+                    let ModelError::Busy { retry_after, .. } = &error else { unreachable!("matched above") };
                     pause = retry_after.unwrap_or(pause);
-                    if tries >= MODEL_TRIES || pause > LONGEST_PAUSE {
-                        return Err(
-                            RunEnd::Defer { wait: pause.max(MODEL_PAUSE), why: "the model is busy".into() }.into()
-                        );
+                    let why = chain(&error);
+                    if tries >= MODEL_TRIES || waited + pause > LONGEST_HELD {
+                        return Err(RunEnd::Defer { wait: pause.max(MODEL_PAUSE), why }.into());
                     }
-                    "the model is busy".to_owned()
+                    why
                 }
                 Err(error @ ModelError::Unavailable(_)) => {
                     let why = chain(&error);
                     if tries >= MODEL_TRIES {
-                        return Err(RunEnd::Retry(why).into());
+                        return Err(RunEnd::Mend(why).into());
                     }
                     why
                 }
@@ -407,7 +408,8 @@ impl Talk {
                 () = tokio::time::sleep(pause) => {}
                 () = self.parts.cancel.cancelled() => return Err(self.stopped()),
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            waited += pause;
+            pause *= 2;
         }
     }
 

@@ -42,6 +42,12 @@ impl ForgeAccess for Forge {
             _ => Err(ForgeError::Denied("bad credentials".to_owned())),
         }
     }
+    async fn may_write(&self, _: &Repo) -> F<()> {
+        match &*self.0.lock().unwrap() {
+            Some((_, Some(write))) if write == "may-write" => Ok(()),
+            _ => Err(ForgeError::Denied("not accessible by this token".to_owned())),
+        }
+    }
     fn use_tokens(&self, read: Option<SecretString>, write: Option<SecretString>) {
         let text = |token: Option<SecretString>| token.map(|token| token.expose_secret().to_owned());
         *self.0.lock().unwrap() = Some((text(read), text(write)));

@@ -125,6 +125,8 @@ pub trait ForgeAccess: ForgeReader {
     fn can_write(&self) -> bool;
     /// Whose token this is; refused or denied when it is nobody's.
     async fn login_of(&self, token: &SecretString) -> F<String>;
+    /// Whether we may write code there. Denied when not, with the forge's words. Asks for what cannot be, so that nothing is written.
+    async fn may_write(&self, repo: &Repo) -> F<()>;
     /// From now on, in the place of those before. Never called for an App.
     fn use_tokens(&self, read: Option<SecretString>, write: Option<SecretString>);
 }

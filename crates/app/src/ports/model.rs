@@ -139,8 +139,12 @@ pub struct Usage {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// 429, or a busy engine. Nothing was generated.
-    #[error("the model is busy")]
-    Busy { retry_after: Option<std::time::Duration> },
+    #[error("the model is busy{}", said.as_ref().map(|said| format!(": {said}")).unwrap_or_default())]
+    Busy {
+        retry_after: Option<std::time::Duration>,
+        /// Its server's own words, fit to show.
+        said: Option<String>,
+    },
     /// 5xx, a broken connection or stream, a stall: try again, bounded.
     #[error("the model did not answer")]
     Unavailable(#[source] BoxError),

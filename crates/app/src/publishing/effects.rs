@@ -327,7 +327,7 @@ impl Publisher {
                     None => Err(Halt::Unseen("the forge did not answer and shows no comment yet".into())),
                 }
             }
-            Err(Halt::Again(why)) if self.is_locked(repo, issue).await => {
+            Err(Halt::Again(why) | Halt::Mend(why)) if self.is_locked(repo, issue).await => {
                 self.withhold(held, effect, format!("the issue takes no comment: {why}")).await
             }
             Err(halt) => Err(halt),

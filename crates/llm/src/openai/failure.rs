@@ -126,12 +126,13 @@ pub(super) fn of_status(
 ) -> ModelError {
     let url = asked.url;
     let sentence = fit_to_show(&complaint.sentence, MAX_SENTENCE_CHARS, asked.key);
+    let said = Some(&sentence).filter(|sentence| !sentence.is_empty()).cloned();
     let sentence = if sentence.is_empty() { "it gave no reason".to_owned() } else { sentence };
     match status {
         // Codes that only time heals come with 429 and 503, but a used-up account stays used up.
         429 if complaint.has_code("insufficient_quota") => ModelError::Refused(sentence),
-        429 => ModelError::Busy { retry_after },
-        503 if retry_after.is_some() => ModelError::Busy { retry_after },
+        429 => ModelError::Busy { retry_after, said },
+        503 if retry_after.is_some() => ModelError::Busy { retry_after, said },
         // llama.cpp answered 500 for a prompt too long before it had a code of its own.
         400 | 413 | 422 | 500 if complaint.says_context_exceeded() => ModelError::ContextExceeded,
         300..400 => ModelError::Refused(format!("{url} answered {status}, and redirects are not followed")),
@@ -160,7 +161,7 @@ pub(super) fn reported(complaint: &Complaint, nothing_said: bool, asked: Asked<'
         return ModelError::ContextExceeded;
     }
     match complaint.status {
-        Some(429) if nothing_said => ModelError::Busy { retry_after: None },
+        Some(429) if nothing_said => ModelError::Busy { retry_after: None, said: None },
         Some(status @ (400 | 401 | 403 | 404)) if nothing_said => of_status(status, None, complaint, asked),
         _ => ModelError::Unavailable(Box::new(Cause::Reported {
             url: asked.url.to_owned(),
