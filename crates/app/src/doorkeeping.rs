@@ -498,8 +498,17 @@ impl Doorkeeper {
     }
 
     /// Writes down what was done, or refused, where no verb of [`Accounts`] does.
-    pub async fn record(&self, by: &str, action: &str, object: &str, result: &str, origin: &Origin) -> L<()> {
-        self.store.note(Note { result: result.to_owned(), ..note(by, action, object, origin) }).await.map(|_| ())
+    pub async fn record(
+        &self,
+        by: &str,
+        action: &str,
+        object: &str,
+        result: &str,
+        detail: &str,
+        origin: &Origin,
+    ) -> L<()> {
+        let noted = Note { result: result.to_owned(), detail: detail.to_owned(), ..note(by, action, object, origin) };
+        self.store.note(noted).await.map(|_| ())
     }
 }
 

@@ -19,6 +19,8 @@ use crate::vitals::Pulse;
 
 /// After failures one after the other. Whoever mends what is wrong does not want to wait for longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
+/// And not for so many periods: what is looked at every few seconds is waited for.
+const LONGEST_PAUSE_PERIODS: u32 = 16;
 /// Of a failure's sentence: the forge's words may be many.
 const MAX_DETAIL_CHARS: usize = 500;
 /// A pause is slept in pieces, and the pulse beats between them.
@@ -160,7 +162,11 @@ impl Reconciler {
 /// Twice as long after each failure, and never shorter than the forge asked for.
 fn rest_after(period: Duration, earlier_failures: u32, asked: Option<Duration>) -> Duration {
     let doubled = period.saturating_mul(2_u32.saturating_pow(earlier_failures.saturating_add(1)));
-    doubled.min(LONGEST_PAUSE).max(period).max(asked.unwrap_or_default())
+    doubled
+        .min(LONGEST_PAUSE)
+        .min(period.saturating_mul(LONGEST_PAUSE_PERIODS))
+        .max(period)
+        .max(asked.unwrap_or_default())
 }
 
 /// Compares what is with what should be, and does the difference. Bounded, and harmless when it is repeated, ended in its middle

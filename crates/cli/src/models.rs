@@ -99,6 +99,9 @@ enum Command {
         /// Also where its server may want money for that.
         #[arg(long)]
         yes: bool,
+        /// Ask nothing, and forget what was found: Runs then find out by themselves how it calls tools.
+        #[arg(long, conflicts_with_all = ["yes", "json"])]
+        forget: bool,
         /// Print one JSON object instead of text.
         #[arg(long)]
         json: bool,
@@ -137,13 +140,16 @@ struct EstimateFlags {
 pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environment) -> Result<ExitCode> {
     match &flags.command {
         Some(Command::Estimate(estimate)) => estimated(estimate),
-        Some(Command::Check { model, yes, json }) => {
+        Some(Command::Check { model, forget: true, .. }) => {
+            conformance::forget(&Process::of(common, environment)?, model).await
+        }
+        Some(Command::Check { model, yes, json, .. }) => {
             let config = Config::load(common.config.as_deref(), environment)?;
             if !yes {
                 conformance::may_cost(&config, model)?;
             }
             conformance::is_there(&config, model).await?;
-            conformance::check(&Process::of(common, environment)?, model, *json).await
+            conformance::check(&Process::of(common, environment)?, model, *yes, *json).await
         }
         Some(Command::Add(add)) => Here::of(common, environment)?.add(add).await,
         Some(Command::List { json }) => Here::of(common, environment)?.list(*json).await,

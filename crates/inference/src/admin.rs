@@ -141,6 +141,9 @@ struct LogQuery {
 #[derive(Debug, Deserialize)]
 struct ExamineBody {
     model: String,
+    /// Also where its server may want money for that; absent in a request of before.
+    #[serde(default)]
+    may_cost: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -237,6 +240,7 @@ impl Admin {
             .route("/admin/v1/status", get(status))
             .route("/admin/v1/events", get(events))
             .route("/admin/v1/examine", post(examine))
+            .route("/admin/v1/examine/forget", post(forget))
             .route("/admin/v1/log", get(log))
             .route("/admin/v1/plan", post(would))
             .route("/admin/v1/models/{order}", post(order_model))
@@ -312,10 +316,22 @@ async fn examine(
 ) -> Result<Json<Report>, (StatusCode, String)> {
     let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the process is shutting down".to_owned());
     let (answer, answered) = oneshot::channel();
-    admin.wishes.try_send(Wish { model: body.model, answer }).map_err(|_| {
+    let wish = Wish::Examine { model: body.model, may_cost: body.may_cost, answer };
+    admin.wishes.try_send(wish).map_err(|_| {
         (StatusCode::SERVICE_UNAVAILABLE, "other models are being examined; ask again when they are done".to_owned())
     })?;
     answered.await.map_err(|_| gone())?.map(Json).map_err(|why| (StatusCode::CONFLICT, why))
+}
+
+/// What was found of the model counts no longer.
+async fn forget(State(admin): State<Admin>, Json(body): Json<ModelBody>) -> Result<StatusCode, (StatusCode, String)> {
+    let (answer, answered) = oneshot::channel();
+    admin.wishes.try_send(Wish::Forget { model: body.model, answer }).map_err(|_| {
+        (StatusCode::SERVICE_UNAVAILABLE, "models are being examined; ask again when they are done".to_owned())
+    })?;
+    let gone = |_| (StatusCode::SERVICE_UNAVAILABLE, "the process is shutting down".to_owned());
+    answered.await.map_err(gone)?.map_err(|why| (StatusCode::CONFLICT, why))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// What would be done if so many asked for a model now. Nothing is.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
-use fettle_agent::conformance::{self, Examination, Extent, Seen, Unfinished, Verdict, examine};
+use fettle_agent::conformance::{self, Examination, Extent, Seen, Unfinished, Verdict, examine, prompt_tokens};
 use fettle_app::adding::Added;
 use fettle_app::ports::clock::Clock;
 use fettle_app::ports::model::{ModelInfo, ToolCalls};
@@ -39,10 +39,16 @@ const PARALLEL_ELSEWHERE: usize = 4;
 /// Wrong answers of a smoke run that are luck.
 const SMOKE_LUCK: u32 = 1;
 
-/// What somebody wants to know now.
-pub struct Wish {
-    pub model: String,
-    pub answer: oneshot::Sender<Result<Report, String>>,
+/// What somebody wants now.
+pub enum Wish {
+    Examine {
+        model: String,
+        /// Also where its server may want money for that.
+        may_cost: bool,
+        answer: oneshot::Sender<Result<Report, String>>,
+    },
+    /// That what was found of it counts no longer; Runs then find out by themselves.
+    Forget { model: String, answer: oneshot::Sender<Result<(), String>> },
 }
 
 /// What was found of a model.
@@ -131,7 +137,19 @@ impl Examiner {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Some(Wish { model, mut answer }) = self.parts.wishes.recv() => {
+                Some(wish) = self.parts.wishes.recv() => {
+                    let (model, may_cost, mut answer) = match wish {
+                        Wish::Examine { model, may_cost, answer } => (model, may_cost, answer),
+                        Wish::Forget { model, answer } => {
+                            let _ = answer.send(self.forget(&model).map_err(|why| format!("{why:#}")));
+                            continue;
+                        }
+                    };
+                    self.take_added();
+                    if let Some(why) = self.costs(&model).filter(|_| !may_cost) {
+                        let _ = answer.send(Err(why));
+                        continue;
+                    }
                     tokio::select! {
                         // Whoever asked has gone, and with him who pays for it.
                         () = answer.closed() => info!("the examination of `{model}` is given up: nobody waits for it"),
@@ -178,6 +196,28 @@ impl Examiner {
             }
         }
         self.tell();
+    }
+
+    /// Why asking this model all questions may cost somebody money.
+    fn costs(&self, name: &str) -> Option<String> {
+        let subject = self.subjects.get(name).filter(|subject| !subject.is_local)?;
+        let millions = prompt_tokens(subject.context_tokens) as f64 / 1e6;
+        Some(format!(
+            "`{name}` is answered by a server elsewhere, which may cost money: some 220 questions with about {millions:.1} million tokens in all, and as many again for each form that it does not know well. Add --yes to ask them"
+        ))
+    }
+
+    fn forget(&mut self, name: &str) -> Result<()> {
+        self.take_added();
+        let subject = self.subjects.get_mut(name).with_context(|| format!("no model is called `{name}`"))?;
+        match fs_err::remove_file(file(&self.parts.folder, &subject.bundle)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        (subject.report, subject.settled, subject.not_before) = (None, false, None);
+        info!(model.id = name, "what was found of `{name}` is forgotten");
+        self.tell();
+        Ok(())
     }
 
     /// Asks, keeps what was found and tells it. A smoke run that goes badly becomes a whole one.

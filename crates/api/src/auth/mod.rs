@@ -168,7 +168,8 @@ pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Requ
     let done = async move {
         let response = next.run(request).await;
         let result = if response.status().is_success() { "done" } else { "refused" };
-        note(&api, &caller, action, &path, result).await;
+        let detail = response.extensions().get::<Detail>().map(|Detail(detail)| detail.as_str());
+        note(&api, &caller, action, &path, result, detail.unwrap_or_default()).await;
         response
     };
     match noting.spawn(done.instrument(span)).await {
@@ -185,13 +186,17 @@ const REFUSALS_NOTED: u32 = 30;
 
 async fn note_refusal(api: &ApiState, caller: &Caller, action: Action, path: &str) {
     if api.limits.take(format!("refused {}", caller.actor.name), REFUSALS_NOTED).is_ok() {
-        note(api, caller, action, path, "refused").await;
+        note(api, caller, action, path, "refused", "").await;
     }
 }
 
-async fn note(api: &ApiState, caller: &Caller, action: Action, path: &str, result: &str) {
+/// What a write was about, for the audit log: as an extension of its answer, where the path does not tell it. Never a secret.
+#[derive(Clone)]
+pub(crate) struct Detail(pub(crate) String);
+
+async fn note(api: &ApiState, caller: &Caller, action: Action, path: &str, result: &str, detail: &str) {
     let Some(door) = &api.door else { return };
-    if let Err(error) = door.record(&caller.actor.name, action.word(), path, result, &caller.origin).await {
+    if let Err(error) = door.record(&caller.actor.name, action.word(), path, result, detail, &caller.origin).await {
         tracing::error!(error = &error as &dyn std::error::Error, "could not write the audit log");
     }
 }

@@ -1,13 +1,14 @@
 //! With what the forge is asked, and the tokens that people enter for it.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use fettle_app::adding::Entered;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::auth::Detail;
 use crate::extract::Body;
 use crate::problem::Problem;
 use crate::state::ApiState;
@@ -85,9 +86,9 @@ pub(crate) struct TokensTaken {
 pub(crate) async fn put_forge_tokens(
     State(api): State<ApiState>,
     Body(body): Body<WantedTokens>,
-) -> Result<Json<TokensTaken>, Problem> {
+) -> Result<(Extension<Detail>, Json<TokensTaken>), Problem> {
     let login = api.adding()?.put_forge_tokens(body.read, body.write).await?;
-    Ok(Json(TokensTaken { login }))
+    Ok((Extension(Detail(format!("the writing token is {login}'s"))), Json(TokensTaken { login })))
 }
 
 /// Throws the tokens away that were entered.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::inference::tool_calls;
-use crate::auth::Caller;
+use crate::auth::{Caller, Detail};
 use crate::extract::{Body, Named};
 use crate::problem::{Code, Problem};
 use crate::state::{ApiState, ConfiguredModel};
@@ -184,7 +184,7 @@ pub(crate) async fn put_model(
     State(api): State<ApiState>,
     Named(name): Named<String>,
     Body(body): Body<WantedModel>,
-) -> Result<(StatusCode, Json<ModelBody>), Problem> {
+) -> Result<(StatusCode, Extension<Detail>, Json<ModelBody>), Problem> {
     let kinds = || ModelKind::ALL.map(ModelKind::name).join(", ");
     let kind = ModelKind::parse(&body.kind)
         .ok_or_else(|| Problem::refused("/kind", format!("`{}` is none of: {}.", body.kind, kinds())))?;
@@ -196,6 +196,11 @@ pub(crate) async fn put_model(
         (None, true) => KeyChange::Take,
         (None, false) => KeyChange::Keep,
     };
+    let of_key = match &key {
+        KeyChange::New(_) => ", with a new key",
+        KeyChange::Take => ", without a key",
+        KeyChange::Keep => "",
+    };
     let profile = ModelProfile { name: name.clone(), kind, base_url, known_as, context_tokens: body.context_tokens };
     let adding = api.adding()?;
     let is_new = adding.put_model(profile, key).await?;
@@ -203,7 +208,9 @@ pub(crate) async fn put_model(
     let gone = || Problem::new(Code::NotFound, format!("`{name}` was removed by somebody else a moment ago."));
     let model = now.model(&name).ok_or_else(gone)?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(ModelBody::added(model, None))))
+    let server = model.profile.server().unwrap_or_default();
+    let detail = Detail(format!("{} at {server}{of_key}", model.profile.kind.name()));
+    Ok((status, Extension(detail), Json(ModelBody::added(model, None))))
 }
 
 /// Removes a model that was added, with its key. Runs that ask it wait for one of that name.

@@ -1,14 +1,15 @@
 //! Where Tasks were asked for, and where labels are looked for; repositories that people add.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use fettle_app::ports::ledger::TaskView;
 use fettle_domain::id::TaskId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::auth::Detail;
 use crate::extract::{Body, Named};
 use crate::problem::{Code, Problem};
 use crate::state::ApiState;
@@ -132,12 +133,12 @@ pub(crate) struct AddedRepository {
 pub(crate) async fn add_repository(
     State(api): State<ApiState>,
     Body(body): Body<WantedRepository>,
-) -> Result<(StatusCode, Json<AddedRepository>), Problem> {
+) -> Result<(StatusCode, Extension<Detail>, Json<AddedRepository>), Problem> {
     let (repo, is_new) = api.adding()?.add_repository(&body.repository).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let added =
         AddedRepository { name: repo.name.to_string(), default_branch: repo.default_branch, private: repo.private };
-    Ok((status, Json(added)))
+    Ok((status, Extension(Detail(added.name.clone())), Json(added)))
 }
 
 /// Removes a repository that was added. Its Tasks stay, and go on.

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::runs::{self, NewRun};
 use super::tasks::{self, ModeWord, TaskBody};
-use crate::auth::Caller;
+use crate::auth::{Caller, Detail};
 use crate::edge::Exchange;
 use crate::extract::{self, Body};
 use crate::problem::Problem;
@@ -56,7 +56,8 @@ pub(crate) async fn create_task(
         Opened::Duplicate { .. } => (StatusCode::OK, OpenedWord::Duplicate),
     };
     let location = AppendHeaders([(LOCATION, tasks::address(submitted.task))]);
-    Ok((status, location, Json(SubmittedBody { opened, task })).into_response())
+    let detail = Extension(Detail(submitted.task.to_string()));
+    Ok((status, location, detail, Json(SubmittedBody { opened, task })).into_response())
 }
 
 #[derive(Serialize, ToSchema)]

@@ -233,8 +233,12 @@ async fn a_repository_is_added_as_the_forge_writes_it_and_removed() {
     let add =
         async |text: &str| house.by_key(Method::POST, "/api/v1/repositories", Some(json!({"repository": text}))).await;
     assert_eq!(add("acme/widget").await.status, 409, "nothing could be written there yet");
-    let tokens = Some(json!({"write": "may-write"}));
-    assert_eq!(house.by_key(Method::PUT, "/api/v1/forge/tokens", tokens).await.status, 200);
+    let enter = async |tokens: Value| house.by_key(Method::PUT, "/api/v1/forge/tokens", Some(tokens)).await.status;
+    assert_eq!(enter(json!({"read": "may-write", "write": "may-read"})).await, 200, "whose they are is known");
+    let exchanged = add("acme/widget").await;
+    assert_eq!(exchanged.status, 409, "{}", exchanged.text);
+    assert!(exchanged.text.contains("exchanged"), "{}", exchanged.text);
+    assert_eq!(enter(json!({"write": "may-write"})).await, 200);
     let added = add("https://forge.example/Acme/Widget.git").await;
     assert_eq!((added.status, &added.json()["name"]), (201, &json!("acme/widget")), "{}", added.text);
     assert_eq!(add("acme/widget").await.status, 200);
@@ -244,6 +248,11 @@ async fn a_repository_is_added_as_the_forge_writes_it_and_removed() {
     let list = house.by_key(Method::GET, "/api/v1/repositories", None).await.json();
     let found = list["items"].as_array().unwrap().iter().find(|one| one["name"] == json!("acme/widget")).unwrap();
     assert_eq!((&found["added"], &found["tasks"]), (&json!(true), &json!(0)));
+    let noted = house.by_key(Method::GET, "/api/v1/audit-log?action=repositories.change&limit=200", None).await.json();
+    let added = |entry: &&Value| entry["result"] == json!("done") && entry["detail"] == json!("acme/widget");
+    assert_eq!(noted["items"].as_array().unwrap().iter().filter(added).count(), 2, "{noted}");
+    let noted = house.by_key(Method::GET, "/api/v1/audit-log?action=forge.change", None).await.json();
+    assert_eq!(noted["items"][0]["detail"], json!("the writing token is fettle's"));
     let remove = async || house.by_key(Method::DELETE, "/api/v1/repositories/acme/widget", None).await.status;
     assert_eq!((remove().await, remove().await), (204, 404));
 }

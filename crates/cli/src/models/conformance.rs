@@ -55,10 +55,17 @@ pub(crate) async fn is_there(config: &Config, model: &str) -> Result<()> {
     }
 }
 
-pub(crate) async fn check(process: &Process, model: &str, json: bool) -> Result<ExitCode> {
+pub(crate) async fn forget(process: &Process, model: &str) -> Result<ExitCode> {
+    process.order("examine/forget", &serde_json::json!({ "model": model })).await?;
+    note(&format!("what was found of `{model}` is forgotten; Runs find out by themselves how it calls tools"));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn check(process: &Process, model: &str, may_cost: bool, json: bool) -> Result<ExitCode> {
     note(&format!("asking `{model}`; that takes five minutes at most, and as long again if another is being asked"));
-    let report: Report =
-        process.order_and_wait("examine", &serde_json::json!({ "model": model }), EXAMINED_LIMIT).await?;
+    let report: Report = process
+        .order_and_wait("examine", &serde_json::json!({ "model": model, "may_cost": may_cost }), EXAMINED_LIMIT)
+        .await?;
     let mut out = std::io::stdout().lock();
     if json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
