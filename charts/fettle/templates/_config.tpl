@@ -9,6 +9,12 @@
       "auth" (dict "admin_key_file" "admin-key" "worker_key_file" "worker-key" "scale_key_file" "scale-key")
       "agent" (dict "dashboard_url" (include "fettle.internalUrl" .) "workers" 1
                     "sandbox" (dict "min_level" .Values.worker.sandbox.minLevel)) -}}
+{{- if include "fettle.sealingKey" . -}}
+{{- $_ := set (get $own "auth") "secrets_key_file" "secrets-key" -}}
+{{- end -}}
+{{- if include "fettle.runTokenKey" . -}}
+{{- $_ := set $own "gateway" (dict "run_token_key_file" "run-token-key") -}}
+{{- end -}}
 {{- if .Values.postgres.enabled -}}
 {{- $_ := set $own "store" (dict "url" (printf "postgres://%s-postgres.%s.svc:5432/fettle" $fullname .Release.Namespace)
       "user" "fettle" "password_file" "database-password" "tls" "off") -}}
@@ -21,6 +27,32 @@
       "user" "fettle" "password_file" "broker-password") -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite $config $own) -}}
+{{- end -}}
+
+{{/* The chart has the key that secrets entered in the browser are sealed with. With a file as the ledger each dashboard makes its own. */}}
+{{- define "fettle.sealingKey" -}}
+{{- if and (include "fettle.usesPostgres" .) (not (dig "auth" "secrets_key_file" "" .Values.config)) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* The chart has the key that Runs' tokens are signed with: the dashboard's and the gateway's, and no worker's, so that these cannot ask
+for the keys of models. */}}
+{{- define "fettle.runTokenKey" -}}
+{{- if and .Values.inference.enabled (not (dig "gateway" "run_token_key_file" "" .Values.config)) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* Keys of Fettle's own parts that the dashboard gets, as a JSON list; they are all there are. */}}
+{{- define "fettle.dashboardKeys" -}}
+{{- $keys := list "admin-key" "worker-key" "scale-key" -}}
+{{- if include "fettle.sealingKey" . -}}{{- $keys = append $keys "secrets-key" -}}{{- end -}}
+{{- if include "fettle.runTokenKey" . -}}{{- $keys = append $keys "run-token-key" -}}{{- end -}}
+{{- $keys | toJson -}}
+{{- end -}}
+
+{{/* Those that the gateway gets. */}}
+{{- define "fettle.gatewayKeys" -}}
+{{- $keys := list "worker-key" -}}
+{{- if include "fettle.runTokenKey" . -}}{{- $keys = append $keys "run-token-key" -}}{{- end -}}
+{{- $keys | toJson -}}
 {{- end -}}
 
 {{/* Keys in `secrets.existingSecret` that workers get, as a JSON list. They run what strangers wrote: nothing else is theirs. */}}
@@ -53,6 +85,7 @@
 {{- range $named -}}
 {{- with dig (index . 0) (index . 1) "" $.Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
 {{- end -}}
+{{- with dig "auth" "secrets_key_file" "" .Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
 {{- with dig "auth" "oidc" "client_secret_file" "" .Values.config -}}{{- $files = append $files (base .) -}}{{- end -}}
 {{- $files | uniq | sortAlpha | toJson -}}
 {{- end -}}

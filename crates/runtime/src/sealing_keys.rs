@@ -39,6 +39,8 @@ impl RingFile for SealingKeys {
         match self {
             Self::None => Ok(Vec::new()),
             Self::Operators(file) => lines(file),
+            // One that is there is not judged as a single new key would be: what is sealed with it would be lost with it.
+            Self::Own(file) if file.exists() => lines(file),
             Self::Own(file) => {
                 secrets::read_or_make(file, RandomSecrets.secret()).map_err(|error| chain(&error))?;
                 lines(file)
@@ -73,7 +75,10 @@ fn lines(file: &Utf8Path) -> Result<Vec<SecretString>, String> {
     }
     for (nth, key) in keys.iter().enumerate() {
         check_secret(key).map_err(|why| {
-            format!("the key in line {} of {file} can be guessed: {why}. Make one with `openssl rand -hex 32`", nth + 1)
+            format!(
+                "the key in line {} of {file} can be guessed: {why}. It is none that Fettle makes: bring the file back from a backup. Without one, remove it and enter the models' keys and the tokens again",
+                nth + 1
+            )
         })?;
     }
     Ok(keys.into_iter().map(SecretString::from).collect())
