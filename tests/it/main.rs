@@ -21,6 +21,7 @@ mod postgres;
 mod progress;
 mod rabbitmq;
 mod redis;
+mod scaling;
 mod service;
 mod snapshot;
 mod traces;

@@ -11,6 +11,7 @@ pub mod forge;
 pub mod model;
 pub mod platform;
 pub mod postgres;
+pub mod round_robin;
 pub mod world;
 
 pub use fettle_test_kit::{brokers, skip};

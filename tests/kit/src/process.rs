@@ -102,6 +102,10 @@ impl Process {
         found.with_context(|| format!("the log of {}:\n{}", self.name, self.tail()))
     }
 
+    pub fn has_ended(&self) -> bool {
+        *self.shared.ended.lock().expect("no holder panics")
+    }
+
     /// Waits for its end. Fails with the log after `limit`.
     pub async fn ended(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
         let mut changed = self.shared.changed.subscribe();

@@ -1,12 +1,13 @@
 //! Programs of a box that die in the middle and come back as who they were: same data, same addresses.
 
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 
 use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::Signal;
 
-use super::{Launch, PATIENCE, Process, TestBox, address_for_workers, canary, message, ready, ready_with};
+use super::{Api, Launch, PATIENCE, Process, TestBox, address_for_workers, canary, message, ready, ready_with};
 
 /// Who serves the API: `fettle up` or the dashboard.
 pub const SERVER: usize = 0;
@@ -15,6 +16,10 @@ pub const WORKER: usize = 1;
 
 /// Every worker and gateway of a box tells its health.
 const TELLING: &[&str] = &["--internal-listen", "127.0.0.1:0"];
+/// As a cluster starts one for each Run that waits.
+const ONE_JOB: &[&str] = &["--once", "--internal-listen", "127.0.0.1:0"];
+const LISTEN: &str = "FETTLE_SERVER__LISTEN";
+const INTERNAL_LISTEN: &str = "FETTLE_SERVER__INTERNAL_LISTEN";
 
 /// A program with what starts it again.
 pub(super) struct Program {
@@ -104,6 +109,54 @@ impl TestBox {
         Ok(())
     }
 
+    /// Starts a worker that does one job, if there is one, for whoever listens at `dashboard`. Its number.
+    pub fn start_one_job(&mut self, dashboard: SocketAddr) -> anyhow::Result<usize> {
+        let mut environment = self.leases.environment();
+        environment.push(("FETTLE_AGENT__DASHBOARD_URL", format!("http://{dashboard}")));
+        let nth = self.programs.len();
+        self.programs.push(Program::start("fettle-worker", ONE_JOB, &self.root, nth, environment, None)?);
+        Ok(nth)
+    }
+
+    /// Whether a program has ended, which then ended well.
+    pub async fn has_ended(&mut self, nth: usize) -> anyhow::Result<bool> {
+        if !self.programs[nth].process.has_ended() {
+            return Ok(false);
+        }
+        self.ended(nth).await.map(|()| true)
+    }
+
+    /// Where a dashboard listens: for everybody, and for workers.
+    pub fn addresses(&self, nth: usize) -> anyhow::Result<[SocketAddr; 2]> {
+        let read = |name: &str| -> anyhow::Result<SocketAddr> {
+            Ok(fs_err::read_to_string(self.programs[nth].data.join(name))?.trim().parse()?)
+        };
+        Ok([read("address")?, read("internal-address")?])
+    }
+
+    /// The API at whatever stands before the dashboards.
+    pub fn api_at(&self, public: SocketAddr, internal: SocketAddr) -> anyhow::Result<Api> {
+        let folder = self.root.join("before-the-dashboards");
+        fs_err::create_dir_all(&folder)?;
+        fs_err::write(folder.join("address"), public.to_string())?;
+        fs_err::write(folder.join("internal-address"), internal.to_string())?;
+        Api::with_key(&folder, &self.programs[SERVER].data.join("admin.key"))
+    }
+
+    /// Ends a dashboard in order and starts it again where it was, as an upgrade does.
+    pub async fn replace_dashboard(&mut self, nth: usize) -> anyhow::Result<()> {
+        let [public, internal] = self.addresses(nth)?;
+        self.programs[nth].process.terminate();
+        self.ended(nth).await?;
+        let admin_key = self.programs[SERVER].data.join("admin.key");
+        let Program { name, arguments, environment, data, process, earlier } = &mut self.programs[nth];
+        environment.retain(|(name, _)| !matches!(*name, LISTEN | INTERNAL_LISTEN));
+        environment.extend([(LISTEN, public.to_string()), (INTERNAL_LISTEN, internal.to_string())]);
+        earlier.append(&mut process.log());
+        *process = launch(name, arguments, &self.root, data, environment, None)?;
+        ready_with(process, data, &admin_key).await.map(drop)
+    }
+
     /// Waits until a program has died by SIGKILL.
     pub async fn killed(&mut self, nth: usize) -> anyhow::Result<()> {
         let status = self.programs[nth].process.ended(PATIENCE).await?;
@@ -128,8 +181,8 @@ impl TestBox {
     pub async fn restart(&mut self, nth: usize, armed: Option<&str>) -> anyhow::Result<()> {
         if nth == self.serving {
             // Whoever knows it goes on asking at the same place.
-            let mut listen = vec![("FETTLE_SERVER__LISTEN", self.api.address().to_owned())];
-            listen.extend(self.internal.clone().map(|address| ("FETTLE_SERVER__INTERNAL_LISTEN", address)));
+            let mut listen = vec![(LISTEN, self.api.address().to_owned())];
+            listen.extend(self.internal.clone().map(|address| (INTERNAL_LISTEN, address)));
             let environment = &mut self.programs[nth].environment;
             environment.retain(|(name, _)| !listen.iter().any(|(known, _)| known == name));
             environment.append(&mut listen);

@@ -72,6 +72,13 @@ impl Api {
         self.public(&format!("{}{path}", self.health)).await
     }
 
+    /// A value of the internal listener, asked with the key.
+    pub async fn internal(&self, path: &str) -> anyhow::Result<Value> {
+        let (status, text) = self.answer(self.client.get(format!("{}{path}", self.health))).await?;
+        ensure!(status == 200, "{path} answered {status}: {text}");
+        Ok(serde_json::from_str(&text)?)
+    }
+
     /// The status and the text of an address outside of this API, asked without a key.
     pub async fn public(&self, url: &str) -> anyhow::Result<(u16, String)> {
         let response = self.client.get(url).timeout(ANSWER_LIMIT).send().await?;

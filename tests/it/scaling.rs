@@ -1,0 +1,180 @@
+//! Three dashboards on one database, and workers that come and go with the work, as Kubernetes runs them: one job for each Run that
+//! waits, started by what `/v1/scale` says. In the middle of it every dashboard is replaced.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fettle_test_kit::measure::process::resident_bytes;
+use fettle_tests::postgres;
+use fettle_tests::round_robin::RoundRobin;
+use fettle_tests::world::{Layout, PATIENCE, SERVER, Setup, TestBox, repository};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+/// As the chart's `worker.scaledJob.max` of a small cluster.
+const MOST_WORKERS: usize = 8;
+/// KEDA asks every ten seconds; here nobody waits for so long.
+const POLL: Duration = Duration::from_millis(500);
+/// Of all Tasks on two busy processors, and for each one more where somebody asks for many.
+const ENDS_WITHIN: Duration = Duration::from_secs(300);
+const EACH_TAKES: Duration = Duration::from_secs(4);
+/// Tasks that end with a pull request; further ones pass through intake, queue and publisher alone.
+const PULL_REQUESTS: usize = 12;
+const PROBES: usize = 48;
+/// More Tasks, each with a pull request: `FETTLE_TEST_SCALE=500`.
+const MANY: &str = "FETTLE_TEST_SCALE";
+/// What a worker may take for itself, beside what the commands of a Run take.
+const OWN_MEMORY: u64 = 100 * 1024 * 1024;
+
+/// Workers as a ScaledJob with the strategy `accurate` has them.
+#[derive(Default)]
+struct Jobs {
+    running: BTreeSet<usize>,
+    started: usize,
+    most: usize,
+    /// Of the largest.
+    resident: u64,
+}
+
+impl Jobs {
+    async fn scale(&mut self, fettle: &mut TestBox, at: SocketAddr, scale: &Value) {
+        for nth in self.running.clone() {
+            if fettle.has_ended(nth).await.unwrap() {
+                self.running.remove(&nth);
+            } else if let Ok(resident) = resident_bytes(fettle.process(nth).id()) {
+                self.resident = self.resident.max(resident);
+            }
+        }
+        let count = |name: &str| usize::try_from(scale[name].as_u64().unwrap()).unwrap();
+        // A worker that holds no Run yet will take one of those that wait.
+        let pending = self.running.len().saturating_sub(count("leased"));
+        let room = MOST_WORKERS - self.running.len();
+        for _ in 0..count("runnable").saturating_sub(pending).min(room) {
+            self.running.insert(fettle.start_one_job(at).unwrap());
+            self.started += 1;
+        }
+        self.most = self.most.max(self.running.len());
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "whoever runs the test by hand says how large it is")]
+fn sizes() -> (usize, usize) {
+    match std::env::var(MANY).ok().and_then(|count| count.parse().ok()) {
+        Some(count) => (count, 0),
+        None => (PULL_REQUESTS, PROBES),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_dashboards_are_replaced_while_workers_come_and_go_and_no_task_is_lost_or_done_twice() {
+    let Some(server) = postgres::own("fettle").await.unwrap() else { return };
+    let store = server.tcp_url("fettle");
+    let agent = format!("per_repository = {MOST_WORKERS}");
+    let setup = Setup {
+        layout: Layout::Dashboard,
+        store: Some(&store),
+        agent: &agent,
+        ..Setup::with(repository::solving().script())
+    };
+    let mut fettle = TestBox::start(setup).await.unwrap();
+    let dashboards =
+        [SERVER, fettle.start_another_dashboard().await.unwrap(), fettle.start_another_dashboard().await.unwrap()];
+    let at: Vec<[SocketAddr; 2]> = dashboards.iter().map(|nth| fettle.addresses(*nth).unwrap()).collect();
+    let public = RoundRobin::start(at.iter().map(|[public, _]| *public).collect()).await.unwrap();
+    let internal = RoundRobin::start(at.iter().map(|[_, internal]| *internal).collect()).await.unwrap();
+    fettle.api = fettle.api_at(public.address(), internal.address()).unwrap();
+
+    let (pulls, probes) = sizes();
+    let mut jobs = Jobs::default();
+    assert_eq!(scale(&fettle).await["runnable"], 0, "nobody works, and nobody has to");
+    let issues: Vec<u64> = (0..pulls).map(|_| fettle.issue()).collect();
+    for issue in &issues {
+        fettle.label(*issue).await.unwrap();
+    }
+    for _ in 0..probes {
+        let (status, text) = fettle.api.post("/api/v1/tasks", &json!({ "mode": "probe" })).await.unwrap();
+        assert_eq!(status, 201, "{text}");
+    }
+
+    let all = pulls + probes;
+    let until = Instant::now() + ENDS_WITHIN + EACH_TAKES * u32::try_from(pulls).unwrap();
+    let mut replaced = 0;
+    loop {
+        let wanted = scale(&fettle).await;
+        jobs.scale(&mut fettle, internal.address(), &wanted).await;
+        let tasks = tasks(&fettle).await;
+        let done = tasks.values().filter(|task| task["state"] == "done").count();
+        if done == all && jobs.running.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < until, "{done} of {all} have ended; {wanted}");
+        // One after the other, each a little later: what stands before them knows first.
+        if replaced < dashboards.len() && done * (dashboards.len() + 1) > all * (replaced + 1) {
+            let [one, other] = at[replaced];
+            public.leave_out(one);
+            internal.leave_out(other);
+            fettle.replace_dashboard(dashboards[replaced]).await.unwrap();
+            public.take_in(one);
+            internal.take_in(other);
+            replaced += 1;
+        }
+        sleep(POLL).await;
+    }
+    assert_eq!(replaced, dashboards.len(), "all were replaced while there was work");
+    assert_eq!(scale(&fettle).await["busy"], 0);
+    assert_eq!(jobs.most, MOST_WORKERS);
+    assert!(jobs.started >= all, "{} jobs for {all} Tasks", jobs.started);
+    assert!(jobs.resident <= OWN_MEMORY, "a worker takes {} MB", jobs.resident >> 20);
+
+    let tasks = tasks(&fettle).await;
+    assert_eq!(tasks.len(), all, "one Task for each wish");
+    let heads: BTreeSet<String> =
+        fettle.forge.pulls(&fettle.repo).into_iter().map(|issue| issue.pull.unwrap().head).collect();
+    assert_eq!(
+        (heads.len(), fettle.forge.pulls(&fettle.repo).len()),
+        (pulls, pulls),
+        "one pull request for each issue"
+    );
+    for issue in issues {
+        let answers = fettle.answers_on(issue);
+        assert!(answers.len() == 1 && answers[0].contains("fixes this"), "{answers:#?}");
+    }
+    println!(
+        "{all} Tasks by {} jobs, {} at once; the largest took {} MB",
+        jobs.started,
+        jobs.most,
+        jobs.resident >> 20
+    );
+}
+
+/// Whoever asks too early after a dashboard went asks again, as KEDA does.
+async fn scale(fettle: &TestBox) -> Value {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match fettle.api.internal("/v1/scale").await {
+            Ok(scale) => return scale,
+            Err(error) => assert!(Instant::now() < until, "{error:#}"),
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// All of them by their ids.
+async fn tasks(fettle: &TestBox) -> BTreeMap<String, Value> {
+    let mut found = BTreeMap::new();
+    let mut next = Some("/api/v1/tasks?limit=200".to_owned());
+    while let Some(path) = next.take() {
+        // A dashboard that has just gone answers nothing: what is asked anew comes from another one.
+        let Ok(page) = fettle.api.get(&path).await else {
+            sleep(POLL).await;
+            next = Some(path);
+            continue;
+        };
+        for task in page["items"].as_array().unwrap() {
+            found.insert(task["id"].as_str().unwrap().to_owned(), task.clone());
+        }
+        next = page["next"].as_str().map(|after| format!("/api/v1/tasks?limit=200&after={after}"));
+    }
+    found
+}
