@@ -1,5 +1,6 @@
 //! Three dashboards on one database, and workers that come and go with the work, as Kubernetes runs them: one job for each Run that
 //! waits, started by what `/v1/scale` says. In the middle of it every dashboard is replaced.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
