@@ -17,9 +17,10 @@ const LEVELS: Record<string, { word: string; tone: string }> = {
 
 /** As a Task's states are shown: a job knows more of them. */
 function standing(run: Run): Pick<Task, "state" | "outcome"> {
+  // What was stopped stays so, also when it came to its end after all.
+  if (run.job_state === "cancelled") return { state: "cancelled", outcome: null };
   if (run.result) return { state: "done", outcome: run.result.outcome };
   if (run.job_state === "dead") return { state: "done", outcome: "failed" };
-  if (run.job_state === "cancelled") return { state: "cancelled", outcome: null };
   if (run.job_state === "queued") return { state: "queued", outcome: null };
   return { state: run.job_state === "leased" || run.job_state === "cancelling" ? "running" : "waiting", outcome: null };
 }
@@ -71,6 +72,7 @@ export default function Runs({ task }: { task: Task }) {
   if (runs.isPending) return <Loading rows={4} />;
   const { items, leading } = runs.data;
   const choosing = may("pull_requests.create") && items.some(canBeChosen);
+  const stopping = may("tasks.cancel") && items.some((run) => canBeStopped(run, items));
   const patches = items.filter((run) => run.result?.change);
   return (
     <div className="space-y-4">
@@ -103,6 +105,18 @@ export default function Runs({ task }: { task: Task }) {
                 ))}
               </tr>
             ))}
+            {stopping && (
+              <tr className="align-top">
+                <th scope="row" className="px-4 py-3 font-normal text-soft">
+                  Stop
+                </th>
+                {items.map((run) => (
+                  <td key={run.id} className="px-4 py-3">
+                    {canBeStopped(run, items) && <Stop task={task} run={run} />}
+                  </td>
+                ))}
+              </tr>
+            )}
             {choosing && (
               <tr className="align-top">
                 <th scope="row" className="px-4 py-3 font-normal text-soft">
@@ -127,17 +141,50 @@ export default function Runs({ task }: { task: Task }) {
 /** Its job waits with a patch; while another Run is at work the server says no, and why. */
 const canBeChosen = (run: Run) => run.job_state === "waiting" && run.result != null;
 
-function Choose({ task, run }: { task: Task; run: Run }) {
+/** It goes on, and so does another one: the last is stopped with its Task. */
+function canBeStopped(run: Run, all: Run[]) {
+  const ended = ["done", "dead", "cancelled", "cancelling"].includes(run.job_state) || canBeChosen(run);
+  return !ended && all.some((other) => other.id !== run.id && !["cancelled", "cancelling"].includes(other.job_state));
+}
+
+function Stop({ task, run }: { task: Task; run: Run }) {
   const queries = useQueryClient();
-  const choose = useMutation({
-    mutationFn: () => post<Task>(`/api/v1/tasks/${task.id}/prs`, { run_id: run.id }),
+  const stop = useMutation({
+    mutationFn: () => post(`/api/v1/tasks/${task.id}/runs/${run.id}/stop`, {}),
     onSettled: () => queries.invalidateQueries({ queryKey: ["tasks"] }),
   });
   return (
     <>
-      <button type="button" className="button primary" disabled={choose.isPending || task.state !== "waiting"} onClick={() => choose.mutate()} title={task.state === "waiting" ? undefined : "Another Run is at work"}>
-        Make the pull request<span className="sr-only"> from run {run.ordinal}</span>
+      <button type="button" className="button" disabled={stop.isPending} onClick={() => stop.mutate()}>
+        Stop this one<span className="sr-only">, run {run.ordinal}; the others go on</span>
       </button>
+      {stop.isError && (
+        <div className="mt-2">
+          <Trouble error={stop.error} />
+        </div>
+      )}
+    </>
+  );
+}
+
+function Choose({ task, run }: { task: Task; run: Run }) {
+  const queries = useQueryClient();
+  const choose = useMutation({
+    mutationFn: (draft: boolean) => post<Task>(`/api/v1/tasks/${task.id}/prs`, { run_id: run.id, draft }),
+    onSettled: () => queries.invalidateQueries({ queryKey: ["tasks"] }),
+  });
+  const late = choose.isPending || task.state !== "waiting";
+  const why = task.state === "waiting" ? undefined : "Another Run is at work";
+  return (
+    <>
+      <div className="flex flex-wrap gap-2">
+        <button type="button" className="button primary" disabled={late} onClick={() => choose.mutate(false)} title={why}>
+          Make the pull request<span className="sr-only"> from run {run.ordinal}</span>
+        </button>
+        <button type="button" className="button" disabled={late} onClick={() => choose.mutate(true)} title={why}>
+          As a draft<span className="sr-only">, from run {run.ordinal}</span>
+        </button>
+      </div>
       {choose.isError && (
         <div className="mt-2">
           <Trouble error={choose.error} />
