@@ -9,6 +9,7 @@ use std::time::Duration;
 use fettle_tests::world::{LABEL, Layout, MAINTAINER, PATIENCE, SERVER, Setup, TestBox, repository};
 use serde_json::{Value, json};
 
+use super::admin::{admin, said};
 use super::webhook::assert_solved_once;
 
 fn bare() -> Setup<'static> {
@@ -137,4 +138,26 @@ async fn a_model_is_tried_by_the_way_of_runs_and_says_why_it_does_not_answer() {
         let why = found["why"].as_str().unwrap();
         assert!(why.contains(word), "{name}: {why}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_seals_what_was_entered_and_it_still_opens_after_a_restart() {
+    let mut fettle = TestBox::start(bare()).await.unwrap();
+    enter_forge_and_model(&fettle).await;
+    let rotated = admin(&fettle, &["rotate-secrets", "--json"]);
+    assert!(rotated.status.success(), "{}", said(&rotated));
+    let told: Value = serde_json::from_slice(&rotated.stdout).unwrap();
+    assert_eq!((&told["resealed"], &told["lost"], &told["own_file"]), (&json!(3), &json!([]), &json!(true)), "{told}");
+    let again = admin(&fettle, &["rotate-secrets"]);
+    assert!(
+        said(&again).contains("3 secrets were sealed anew") && said(&again).contains("thrown away"),
+        "{}",
+        said(&again)
+    );
+    fettle.kill(SERVER);
+    fettle.killed(SERVER).await.unwrap();
+    fettle.restart(SERVER, None).await.unwrap();
+    let (status, text) = fettle.api.post("/api/v1/models/mine/try", &json!({})).await.unwrap();
+    assert!(status == 200 && text.contains("\"answered\":true"), "{text}");
+    assert_eq!(add_repository(&fettle).await, 201, "the tokens open as well");
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::webhook::assert_solved_once;
 
 /// As a person types it on the same machine.
-fn admin(fettle: &TestBox, arguments: &[&str]) -> Output {
+pub(crate) fn admin(fettle: &TestBox, arguments: &[&str]) -> Output {
     let config = fettle.config();
     let data = config.parent().unwrap().join("data-0");
     let mut command = Command::new(program("fettle").unwrap());
@@ -17,7 +17,7 @@ fn admin(fettle: &TestBox, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
