@@ -26,3 +26,4 @@ mod snapshot;
 mod traces;
 mod units;
 mod webhook;
+mod words;

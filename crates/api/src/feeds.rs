@@ -31,6 +31,9 @@ pub(crate) const WINDOW: u64 = 1024;
 /// Another dashboard's events ring no bell here, and nor does the end of a session; looking finds them.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Words are told at most so often: of many Runs no follower is told more often than of one.
+pub(crate) const HEAR_EVERY: Duration = Duration::from_millis(250);
+
 /// An event as it is told, and what feeds choose by.
 pub(crate) struct Told {
     pub(crate) event: EventBody,
