@@ -34,6 +34,9 @@ impl Piece {
 /// Of what has passed, so much is still looked at: the beginning of what gives a secret away may be in it, as a URL's scheme.
 const BEFORE_BYTES: usize = 64;
 
+/// What may be held; a beginning of a secret that goes on for longer, as with blanks without end, hides the rest.
+const MAX_HELD_BYTES: usize = 64 * 1024;
+
 /// Whether a piece goes on where the one before it ended. Each call is one of its own.
 pub fn joins(last: Voice, next: Voice) -> bool {
     last == next && next != Voice::Call
@@ -58,7 +61,7 @@ impl Veil {
         self.held.extend(pieces);
         let held = self.held.iter().map(|piece| piece.text.as_str());
         let text: String = std::iter::once(self.before.as_str()).chain(held).collect();
-        if !secret::scan(known, "words", &text).is_empty() {
+        if text.len() > MAX_HELD_BYTES || !secret::scan(known, "words", &text).is_empty() {
             self.drawn = true;
             self.held.clear();
             return Vec::new();
@@ -146,6 +149,16 @@ mod tests {
         let text = format!("canary-7f is a bird. The token is not in {}", "the file ".repeat(40));
         let (seen, drawn) = seen(&text, 3);
         assert!(!drawn && text.starts_with(&seen) && seen.len() + 20 > text.len(), "{seen}");
+    }
+
+    #[test]
+    fn what_is_held_has_an_end() {
+        let (known, mut veil) = (known(), Veil::default());
+        let blanks = |veil: &mut Veil| veil.pass(&known, [Piece::new(Voice::Said, " ".repeat(16 * 1024))]);
+        veil.pass(&known, [Piece::new(Voice::Said, "the key is")]);
+        assert!(blanks(&mut veil).is_empty() && !veil.is_drawn());
+        (0..4).for_each(|_| drop(blanks(&mut veil)));
+        assert!(veil.is_drawn() && veil.held.is_empty());
     }
 
     proptest! {
