@@ -167,8 +167,8 @@ function Examined({ found, name }: { found: Schemas["Model"]["examined"]; name: 
           <MessageSquare size={14} aria-hidden /> Only talks.
         </span>{" "}
         <span className="text-soft">
-          {found.why} Of its answers none, or too few, held a call of a tool that could be read, so a Run that asks it will mostly end without a change. Other settings of its server or another model help; then{" "}
-          <Check name={name} /> asks it again.
+          It can be talked to, but Runs that ask it fail at once: too few of its calls of tools could be read{found.why && ` (${found.why})`}. Another chat template of its server helps at times, and a model that was made for calls always;
+          then <Check name={name} /> asks it again.
         </span>
       </p>
     );
