@@ -170,6 +170,11 @@ impl Place {
         Self { task, after, look_at_task: task.is_some(), ended: false }
     }
 
+    /// The next read may find that the Task has ended.
+    pub(crate) fn looks_at_task(&self) -> bool {
+        self.look_at_task
+    }
+
     /// The next events, and whether there may be more of them. The Task is looked at before its events are read, so that a Task
     /// seen as ended has told its last event.
     pub(crate) async fn read(&mut self, api: &ApiState) -> L<(Vec<Arc<Told>>, bool)> {

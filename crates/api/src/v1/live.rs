@@ -450,7 +450,8 @@ impl Live {
             }
             within(socket.flush()).await?;
             subscription.live |= !more;
-            any_more |= more;
+            // Whoever was told of what may be a Task's end hears at once whether it is.
+            any_more |= more || subscription.place.looks_at_task();
             if subscription.place.ended {
                 ended.push(name.clone());
             }
