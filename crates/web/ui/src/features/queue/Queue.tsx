@@ -126,15 +126,17 @@ function Workers({ jobs }: { jobs: Job[] }) {
 
 /** The last that its Run has recorded, and since when nothing came after it. */
 function Doing({ job }: { job: Job }) {
-  const task = useQuery({ queryKey: ["tasks", "one", job.task_id], queryFn: () => get.task(job.task_id), refetchInterval: SELDOM_MS, enabled: job.kind === "run" });
-  const run = task.data?.run;
+  const isRun = job.kind === "run";
+  const task = useQuery({ queryKey: ["tasks", "one", job.task_id], queryFn: () => get.task(job.task_id), refetchInterval: SELDOM_MS, enabled: isRun });
+  const runs = useQuery({ queryKey: ["tasks", "runs", job.task_id, task.data?.updated_at], queryFn: () => get.runs(job.task_id), enabled: isRun && task.isSuccess });
+  const run = runs.data?.items.find((one) => one.job_id === job.job_id);
   const newest = useQuery({
     queryKey: ["tasks", "newest step", run?.id, run?.steps],
     queryFn: () => get.steps(run?.id ?? "", run && run.steps > 1 ? run.steps - 2 : undefined),
     enabled: run !== undefined && run.steps > 0,
     staleTime: Infinity,
   });
-  if (job.kind !== "run" || !task.data) return null;
+  if (!task.data || !runs.data) return null;
   const last = newest.data?.items.at(-1);
   return (
     <span className="w-full text-soft sm:order-last sm:pl-[5.75rem]">

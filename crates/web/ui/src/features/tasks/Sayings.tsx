@@ -39,7 +39,7 @@ function OneSaying({ saying, several }: { saying: Saying; several: boolean }) {
               asks for {text}
             </span>
           ) : (
-            <span key={index} className={{ thought: "text-soft italic", said: "", arguments: "block font-mono text-xs" }[voice]}>
+            <span key={index} className={{ thought: "text-soft italic", said: "", arguments: "font-mono text-xs" }[voice]}>
               {text}
             </span>
           ),
