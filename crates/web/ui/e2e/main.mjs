@@ -96,8 +96,13 @@ async function story() {
   await page.getByRole("region", { name: "Messages" }).getByText("Mind the single page.").waitFor();
   const words = page.getByRole("region", { name: "The model is saying, word by word" });
   await words.getByText(/Ranges are/).waitFor({ timeout: RUN_MS });
+  // They may have ended while the page is looked at.
   await shown("words");
-  await words.getByText(/asks for view/).waitFor();
+  // A network that is lost for a moment: what happens meanwhile is told afterwards, once.
+  await page.evaluate(() => dispatchEvent(new Event("offline")));
+  await page.getByText("Not live, trying again").waitFor({ state: "attached" });
+  await page.evaluate(() => dispatchEvent(new Event("online")));
+  await page.getByText("Live", { exact: true }).waitFor({ state: "attached" });
   const step = page.getByRole("list", { name: "What happened" }).getByText(/^view src\/lib.rs/);
   await step.first().waitFor();
   await words.getByText(/Ranges are/).waitFor({ state: "detached" });
@@ -107,6 +112,9 @@ async function story() {
   await page.getByText("Proven", { exact: true }).first().waitFor();
   assert(!(await page.title()).startsWith("run"), "a title ran as a script");
   assert.equal(await page.getByText("Mind the single page.", { exact: true }).count(), 1, "two clicks are one message");
+  for (const once of [/^Taken up by/, /^Done: ready pr/, /^the new test fails on the base$/]) {
+    assert.equal(await page.getByText(once).count(), 1, `${once} is told once`);
+  }
   await page.getByRole("tab", { name: "Proof" }).click();
   await page.waitForURL(/tab=proof$/);
   await page.reload();
@@ -133,7 +141,18 @@ async function story() {
   for (const one of [page, elsewhen]) await one.getByText("That is all that happened.").waitFor({ timeout: RUN_MS });
   await page.getByText("Done: failed").waitFor();
   await shown("failed");
+  const phone = await open("phone", "dark");
+  await phone.page.goto(base);
+  await phone.signIn(ADMIN);
+  await phone.page.goto(page.url());
+  await phone.page.getByText("That is all that happened.").waitFor();
   await page.getByRole("button", { name: "Try again" }).click();
+  await phone.page.getByText(/str_replace$/).waitFor({ timeout: RUN_MS });
+  await phone.shown("words");
+  await phone.page.getByRole("button", { name: "Menu" }).click();
+  await phone.page.getByRole("button", { name: "Sign out" }).click();
+  await phone.page.getByRole("heading", { name: "Sign in" }).waitFor();
+  await phone.context.close();
   for (const one of [page, elsewhen]) {
     await one.getByText("took it up again").waitFor();
     await one.getByText("Live: what happens next appears here.").waitFor();
@@ -178,6 +197,10 @@ async function story() {
   await page.getByRole("button", { name: "Start" }).click();
   await page.getByRole("heading", { name: TWICE }).waitFor();
   await page.getByRole("tab", { name: "Runs" }).click();
+  await to("Workers & queue");
+  await page.getByRole("list", { name: "Workers" }).getByText(/^Last: /).first().waitFor();
+  await shown("at-work");
+  await page.goBack();
   const choose = page.getByRole("button", { name: "Make the pull request from run 2" });
   await choose.waitFor({ timeout: RUN_MS });
   await page.getByText("choose the one that is published").waitFor({ timeout: RUN_MS });
