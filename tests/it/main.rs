@@ -27,3 +27,4 @@ mod snapshot;
 mod traces;
 mod units;
 mod webhook;
+mod words;

@@ -31,6 +31,9 @@ pub(crate) const WINDOW: u64 = 1024;
 /// Another dashboard's events ring no bell here, and nor does the end of a session; looking finds them.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Words are told at most so often: of many Runs no follower is told more often than of one.
+pub(crate) const HEAR_EVERY: Duration = Duration::from_millis(250);
+
 /// An event as it is told, and what feeds choose by.
 pub(crate) struct Told {
     pub(crate) event: EventBody,
@@ -165,6 +168,11 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new(task: Option<TaskId>, after: u64) -> Self {
         Self { task, after, look_at_task: task.is_some(), ended: false }
+    }
+
+    /// The next read may find that the Task has ended.
+    pub(crate) fn looks_at_task(&self) -> bool {
+        self.look_at_task
     }
 
     /// The next events, and whether there may be more of them. The Task is looked at before its events are read, so that a Task

@@ -13,6 +13,7 @@ use fettle_app::ports::model::TryModel;
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::ShowChange;
 use fettle_app::submit::SubmitTask;
+use fettle_app::words::Ear;
 use fettle_domain::forwarded::Network;
 use prometheus::Registry;
 use secrecy::SecretString;
@@ -37,6 +38,8 @@ pub(crate) const MAX_LARGE_WEBHOOKS: usize = 4;
 /// What the API needs from the composition root.
 pub struct Parts {
     pub ledger: Arc<dyn Ledger>,
+    /// What models say now.
+    pub words: Arc<Ear>,
     pub submit: Arc<dyn SubmitTask>,
     pub audit: Arc<dyn AuditForge>,
     pub changes: Arc<dyn ShowChange>,
@@ -136,6 +139,7 @@ pub struct ApiState(Arc<Inner>);
 
 pub struct Inner {
     pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) words: Arc<Ear>,
     pub(crate) submit: Arc<dyn SubmitTask>,
     pub(crate) audit: Arc<dyn AuditForge>,
     pub(crate) changes: Arc<dyn ShowChange>,
@@ -172,6 +176,7 @@ impl ApiState {
     pub fn new(parts: Parts) -> Self {
         Self(Arc::new(Inner {
             ledger: parts.ledger,
+            words: parts.words,
             submit: parts.submit,
             audit: parts.audit,
             changes: parts.changes,

@@ -13,6 +13,7 @@ use fettle_app::ports::ledger::{
     Admission, Beat, BeatAnswer, Fenced, Granted, Holder, L, Leased, Leases, LedgerError, MAX_BLOB_BYTES, Then, Wake,
     Want,
 };
+use fettle_app::ports::words::{Heard, Listen, Words};
 use fettle_domain::id::RequestId;
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::LeaseRef;
@@ -29,8 +30,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::problem::ProblemBody;
 use crate::worker::wire::{
-    AdmissionBody, BeatBody, BlobBody, CompleteRequest, DeferRequest, FailRequest, FencedBody, LeaseBody, LeaseRequest,
-    LeasesBody, RecordRequest, RenewBody, RenewRequest, ResultBody, StepBody, StepsBody,
+    AdmissionBody, BeatBody, BlobBody, CompleteRequest, DeferRequest, FailRequest, FencedBody, HeardBody, LeaseBody,
+    LeaseRequest, LeasesBody, RecordRequest, RenewBody, RenewRequest, ResultBody, StepBody, StepsBody, WordsRequest,
 };
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -49,6 +50,8 @@ struct Patience {
 /// A heartbeat that is not answered in 3 s is missed; the next one is 5 s after it.
 const RENEW: Patience = Patience { limit: Duration::from_secs(3), tries: 1 };
 const WRITE: Patience = Patience { limit: Duration::from_secs(10), tries: 3 };
+/// What comes too late is told with the next.
+const TELL: Patience = Patience { limit: Duration::from_secs(3), tries: 1 };
 /// The dashboard asks the forge two questions of 10 s each.
 const ADMIT: Patience = Patience { limit: Duration::from_secs(30), tries: 2 };
 const READ_JOURNAL: Patience = Patience { limit: Duration::from_secs(60), tries: 2 };
@@ -333,5 +336,17 @@ impl Leases for WorkerClient {
     async fn admit(&self, lease: &LeaseRef) -> L<Admission> {
         let answer: AdmissionBody = self.post("admit", &ADMIT, &LeaseBody::from(*lease)).await?;
         Ok(answer.into())
+    }
+}
+
+#[async_trait]
+impl Listen for WorkerClient {
+    async fn hear(&self, words: Words) -> L<Heard> {
+        let body = WordsRequest::from(words);
+        match self.ask(&TELL, || self.http.request(Method::POST, self.url("words")).json(&body)).await {
+            Ok(answer) => read::<HeardBody>(&answer).map(|body| Heard::Has(body.has)),
+            Err(Failed::Stale) => Ok(Heard::Stale),
+            Err(Failed::Error { error, .. }) => Err(error),
+        }
     }
 }

@@ -16,11 +16,14 @@ use axum::http::{HeaderName, HeaderValue, Method, Request};
 use fettle_api::{About, ApiState, Health, HttpMetrics, Parts, ProbeTiming, WebhookSecrets};
 use fettle_app::auditing::{AuditForge, ForgeAudit};
 use fettle_app::doorkeeping::{Doorkeeper, Registration};
+use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource, SecretSource};
 use fettle_app::ports::ledger::{L, TaskView};
+use fettle_app::publishing::PublishOptions;
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::{ShowChange, ShowError};
 use fettle_app::submit::{FurtherRun, NewTask, SubmitError, SubmitTask, Submitted};
+use fettle_app::words::Ear;
 use fettle_domain::id::{RunId, TaskId};
 use fettle_domain::run::ProvenChange;
 use fettle_store_sqlite::{Options, SqliteLedger};
@@ -115,6 +118,7 @@ async fn router(data: &tempfile::TempDir) -> Router {
     let registry = Registry::new();
     let secret = SecretString::from(SECRET);
     fettle_api::router(ApiState::new(Parts {
+        words: Arc::new(Ear::new(store.clone(), Live::new(PublishOptions::default()))),
         ledger: store,
         submit: Arc::new(Nothing),
         audit: Arc::new(Nothing),

@@ -33,3 +33,4 @@ pub mod submit;
 pub mod submitting;
 pub mod telling;
 pub mod vitals;
+pub mod words;

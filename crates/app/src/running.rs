@@ -29,8 +29,10 @@ use crate::ports::ledger::{
 };
 use crate::ports::model::ModelInfo;
 use crate::ports::transport::{Hint, Transport};
+use crate::ports::words::Listen;
 use crate::spans;
 use crate::vitals::Pulse;
+use crate::words::Speech;
 
 /// Between two tries to reach a ledger that does not answer.
 const LEDGER_PAUSE: Duration = Duration::from_secs(1);
@@ -64,6 +66,8 @@ pub struct RunContext {
     pub run_token: Option<SecretString>,
     /// A model that only the gateway knows.
     pub model: Option<ModelInfo>,
+    /// Is told what the model says while it says it.
+    pub speech: Arc<Speech>,
     /// Cancelled when the work must stop.
     pub cancel: CancellationToken,
 }
@@ -100,6 +104,8 @@ pub struct Worker {
     /// For heartbeats, used from their own thread and runtime.
     pub heartbeat_leases: Arc<dyn Leases>,
     pub runner: Arc<dyn Runner>,
+    /// Hears what models say. `None`: nobody does.
+    pub listener: Option<Arc<dyn Listen>>,
     pub ids: Arc<dyn IdSource>,
     pub holder: Holder,
     /// Needed by some Runs.
@@ -247,9 +253,19 @@ impl Worker {
             Admission::Refused { why } => return Err(RunEnd::Mend(why)),
         };
         let journal = Arc::new(LedgerJournal { leases: self.leases.clone(), held: held.clone() });
-        let context = RunContext { journal, recorded, read_token, run_token, model, cancel: held.work_token() };
+        let speech = Arc::new(Speech::default());
+        let told = speech.clone();
+        let cancel = held.work_token();
+        let context = RunContext { journal, recorded, read_token, run_token, model, speech, cancel };
         let working = self.runner.run(order, context);
         tokio::pin!(working);
+        let telling = async {
+            match &self.listener {
+                Some(listener) => told.tell(lease, order.task, &**listener).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(telling);
         let mut beats = tokio::time::interval(BEAT_EVERY);
         loop {
             tokio::select! {
@@ -258,6 +274,7 @@ impl Worker {
                 () = shutdown.cancelled() => break,
                 // It comes only as long as this task is polled beside the Run.
                 _ = beats.tick() => self.pulse.beat(),
+                never = &mut telling => match never {},
             }
         }
         held.end(Stop::Shutdown);

@@ -195,6 +195,7 @@ pub(crate) async fn run(common: &Common, flags: &Flags, environment: &Environmen
         read_token: None,
         run_token: None,
         model: None,
+        speech: Arc::default(),
         cancel: cancel.clone(),
     };
     let solved = solve(&agent, flags, &brief, &context).await;

@@ -102,6 +102,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
             let parts = WorkerParts {
                 leases: ledger.clone(),
                 heartbeat_leases: ledger,
+                listener: Some(running.words.clone()),
                 // The ledger is here: it wakes whoever waits for it.
                 bell: None,
                 ids,

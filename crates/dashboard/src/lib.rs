@@ -37,6 +37,7 @@ use fettle_app::showing::Showing;
 use fettle_app::submitting::Submitting;
 use fettle_app::telling::Teller;
 use fettle_app::vitals::Vitals;
+use fettle_app::words::Ear;
 use fettle_domain::id::WorkerId;
 use fettle_domain::incoming::Incoming;
 use fettle_domain::lease::Timing;
@@ -97,6 +98,8 @@ pub struct Running {
     pub internal_address: Option<SocketAddr>,
     pub ledger: Arc<dyn Ledger>,
     pub ids: Arc<dyn IdSource>,
+    /// Hears what models say, for workers in this process.
+    pub words: Arc<Ear>,
     /// For further parts of this process, such as workers: `/healthz` tells of them too.
     pub vitals: Arc<Vitals>,
     pub exchange: Exchange,
@@ -284,9 +287,11 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         pace: Pace::new(timing.write_gap),
     };
     let gateway_key = run_tokens.key.gateway_secret();
+    let words = Arc::new(Ear::new(ledger.clone(), publishing.options.clone()));
     let tries = Tryout { gateway, tokens: run_tokens, ids: ids.clone() };
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
+        words: words.clone(),
         submit,
         audit: Arc::new(Auditing { ledger: ledger.clone(), forge: forge.clone() }),
         changes,
@@ -393,7 +398,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     if let Some(token) = &setup_token {
         tell_setup_token(token, address)?;
     }
-    let running = Running { address, internal_address, ledger, ids, vitals, exchange, added, store, health };
+    let running = Running { address, internal_address, ledger, ids, words, vitals, exchange, added, store, health };
     running.write_addresses(data)?;
     Ok(running)
 }

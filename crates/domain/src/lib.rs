@@ -45,3 +45,4 @@ pub mod task;
 pub mod trace;
 pub mod turn;
 mod unseen;
+pub mod words;

@@ -60,6 +60,65 @@ impl KnownSecrets {
     }
 }
 
+/// Words that a credential, or what gives one away, begins with or has near its beginning; in small letters.
+const BEGINNINGS: [&str; 16] = [
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "akia",
+    "asia",
+    "aiza",
+    "xox",
+    "_live_",
+    "eyj",
+    "-----begin",
+    "sk-",
+    "://",
+];
+/// The same for values that are assigned.
+const NAMES: [&str; 5] = ["secret", "token", "passwd", "password", "key"];
+/// So many characters after such a word it is known whether a credential follows: the longest forges make has 93.
+const WINDOW: usize = 160;
+/// What stands before such a word and belongs to it, such as a URL's scheme.
+const LEAD: usize = 24;
+
+/// Up to where `text`, in which [`scan`] finds nothing, cannot become a part of a secret by what follows it. In bytes.
+pub fn settled(known: &KnownSecrets, text: &str) -> usize {
+    let chars: Vec<(usize, char)> =
+        text.char_indices().filter(|(_, c)| !is_filler(*c)).map(|(at, c)| (at, c.to_ascii_lowercase())).collect();
+    let words: Vec<char> = chars.iter().map(|(_, c)| *c).collect();
+    let needles = known.needles.iter().flat_map(|(_, needles)| needles);
+    let of_known = needles.filter_map(|needle| unfinished(&words, needle.to_ascii_lowercase().chars().collect()));
+    let of_shape = BEGINNINGS.iter().chain(&NAMES).filter_map(|word| begun(&chars, &words, word));
+    let from = of_known.chain(of_shape).min();
+    from.map_or(text.len(), |from| chars[from].0)
+}
+
+/// Where a beginning of `needle` stands at the end of `words`, the longest such beginning.
+fn unfinished(words: &[char], needle: Vec<char>) -> Option<usize> {
+    let first = (words.len() + 1).saturating_sub(needle.len());
+    (first..words.len()).find(|&from| needle.starts_with(&words[from..]))
+}
+
+/// Where `word`, or a beginning of it at the very end, stands so near the end that a credential may still follow.
+fn begun(chars: &[(usize, char)], words: &[char], word: &str) -> Option<usize> {
+    let word: Vec<char> = word.chars().collect();
+    let first = words.len().saturating_sub(WINDOW);
+    let at = (first..words.len()).find(|&from| {
+        let rest = &words[from..];
+        rest.starts_with(&word) || word.starts_with(rest)
+    })?;
+    let belongs = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+');
+    let touches =
+        |from: &usize| from + 1 == words.len() || chars[*from].0 + chars[*from].1.len_utf8() == chars[from + 1].0;
+    let lead = (0..at).rev().take(LEAD).take_while(|from| belongs(&words[*from]) && touches(from)).count();
+    Some(at - lead)
+}
+
 /// Blanks, quotes and joiners with which one value is spread over lines or strings; what nobody sees, which
 /// [`crate::outgoing`] puts in itself; and the bar that it exchanges.
 fn is_filler(c: char) -> bool {

@@ -99,7 +99,9 @@ fn request(stream: bool) -> ModelRequest {
 
 async fn ask(model: &OpenAiCompatible) -> Result<RawTurn, ModelError> {
     let cancel = CancellationToken::new();
-    tokio::time::timeout(PATIENCE, model.call(&request(true), &|_| (), &cancel)).await.expect("the call ends in time")
+    tokio::time::timeout(PATIENCE, model.call(&request(true), &|_, _| (), &cancel))
+        .await
+        .expect("the call ends in time")
 }
 
 fn event(text: &str) -> String {
@@ -247,7 +249,7 @@ async fn cancelling_ends_the_call_at_once_and_closes_the_connection() {
     let cancel = CancellationToken::new();
     let model = server.model();
     // The first piece of text cancels, so the call is certainly in the middle of its stream.
-    let stop = |_: &str| cancel.cancel();
+    let stop = |_, _: &str| cancel.cancel();
     let request = request(true);
     let call = model.call(&request, &stop, &cancel);
     let result = tokio::time::timeout(PATIENCE, call).await.expect("cancelling ends the call");

@@ -19,6 +19,7 @@ use fettle_app::ports::ledger::{Holder, Leases, LedgerError};
 use fettle_app::ports::model::{Model, ModelInfo};
 use fettle_app::ports::sandbox::{Access, Mount, Sandbox, SandboxLevel, SandboxLimits};
 use fettle_app::ports::transport::Transport;
+use fettle_app::ports::words::Listen;
 use fettle_app::running::{Stay, WORKED_WITHIN, Worker};
 use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
@@ -200,6 +201,8 @@ pub struct WorkerParts {
     pub leases: Arc<dyn Leases>,
     /// Used from other threads and runtimes: a client of its own where that matters.
     pub heartbeat_leases: Arc<dyn Leases>,
+    /// Hears what models say, for people who watch.
+    pub listener: Option<Arc<dyn Listen>>,
     /// A broker's bell, where this worker listens to one.
     pub bell: Option<Arc<dyn Transport>>,
     pub ids: Arc<dyn IdSource>,
@@ -227,6 +230,7 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             leases: parts.leases.clone(),
             heartbeat_leases: parts.heartbeat_leases.clone(),
             runner: agent.clone(),
+            listener: parts.listener.clone(),
             ids: parts.ids.clone(),
             holder: Holder { worker: WorkerId::from_uuid(parts.ids.uuid()), name: system::process_name() },
             labels: parts.labels.clone(),

@@ -127,6 +127,7 @@ async fn run() -> Result<()> {
     let status = format!("Working for {dashboard} at sandbox level {}", agent.sandbox.report().level.name());
     info!("working for {dashboard} at sandbox level {}", agent.sandbox.report().level.name());
     let parts = WorkerParts {
+        listener: Some(leases.clone()),
         leases,
         heartbeat_leases,
         bell: fettle_broker::of_worker(&config.transport)?,

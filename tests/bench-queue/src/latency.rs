@@ -66,6 +66,7 @@ pub(crate) async fn waits(folder: &Utf8Path, bell: Option<&Bell>, samples: usize
     let shutdown = CancellationToken::new();
     let vitals = Arc::new(Vitals::default());
     let worker = Worker {
+        listener: None,
         leases: measured.ledger.clone(),
         heartbeat_leases: measured.ledger.clone(),
         runner: Arc::new(Stamp { handled }),

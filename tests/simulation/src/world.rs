@@ -270,6 +270,7 @@ impl World {
     fn worker(self: &Arc<Self>, who: Who) -> Process {
         let wire = Arc::new(Wire::new(self.clone(), who));
         let worker = Worker {
+            listener: None,
             leases: wire.clone(),
             heartbeat_leases: wire,
             runner: Arc::new(SimRunner { nature: self.nature.clone(), who, meter: self.meter.clone() }),

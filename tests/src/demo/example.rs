@@ -1,8 +1,10 @@
 //! The example: a small crate with a real bug, the issue that a person would write, and the model's part.
 
+use std::time::Duration;
+
 use serde_json::json;
 
-use crate::model::{Answer, Script};
+use crate::model::{Answer, Fault, Script};
 
 pub(super) const REPOSITORY: &str = "paper/pages";
 pub(super) const REPORTER: &str = "robin";
@@ -64,14 +66,29 @@ pub(super) const BODY: &str = "I asked for pages `2-4` and got two sheets of pap
     With `4-4` I get nothing at all. Single pages such as `1, 4` are fine.\n\n\
     Version 0.3.1 on Linux.";
 
+/// Between two pieces of an answer, so that people see it come.
+const PACE: Duration = Duration::from_millis(120);
+/// The model's server refuses what is called so, once: then there is something to try again.
+const REFUSED: &str = "Refused once";
+
 /// What a model would do, written down beforehand. It says and calls; all that happens is real.
 pub(super) fn script() -> Script {
+    let usual = phases();
+    Script::from_fn(move |conversation| {
+        let answer = usual.answer(conversation);
+        let begins = conversation.phase() == Some("triage") && conversation.turn() == 0;
+        let refused = begins && conversation.messages.iter().any(|said| said.text.contains(REFUSED));
+        if refused { answer.failing_first(1, Fault::status(400, "the adapter is missing")) } else { answer }
+    })
+}
+
+fn phases() -> Script {
     Script::phases()
         .unmarked([Answer::text("ready")])
         .phase(
             "triage",
             [
-                Answer::call("view", json!({ "path": "src/lib.rs" })).saying("Ranges are read in the library."),
+                Answer::call("view", json!({ "path": "src/lib.rs" })).saying("Ranges are read in the library.").paced(PACE),
                 finish("verdict: go – `parse` in src/lib.rs builds a half-open range, so the last page is left out"),
             ],
         )
@@ -95,7 +112,8 @@ pub(super) fn script() -> Script {
                         "new": "pages.extend(number(first)?..=number(last)?)",
                     }),
                 )
-                .saying("The range has to include its last page."),
+                .saying("The range has to include its last page.")
+                .paced(PACE),
                 Answer::call("run_tests", json!({})),
                 finish(
                     "Include the last page of a range\n\n`parse` built a half-open range, so `2-4` lost page 4 and `4-4` was empty. \

@@ -31,7 +31,7 @@ async fn ask(answer: Answer, stream: bool) -> Result<RawTurn, ModelError> {
     let messages = vec![Message::User { text: "Phase: fix".into() }];
     let request = ModelRequest { messages, tools: Vec::new(), max_tokens: 100, stream };
     let cancel = CancellationToken::new();
-    tokio::time::timeout(PATIENCE, model.call(&request, &|_| (), &cancel)).await.expect("the call ends in time")
+    tokio::time::timeout(PATIENCE, model.call(&request, &|_, _| (), &cancel)).await.expect("the call ends in time")
 }
 
 fn whole() -> RawTurn {

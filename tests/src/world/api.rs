@@ -121,6 +121,16 @@ impl Api {
         self.follow(&format!("/api/v1/tasks/{id}/events"), limit, each).await
     }
 
+    /// The same, with what its models say between the events.
+    pub async fn follow_words<T>(
+        &self,
+        id: &str,
+        limit: Duration,
+        each: impl FnMut(&Value) -> ControlFlow<T>,
+    ) -> anyhow::Result<Option<T>> {
+        self.follow(&format!("/api/v1/tasks/{id}/events?words=true"), limit, each).await
+    }
+
     /// The same over all Tasks, which only ends by `each`.
     pub async fn follow_all<T>(
         &self,

@@ -190,7 +190,7 @@ impl Asker<'_> {
             stream: way == Way::Streamed,
         };
         loop {
-            let asking = self.model.call(&request, &|_| (), self.cancel);
+            let asking = self.model.call(&request, &|_, _| (), self.cancel);
             let Ok(turn) = tokio::time::timeout_at(self.until, asking).await else { return Err(late()) };
             match turn {
                 Ok(turn) => return Ok(parse(&turn, self.dialect, MARK)),

@@ -473,6 +473,7 @@ impl Story<'_> {
             limits: self.brief.limits,
             fence_mark,
             form,
+            speech: self.context.speech.clone(),
             cancel: self.context.cancel.clone(),
         };
         Talk::new(parts, steps, tools, system, task)

@@ -16,11 +16,13 @@ use fettle_app::ports::journal::Stop;
 use fettle_app::ports::model::{Message, Model, ModelError, ModelRequest, RawTurn};
 use fettle_app::ports::sandbox::Access;
 use fettle_app::running::RunEnd;
+use fettle_app::words::Speech;
 use fettle_domain::budget::{CallRequest, Limit, Limits, Purpose, Spent, admit};
 use fettle_domain::loops::{LoopVerdict, LoopWatch, Observation};
 use fettle_domain::object::{BlobId, CommitId, TreeId};
 use fettle_domain::path::RepoPath;
 use fettle_domain::step::{StepKind, WorkspaceState};
+use fettle_domain::words::Voice;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -110,6 +112,7 @@ pub(crate) struct TalkParts {
     pub(crate) fence_mark: String,
     /// At the beginning.
     pub(crate) form: Form,
+    pub(crate) speech: Arc<Speech>,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -378,8 +381,15 @@ impl Talk {
         let mut tries = 0;
         loop {
             tries += 1;
-            let streamed = |text: &str| watch.streamed(text);
-            let why = match self.parts.model.call(request, &streamed, &self.parts.cancel).await {
+            let speech = &self.parts.speech;
+            speech.begin(self.steps.next_seq());
+            let streamed = |voice: Voice, text: &str| {
+                watch.streamed(text);
+                speech.say(voice, text);
+            };
+            let answer = self.parts.model.call(request, &streamed, &self.parts.cancel).await;
+            speech.end();
+            let why = match answer {
                 Ok(turn) => return Ok(turn),
                 Err(error @ ModelError::Busy { .. }) => {
                     let ModelError::Busy { retry_after, .. } = &error else { unreachable!("matched above") };

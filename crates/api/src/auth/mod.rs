@@ -8,10 +8,12 @@ pub(crate) mod routes;
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, USER_AGENT};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, USER_AGENT};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use fettle_app::doorkeeping::{API_KEY_PREFIX, Known, Origin};
 use fettle_domain::access::{self, Action, Actor, Object, Refusal, Role, Via};
 use secrecy::{ExposeSecret, SecretString};
@@ -123,10 +125,32 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
     })
 }
 
+const LIVE: &str = "/api/v1/live";
+/// Before a key among the protocols that are offered for a WebSocket.
+const OFFERED_KEY: &str = "fettle-key.";
+
+/// A browser can send no header of a page's own with a WebSocket but the protocols that it offers, so a key may be one of them.
+fn show_offered_key(headers: &mut HeaderMap) {
+    if headers.contains_key(AUTHORIZATION) || headers.contains_key(API_KEY) {
+        return;
+    }
+    let offered = headers.get(SEC_WEBSOCKET_PROTOCOL).and_then(|offered| offered.to_str().ok()).unwrap_or_default();
+    let key = offered.split(',').find_map(|one| one.trim().strip_prefix(OFFERED_KEY));
+    let key = key.and_then(|key| BASE64_URL_SAFE_NO_PAD.decode(key).ok());
+    let shown = key.and_then(|key| HeaderValue::from_bytes(&[b"Bearer ", key.as_slice()].concat()).ok());
+    if let Some(mut shown) = shown {
+        shown.set_sensitive(true);
+        headers.insert(AUTHORIZATION, shown);
+    }
+}
+
 /// Guards `/api/v1`: recognises who asks, and lets through what they may. Whose a thing is, is asked where it is known.
 pub(crate) async fn require_actor(State(api): State<ApiState>, mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if route == LIVE {
+        show_offered_key(request.headers_mut());
+    }
     let (headers, peer) = (request.headers().clone(), peer(&request));
     let caller = match recognise(&api, &method, &headers, peer).await {
         Ok(caller) => caller,

@@ -13,19 +13,21 @@ use axum::http::HeaderMap;
 use axum::response::Sse;
 use axum::response::sse::{Event as Message, KeepAlive};
 use fettle_app::ports::ledger::LedgerError;
+use fettle_app::words::{Listened, Told};
 use fettle_domain::event::{Event, EventBody as Body};
 use fettle_domain::id::{CorrelationId, TaskId};
+use fettle_domain::words::{Piece, Voice};
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Caller;
 use crate::extract::{Named, Parameters};
-use crate::feeds::{Follower, LOOK_AGAIN, Place};
+use crate::feeds::{Follower, HEAR_EVERY, LOOK_AGAIN, Place};
 use crate::problem::{Code, Problem};
 use crate::state::ApiState;
 
@@ -42,27 +44,40 @@ pub(crate) struct FollowParameters {
     after: Option<u64>,
 }
 
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct FollowTaskParameters {
+    /// Only events with a greater number; for clients that cannot send `Last-Event-ID`, which wins.
+    after: Option<u64>,
+    /// Between the events, what the Task's models say now: messages of type `words` without a number, as far as this dashboard
+    /// has heard it.
+    #[serde(default)]
+    words: bool,
+}
+
 /// Follows one Task from its first event, or from `Last-Event-ID`, to its end.
 #[utoipa::path(
     get, path = "/api/v1/tasks/{task_id}/events", operation_id = "follow_task", tag = "events",
     params(
-        ("task_id" = String, Path, description = "`task_…`"), FollowParameters,
+        ("task_id" = String, Path, description = "`task_…`"), FollowTaskParameters,
         ("Last-Event-ID" = Option<u64>, Header, description = "The last number seen"),
     ),
     security(("admin_key" = [])),
     responses(
-        (status = 200, description = "Each message's data is a TaskEvent; a message of type `end` ends the feed", body = EventBody, content_type = "text/event-stream"),
+        (status = 200, description = "Each message's data is a TaskEvent; a message of type `end` ends the feed, and that of one of type `words` is TaskWords", body = EventBody, content_type = "text/event-stream"),
     )
 )]
 pub(crate) async fn follow_task(
     State(api): State<ApiState>,
     Named(task): Named<TaskId>,
-    Parameters(parameters): Parameters<FollowParameters>,
+    Parameters(parameters): Parameters<FollowTaskParameters>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
     api.ledger.task(task).await?;
-    feed(api, Some(task), parameters, &caller, headers)
+    let listened = parameters.words.then(Listened::default);
+    feed(api, Some(task), parameters.after, listened, &caller, headers)
 }
 
 /// Follows all Tasks, from the first kept event or from `Last-Event-ID`, until the server stops.
@@ -78,18 +93,19 @@ pub(crate) async fn follow_events(
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>>>, Problem> {
-    feed(api, None, parameters, &caller, headers)
+    feed(api, None, parameters.after, None, &caller, headers)
 }
 
 fn feed(
     api: ApiState,
     task: Option<TaskId>,
-    parameters: FollowParameters,
+    after: Option<u64>,
+    listened: Option<Listened>,
     caller: &Caller,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Message, Infallible>> + use<>>, Problem> {
     let after = match headers.get("last-event-id") {
-        None => parameters.after.unwrap_or(0),
+        None => after.unwrap_or(0),
         Some(value) => {
             let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
             number.ok_or_else(|| Problem::new(Code::BadRequest, "`Last-Event-ID` is not an event's number."))?
@@ -97,7 +113,9 @@ fn feed(
     };
     let follower = Follower::new(&api, caller, headers)?;
     let news = api.ledger.newest_event();
-    let feed = Feed { api, place: Place::new(task, after), news, follower };
+    let mut said = api.words.news();
+    said.mark_changed();
+    let feed = Feed { api, task, place: Place::new(task, after), news, said, listened, follower };
     let greeting = stream::once(async { Ok(Message::default().retry(RETRY).comment("fettle events")) });
     let pages = stream::unfold(feed, |mut feed| async move { feed.next().await.map(|page| (page, feed)) });
     let messages = pages.flat_map(|page| stream::iter(page).map(Ok));
@@ -106,8 +124,11 @@ fn feed(
 
 struct Feed {
     api: ApiState,
+    task: Option<TaskId>,
     place: Place,
     news: watch::Receiver<u64>,
+    said: watch::Receiver<u64>,
+    listened: Option<Listened>,
     follower: Follower,
 }
 
@@ -118,6 +139,7 @@ impl Feed {
             self.follower.may_stay(&self.api).await.ok()?;
             // Marked as seen before reading: what comes during the read wakes us again.
             self.news.borrow_and_update();
+            self.said.borrow_and_update();
             match self.read().await {
                 Ok(messages) if messages.is_empty() => {}
                 Ok(messages) => return Some(messages),
@@ -128,6 +150,7 @@ impl Feed {
             }
             tokio::select! {
                 () = self.api.shutdown.cancelled() => return None,
+                _ = self.said.changed(), if self.listened.is_some() => sleep(HEAR_EVERY).await,
                 changed = timeout(LOOK_AGAIN, self.news.changed()) => if let Ok(Err(_)) = changed { return None },
             }
         }
@@ -137,6 +160,13 @@ impl Feed {
     async fn read(&mut self) -> Result<Vec<Message>, LedgerError> {
         let (events, _) = self.place.read(&self.api).await?;
         let mut messages: Vec<Message> = events.iter().map(|told| message(&told.event)).collect();
+        if let (Some(task), Some(listened)) = (self.task, &mut self.listened) {
+            let told = self.api.words.since(task, listened).into_iter().map(WordsBody::from);
+            messages.extend(told.map(|words| {
+                let data = serde_json::to_string(&words).expect("words are strings and numbers");
+                Message::default().event("words").data(data)
+            }));
+        }
         if self.place.ended {
             messages.push(Message::default().event("end").data("{}"));
         }
@@ -164,6 +194,60 @@ pub(crate) struct EventBody {
     #[schema(value_type = String)]
     correlation_id: CorrelationId,
     what: What,
+}
+
+/// What a model says while it says it. All of it is foreign text, and none of it is recorded.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TaskWords)]
+pub(crate) struct WordsBody {
+    /// Which of the Task's Runs, from 1.
+    run: u16,
+    /// The number that the step will have when the answer is whole.
+    step: u32,
+    /// These pieces take the place of whatever was told of this Run's answer; else they follow it.
+    whole: bool,
+    pieces: Vec<PieceBody>,
+    /// Something in it looks like a secret: no more of this answer is shown.
+    hidden: bool,
+    /// The answer has ended.
+    over: bool,
+}
+
+/// One that has the `voice` of the piece before goes on where that ends, unless it is a `call`.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WordsPiece)]
+struct PieceBody {
+    voice: VoiceBody,
+    text: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = WordsVoice)]
+enum VoiceBody {
+    /// Thought before the answer.
+    Thought,
+    Said,
+    /// The name of a tool that is called.
+    Call,
+    /// Of the call before.
+    Arguments,
+}
+
+impl From<Told> for WordsBody {
+    fn from(told: Told) -> Self {
+        let Told { run, step, whole, pieces, hidden, over } = told;
+        let piece = |Piece { voice, text }| {
+            let voice = match voice {
+                Voice::Thought => VoiceBody::Thought,
+                Voice::Said => VoiceBody::Said,
+                Voice::Call => VoiceBody::Call,
+                Voice::Arguments => VoiceBody::Arguments,
+            };
+            PieceBody { voice, text }
+        };
+        Self { run, step, whole, pieces: pieces.into_iter().map(piece).collect(), hidden, over }
+    }
 }
 
 /// What happened.

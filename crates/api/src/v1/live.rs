@@ -2,8 +2,8 @@
 //!
 //! Whoever follows subscribes to topics: `tasks`, the events of all Tasks; `task:` and a Task's id, its events; `queue`, those
 //! of all Tasks' events that change what waits or is at work. These are the events of the feeds in `events`, with the same
-//! numbers, so a follower that comes again subscribes after the last one it has seen and misses nothing. All messages are JSON
-//! text.
+//! numbers, so a follower that comes again subscribes after the last one it has seen and misses nothing. `words:` and a Task's id
+//! is what its models say now, which has no numbers and is told as far as it is known. All messages are JSON text.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,23 +14,27 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
 use axum::http::HeaderMap;
 use axum::response::Response;
+use fettle_app::words::Listened;
 use fettle_domain::access::{Action, Object, Via};
 use fettle_domain::id::TaskId;
 use futures::SinkExt as _;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tracing::{Instrument as _, Span, debug, warn};
 use utoipa::ToSchema;
 
-use super::events::EventBody;
+use super::events::{EventBody, WordsBody};
 use crate::auth::{Caller, cookie};
 use crate::edge::Exchange;
 use crate::extract;
-use crate::feeds::{Follower, LOOK_AGAIN, Place, WINDOW};
+use crate::feeds::{Follower, HEAR_EVERY, LOOK_AGAIN, Place, WINDOW};
 use crate::problem::{Code, Problem, ProblemBody};
 use crate::serve::Slot;
 use crate::state::ApiState;
 
+/// Whoever offers protocols is told that this is the one.
+const PROTOCOL: &str = "fettle";
 /// Who has not answered one by the next is gone.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// A follower that takes nothing of what it is sent for so long is gone; it resumes where it was.
@@ -59,7 +63,7 @@ const MAX_WRITE_BYTES: usize = 1024 * 1024;
 pub(crate) enum Said {
     /// Follows a topic. Again: goes on from another place.
     Subscribe {
-        /// `tasks`, `queue`, or `task:` and a Task's id.
+        /// `tasks`, `queue`, or `task:` or `words:` and a Task's id.
         topic: String,
         /// Only events with a greater number; 0 for all that are kept, absent for those that come from now on.
         after: Option<u64>,
@@ -87,6 +91,11 @@ pub(crate) enum Tell<'t> {
         /// `after` when it is subscribed to again.
         sequence: u64,
         event: &'t EventBody,
+    },
+    /// What a model says while it says it. It has no number and may be incomplete: this dashboard tells what it heard itself.
+    Words {
+        topic: &'t str,
+        words: WordsBody,
     },
     /// The follower takes events more slowly than they come. None is left out: they go on to be read from the ledger after
     /// `sequence`. Who would rather skip them subscribes after `newest`.
@@ -118,6 +127,7 @@ enum Topic {
     Tasks,
     Queue,
     Task(TaskId),
+    Words(TaskId),
 }
 
 impl Topic {
@@ -125,13 +135,16 @@ impl Topic {
         match text {
             "tasks" => Some(Self::Tasks),
             "queue" => Some(Self::Queue),
-            other => other.strip_prefix("task:")?.parse().ok().map(Self::Task),
+            other => match other.strip_prefix("words:") {
+                Some(task) => task.parse().ok().map(Self::Words),
+                None => other.strip_prefix("task:")?.parse().ok().map(Self::Task),
+            },
         }
     }
 
     fn action(self) -> Action {
         match self {
-            Self::Tasks | Self::Task(_) => Action::TasksRead,
+            Self::Tasks | Self::Task(_) | Self::Words(_) => Action::TasksRead,
             Self::Queue => Action::JobsRead,
         }
     }
@@ -139,7 +152,7 @@ impl Topic {
     fn task(self) -> Option<TaskId> {
         match self {
             Self::Tasks | Self::Queue => None,
-            Self::Task(task) => Some(task),
+            Self::Task(task) | Self::Words(task) => Some(task),
         }
     }
 }
@@ -147,7 +160,10 @@ impl Topic {
 /// Follows any number of topics over one WebSocket, with resumption by sequence.
 ///
 /// The client sends `LiveRequest`s and is sent `LiveMessage`s, each as JSON text. Topics are `tasks` (the events of all Tasks),
-/// `task:` and a Task's id, and `queue` (of all Tasks' events those that change what waits or is at work). A ping comes every
+/// `task:` and a Task's id, `queue` (of all Tasks' events those that change what waits or is at work), and `words:` and a Task's
+/// id (what its models say while they say it: without numbers, recorded nowhere, and known only to the dashboard that the Run's
+/// worker talks to). A browser that cannot send a key in a header offers two protocols, `fettle` and `fettle-key.` with the key
+/// in base64url. A ping comes every
 /// 20 s; who has not answered by the next is cut off, as is who sends more than 200 messages in 10 s or one above 4 KiB. The
 /// connection ends with the session, token or key that it came with (close code 1008), and with the server (1001). A page of
 /// another origin than this host's is refused.
@@ -177,9 +193,11 @@ pub(crate) async fn follow_live(
         Problem::new(Code::BadRequest, format!("This address is for a WebSocket: {}.", rejection.body_text()))
     })?;
     let follower = Follower::new(&api, &caller, headers)?;
-    let live = Live { api, caller, names, follower, topics: BTreeMap::new(), pace: Pace::default() };
+    let (topics, words) = (BTreeMap::new(), BTreeMap::new());
+    let live = Live { api, caller, names, follower, topics, words, hears_at: Instant::now(), pace: Pace::default() };
     let span = Span::current();
     let upgrade = upgrade
+        .protocols([PROTOCOL])
         .max_message_size(MAX_SAID_BYTES)
         .max_frame_size(MAX_SAID_BYTES)
         .read_buffer_size(READ_BYTES)
@@ -245,6 +263,10 @@ struct Live {
     names: Exchange,
     follower: Follower,
     topics: BTreeMap<String, Subscription>,
+    /// Topics of what models say.
+    words: BTreeMap<String, (TaskId, Listened)>,
+    /// Not before then.
+    hears_at: Instant,
     pace: Pace,
 }
 
@@ -265,14 +287,21 @@ impl Live {
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut news, shutdown) = (self.api.ledger.newest_event(), self.api.shutdown.clone());
         let (mut unanswered, mut more) = (false, false);
+        let mut said = self.api.words.news();
+        // What was said before somebody asked is told at once.
+        said.mark_changed();
         loop {
+            let (hears, hears_at) = (!self.words.is_empty(), self.hears_at);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Err(SHUTTING_DOWN),
-                said = socket.recv() => {
+                asked = socket.recv() => {
                     unanswered = false;
-                    match said {
-                        Some(Ok(said)) => more |= self.hear(said, socket).await?,
+                    match asked {
+                        Some(Ok(asked)) => {
+                            more |= self.hear(asked, socket).await?;
+                            said.mark_changed();
+                        }
                         Some(Err(error)) => return Err(unreadable(&error)),
                         None => return Err(End::Gone),
                     }
@@ -288,6 +317,10 @@ impl Live {
                     // Marked as seen before reading: what comes during the read wakes us again.
                     news.borrow_and_update();
                     more = self.tell(socket).await?;
+                }
+                _ = heard(&mut said, hears_at), if hears && !more => {
+                    self.hears_at = Instant::now() + HEAR_EVERY;
+                    self.tell_words(socket).await?;
                 }
                 changed = timeout(LOOK_AGAIN, news.changed()), if !more => match changed {
                     Ok(Err(_)) => return Err(SHUTTING_DOWN),
@@ -331,7 +364,7 @@ impl Live {
                 Err(problem) => self.refuse(Some(&topic), problem, socket).await.map(|()| false),
             },
             Ok(Said::Unsubscribe { topic }) => {
-                if self.topics.remove(&topic).is_some() {
+                if self.topics.remove(&topic).is_some() || self.words.remove(&topic).is_some() {
                     say(socket, &Tell::Unsubscribed { topic: &topic }).await?;
                 } else {
                     let problem = Problem::new(Code::NotFound, "This topic is not subscribed to.");
@@ -353,10 +386,11 @@ impl Live {
     /// From where events follow; and the number that was asked for, if there is no such event.
     async fn subscribe(&mut self, name: &str, after: Option<u64>) -> Result<(u64, Option<u64>), Problem> {
         let topic = Topic::parse(name).ok_or_else(|| {
-            Problem::refused("/topic", "Topics are `tasks`, `queue`, and `task:` with the id of a Task.")
+            Problem::refused("/topic", "Topics are `tasks`, `queue`, and `task:` or `words:` with the id of a Task.")
         })?;
         self.caller.may(topic.action(), Object::Shared)?;
-        if self.topics.len() >= MAX_TOPICS && !self.topics.contains_key(name) {
+        let known = self.topics.contains_key(name) || self.words.contains_key(name);
+        if self.topics.len() + self.words.len() >= MAX_TOPICS && !known {
             let detail =
                 format!("One connection has at most {MAX_TOPICS} topics. `tasks` has the events of all Tasks.");
             return Err(Problem::new(Code::TooMany, detail));
@@ -365,6 +399,11 @@ impl Live {
             self.api.ledger.task(task).await?;
         }
         let newest = *self.api.ledger.newest_event().borrow();
+        if let Topic::Words(task) = topic {
+            self.words.insert(name.to_owned(), (task, Listened::default()));
+            self.hears_at = Instant::now();
+            return Ok((newest, None));
+        }
         let (begin, gap) = match after {
             None => (newest, None),
             Some(after) if after <= newest => (after, None),
@@ -377,6 +416,16 @@ impl Live {
         let live = begin == newest;
         self.topics.insert(name.to_owned(), Subscription { topic, place: Place::new(topic.task(), begin), live });
         Ok((begin, gap))
+    }
+
+    /// What models have said since.
+    async fn tell_words(&mut self, socket: &mut WebSocket) -> Result<(), End> {
+        for (name, (task, listened)) in &mut self.words {
+            for told in self.api.words.since(*task, listened) {
+                within(socket.feed(text(&Tell::Words { topic: name, words: told.into() }))).await?;
+            }
+        }
+        within(socket.flush()).await
     }
 
     /// Up to a page of each topic; whether there may be more.
@@ -401,7 +450,8 @@ impl Live {
             }
             within(socket.flush()).await?;
             subscription.live |= !more;
-            any_more |= more;
+            // Whoever was told of what may be a Task's end hears at once whether it is.
+            any_more |= more || subscription.place.looks_at_task();
             if subscription.place.ended {
                 ended.push(name.clone());
             }
@@ -412,6 +462,12 @@ impl Live {
         }
         Ok(any_more)
     }
+}
+
+/// Waits for words, and not before `from`.
+async fn heard(said: &mut watch::Receiver<u64>, from: Instant) -> bool {
+    sleep_until(from).await;
+    said.changed().await.is_ok()
 }
 
 fn text(tell: &Tell<'_>) -> Message {

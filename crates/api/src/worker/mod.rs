@@ -17,6 +17,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Router, body};
 use fettle_app::ports::ledger::{Beat, Fenced, Granted, Holder, MAX_BLOB_BYTES, MAX_LEASE_WAIT, Then, Wake, Want};
+use fettle_app::ports::words::{Heard, Listen as _};
+use fettle_app::words::{MAX_TOLD_BYTES, MAX_TOLD_PIECES};
 use fettle_domain::id::JobId;
 use fettle_domain::job::JobKind;
 use fettle_domain::lease::{Fence, LeaseRef};
@@ -30,12 +32,14 @@ use crate::state::ApiState;
 use crate::{auth, edge};
 use wire::{
     AdmissionBody, BeatAnswerBody, BlobBody, CompleteRequest, DeferRequest, FailRequest, FencedBody, FencedWord,
-    LeaseBody, LeaseRequest, LeasedBody, LeasesBody, RecordRequest, RenewBody, RenewRequest, ResultBody, StepBody,
-    StepsBody,
+    HeardBody, LeaseBody, LeaseRequest, LeasedBody, LeasesBody, RecordRequest, RenewBody, RenewRequest, ResultBody,
+    StepBody, StepsBody, WordsRequest,
 };
 
 /// A step's body is at most 256 KiB, a result holds a patch's listing and a proof's commands; contents are blobs.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
+/// What a worker tells at once, each byte of it escaped, and the names around.
+const MAX_WORDS_BYTES: usize = 6 * MAX_TOLD_BYTES + MAX_TOLD_PIECES * 64 + 4 * 1024;
 /// 64 MiB over a slow link between two hosts.
 const BLOB_LIMIT: Duration = Duration::from_secs(120);
 const MAX_LEASES: u8 = 32;
@@ -51,6 +55,7 @@ pub(crate) fn routes(api: &ApiState) -> Router<ApiState> {
         .route("/worker/v1/release", post(release))
         .route("/worker/v1/admit", post(admit))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .route("/worker/v1/words", post(hear).layer(DefaultBodyLimit::max(MAX_WORDS_BYTES)))
         .route_layer(middleware::from_fn(edge::time_limit));
     let blobs = Router::new()
         .route("/worker/v1/blobs/{sha256}", put(put_blob).merge(get(get_blob)))
@@ -160,6 +165,14 @@ async fn admit(State(api): State<ApiState>, Body(body): Body<LeaseBody>) -> Resu
     Ok(Json(api.ledger.admit(&body.into()).await?.into()))
 }
 
+/// What a model says now. Kept for those who watch, until the call has ended.
+async fn hear(State(api): State<ApiState>, Body(body): Body<WordsRequest>) -> Result<Json<HeardBody>, Problem> {
+    match api.words.hear(body.into()).await? {
+        Heard::Has(has) => Ok(Json(HeardBody { has })),
+        Heard::Stale => Err(stale()),
+    }
+}
+
 /// Stored only when the content is what its address says.
 async fn put_blob(
     State(api): State<ApiState>,
@@ -192,9 +205,11 @@ fn fenced(fenced: Fenced) -> Result<Json<FencedBody>, Problem> {
     let fenced = match fenced {
         Fenced::Applied => FencedWord::Applied,
         Fenced::AlreadyApplied => FencedWord::AlreadyApplied,
-        Fenced::Stale => {
-            return Err(Problem::new(Code::Stale, "No live lease has this fence; nothing changed. Stop this work."));
-        }
+        Fenced::Stale => return Err(stale()),
     };
     Ok(Json(FencedBody { fenced }))
+}
+
+fn stale() -> Problem {
+    Problem::new(Code::Stale, "No live lease has this fence; nothing changed. Stop this work.")
 }

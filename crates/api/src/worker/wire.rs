@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use fettle_app::ports::ledger::{Admission, Beat, BeatAnswer, Fenced, Leased, Order, RunOrder, Then, Wake};
 use fettle_app::ports::model::ModelInfo;
-use fettle_domain::id::{JobId, RequestId, WorkerId};
+use fettle_app::ports::words::Words;
+use fettle_domain::id::{JobId, RequestId, TaskId, WorkerId};
 use fettle_domain::label::Labels;
 use fettle_domain::lease::{Fence, LeaseRef};
 use fettle_domain::object::BlobId;
 use fettle_domain::run::RunResult;
 use fettle_domain::step::StepRecord;
+use fettle_domain::words::Piece;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -111,6 +113,38 @@ pub(crate) enum StepBody {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct StepsBody {
     pub(crate) steps: Vec<StepBody>,
+}
+
+/// Of a model call that goes on: `from` pieces of it came before.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct WordsRequest {
+    #[serde(flatten)]
+    pub(crate) lease: LeaseBody,
+    pub(crate) task: TaskId,
+    pub(crate) call: u32,
+    pub(crate) step: u32,
+    pub(crate) from: u32,
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) over: bool,
+}
+
+impl From<WordsRequest> for Words {
+    fn from(body: WordsRequest) -> Self {
+        let WordsRequest { lease, task, call, step, from, pieces, over } = body;
+        Self { lease: lease.into(), task, call, step, from, pieces, over }
+    }
+}
+
+impl From<Words> for WordsRequest {
+    fn from(words: Words) -> Self {
+        let Words { lease, task, call, step, from, pieces, over } = words;
+        Self { lease: lease.into(), task, call, step, from, pieces, over }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HeardBody {
+    pub(crate) has: u32,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

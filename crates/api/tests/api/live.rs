@@ -23,10 +23,10 @@ use crate::world::{ADMIN_KEY, World};
 /// No socket in these tests is silent for this long unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Socket(WebSocketStream<TcpStream>);
+pub(crate) struct Socket(WebSocketStream<TcpStream>);
 
 impl Socket {
-    async fn open(world: &World, headers: &[(&str, &str)]) -> Result<Self, u16> {
+    pub(crate) async fn open(world: &World, headers: &[(&str, &str)]) -> Result<Self, u16> {
         let host = world.public.strip_prefix("http://").unwrap();
         let mut request = format!("ws://{host}/api/v1/live").into_client_request().unwrap();
         for (name, value) in headers {
@@ -44,7 +44,7 @@ impl Socket {
     }
 
     /// As the holder of the admin key.
-    async fn admin(world: &World) -> Self {
+    pub(crate) async fn admin(world: &World) -> Self {
         Self::open(world, &[("authorization", &format!("Bearer {ADMIN_KEY}"))]).await.unwrap()
     }
 
@@ -52,7 +52,7 @@ impl Socket {
         self.0.send(Message::text(said.to_string())).await.unwrap();
     }
 
-    async fn subscribe(&mut self, topic: &str, after: Option<u64>) -> Value {
+    pub(crate) async fn subscribe(&mut self, topic: &str, after: Option<u64>) -> Value {
         self.say(&json!({"type": "subscribe", "topic": topic, "after": after})).await;
         self.next().await
     }
@@ -73,7 +73,7 @@ impl Socket {
         }
     }
 
-    async fn next(&mut self) -> Value {
+    pub(crate) async fn next(&mut self) -> Value {
         self.hear().await.unwrap()
     }
 

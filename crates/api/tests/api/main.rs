@@ -29,6 +29,8 @@ mod tasks;
 #[cfg(test)]
 mod webhook;
 #[cfg(test)]
+mod words;
+#[cfg(test)]
 mod worker;
 #[cfg(test)]
 mod world;

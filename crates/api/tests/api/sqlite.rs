@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::world::{ADMIN_KEY, Counted, SECRET, Still, World};
 
-async fn open(dir: &tempfile::TempDir) -> Arc<SqliteLedger> {
+pub(crate) async fn open(dir: &tempfile::TempDir) -> Arc<SqliteLedger> {
     let options = Options::new(Arc::new(Still), Arc::new(Counted::from(1_000_000)));
     Arc::new(SqliteLedger::open(dir.path().to_str().unwrap(), options).await.unwrap())
 }

@@ -12,19 +12,23 @@ use fettle_api::{
 use fettle_app::adding::Adding;
 use fettle_app::auditing::{AuditForge, ForgeAudit};
 use fettle_app::doorkeeping::Doorkeeper;
+use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan, TaskView};
 use fettle_app::ports::model::{Answered, TryModel};
+use fettle_app::publishing::PublishOptions;
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::{ShowChange, ShowError};
 use fettle_app::submit::{FurtherRun, Missing, NewTask, SubmitError, SubmitTask, Submitted};
 use fettle_app::submitting::{add_plans, plan_run};
+use fettle_app::words::Ear;
 use fettle_domain::forwarded::Network;
 use fettle_domain::id::{CorrelationId, JobId, RunId, TaskId};
 use fettle_domain::issue::IssueSnapshot;
 use fettle_domain::label::Labels;
 use fettle_domain::repo::Repo;
 use fettle_domain::run::ProvenChange;
+use fettle_domain::secret::KnownSecrets;
 use fettle_domain::task::Mode;
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
@@ -349,8 +353,11 @@ pub(crate) fn state(
     let metrics = HttpMetrics::register(&registry).unwrap();
     let health = Arc::new(Health::new(timing, Arc::new(Still), Arc::default()));
     let reconcilers = Arc::new(Reconcilers::new(Arc::new(Still)));
+    let options =
+        Live::new(PublishOptions { secrets: KnownSecrets::new([("webhook", SECRET)]), ..PublishOptions::default() });
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
+        words: Arc::new(Ear::new(ledger.clone(), options)),
         submit,
         audit: Arc::new(NothingWritten),
         changes: Arc::new(NothingWritten),

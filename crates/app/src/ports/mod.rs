@@ -12,6 +12,7 @@ pub mod provider;
 pub mod sandbox;
 pub mod serving;
 pub mod transport;
+pub mod words;
 
 /// Characters of a reason that is stored and shown; the rest is in the log.
 const MAX_REASON_CHARS: usize = 1_000;

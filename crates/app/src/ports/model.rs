@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettle_domain::id::{CorrelationId, RunId};
+use fettle_domain::words::Voice;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -158,8 +159,8 @@ pub enum ModelError {
     Cancelled,
 }
 
-/// Told each piece of text as it streams. An alias, because `async_trait` would give the `&str` one fixed lifetime.
-pub type Progress<'a> = dyn Fn(&str) + Send + Sync + 'a;
+/// Told each piece as it streams. An alias, because `async_trait` would give the `&str` one fixed lifetime.
+pub type Progress<'a> = dyn Fn(Voice, &str) + Send + Sync + 'a;
 
 /// Who asks. A gateway is shown it with each request; it is recorded nowhere, and no provider sees it.
 #[derive(Debug, Clone)]
@@ -203,7 +204,7 @@ pub trait Model: Send + Sync {
     fn for_run(&self, run: RunAccess) -> Arc<dyn Model>;
 
     /// One call. The adapter owns connect and stall timeouts (15 min without a byte) and retries nothing.
-    /// `progress` is told each piece of text as it streams, for people who watch.
+    /// `progress` is told each piece of the answer as it streams, for people who watch.
     async fn call(
         &self,
         request: &ModelRequest,

@@ -1,6 +1,7 @@
 //! Joins the fragments of native calls. Nothing is repaired: what a server repeats stays repeated, and `agent` judges.
 
-use fettle_app::ports::model::{RawArguments, RawCall};
+use fettle_app::ports::model::{Progress, RawArguments, RawCall};
+use fettle_domain::words::Voice;
 use serde_json::Value;
 
 use crate::watch::{Channel, Cut, Watcher};
@@ -23,20 +24,20 @@ pub(super) type Reason = String;
 impl Calls {
     /// Takes `delta.tool_calls`. The fragments of one call share an index or, where that is missing, an id; with
     /// neither, the place among several fragments or else the latest call.
-    pub(super) fn join(&mut self, fragments: &Value) -> Result<(), Reason> {
+    pub(super) fn join(&mut self, fragments: &Value, progress: &Progress<'_>) -> Result<(), Reason> {
         let fragments = listed(fragments);
         for (place, fragment) in fragments.iter().enumerate() {
             let several = fragments.len() > 1;
             let call = self.find(fragment, several.then_some(place));
-            self.extend(call, fragment)?;
+            self.extend(call, fragment, progress)?;
         }
         Ok(())
     }
 
     /// Takes `message.tool_calls`: each entry is a call of its own, even if ids repeat.
-    pub(super) fn take_whole(&mut self, calls: &Value) -> Result<(), Reason> {
+    pub(super) fn take_whole(&mut self, calls: &Value, progress: &Progress<'_>) -> Result<(), Reason> {
         for call in listed(calls) {
-            self.extend(None, call)?;
+            self.extend(None, call, progress)?;
         }
         Ok(())
     }
@@ -73,7 +74,7 @@ impl Calls {
         }
     }
 
-    fn extend(&mut self, call: Option<usize>, fragment: &Value) -> Result<(), Reason> {
+    fn extend(&mut self, call: Option<usize>, fragment: &Value, progress: &Progress<'_>) -> Result<(), Reason> {
         let at = match call {
             Some(at) => at,
             None if self.calls.len() >= MAX_CALLS => return Err(format!("more than {MAX_CALLS} calls in one turn")),
@@ -91,16 +92,23 @@ impl Calls {
             call.id = id_of(fragment).map(str::to_owned);
         }
         if let Some(name) = fragment["function"]["name"].as_str() {
+            progress(Voice::Call, name);
             call.name.get_or_insert_default().push_str(name);
         }
+        let before = match &call.arguments {
+            RawArguments::Text(text) => text.len(),
+            RawArguments::Json(_) => 0,
+        };
         append(&mut call.arguments, &fragment["function"]["arguments"]);
-        if let RawArguments::Text(text) = &mut call.arguments
-            && let Some(Cut { keep, reason }) = self.watchers[at].look(text)
-        {
-            text.truncate(keep);
-            return Err(reason);
+        let RawArguments::Text(text) = &mut call.arguments else { return Ok(()) };
+        let cut = self.watchers[at].look(text);
+        if let Some(cut) = &cut {
+            text.truncate(cut.keep);
         }
-        Ok(())
+        if let Some(piece) = text.get(before..).filter(|piece| !piece.is_empty()) {
+            progress(Voice::Arguments, piece);
+        }
+        cut.map_or(Ok(()), |Cut { reason, .. }| Err(reason))
     }
 }
 
@@ -152,7 +160,7 @@ mod tests {
     fn joined(deltas: &[Value]) -> Vec<RawCall> {
         let mut calls = Calls::default();
         for delta in deltas {
-            calls.join(delta).expect("a turn that is not cut");
+            calls.join(delta, &|_, _| ()).expect("a turn that is not cut");
         }
         calls.into_raw()
     }
@@ -217,14 +225,14 @@ mod tests {
         let whole = json!([{"id": "a", "function": {"name": "view", "arguments": "{}"}},
                            {"id": "a", "function": {"name": "view", "arguments": "{}"}}]);
         let mut calls = Calls::default();
-        calls.take_whole(&whole).unwrap();
+        calls.take_whole(&whole, &|_, _| ()).unwrap();
         assert_eq!(calls.into_raw().len(), 2);
     }
 
     #[test]
     fn a_server_that_numbers_each_fragment_anew_is_stopped() {
         let mut calls = Calls::default();
-        let stopped = (0..1_000).find_map(|index| calls.join(&json!([{"index": index}])).err());
+        let stopped = (0..1_000).find_map(|index| calls.join(&json!([{"index": index}]), &|_, _| ()).err());
         assert_eq!(stopped.as_deref(), Some("more than 128 calls in one turn"));
         assert_eq!(calls.into_raw().len(), MAX_CALLS);
     }

@@ -151,11 +151,11 @@ mod tests {
     fn decoded<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<RawTurn, DecodeError> {
         let mut decoder = Decoder::new();
         for piece in pieces {
-            if decoder.push(piece, &|_| ())? == Flow::Complete {
+            if decoder.push(piece, &|_, _| ())? == Flow::Complete {
                 break;
             }
         }
-        decoder.end(&|_| ())
+        decoder.end(&|_, _| ())
     }
 
     fn turn() -> RawTurn {
@@ -232,7 +232,7 @@ mod tests {
         let chunk =
             |text: &str| format!("data: {}\n\n", serde_json::json!({"choices": [{"delta": {"content": text}}]}));
         let heard = std::sync::Mutex::new(String::new());
-        let progress = |piece: &str| heard.lock().unwrap().push_str(piece);
+        let progress = |_, piece: &str| heard.lock().unwrap().push_str(piece);
         let mut decoder = Decoder::new();
         assert_eq!(decoder.push(chunk("Done.\n").as_bytes(), &progress).unwrap(), Flow::More);
         let foreign = chunk("All of it.\n<|im_start|>user\nthanks");

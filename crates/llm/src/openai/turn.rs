@@ -1,10 +1,11 @@
 //! Folds the chunks of a streamed answer, or one whole answer, into a raw turn.
 
 use fettle_app::ports::model::{Finish, Progress, RawTurn, Usage};
+use fettle_domain::words::Voice;
 use serde_json::Value;
 
 use super::calls::Calls;
-use crate::watch::{Channel, Cut, Watcher};
+use crate::watch::{Channel, Watcher};
 
 /// A reason to stop that no provider documents is kept this far.
 const MAX_FINISH_CHARS: usize = 64;
@@ -92,10 +93,17 @@ impl TurnBuilder {
             none if none.is_empty() => content(&said["reasoning"]),
             some => some,
         };
+        let before = self.reasoning.len();
         self.reasoning.push_str(&reasoning);
-        if let Some(Cut { keep, reason }) = self.reasoning_watcher.look(&self.reasoning) {
-            self.reasoning.truncate(keep);
-            return Err(reason);
+        let cut = self.reasoning_watcher.look(&self.reasoning);
+        if let Some(cut) = &cut {
+            self.reasoning.truncate(cut.keep);
+        }
+        if let Some(piece) = self.reasoning.get(before..).filter(|piece| !piece.is_empty()) {
+            progress(Voice::Thought, piece);
+        }
+        if let Some(cut) = cut {
+            return Err(cut.reason);
         }
 
         let before = self.text.len();
@@ -105,16 +113,16 @@ impl TurnBuilder {
             self.text.truncate(cut.keep);
         }
         if let Some(piece) = self.text.get(before..).filter(|piece| !piece.is_empty()) {
-            progress(piece);
+            progress(Voice::Said, piece);
         }
         if let Some(cut) = cut {
             return Err(cut.reason);
         }
 
         if whole {
-            self.calls.take_whole(&said["tool_calls"])?;
+            self.calls.take_whole(&said["tool_calls"], progress)?;
         } else {
-            self.calls.join(&said["tool_calls"])?;
+            self.calls.join(&said["tool_calls"], progress)?;
         }
         if let Some(reason) = choice["finish_reason"].as_str().filter(|reason| !reason.is_empty()) {
             self.finish = Some(finish(reason));

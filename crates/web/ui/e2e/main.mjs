@@ -11,6 +11,8 @@ const ADMIN = { username: "ada", email: "ada@example.org", password: "violet har
 const VIEWER = { username: "vic", email: "vic@example.org", password: "seven copper lanterns" };
 /** A Run with its tests before and after, on a busy machine. */
 const RUN_MS = 120_000;
+/** The demo's model refuses it the first time. */
+const REFUSED = "Refused once: the last page of a range";
 const TWICE = "Two tries at the last page of a range";
 const SIZES = { wide: { width: 1360, height: 900 }, phone: { width: 390, height: 844 } };
 
@@ -90,13 +92,74 @@ async function story() {
   await page.getByRole("button", { name: "Start" }).click();
   await page.getByRole("heading", { name: title }).waitFor();
   await page.getByLabel("Say something to whoever works on it").fill("Mind the single page.");
-  await page.getByRole("button", { name: "Send" }).click();
+  await page.getByRole("button", { name: "Send" }).dblclick();
   await page.getByRole("region", { name: "Messages" }).getByText("Mind the single page.").waitFor();
+  const words = page.getByRole("region", { name: "The model is saying, word by word" });
+  await words.getByText(/Ranges are/).waitFor({ timeout: RUN_MS });
+  // They may have ended while the page is looked at.
+  await shown("words");
+  // A network that is lost for a moment: what happens meanwhile is told afterwards, once.
+  await page.evaluate(() => dispatchEvent(new Event("offline")));
+  await page.getByText("Not live, trying again").waitFor({ state: "attached" });
+  await page.evaluate(() => dispatchEvent(new Event("online")));
+  await page.getByText("Live", { exact: true }).waitFor({ state: "attached" });
+  const step = page.getByRole("list", { name: "What happened" }).getByText(/^view src\/lib.rs/);
+  await step.first().waitFor();
+  await words.getByText(/Ranges are/).waitFor({ state: "detached" });
+  tell("words were read while they were said");
   await page.getByText("That is all that happened.").waitFor({ timeout: RUN_MS });
   await page.getByRole("link", { name: /^Pull request #/ }).waitFor();
   await page.getByText("Proven", { exact: true }).first().waitFor();
   assert(!(await page.title()).startsWith("run"), "a title ran as a script");
+  assert.equal(await page.getByText("Mind the single page.", { exact: true }).count(), 1, "two clicks are one message");
+  for (const once of [/^Taken up by/, /^Done: ready pr/, /^the new test fails on the base$/]) {
+    assert.equal(await page.getByText(once).count(), 1, `${once} is told once`);
+  }
+  await page.getByRole("tab", { name: "Proof" }).click();
+  await page.waitForURL(/tab=proof$/);
+  await page.reload();
+  await page.getByRole("heading", { name: "Commands that were run" }).waitFor();
+  await page.goBack();
+  await page.getByRole("tab", { name: "Story", selected: true }).waitFor();
+  const many = await Promise.all(Array.from({ length: 8 }, () => context.newPage()));
+  await Promise.all(many.map((tab) => tab.goto(page.url())));
+  for (const tab of many) {
+    await tab.getByText("Live", { exact: true }).waitFor({ state: "attached" });
+    await tab.getByText("That is all that happened.").waitFor();
+  }
+  await Promise.all(many.map((tab) => tab.close()));
+  tell("eight more tabs follow, too");
   tell("a Task became a pull request");
+
+  await to("Home");
+  await page.getByLabel("What to do").fill(`${REFUSED}\n\`2-4\` prints two pages.`);
+  await page.getByLabel("Repository").fill("paper/pages");
+  await page.getByRole("button", { name: "Start" }).click();
+  await page.getByRole("heading", { name: REFUSED }).waitFor();
+  const elsewhen = await context.newPage();
+  await elsewhen.goto(page.url());
+  for (const one of [page, elsewhen]) await one.getByText("That is all that happened.").waitFor({ timeout: RUN_MS });
+  await page.getByText("Done: failed").waitFor();
+  await shown("failed");
+  const phone = await open("phone", "dark");
+  await phone.page.goto(base);
+  await phone.signIn(ADMIN);
+  await phone.page.goto(page.url());
+  await phone.page.getByText("That is all that happened.").waitFor();
+  await page.getByRole("button", { name: "Try again" }).click();
+  await phone.page.getByText(/str_replace$/).waitFor({ timeout: RUN_MS });
+  await phone.shown("words");
+  await phone.page.getByRole("button", { name: "Menu" }).click();
+  await phone.page.getByRole("button", { name: "Sign out" }).click();
+  await phone.page.getByRole("heading", { name: "Sign in" }).waitFor();
+  await phone.context.close();
+  for (const one of [page, elsewhen]) {
+    await one.getByText("took it up again").waitFor();
+    await one.getByText("Live: what happens next appears here.").waitFor();
+    await one.getByRole("link", { name: /^Pull request #/ }).waitFor({ timeout: RUN_MS });
+  }
+  await elsewhen.close();
+  tell("what was taken up again went on live, in another tab as well");
 
   await to("Models");
   const server = await page.getByRole("list", { name: "Models" }).getByText(/^http:/).innerText();
@@ -134,6 +197,10 @@ async function story() {
   await page.getByRole("button", { name: "Start" }).click();
   await page.getByRole("heading", { name: TWICE }).waitFor();
   await page.getByRole("tab", { name: "Runs" }).click();
+  await to("Workers & queue");
+  await page.getByRole("list", { name: "Workers" }).getByText(/^Last: /).first().waitFor();
+  await shown("at-work");
+  await page.goBack();
   const choose = page.getByRole("button", { name: "Make the pull request from run 2" });
   await choose.waitFor({ timeout: RUN_MS });
   await page.getByText("choose the one that is published").waitFor({ timeout: RUN_MS });
@@ -144,6 +211,16 @@ async function story() {
   await page.getByRole("link", { name: /pull request #/i }).waitFor();
   await page.getByRole("columnheader", { name: "2. second published" }).waitFor();
   tell("one of two Runs was chosen");
+
+  await to("Models");
+  await page.getByRole("button", { name: "Remove second" }).click();
+  await page.getByRole("dialog", { name: /Remove the model/ }).getByRole("button", { name: "Remove it" }).click();
+  await page.getByRole("button", { name: "Try second" }).waitFor({ state: "detached" });
+  await to("Repositories");
+  await page.getByRole("button", { name: "Remove paper/pages" }).click();
+  await page.getByRole("dialog", { name: "Remove paper/pages?" }).getByRole("button", { name: "Remove it" }).click();
+  await page.getByRole("button", { name: "Remove paper/pages" }).waitFor({ state: "detached" });
+  tell("a model and a repository were removed");
 
   const elsewhere = await open("wide", "light", ["401"]);
   await elsewhere.page.goto(base);

@@ -6,6 +6,7 @@ import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
 import { Failure } from "./api/client";
 import { Shell } from "./features/shell/Shell";
+import { TABS, type Tab } from "./features/tasks/tabs";
 import { NotFound } from "./features/shell/NotFound";
 import { applyTheme } from "./features/shell/theme";
 import type { TaskState } from "./api/client";
@@ -33,6 +34,10 @@ const tasks = createRoute({
 const task = createRoute({
   getParentRoute: () => root,
   path: "/tasks/$id",
+  validateSearch: (search: Record<string, unknown>): { tab?: Tab } => {
+    const tab = TABS.find(({ id }) => id === search.tab);
+    return tab ? { tab: tab.id } : {};
+  },
   component: lazyRouteComponent(() => import("./features/tasks/TaskPage"), "TaskPage"),
 });
 const queue = createRoute({

@@ -391,7 +391,10 @@ export interface paths {
         /**
          * Follows any number of topics over one WebSocket, with resumption by sequence.
          * @description The client sends `LiveRequest`s and is sent `LiveMessage`s, each as JSON text. Topics are `tasks` (the events of all Tasks),
-         *     `task:` and a Task's id, and `queue` (of all Tasks' events those that change what waits or is at work). A ping comes every
+         *     `task:` and a Task's id, `queue` (of all Tasks' events those that change what waits or is at work), and `words:` and a Task's
+         *     id (what its models say while they say it: without numbers, recorded nowhere, and known only to the dashboard that the Run's
+         *     worker talks to). A browser that cannot send a key in a header offers two protocols, `fettle` and `fettle-key.` with the key
+         *     in base64url. A ping comes every
          *     20 s; who has not answered by the next is cut off, as is who sends more than 200 messages in 10 s or one above 4 KiB. The
          *     connection ends with the session, token or key that it came with (close code 1008), and with the server (1001). A page of
          *     another origin than this host's is refused.
@@ -1251,6 +1254,11 @@ export interface components {
             /** @enum {string} */
             type: "event";
         } | {
+            topic: string;
+            /** @enum {string} */
+            type: "words";
+            words: components["schemas"]["TaskWords"];
+        } | {
             /** Format: int64 */
             newest: number;
             /** Format: int64 */
@@ -1283,7 +1291,7 @@ export interface components {
              * @description Only events with a greater number; 0 for all that are kept, absent for those that come from now on.
              */
             after?: number | null;
-            /** @description `tasks`, `queue`, or `task:` and a Task's id. */
+            /** @description `tasks`, `queue`, or `task:` or `words:` and a Task's id. */
             topic: string;
             /** @enum {string} */
             type: "subscribe";
@@ -2110,6 +2118,26 @@ export interface components {
             body: string;
             title: string;
         };
+        /** @description What a model says while it says it. All of it is foreign text, and none of it is recorded. */
+        TaskWords: {
+            /** @description Something in it looks like a secret: no more of this answer is shown. */
+            hidden: boolean;
+            /** @description The answer has ended. */
+            over: boolean;
+            pieces: components["schemas"]["WordsPiece"][];
+            /**
+             * Format: int32
+             * @description Which of the Task's Runs, from 1.
+             */
+            run: number;
+            /**
+             * Format: int32
+             * @description The number that the step will have when the answer is whole.
+             */
+            step: number;
+            /** @description These pieces take the place of whatever was told of this Run's answer; else they follow it. */
+            whole: boolean;
+        };
         Tokens: {
             accessToken: string;
             /**
@@ -2210,6 +2238,13 @@ export interface components {
             toolchain: string[];
             touched_tests: components["schemas"]["TouchedTest"][];
         };
+        /** @description One that has the `voice` of the piece before goes on where that ends, unless it is a `call`. */
+        WordsPiece: {
+            text: string;
+            voice: components["schemas"]["WordsVoice"];
+        };
+        /** @enum {string} */
+        WordsVoice: "thought" | "said" | "call" | "arguments";
         Worker: {
             id: string;
             jobs: components["schemas"]["OpenJob"][];
@@ -3997,6 +4032,11 @@ export interface operations {
             query?: {
                 /** @description Only events with a greater number; for clients that cannot send `Last-Event-ID`, which wins. */
                 after?: number;
+                /**
+                 * @description Between the events, what the Task's models say now: messages of type `words` without a number, as far as this dashboard
+                 *     has heard it.
+                 */
+                words?: boolean;
             };
             header?: {
                 /** @description The last number seen */
@@ -4010,7 +4050,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Each message's data is a TaskEvent; a message of type `end` ends the feed */
+            /** @description Each message's data is a TaskEvent; a message of type `end` ends the feed, and that of one of type `words` is TaskWords */
             200: {
                 headers: {
                     [name: string]: unknown;

@@ -140,6 +140,15 @@ function Tried({ found }: { found: Schemas["TriedModel"] }) {
   );
 }
 
+/** Breaks between words and, where the name is long, within it. */
+function Check({ name }: { name: string }) {
+  return (
+    <code className="font-mono text-xs">
+      fettle models check <span className="[overflow-wrap:anywhere]">{name}</span>
+    </code>
+  );
+}
+
 function Examined({ found, name }: { found: Schemas["Model"]["examined"]; name: string }) {
   if (!found) {
     return (
@@ -147,7 +156,7 @@ function Examined({ found, name }: { found: Schemas["Model"]["examined"]; name: 
         <span className="inline-flex items-center gap-1.5">
           <HelpCircle size={14} aria-hidden /> Not examined.
         </span>{" "}
-        Runs find out by themselves how it calls tools; <code className="font-mono text-xs break-all">fettle models check {name}</code> asks it beforehand.
+        Runs find out by themselves how it calls tools; <Check name={name} /> asks it beforehand.
       </p>
     );
   }
@@ -157,7 +166,10 @@ function Examined({ found, name }: { found: Schemas["Model"]["examined"]; name: 
         <span className="inline-flex items-center gap-1.5 text-warn">
           <MessageSquare size={14} aria-hidden /> Only talks.
         </span>{" "}
-        <span className="text-soft">{found.why}</span>
+        <span className="text-soft">
+          It can be talked to, but Runs that ask it fail at once: too few of its calls of tools could be read{found.why && ` (${found.why})`}. Another chat template of its server helps at times, and a model that was made for calls always;
+          then <Check name={name} /> asks it again.
+        </span>
       </p>
     );
   }

@@ -1,4 +1,4 @@
-import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useInfiniteQuery, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { CheckCircle2, CircleDashed, Clock, HardHat, RotateCcw, XCircle } from "lucide-react";
 import { get, post, type Schemas } from "../../api/client";
@@ -6,10 +6,19 @@ import { useMe } from "../access/me";
 import { Ago, duration, Empty, Loading, Page, Trouble, useNow } from "../../parts/Show";
 
 const OFTEN_MS = 5_000;
+/** Of each job at work, which are few. */
+const SELDOM_MS = 15_000;
 
 export function Queue() {
   const overview = useQuery({ queryKey: ["overview"], queryFn: get.overview, refetchInterval: OFTEN_MS });
-  const queue = useQuery({ queryKey: ["queue"], queryFn: get.queue, refetchInterval: OFTEN_MS });
+  const queue = useInfiniteQuery({
+    queryKey: ["queue"],
+    queryFn: ({ pageParam }) => get.queue(pageParam),
+    initialPageParam: undefined as string | undefined,
+    getNextPageParam: (last) => last.next ?? undefined,
+    refetchInterval: OFTEN_MS,
+  });
+  const open = queue.data?.pages.flatMap((page) => page.items) ?? [];
   const dead = useQuery({ queryKey: ["dead-jobs"], queryFn: get.deadJobs });
   const clocks = useQuery({ queryKey: ["reconcilers"], queryFn: get.reconcilers, refetchInterval: OFTEN_MS });
   const jobs = overview.data?.jobs;
@@ -30,10 +39,15 @@ export function Queue() {
       <h2 className="mt-8 mb-2 text-base font-semibold">Who is at work</h2>
       {queue.isError && <Trouble error={queue.error} again={() => void queue.refetch()} />}
       {queue.isPending && <Loading rows={2} />}
-      {queue.isSuccess && <Workers jobs={queue.data.items} />}
+      {queue.isSuccess && <Workers jobs={open} />}
       <h2 className="mt-8 mb-2 text-base font-semibold">What waits</h2>
       {queue.isPending && <Loading rows={2} />}
-      {queue.isSuccess && <Waiting jobs={queue.data.items} cut={queue.data.cut} />}
+      {queue.isSuccess && <Waiting jobs={open} />}
+      {queue.hasNextPage && (
+        <button type="button" className="button mt-2" disabled={queue.isFetchingNextPage} onClick={() => void queue.fetchNextPage()}>
+          Show more of what waits
+        </button>
+      )}
       <h2 className="mt-8 mb-2 text-base font-semibold">Given up</h2>
       {dead.isError && <Trouble error={dead.error} again={() => void dead.refetch()} />}
       {dead.isPending && <Loading rows={2} />}
@@ -97,6 +111,7 @@ function Workers({ jobs }: { jobs: Job[] }) {
                   <li key={job.job_id} className="flex flex-wrap items-baseline gap-x-3">
                     <span className="w-20 text-soft">{job.kind === "run" ? "Run" : "Publishing"}</span>
                     <JobTask job={job} />
+                    <Doing job={job} />
                     {job.state === "cancelling" && <span className="text-warn">is told to stop</span>}
                     <span className={`text-xs tabular-nums ${left < 5 ? "text-warn" : "text-soft"}`}>{left > 0 ? `heard of; has it for ${Math.ceil(left)} s more` : "not heard of: goes to another"}</span>
                   </li>
@@ -106,6 +121,27 @@ function Workers({ jobs }: { jobs: Job[] }) {
         </li>
       ))}
     </ul>
+  );
+}
+
+/** The last that its Run has recorded, and since when nothing came after it. */
+function Doing({ job }: { job: Job }) {
+  const isRun = job.kind === "run";
+  const task = useQuery({ queryKey: ["tasks", "one", job.task_id], queryFn: () => get.task(job.task_id), refetchInterval: SELDOM_MS, enabled: isRun });
+  const runs = useQuery({ queryKey: ["tasks", "runs", job.task_id, task.data?.updated_at], queryFn: () => get.runs(job.task_id), enabled: isRun && task.isSuccess });
+  const run = runs.data?.items.find((one) => one.job_id === job.job_id);
+  const newest = useQuery({
+    queryKey: ["tasks", "newest step", run?.id, run?.steps],
+    queryFn: () => get.steps(run?.id ?? "", run && run.steps > 1 ? run.steps - 2 : undefined),
+    enabled: run !== undefined && run.steps > 0,
+    staleTime: Infinity,
+  });
+  if (!task.data || !runs.data) return null;
+  const last = newest.data?.items.at(-1);
+  return (
+    <span className="w-full text-soft sm:order-last sm:pl-[5.75rem]">
+      {last ? `Last: ${last.title} (${last.phase.replaceAll("_", " ")})` : "Nothing recorded yet"}, <Ago at={task.data.updated_at} />
+    </span>
   );
 }
 
@@ -120,9 +156,16 @@ function JobTask({ job }: { job: Job }) {
   );
 }
 
-function Waiting({ jobs, cut }: { jobs: Job[]; cut: boolean }) {
+function Waiting({ jobs }: { jobs: Job[] }) {
   const waiting = jobs.filter((job) => !isHeld(job));
-  if (waiting.length === 0) return <Empty title="Nothing waits">Whatever is asked for is taken up at once.</Empty>;
+  const held = jobs.length - waiting.length;
+  if (waiting.length === 0) {
+    return (
+      <Empty title={held > 0 ? "Nothing else waits" : "Nothing waits"}>
+        {held > 0 ? `${held === 1 ? "The one above is" : `The ${held} above are`} at work. Whatever is asked for now is taken up as soon as a worker is free.` : "Whatever is asked for is taken up at once."}
+      </Empty>
+    );
+  }
   return (
     <>
       <ol className="panel divide-y divide-line" aria-label="Waiting jobs">
@@ -147,7 +190,6 @@ function Waiting({ jobs, cut }: { jobs: Job[]; cut: boolean }) {
           </li>
         ))}
       </ol>
-      {cut && <p className="mt-1 text-soft">There are more than are listed here.</p>}
     </>
   );
 }

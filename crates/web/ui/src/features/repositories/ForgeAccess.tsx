@@ -56,7 +56,7 @@ export function ForgeAccess() {
           <Trouble error={gone.error} />
         </div>
       )}
-      {entering && <Enter close={() => setEntering(false)} done={renew} />}
+      {entering && <Enter close={() => setEntering(false)} done={() => { gone.reset(); renew(); }} />}
       {asking && (
         <Dialog title="Remove the tokens?" close={() => setAsking(false)}>
           <p className="text-soft">Nothing is read from or written to GitHub with them from then on. Tasks at work wait for others.</p>

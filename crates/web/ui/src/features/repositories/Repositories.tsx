@@ -12,10 +12,13 @@ import { Ago, Empty, Loading, Page, Standing, Trouble } from "../../parts/Show";
 export function Repositories() {
   const { may } = useMe();
   const list = useQuery({ queryKey: ["repositories"], queryFn: get.repositories });
+  const forge = useQuery({ queryKey: ["forge"], queryFn: get.forge });
+  // What was refused without a token is not refused with one: whatever changes it takes what was said before away.
+  const access = JSON.stringify([forge.data?.can_write, forge.data?.read_token, forge.data?.write_token, forge.dataUpdatedAt]);
   return (
     <Page title="Repositories">
       <ForgeAccess />
-      {may("repositories.change") && <Add />}
+      {may("repositories.change") && <Add key={access} />}
       {list.isError && <Trouble error={list.error} again={() => void list.refetch()} />}
       {list.isPending && <Loading rows={4} />}
       {list.isSuccess && list.data.items.length === 0 && (
@@ -79,7 +82,7 @@ function Add() {
     >
       <div className="flex flex-wrap items-start gap-3">
         <div className="min-w-0 flex-1 basis-60">
-          <Field label="Add a repository" pointer="/repository" error={add.error} required placeholder="owner/name, or its address" value={repository} onChange={(event) => setRepository(event.target.value)} />
+          <Field label="Add a repository" pointer="/repository" error={add.error} required placeholder="owner/name, or its address" value={repository} onChange={(event) => { setRepository(event.target.value); add.reset(); }} />
         </div>
         <button type="submit" className="button primary mt-6" disabled={add.isPending}>
           <Plus size={14} aria-hidden /> Add

@@ -2,8 +2,7 @@ import { useQueryClient } from "@tanstack/react-query";
 import { Link, Outlet, useLocation, useNavigate } from "@tanstack/react-router";
 import { CircleUser, LogOut, Menu, Moon, Search, Sun, Wifi, WifiOff, X } from "lucide-react";
 import { useEffect, useRef, useState } from "react";
-import { get } from "../../api/client";
-import { follow, type Link as Wire } from "../../api/live";
+import { line, type Link as Wire } from "../../api/live";
 import { Trouble } from "../../parts/Show";
 import { Gate } from "../access/Gate";
 import { useMe } from "../access/me";
@@ -123,7 +122,7 @@ function Frame({ signOut }: { signOut: () => Promise<void> }) {
 }
 
 function Live({ link }: { link: Wire }) {
-  const word = { live: "Live", connecting: "Connecting", lost: "Not live, trying again", ended: "Ended" }[link];
+  const word = { live: "Live", connecting: "Connecting", lost: "Not live, trying again" }[link];
   return (
     <span role="status" title={word} className={`flex items-center gap-1.5 px-2 text-xs ${link === "live" ? "text-good" : "text-warn"}`}>
       {link === "live" ? <Wifi size={14} aria-hidden /> : <WifiOff size={14} aria-hidden />}
@@ -137,7 +136,6 @@ function useFeed(): Wire {
   const queries = useQueryClient();
   const [link, setLink] = useState<Wire>("connecting");
   useEffect(() => {
-    const stop = new AbortController();
     let timer: ReturnType<typeof setTimeout> | undefined;
     const refresh = () => {
       timer ??= setTimeout(() => {
@@ -145,29 +143,9 @@ function useFeed(): Wire {
         for (const name of ["tasks", "overview", "dead-jobs", "queue", "repositories"]) void queries.invalidateQueries({ queryKey: [name] });
       }, REFRESH_MS);
     };
-    const begin = async () => {
-      let after: number | undefined;
-      while (after === undefined && !stop.signal.aborted) {
-        try {
-          after = (await get.overview()).newest_event;
-        } catch {
-          setLink("lost");
-          await new Promise((done) => setTimeout(done, 2_000));
-        }
-      }
-      if (after !== undefined) {
-        await follow("/api/v1/events", after, stop.signal, {
-          event: refresh,
-          link: (now) => {
-            setLink(now);
-            if (now === "live") refresh();
-          },
-        });
-      }
-    };
-    void begin();
+    const stops = [line.onLink(setLink), line.watch("tasks", undefined, { event: refresh, begun: refresh, gap: refresh })];
     return () => {
-      stop.abort();
+      stops.forEach((stop) => stop());
       clearTimeout(timer);
     };
   }, [queries]);

@@ -35,17 +35,21 @@ export function Journal({ run, events }: { run: string; events: TaskEvent[] }) {
 
 function OneStep({ step }: { step: Step }) {
   const [open, setOpen] = useState(false);
-  const Icon = step.ok === false ? XCircle : (ICONS[step.kind] ?? CircleDot);
+  // Before the change a new test has to fail.
+  const expected = step.ok === false && step.phase === "reproduce" && step.calls.some((call) => call.tool === "run_tests");
+  const failed = step.ok === false && !expected;
+  const Icon = failed ? XCircle : (ICONS[step.kind] ?? CircleDot);
   const Arrow = open ? ChevronDown : ChevronRight;
   const called = step.kind === "model_call" ? step.calls : [];
   return (
     <li className="px-4 py-2">
       {step.said && <p className="mb-1 max-h-60 overflow-y-auto pl-6 whitespace-pre-wrap prose-text">{step.said}</p>}
       <button type="button" aria-expanded={open} className="flex w-full items-baseline gap-2 text-left" onClick={() => setOpen(!open)}>
-        <Icon size={15} aria-hidden className={`shrink-0 translate-y-0.5 ${step.ok === false ? "text-warn" : "text-soft"}`} />
+        <Icon size={15} aria-hidden className={`shrink-0 translate-y-0.5 ${failed ? "text-warn" : "text-soft"}`} />
         <span className="min-w-0 flex-1 break-words">
           {step.title}
-          {step.ok === false && <span className="text-warn"> (did not work)</span>}
+          {failed && <span className="text-warn"> (did not work)</span>}
+          {expected && <span className="text-soft"> (failed before the change, as a test of it must)</span>}
           {called.length > 0 && <span className="text-soft"> asks for {called.map((call) => call.tool).join(", ")}</span>}
         </span>
         <span className="text-xs whitespace-nowrap text-soft tabular-nums">

@@ -1,6 +1,6 @@
 import { useQuery } from "@tanstack/react-query";
 import { AlertTriangle, CheckCircle2, MinusCircle, XCircle } from "lucide-react";
-import { get } from "../../api/client";
+import { get, type Schemas } from "../../api/client";
 import { duration, Loading, Trouble } from "../../parts/Show";
 
 const LEVELS = {
@@ -49,7 +49,7 @@ export function ProofView({ id, run }: { id: string; run?: string }) {
               {one.new_tests.map((test) => (
                 <tr key={test.id} className="border-t border-line">
                   <td className="py-1.5 pr-4 font-mono text-xs break-all">{test.id}</td>
-                  <td className="py-1.5 pr-4"><Outcomes outcomes={test.base} /></td>
+                  <td className="py-1.5 pr-4"><Outcomes outcomes={test.base} before /></td>
                   <td className="py-1.5"><Outcomes outcomes={test.head} /></td>
                 </tr>
               ))}
@@ -72,11 +72,11 @@ export function ProofView({ id, run }: { id: string; run?: string }) {
         <h2 className="mb-2 font-semibold">Commands that were run</h2>
         <ol className="space-y-1">
           {one.commands.map((command, index) => (
-            <li key={index} className="flex flex-wrap items-baseline gap-x-3">
-              <span className="w-36 shrink-0 text-soft">{command.purpose}</span>
-              <code className="min-w-0 flex-1 font-mono text-xs break-all">{command.command}</code>
+            <li key={index} className="grid items-baseline gap-x-3 max-sm:border-t max-sm:border-line max-sm:py-1.5 max-sm:first:border-0 sm:grid-cols-[9rem_1fr_auto]">
+              <span className="text-soft">{command.purpose}</span>
+              <code className="min-w-0 font-mono text-xs [overflow-wrap:anywhere]">{command.command}</code>
               <span className="text-xs text-soft tabular-nums">
-                {command.timed_out ? "timed out" : `exit ${command.exit ?? "by signal"}`} · {duration(command.took_ms / 1000)}
+                {ending(command)} · {duration(command.took_ms / 1000)}
               </span>
             </li>
           ))}
@@ -90,12 +90,19 @@ export function ProofView({ id, run }: { id: string; run?: string }) {
   );
 }
 
-function Outcomes({ outcomes }: { outcomes: string[] }) {
+/** Before the change the new tests have to fail. */
+function ending({ purpose, exit, timed_out }: Schemas["ProofCommand"]): string {
+  if (timed_out) return "timed out";
+  const end = `exit ${exit ?? "by signal"}`;
+  return purpose === "new tests on base" && exit != null && exit !== 0 ? `failed before the change, as it must: ${end}` : end;
+}
+
+function Outcomes({ outcomes, before = false }: { outcomes: string[]; before?: boolean }) {
   return (
     <span className="flex flex-wrap gap-x-3">
       {outcomes.map((outcome, index) => {
         const Icon = outcome === "passed" ? CheckCircle2 : outcome === "failed" ? XCircle : MinusCircle;
-        const tone = outcome === "passed" ? "text-good" : outcome === "failed" ? "text-bad" : "text-soft";
+        const tone = outcome === "passed" ? "text-good" : outcome === "failed" && !before ? "text-bad" : "text-soft";
         return (
           <span key={index} className={`inline-flex items-center gap-1 ${tone}`}>
             <Icon size={13} aria-hidden /> {outcome}

@@ -1,5 +1,5 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
-import { useState, type FormEvent } from "react";
+import { useRef, useState, type FormEvent } from "react";
 import { get, post, type Task } from "../../api/client";
 import { Ago, Trouble } from "../../parts/Show";
 import { useMe } from "../access/me";
@@ -9,11 +9,15 @@ export function Talk({ task }: { task: Task }) {
   const { may } = useMe();
   const queries = useQueryClient();
   const [text, setText] = useState("");
+  const sending = useRef(false);
   const messages = useQuery({ queryKey: ["tasks", "messages", task.id], queryFn: () => get.messages(task.id) });
   const say = useMutation({
     mutationFn: () => post(`/api/v1/tasks/${task.id}/messages`, { text: text.trim() }),
     onSuccess: () => setText(""),
-    onSettled: () => queries.invalidateQueries({ queryKey: ["tasks"] }),
+    onSettled: () => {
+      sending.current = false;
+      return queries.invalidateQueries({ queryKey: ["tasks"] });
+    },
   });
   const open = task.state !== "done" && task.state !== "cancelled" && may("messages.create");
   const said = messages.data?.items ?? [];
@@ -39,6 +43,9 @@ export function Talk({ task }: { task: Task }) {
           className="flex flex-wrap items-end gap-3"
           onSubmit={(event: FormEvent) => {
             event.preventDefault();
+            // Two clicks come before the page has drawn that one is on its way.
+            if (sending.current || text.trim() === "") return;
+            sending.current = true;
             say.mutate();
           }}
         >

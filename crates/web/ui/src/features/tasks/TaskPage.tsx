@@ -1,13 +1,15 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { getRouteApi, useNavigate } from "@tanstack/react-router";
-import { ExternalLink, RotateCcw, Square } from "lucide-react";
+import { ChevronRight, ExternalLink, RotateCcw, Square } from "lucide-react";
 import { lazy, Suspense, useEffect, useRef, useState, type ReactNode } from "react";
 import { get, post, type Task, type TaskEvent } from "../../api/client";
-import { follow, type Link as Wire } from "../../api/live";
 import { Ago, duration, Loading, Page, Standing, Trouble } from "../../parts/Show";
 import { useMe } from "../access/me";
 import { Journal } from "./Journal";
 import { ProofView } from "./ProofView";
+import { useStory, type Saying, type Told } from "./live";
+import { Sayings } from "./Sayings";
+import { TABS, type Tab } from "./tabs";
 import { isWeb } from "./TaskRow";
 import { Talk } from "./Talk";
 import { Timeline } from "./Timeline";
@@ -17,16 +19,6 @@ const Patch = lazy(() => import("../../parts/Patch"));
 const Runs = lazy(() => import("./Runs"));
 const route = getRouteApi("/tasks/$id");
 
-const TABS = [
-  { id: "story", label: "Story" },
-  { id: "work", label: "Work" },
-  { id: "change", label: "Change" },
-  { id: "proof", label: "Proof" },
-  { id: "runs", label: "Runs" },
-  { id: "issue", label: "Issue" },
-] as const;
-type Tab = (typeof TABS)[number]["id"];
-
 export function TaskPage() {
   const { id } = route.useParams();
   return <OneTask key={id} id={id} />;
@@ -34,8 +26,11 @@ export function TaskPage() {
 
 function OneTask({ id }: { id: string }) {
   const task = useQuery({ queryKey: ["tasks", "one", id], queryFn: () => get.task(id) });
-  const { events, link } = useStory(id);
-  const [tab, setTab] = useState<Tab>("story");
+  const { events, told, sayings } = useStory(id);
+  const { tab = "story" } = route.useSearch();
+  const navigate = route.useNavigate();
+  // Each is a place of its own, to which a link and the way back lead; the first needs no name.
+  const choose = (next: Tab) => void navigate({ search: next === "story" ? {} : { tab: next } });
   if (task.isError) {
     return (
       <Page title="Task">
@@ -89,11 +84,16 @@ function OneTask({ id }: { id: string }) {
         </div>
       )}
       <Cost task={one} />
-      <Tabs tab={tab} choose={setTab} />
+      <Tabs tab={tab} choose={choose} />
       <div role="tabpanel" id={`panel-${tab}`} aria-labelledby={`tab-${tab}`} className="mt-3">
         {tab === "story" && <Talk task={one} />}
-        {tab === "story" && <Story events={events} link={link} />}
-        {tab === "work" && <Journal run={one.run.id} events={events} />}
+        {tab === "story" && <Story task={one} events={events} told={told} sayings={sayings} />}
+        {tab === "work" && (
+          <>
+            <Journal run={one.run.id} events={events} />
+            <Sayings sayings={sayings.filter((saying) => saying.run === one.run.ordinal)} several={false} />
+          </>
+        )}
         {tab === "change" && (change ? <Change id={id} title={change.title} summary={change.summary} /> : <Nothing>There is no change, or not yet.</Nothing>)}
         {tab === "proof" && (change ? <ProofView id={id} /> : <Nothing>Nothing has been proven, or not yet.</Nothing>)}
         {tab === "runs" && (
@@ -115,69 +115,105 @@ const Nothing = ({ children }: { children: ReactNode }) => <p className="panel p
 
 function Tabs({ tab, choose }: { tab: Tab; choose: (tab: Tab) => void }) {
   const place = useRef<HTMLDivElement>(null);
+  const [more, setMore] = useState(false);
+  useEffect(() => {
+    const box = place.current;
+    if (!box) return;
+    // What is cut off fades out, so that nobody takes what is seen for all there is.
+    const look = () => setMore(box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
+    const sizes = new ResizeObserver(look);
+    sizes.observe(box);
+    box.addEventListener("scroll", look);
+    return () => {
+      sizes.disconnect();
+      box.removeEventListener("scroll", look);
+    };
+  }, []);
+  useEffect(() => {
+    const [box, chosen] = [place.current, place.current?.querySelector<HTMLElement>(`#tab-${tab}`)];
+    if (!box || !chosen) return;
+    if (chosen.offsetLeft + chosen.offsetWidth > box.scrollLeft + box.clientWidth) box.scrollLeft = chosen.offsetLeft + chosen.offsetWidth - box.clientWidth;
+    if (chosen.offsetLeft < box.scrollLeft) box.scrollLeft = chosen.offsetLeft;
+  }, [tab]);
   return (
-    <div
-      ref={place}
-      role="tablist"
-      aria-label="Parts of the Task"
-      className="flex gap-1 overflow-x-auto border-b border-line whitespace-nowrap"
-      onKeyDown={(event) => {
-        const step = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
-        const next = TABS[(TABS.findIndex((one) => one.id === tab) + step + TABS.length) % TABS.length];
-        if (step === 0 || !next) return;
-        choose(next.id);
-        place.current?.querySelector<HTMLElement>(`#tab-${next.id}`)?.focus();
-      }}
-    >
-      {TABS.map(({ id, label }) => (
-        <button
-          key={id}
-          type="button"
-          role="tab"
-          id={`tab-${id}`}
-          aria-selected={tab === id}
-          aria-controls={tab === id ? `panel-${id}` : undefined}
-          tabIndex={tab === id ? 0 : -1}
-          className={`-mb-px border-b-2 px-3 py-2 ${tab === id ? "border-accent font-medium" : "border-transparent text-soft"}`}
-          onClick={() => choose(id)}
-        >
-          {label}
-        </button>
-      ))}
+    <div className="relative">
+      <div
+        ref={place}
+        role="tablist"
+        aria-label="Parts of the Task"
+        className="relative flex gap-1 max-sm:gap-0 overflow-x-auto border-b border-line whitespace-nowrap"
+        onKeyDown={(event) => {
+          const step = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
+          const next = TABS[(TABS.findIndex((one) => one.id === tab) + step + TABS.length) % TABS.length];
+          if (step === 0 || !next) return;
+          choose(next.id);
+          place.current?.querySelector<HTMLElement>(`#tab-${next.id}`)?.focus();
+        }}
+      >
+        {TABS.map(({ id, label }) => (
+          <button
+            key={id}
+            type="button"
+            role="tab"
+            id={`tab-${id}`}
+            aria-selected={tab === id}
+            aria-controls={tab === id ? `panel-${id}` : undefined}
+            tabIndex={tab === id ? 0 : -1}
+            className={`-mb-px shrink-0 border-b-2 px-3 py-2 max-sm:px-2 ${tab === id ? "border-accent font-medium" : "border-transparent text-soft"}`}
+            onClick={() => choose(id)}
+          >
+            {label}
+          </button>
+        ))}
+      </div>
+      {more && (
+        <span aria-hidden className="pointer-events-none absolute inset-y-0 right-0 flex w-14 items-center justify-end bg-linear-to-l from-ground from-40% to-transparent text-soft">
+          <ChevronRight size={16} />
+        </span>
+      )}
     </div>
   );
 }
 
+/** Of all its Runs together. */
 function Cost({ task }: { task: Task }) {
-  const { spent, result, attempts, crashes } = task.run;
+  const runs = useQuery({ queryKey: ["tasks", "runs", task.id, task.updated_at], queryFn: () => get.runs(task.id), placeholderData: (before) => before });
+  const all = runs.data && runs.data.items.length > 1 ? runs.data.items : [task.run];
+  const sum = (of: (run: Task["run"]) => number) => all.reduce((total, run) => total + of(run), 0);
+  const models = [...new Set(all.map((run) => run.result?.model || run.model || task.model || "first configured"))];
   const facts: [string, string][] = [
-    ["Model", result?.model ?? task.model ?? "first configured"],
-    ["Model calls", spent.calls.toLocaleString()],
-    ["Tokens written", spent.generated_tokens.toLocaleString()],
-    ["Tokens read", spent.prompt_tokens.toLocaleString()],
-    ["Work", duration(spent.wall_s)],
-    ["Failed tries", String(attempts + crashes)],
+    [models.length > 1 ? "Models" : "Model", models.join(", ")],
+    ["Model calls", sum((run) => run.spent.calls).toLocaleString()],
+    ["Tokens written", sum((run) => run.spent.generated_tokens).toLocaleString()],
+    ["Tokens read", sum((run) => run.spent.prompt_tokens).toLocaleString()],
+    ["Work", duration(sum((run) => run.spent.wall_s))],
+    ["Failed tries", sum((run) => run.attempts + run.crashes).toLocaleString()],
   ];
   return (
-    <dl className="mb-4 grid grid-cols-2 gap-px overflow-hidden rounded-[10px] border border-line bg-line sm:grid-cols-3 lg:grid-cols-6">
-      {facts.map(([name, value]) => (
-        <div key={name} className="bg-panel px-3 py-2">
-          <dt className="text-xs text-soft">{name}</dt>
-          <dd className="truncate font-medium tabular-nums" title={value}>
-            {value}
-          </dd>
-        </div>
-      ))}
-    </dl>
+    <div className="mb-4">
+      <dl className="grid grid-cols-2 gap-px overflow-hidden rounded-[10px] border border-line bg-line sm:grid-cols-3 lg:grid-cols-6">
+        {facts.map(([name, value]) => (
+          <div key={name} className="bg-panel px-3 py-2">
+            <dt className="text-xs text-soft">{name}</dt>
+            <dd className="truncate font-medium tabular-nums" title={value}>
+              {value}
+            </dd>
+          </div>
+        ))}
+      </dl>
+      {all.length > 1 && <p className="mt-1 text-xs text-soft">Of its {all.length} Runs together; each alone is under Runs.</p>}
+    </div>
   );
 }
 
-function Story({ events, link }: { events: TaskEvent[]; link: Wire }) {
+function Story({ task, events, told, sayings }: { task: Task; events: TaskEvent[]; told: Told; sayings: Saying[] }) {
+  const several = events.some(({ what }) => "run" in what && what.run > 1);
   return (
     <>
-      {events.length > 0 ? <Timeline events={events} /> : <Loading rows={4} />}
+      {events.length > 0 ? <Timeline events={events} actor={task.actor} /> : <Loading rows={4} />}
+      <Sayings sayings={sayings} several={several} />
       <p role="status" className="mt-2 text-xs text-soft">
-        {{ connecting: "Connecting…", live: "Live: what happens next appears here.", lost: "The connection is lost; trying again.", ended: "That is all that happened." }[link]}
+        {{ connecting: "Connecting…", live: "Live: what happens next appears here.", lost: "The connection is lost; trying again.", ended: "That is all that happened." }[told]}
       </p>
     </>
   );
@@ -250,24 +286,4 @@ function Actions({ task }: { task: Task }) {
       )}
     </>
   );
-}
-
-/** The Task's events from the first one on, in order; they grow while they are looked at. */
-function useStory(id: string): { events: TaskEvent[]; link: Wire } {
-  const queries = useQueryClient();
-  const [events, setEvents] = useState<TaskEvent[]>([]);
-  const [link, setLink] = useState<Wire>("connecting");
-  useEffect(() => {
-    const stop = new AbortController();
-    setEvents([]);
-    void follow(`/api/v1/tasks/${encodeURIComponent(id)}/events`, 0, stop.signal, {
-      event: (event) => setEvents((before) => [...before, event]),
-      link: (now) => {
-        setLink(now);
-        if (now === "ended") void queries.invalidateQueries({ queryKey: ["tasks", "one", id] });
-      },
-    });
-    return () => stop.abort();
-  }, [id, queries]);
-  return { events, link };
 }

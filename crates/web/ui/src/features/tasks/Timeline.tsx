@@ -1,4 +1,4 @@
-import { Ban, Brain, CheckCircle2, CircleDot, GitBranch, GitPullRequest, MessageSquare, Play, RotateCcw, ShieldCheck, Terminal, XCircle } from "lucide-react";
+import { AlertTriangle, Ban, Brain, CheckCircle2, CircleDot, GitBranch, GitPullRequest, MessageSquare, Play, RotateCcw, ShieldCheck, Terminal, XCircle } from "lucide-react";
 import type { TaskEvent } from "../../api/client";
 import { duration } from "../../parts/Show";
 import { isWeb } from "./TaskRow";
@@ -22,12 +22,12 @@ const STEP_ICONS: Record<string, typeof Brain> = {
 };
 
 /** The story of a Task, as it is told by its events. */
-export function Timeline({ events }: { events: TaskEvent[] }) {
+export function Timeline({ events, actor }: { events: TaskEvent[]; actor: string }) {
   let phase = "";
   return (
     <ol className="panel divide-y divide-line/60 px-4 py-1" aria-label="What happened">
       {events.map((event) => {
-        const { Icon, tone, text, detail, url, aside } = told(event);
+        const { Icon, tone, text, detail, url, aside } = told(event, actor);
         const run = "run" in event.what && event.what.type !== "run_chosen" && event.what.run > 1 ? `Run ${event.what.run}` : null;
         const now = event.what.type === "step" ? `${run ? `${run}: ` : ""}${PHASES[event.what.phase] ?? event.what.phase}` : "";
         const heading = now !== "" && now !== phase ? now : null;
@@ -71,13 +71,35 @@ interface Told {
   aside?: string;
 }
 
-function told({ what }: TaskEvent): Told {
+const TRIGGERS: Record<string, string> = {
+  label: "by the label on its issue",
+  comment: "in a comment on its issue",
+  api: "in the browser or over the API",
+  cli: "on the command line",
+  foreign: "by another program's message",
+};
+
+/** How an end looks: only what somebody hoped for is green. */
+function end(outcome: string): Pick<Told, "Icon" | "tone"> {
+  if (["failed", "unsolved", "stopped"].includes(outcome)) return { Icon: XCircle, tone: "text-bad" };
+  if (["draft_pr", "question", "declined"].includes(outcome)) return { Icon: AlertTriangle, tone: "text-warn" };
+  return { Icon: CheckCircle2, tone: "text-good" };
+}
+
+/** What an effect did, without the word for it once more. */
+function effect(kind: string, detail: string): string {
+  const word = kind.replaceAll("_", " ");
+  return detail.toLowerCase().startsWith(word.toLowerCase()) ? detail : `${word} ${detail}`;
+}
+
+function told({ what }: TaskEvent, actor: string): Told {
   const plain = "text-soft";
   switch (what.type) {
     case "task_created":
-      return { Icon: Play, tone: plain, text: "Asked for", detail: `by ${what.trigger}, as ${what.mode}` };
+      return { Icon: Play, tone: plain, text: `Asked for by ${actor}`, detail: `${TRIGGERS[what.trigger] ?? what.trigger}, as ${what.mode}` };
     case "task_joined":
-      return { Icon: MessageSquare, tone: "text-accent", text: `${what.by} wrote:`, detail: what.message };
+      // What was said is in the messages; the event only tells of it.
+      return { Icon: MessageSquare, tone: "text-accent", ...(what.message === "message" ? { text: `${what.by} wrote a message` } : { text: `${what.by} wrote:`, detail: what.message }) };
     case "run_leased":
       return { Icon: Play, tone: "text-accent", text: "Taken up", detail: `by ${what.worker}` };
     case "step": {
@@ -94,11 +116,11 @@ function told({ what }: TaskEvent): Told {
     case "run_lapsed":
       return { Icon: XCircle, tone: "text-warn", text: "Its worker has gone silent", detail: what.again ? "and another one takes over" : "for the last time" };
     case "run_ended":
-      return { Icon: CheckCircle2, tone: "text-good", text: `The work has ended: ${what.outcome.replaceAll("_", " ")}`, detail: what.level ? `(${what.level})` : undefined };
+      return { ...end(what.outcome), text: `The work has ended: ${what.outcome.replaceAll("_", " ")}`, detail: what.level ? `(${what.level})` : undefined };
     case "effect_intended":
-      return { Icon: GitPullRequest, tone: plain, text: `About to write: ${what.effect.replaceAll("_", " ")}`, detail: what.detail };
+      return { Icon: GitPullRequest, tone: plain, text: "About to write:", detail: effect(what.effect, what.detail) };
     case "effect_settled":
-      return { Icon: GitPullRequest, tone: "text-good", text: `Written: ${what.effect.replaceAll("_", " ")}`, detail: what.detail, url: what.url };
+      return { Icon: GitPullRequest, tone: "text-good", text: "Written:", detail: effect(what.effect, what.detail), url: what.url };
     case "publish_failed":
       return { Icon: XCircle, tone: "text-bad", text: what.again ? "Publishing failed, and will be tried again:" : "Publishing failed:", detail: what.why };
     case "cancel_requested":
@@ -106,7 +128,7 @@ function told({ what }: TaskEvent): Told {
     case "task_cancelled":
       return { Icon: Ban, tone: "text-warn", text: "Cancelled" };
     case "task_done":
-      return { Icon: CheckCircle2, tone: "text-good", text: `Done: ${what.outcome.replaceAll("_", " ")}`, detail: what.pull_request ? `pull request #${what.pull_request}` : undefined };
+      return { ...end(what.outcome), text: `Done: ${what.outcome.replaceAll("_", " ")}`, detail: what.pull_request ? `pull request #${what.pull_request}` : undefined };
     case "redriven":
       return { Icon: RotateCcw, tone: "text-accent", text: `${what.by} took it up again` };
     case "runs_added":
