@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "all of this is test code")]
 
 mod gather;
+mod k3s;
 mod preflight;
 mod production;
 
