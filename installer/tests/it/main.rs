@@ -4,6 +4,7 @@
 
 mod gather;
 mod k3s;
+mod k3s_programs;
 mod preflight;
 mod production;
 
