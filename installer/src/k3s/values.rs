@@ -7,6 +7,8 @@ use crate::answers::Answers;
 
 /// Keys of the configuration that name a secret end so.
 const FILE: &str = "_file";
+/// How images out of a bundle are called: no registry answers to it.
+const LOCAL: &str = "localhost";
 /// A value of this name in the chart's values would be a secret in the open.
 const TELLING: [&str; 5] = ["password", "secret", "token", "apikey", "api_key"];
 
@@ -71,7 +73,7 @@ pub(super) fn render(answers: &Answers) -> String {
         json!({ "scaling": "fixed", "replicas": workers })
     };
     let mut values = json!({
-        "image": { "registry": k3s.registry },
+        "image": { "registry": if k3s.registry.is_empty() { LOCAL } else { &k3s.registry } },
         "config": config,
         "worker": worker,
         "redis": { "enabled": k3s.redis },
