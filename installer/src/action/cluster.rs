@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{ActError, ActResult, Check, Description, Keeping, Saving, Trace, Way, file};
 use crate::host::{Attrs, Entry, Host, HostView, PAUSE, Said, UnitVerb, sha256};
 use crate::k3s::bundle::Origin;
-use crate::k3s::layout::{HELM, K3S, KUBECONFIG, UNIT};
+use crate::k3s::layout::{CONFIG, HELM, K3S, KUBECONFIG, UNIT, UNIT_FILE};
 
 /// Where k3s takes HelmChart resources from.
 const SYSTEM: &str = "kube-system";
@@ -203,6 +203,8 @@ impl Act {
         match self {
             Self::Secret { files, way: Way::Forth, .. } => secrets(&mut files.values()),
             Self::Release(release) => secrets(&mut release.secrets.iter()),
+            // Then k3s is started anew, and what it said before is no answer any more.
+            Self::Await { .. } => vec![format!("place:{K3S}"), format!("file:{CONFIG}"), format!("file:{UNIT_FILE}")],
             _ => Vec::new(),
         }
     }

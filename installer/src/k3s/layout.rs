@@ -7,6 +7,7 @@ pub const HELM: &str = "/opt/fettle/k3s/helm";
 /// Values of the chart, rendered; no secret is in them.
 pub const VALUES: &str = "/opt/fettle/k3s/values.yaml";
 pub const UNIT: &str = "k3s.service";
+pub const UNIT_FILE: &str = "/etc/systemd/system/k3s.service";
 pub const AGENT_UNIT: &str = "k3s-agent.service";
 pub const CONFIG_DIR: &str = "/etc/rancher/k3s";
 /// Written by k3s for whoever administers the cluster.

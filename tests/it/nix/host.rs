@@ -157,7 +157,7 @@ fn a_cluster_is_k3s_with_charts_and_no_secret_is_in_the_store(host: &Value) {
     assert_eq!(values["worker"]["scaledJob"]["max"], 4);
     assert_eq!(values["secrets"]["existingSecret"], "fettle");
     assert_eq!(secrets(host, "fettle-k3s-secrets.service"), ["app.pem", "webhook-secret"]);
-    assert_eq!(host["ports"], json!([10250, 80, 443, 6443]));
+    assert_eq!(host["ports"], json!([80, 443, 6443, 10250]));
     assert!(host["users"].as_object().unwrap().is_empty(), "services of the host are not there beside a cluster");
 }
 

@@ -174,6 +174,10 @@ fn an_upgrade_of_k3s_and_chart_killed_before_any_change_ends_as_the_new_or_the_o
     let World { wanted: mut start, release: old, bundle: old_bundle, answers: old_answers, .. } = world();
     let (release, bundle) = bundle(&mut start, "2.0.0");
     let answers = answers(&start, &bundle, "");
+    let keys: Vec<String> =
+        steps(&start, &release, &bundle, &answers).0.iter().map(|step| step.action().key()).collect();
+    let place = |key: &str| keys.iter().position(|one| one == key).unwrap_or_else(|| panic!("{key}: {keys:?}"));
+    assert!(place("restart:forth") < place("await:every node is ready"), "k3s is waited for when it was started anew");
     let mut wanted = start.clone();
     wanted.calls.clear();
     assert_eq!(apply(&mut wanted, &release, &bundle, &answers).unwrap().unwrap(), Outcome::Done);
