@@ -67,6 +67,8 @@
           services.fettle.checkedBy = lib.mkDefault (here pkgs.stdenv.buildPlatform.system);
         };
 
+      nixosModules.k3s = import ./nixos/module/k3s.nix;
+
       checks = forEach (
         pkgs:
         import ./nixos/checks.nix {

@@ -31,6 +31,101 @@ pub struct Answers {
     /// How backups are made; `true` and `false` alone say whether there is one every night.
     #[serde(deserialize_with = "backup")]
     pub backup: Backup,
+    /// Of mode k3s alone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub k3s: K3s,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What a cluster is made of, and where it comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct K3s {
+    /// Where the files are: a bundle's folder, or an `https://` address below which they lie as in a bundle.
+    pub source: String,
+    /// The address of a cluster that this host joins, such as `https://10.0.0.1:6443`; without one it becomes a cluster.
+    pub join: String,
+    /// The name by which people reach Fettle; without one there is no way in from outside the cluster.
+    pub host: String,
+    /// `self_signed` (cert-manager makes a certificate that GitHub refuses), `none`, or the name of a ClusterIssuer.
+    pub tls: String,
+    /// Further names and addresses of the cluster's own API.
+    pub tls_san: Vec<String>,
+    /// Networks of pods and services; no route of the host may lead into them.
+    pub cluster_cidr: String,
+    pub service_cidr: String,
+    /// Certificates by themselves.
+    pub cert_manager: bool,
+    /// A worker for each Run that waits; else as many as `workers` says run all the time.
+    pub keda: bool,
+    /// The chart's own Redis.
+    pub redis: bool,
+    /// GPUs that the inference service takes on each node that has some; 0: all models are elsewhere.
+    pub gpus: u32,
+    /// A registry that has all images; without one they come out of the bundle.
+    pub registry: String,
+    /// Checksums that the operator vouches for, by file. That of `SHA256SUMS` stands for all that a bundle holds.
+    pub sha256: BTreeMap<String, String>,
+    /// Values of the chart, over those that follow from the rest.
+    pub values: toml::Table,
+}
+
+impl Default for K3s {
+    fn default() -> Self {
+        Self {
+            source: String::new(),
+            join: String::new(),
+            host: String::new(),
+            tls: "self_signed".to_owned(),
+            tls_san: Vec::new(),
+            cluster_cidr: "10.42.0.0/16".to_owned(),
+            service_cidr: "10.43.0.0/16".to_owned(),
+            cert_manager: true,
+            keda: true,
+            redis: false,
+            gpus: 0,
+            registry: String::new(),
+            sha256: BTreeMap::new(),
+            values: toml::Table::new(),
+        }
+    }
+}
+
+impl K3s {
+    /// Errors with a sentence about the first value that cannot be.
+    fn check(&self) -> Result<(), String> {
+        for (key, cidr) in [("cluster_cidr", &self.cluster_cidr), ("service_cidr", &self.service_cidr)] {
+            if crate::k3s::network::Net::parse(cidr).is_none() {
+                return Err(format!("k3s.{key}: `{cidr}` is no IPv4 network; write it as 10.42.0.0/16"));
+            }
+        }
+        let names = [("host", &self.host), ("tls", &self.tls), ("registry", &self.registry)];
+        let sans = self.tls_san.iter().map(|san| ("tls_san", san));
+        if let Some((key, name)) = names.into_iter().chain(sans).find(|(_, name)| !is_host_name(name)) {
+            return Err(format!("k3s.{key}: {name:?} is no name"));
+        }
+        for (file, sha256) in &self.sha256 {
+            if sha256.len() != 64 || !sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+                return Err(format!("k3s.sha256: that of `{file}` is not 64 hexadecimal digits in lower case"));
+            }
+        }
+        let source = self.source.as_str();
+        if !(source.is_empty() || source.starts_with('/') || source.starts_with("https://")) {
+            return Err(format!("k3s.source: `{source}` is neither an absolute path nor an https:// address"));
+        }
+        if !self.join.is_empty() && !self.join.starts_with("https://") {
+            return Err(format!("k3s.join: `{}` is no https:// address", self.join));
+        }
+        Ok(())
+    }
+}
+
+/// Letters, digits, dots, hyphens, underscores; a port is fine.
+fn is_host_name(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte)) && !name.starts_with('-')
 }
 
 /// Where a secret is.
@@ -110,6 +205,7 @@ impl Default for Answers {
             smoke: true,
             commands: true,
             backup: Backup::default(),
+            k3s: K3s::default(),
         }
     }
 }
@@ -148,6 +244,7 @@ impl Answers {
                 "retire: `{unit}` is not a unit of something else; write its whole name, as in `aiagent.service`"
             ));
         }
+        answers.k3s.check()?;
         Ok(answers)
     }
 }
@@ -190,6 +287,10 @@ mod tests {
             ("[backup]\nkeep = 0", "backup.keep"),
             ("[backup]\nrecipients = [\"age1x\"]", "`age1x`"),
             ("[backup]\nnightli = false", "backup"),
+            ("[k3s]\ncluster_cidr = \"10.42.0.0\"", "k3s.cluster_cidr"),
+            ("[k3s]\nhost = \"a b\"", "k3s.host"),
+            ("[k3s]\nsource = \"bundle\"", "k3s.source"),
+            ("[k3s.sha256]\n\"k3s/k3s\" = \"ABC\"", "k3s/k3s"),
         ] {
             assert!(Answers::parse(text).unwrap_err().contains(named), "{text}");
         }

@@ -26,7 +26,7 @@ pub enum Command {
     Detect,
     /// Check whether Fettle can be installed here, and say what to do where it cannot. Writes nothing; some checks need root.
     Preflight {
-        /// systemd or nixos; default: as the host itself says.
+        /// systemd, nixos or k3s; default: as it was installed, else as the host itself says; k3s only when asked for.
         #[arg(long, value_name = "MODE")]
         mode: Option<Mode>,
         /// Checks whose failure is all right, such as PF012,PF030.
@@ -71,6 +71,20 @@ pub enum Command {
         #[command(flatten)]
         how: How,
     },
+    /// Make this host a further node of a cluster that fettle-installer has made. Without --server, on a host of that cluster: show
+    /// the command for the next one.
+    Join {
+        /// The address of the cluster, such as https://10.0.0.1:6443.
+        #[arg(long, value_name = "URL", requires = "token_file")]
+        server: Option<String>,
+        /// The word of the cluster; it is in /etc/fettle/secrets/k3s-token there.
+        #[arg(long, value_name = "FILE", requires = "server")]
+        token_file: Option<Utf8PathBuf>,
+        #[command(flatten)]
+        wanted: Wanted,
+        #[command(flatten)]
+        how: How,
+    },
     /// Go on with a run that was interrupted.
     Resume,
     /// Show what is installed, what runs, and whether a run is unfinished.
@@ -79,7 +93,7 @@ pub enum Command {
     Verify,
     /// Switch to another release; the earlier one comes back by itself when this one does not become healthy.
     Upgrade {
-        /// The release tree to switch to.
+        /// The release tree to switch to; in mode k3s the bundle with it.
         #[arg(long, value_name = "FOLDER")]
         to: Utf8PathBuf,
         #[command(flatten)]
@@ -142,9 +156,12 @@ pub struct Wanted {
     /// The release tree to install; default: the one that this program lies in. On NixOS the flake brings it.
     #[arg(long, value_name = "FOLDER")]
     pub release: Option<Utf8PathBuf>,
-    /// systemd or nixos; default: as the host itself says.
+    /// systemd, nixos or k3s; default: as it was installed, else as the host itself says; k3s only when asked for.
     #[arg(long, value_name = "MODE")]
     pub mode: Option<Mode>,
+    /// Of mode k3s: the folder with k3s, charts and images, or the https:// address of a mirror; default: as the answers say.
+    #[arg(long, value_name = "FOLDER")]
+    pub bundle: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -8,14 +8,15 @@ use fettle_app::ports::clock::Clock as _;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::system::SystemClock;
 
-use crate::action::{Action, Check};
-use crate::answers::Answers;
+use crate::action::{Action, Check, ClusterAct};
+use crate::answers::{Answers, K3s, SecretFrom};
 use crate::cli::{Command, Flags, How, OnFailure as KeepOrRevert, Predecessor, Wanted};
 use crate::console::Reporter;
 use crate::exit::{Exit, where_it_stands};
 use crate::facts::{self, Files, HostFacts, RealAsk, gather};
 use crate::host::{HostView, RealHost, sha256};
 use crate::journal::{OnFailure, Product, Purpose, Run, Step};
+use crate::k3s::{self, bundle::Bundle};
 use crate::layout::{self, ANSWERS, CONFIG, CURRENT, HOME, RELEASES, SECRETS};
 use crate::lock::{self, Lock, LockError};
 use crate::nixos;
@@ -64,7 +65,7 @@ impl From<LockError> for Ended {
 pub fn run(flags: Flags) -> Exit {
     let mut reporter = Reporter::new(flags.json);
     let outcome = RealHost::new().map_err(unexpected).and_then(|host| {
-        let mut session = Session { host, home: Home(HOME.into()), reporter: &mut reporter };
+        let mut session = Session { host, home: Home(HOME.into()), reporter: &mut reporter, mode: host_mode() };
         session.command(flags.command)
     });
     let (exit, why) = match outcome {
@@ -82,6 +83,8 @@ pub(crate) struct Session<'a> {
     pub(crate) host: RealHost,
     pub(crate) home: Home,
     pub(crate) reporter: &'a mut Reporter,
+    /// What a run is carried out in.
+    mode: Mode,
 }
 
 impl Session<'_> {
@@ -102,6 +105,32 @@ impl Session<'_> {
             Command::Resume => self.resume(),
             Command::Status => self.status(),
             Command::Verify => self.verify(),
+            Command::Join { server, token_file, wanted, how } => match server.zip(token_file) {
+                Some((server, token)) => self.join(server, token, &wanted, &how),
+                None => self.next_node(),
+            },
+            Command::Upgrade { to, how, gate_timeout } if self.is_cluster() => {
+                let bundle = to.canonicalize_utf8().map(Utf8PathBuf::into_string);
+                let bundle = bundle.map_err(|error| Ended { exit: Exit::Usage, why: format!("{to}: {error}") })?;
+                let wanted = Wanted { answers: None, release: None, mode: Some(Mode::K3s), bundle: Some(bundle) };
+                let mut answers = self.wanted_answers(&wanted)?;
+                answers.gate_timeout = gate_timeout.unwrap_or(answers.gate_timeout);
+                let aim = self.aim(wanted.mode, None, &answers)?;
+                self.carry_out(&aim, &answers, &how, Purpose::Upgrade)
+            }
+            Command::Rollback { .. } | Command::Backup(_) | Command::Restore(_) if self.is_cluster() => {
+                let why = format!(
+                    "in mode k3s helm goes back: `{helm} rollback {name} --namespace {namespace} --kubeconfig {config}`, or `fettle-installer \
+                     upgrade --to` the earlier bundle. Of the ledger the chart makes backups (k3s.values.backup.enabled), of the cluster k3s \
+                     takes snapshots (`k3s etcd-snapshot ls`)",
+                    helm = k3s::layout::HELM,
+                    name = k3s::RELEASE_NAME,
+                    namespace = k3s::NAMESPACE,
+                    config = k3s::layout::KUBECONFIG,
+                );
+                Err(Ended { exit: Exit::Usage, why })
+            }
+            Command::Smoke { .. } if self.is_cluster() => self.smoke_of_cluster(),
             Command::Upgrade { to, how, gate_timeout } => {
                 no_release_on_nixos()?;
                 let release = self.release(Some(&to))?;
@@ -133,7 +162,7 @@ impl Session<'_> {
     /// Errors when something failed that nobody said is all right.
     fn preflight(&mut self, aim: &Aim, answers: &Answers, ignore: &[String]) -> Ends<()> {
         let release = match aim {
-            Aim::Systemd(release) => {
+            Aim::Systemd(release) | Aim::K3s { release, .. } => {
                 let files = release.manifest.files.keys();
                 let bytes = files.filter_map(|name| fs_err::metadata(release.source.join(name)).ok());
                 Some(preflight::Release {
@@ -153,6 +182,12 @@ impl Session<'_> {
                 inference: preflight::Ports::default().inference.filter(|_| answers.inference),
                 ..preflight::Ports::default()
             },
+            cluster: preflight::Cluster {
+                networks: vec![answers.k3s.cluster_cidr.clone(), answers.k3s.service_cidr.clone()],
+                ours: self.receipt()?.as_ref().is_some_and(k3s::is_ours),
+                gpus: answers.k3s.gpus > 0,
+                serves: answers.k3s.join.is_empty(),
+            },
             ..Context::of(aim.mode())
         };
         let asked = Preflight { mode: Some(aim.mode()), ignore: ignore.to_vec(), context };
@@ -169,8 +204,8 @@ impl Session<'_> {
     }
 
     fn plan(&mut self, wanted: &Wanted, output: Option<&Utf8Path>, explain: bool) -> Ends<Exit> {
-        let aim = self.aim(wanted.mode, wanted.release.as_deref())?;
-        let answers = self.answers(wanted.answers.as_deref())?;
+        let answers = self.wanted_answers(wanted)?;
+        let aim = self.aim(wanted.mode, wanted.release.as_deref(), &answers)?;
         let plan = self.planned(&aim, &answers)?;
         let settled = self.settled(&plan, Foreign::Refuse)?;
         if let Some(output) = output {
@@ -190,7 +225,7 @@ impl Session<'_> {
                 let _ = write!(std::io::stdout().lock(), "{}", nixos::module(&answers));
                 self.show(&mut std::io::stderr().lock(), &settled, explain);
             }
-            Aim::Systemd(_) => self.show(&mut std::io::stdout().lock(), &settled, explain),
+            Aim::Systemd(_) | Aim::K3s { .. } => self.show(&mut std::io::stdout().lock(), &settled, explain),
         }
         if settled.steps.is_empty() && settled.conflicts.is_empty() && settled.blocked.is_empty() {
             self.reporter.say("There is nothing to do.");
@@ -200,11 +235,15 @@ impl Session<'_> {
     }
 
     fn apply(&mut self, wanted: &Wanted, how: &How) -> Ends<Exit> {
-        let aim = self.aim(wanted.mode, wanted.release.as_deref())?;
-        let answers = self.answers(wanted.answers.as_deref())?;
+        let answers = self.wanted_answers(wanted)?;
+        let aim = self.aim(wanted.mode, wanted.release.as_deref(), &answers)?;
         let installed = self.receipt()?.filter(Receipt::is_installed);
         let purpose = match (installed, &aim) {
-            (Some(receipt), Aim::Systemd(release)) if receipt.product.release != release.name() => Purpose::Upgrade,
+            (Some(receipt), Aim::Systemd(release) | Aim::K3s { release, .. })
+                if receipt.product.release != release.name() =>
+            {
+                Purpose::Upgrade
+            }
             _ => Purpose::Apply,
         };
         self.carry_out(&aim, &answers, how, purpose)
@@ -241,7 +280,7 @@ impl Session<'_> {
             );
             return Err(Ended { exit: Exit::Conflict, why });
         }
-        let aim = self.aim(None, release)?;
+        let aim = self.aim(Some(host_mode()), release, &take_over.answers)?;
         self.carry_out(&aim, &take_over.answers, how, Purpose::Apply)
     }
 
@@ -283,16 +322,23 @@ impl Session<'_> {
         }
         refuse(&settled)?;
         self.need_root()?;
-        if let Aim::Systemd(release) = aim
+        if let Aim::Systemd(release) | Aim::K3s { release, .. } = aim
             && settled.steps.iter().any(|step| matches!(step, Step::Do { action: Action::Release { .. } }))
         {
             release::verify(&self.host, release).map_err(ended(Exit::Bundle))?;
+        }
+        let places =
+            |step: &Step| matches!(step, Step::Do { action: Action::Cluster { act: ClusterAct::Place { .. } } });
+        if let Aim::K3s { bundle, .. } = aim
+            && settled.steps.iter().any(places)
+        {
+            bundle.verify(&self.host).map_err(ended(Exit::Bundle))?;
         }
         self.preflight(aim, answers, &how.ignore)?;
         self.show(&mut std::io::stderr().lock(), &settled, false);
         self.confirm(how.yes, &format!("{} steps will be taken.", settled.steps.len()))?;
         let _lock = self.lock()?;
-        if purpose == Purpose::Upgrade && !how.no_backup {
+        if purpose == Purpose::Upgrade && !how.no_backup && aim.mode() == Mode::Systemd {
             crate::backup::before_upgrade(self)?;
         }
         let on_failure = match how.on_failure {
@@ -301,9 +347,14 @@ impl Session<'_> {
         };
         #[cfg(feature = "crash-points")]
         self.host.kill_at(how.kill_at);
+        self.mode = aim.mode();
         let exit = self.start(purpose, on_failure, plan.product.clone(), settled.steps)?;
         if exit == Exit::Done {
-            self.reporter.say(&format!("Fettle {} runs. {}", plan.product.version, next_steps()));
+            let next = match aim {
+                Aim::K3s { .. } => next_steps_of_cluster(&answers.k3s),
+                Aim::Systemd(_) | Aim::Nixos => next_steps().to_owned(),
+            };
+            self.reporter.say(&format!("Fettle {} runs. {next}", plan.product.version));
         }
         Ok(exit)
     }
@@ -319,7 +370,7 @@ impl Session<'_> {
         let text = serde_json::to_vec(&(&started, &steps)).map_err(unexpected)?;
         let id = sha256(&text)[..16].to_owned();
         self.reporter.of_plan(&id);
-        let run = Run { id, purpose, on_failure, started, product, mode: host_mode().name().to_owned(), steps };
+        let run = Run { id, purpose, on_failure, started, product, mode: self.mode.name().to_owned(), steps };
         let (home, reporter) = (self.home.clone(), &mut *self.reporter);
         let mut watch = |event: crate::run::Event<'_>| reporter.step(&event);
         let outcome = Runner::new(&home, &mut watch).start(&mut self.host, run)?;
@@ -569,9 +620,73 @@ impl Session<'_> {
         Answers::parse(&text).map_err(|error| Ended { exit: Exit::Usage, why: format!("{path}: {error}") })
     }
 
+    /// The answers with what was typed besides.
+    fn wanted_answers(&self, wanted: &Wanted) -> Ends<Answers> {
+        let mut answers = self.answers(wanted.answers.as_deref())?;
+        if let Some(bundle) = &wanted.bundle {
+            answers.k3s.source = match bundle.starts_with("https://") {
+                true => bundle.clone(),
+                false => Utf8Path::new(bundle)
+                    .canonicalize_utf8()
+                    .map_err(|error| Ended { exit: Exit::Usage, why: format!("{bundle}: {error}") })?
+                    .into_string(),
+            };
+        }
+        Ok(answers)
+    }
+
+    /// This host was made a cluster, or joined one, by an installer.
+    fn is_cluster(&self) -> bool {
+        matches!(self.receipt(), Ok(Some(receipt)) if receipt.mode == Mode::K3s.name() && receipt.is_installed())
+    }
+
+    fn join(&mut self, server: String, token: Utf8PathBuf, wanted: &Wanted, how: &How) -> Ends<Exit> {
+        let mut answers = self.wanted_answers(wanted)?;
+        let token =
+            token.canonicalize_utf8().map_err(|error| Ended { exit: Exit::Usage, why: format!("{token}: {error}") })?;
+        answers.k3s.join = server;
+        answers.secrets.insert(k3s::layout::TOKEN.to_owned(), SecretFrom::File(token));
+        let text = toml::to_string(&answers).map_err(unexpected)?;
+        let answers = Answers::parse(&text).map_err(ended(Exit::Usage))?;
+        let aim = self.aim(Some(Mode::K3s), wanted.release.as_deref(), &answers)?;
+        self.carry_out(&aim, &answers, how, Purpose::Apply)
+    }
+
+    /// The one command for the next node; what is secret in it is the name of a file.
+    fn next_node(&mut self) -> Ends<Exit> {
+        if !self.is_cluster() {
+            let why = "this host is no cluster; name one with --server and --token-file".to_owned();
+            return Err(Ended { exit: Exit::Usage, why });
+        }
+        let address = observe().network.host_name.known().cloned().unwrap_or_else(|| "THIS-HOST".to_owned());
+        let token = Utf8Path::new(SECRETS).join(k3s::layout::TOKEN);
+        self.reporter.say(&format!("Copy {token} and the bundle to the other host; there, as root:"));
+        let _ = writeln!(
+            std::io::stdout().lock(),
+            "BUNDLE/release/bin/fettle-installer join --server https://{address}:6443 --token-file k3s-token --bundle BUNDLE"
+        );
+        Ok(Exit::Done)
+    }
+
+    fn smoke_of_cluster(&mut self) -> Ends<Exit> {
+        let (namespace, name) = (k3s::NAMESPACE.to_owned(), k3s::RELEASE_NAME.to_owned());
+        let act = Action::Cluster { act: ClusterAct::Test { namespace, name } };
+        act.execute(&mut self.host, &crate::action::Trace::Nothing).map_err(unexpected)?;
+        self.reporter.say("helm test passed: a Task went the whole way, and the ledger is in order");
+        Ok(Exit::Done)
+    }
+
     /// What is to be installed, and how this host takes it.
-    fn aim(&self, mode: Option<Mode>, release: Option<&Utf8Path>) -> Ends<Aim> {
-        match mode.unwrap_or_else(host_mode) {
+    fn aim(&self, mode: Option<Mode>, release: Option<&Utf8Path>, answers: &Answers) -> Ends<Aim> {
+        let cluster = self.is_cluster().then_some(Mode::K3s);
+        match mode.or(cluster).unwrap_or_else(host_mode) {
+            Mode::K3s => {
+                let bundle = Bundle::read(&self.host, &answers.k3s.source).map_err(ended(Exit::Bundle))?;
+                bundle.vouched(&answers.k3s).map_err(ended(Exit::Bundle))?;
+                let inside = Utf8Path::new(bundle.source()).join(k3s::bundle::RELEASE);
+                let named = release.or_else(|| inside.is_dir().then_some(inside.as_path()));
+                Ok(Aim::K3s { release: Box::new(self.release(named)?), bundle })
+            }
             Mode::Systemd => Ok(Aim::Systemd(Box::new(self.release(release)?))),
             Mode::Nixos => Ok(Aim::Nixos),
         }
@@ -581,6 +696,9 @@ impl Session<'_> {
         let plan = match aim {
             Aim::Systemd(release) => plan(release, &planner_facts(&self.host, answers)?, answers),
             Aim::Nixos => nixos::plan(answers, env!("CARGO_PKG_VERSION"), own_program()?),
+            Aim::K3s { release, bundle } => {
+                k3s::plan(release, bundle, &k3s::Facts::of(&observe(), self.receipt()?.as_ref()), answers)
+            }
         };
         if plan.refusals.is_empty() {
             Ok(plan)
@@ -678,6 +796,10 @@ enum Aim {
     Systemd(Box<Release>),
     /// The flake of the host brings the release.
     Nixos,
+    K3s {
+        release: Box<Release>,
+        bundle: Bundle,
+    },
 }
 
 impl Aim {
@@ -685,6 +807,7 @@ impl Aim {
         match self {
             Self::Systemd(_) => Mode::Systemd,
             Self::Nixos => Mode::Nixos,
+            Self::K3s { .. } => Mode::K3s,
         }
     }
 }
@@ -797,6 +920,21 @@ fn earlier(receipt: &Receipt, to: Option<u32>) -> Result<&Generation, String> {
             known => format!("there is no such generation to go back to; there are {}", known.join(", ")),
         }
     })
+}
+
+fn next_steps_of_cluster(answers: &K3s) -> String {
+    if !answers.join.is_empty() {
+        return "This node has joined; `k3s kubectl get nodes` on the other host shows it.".to_owned();
+    }
+    let way_in = match (answers.host.as_str(), answers.tls.as_str()) {
+        ("", _) => "No way in from outside was asked for (k3s.host)".to_owned(),
+        (host, "none") => format!("It is at http://{host}/"),
+        (host, _) => format!("It is at https://{host}/"),
+    };
+    format!(
+        "{way_in} · `k3s kubectl --namespace {} get pods` · `fettle-installer join` shows the command for a further node",
+        k3s::NAMESPACE
+    )
 }
 
 fn next_steps() -> &'static str {

@@ -14,6 +14,7 @@ pub mod facts;
 mod guarded;
 pub mod host;
 pub mod journal;
+pub mod k3s;
 pub mod layout;
 pub mod lock;
 pub mod nixos;

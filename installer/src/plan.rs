@@ -8,10 +8,11 @@ use fettle_runtime::config::{Config, ModelConfig, ModelKind};
 use fettle_runtime::environment::Environment;
 use serde::{Deserialize, Serialize};
 
-use crate::action::{ActResult, Action, Check, Gate, Keeping, Manifest, Way};
+use crate::action::{ActResult, Action, Check, ClusterAct, Gate, Keeping, Manifest, Way};
 use crate::answers::{self, Answers};
 use crate::host::{Attrs, HostView, Owner};
 use crate::journal::{Product, Step};
+use crate::k3s;
 use crate::layout::{
     self, BACKUP_TIMER, CONFIG, CURRENT, DASHBOARD, INFERENCE, INFERENCE_SOCKET, RELEASES, SECRETS, SOCKETS, STATE,
     TARGET, USER,
@@ -103,7 +104,7 @@ impl Planning<'_> {
         self.actions.push(Action::Reload { way: Way::Back });
         self.actions.push(Action::SwitchRelease { path: CURRENT.into(), target: self.release.path() });
         if self.answers.commands {
-            self.commands();
+            self.actions.extend(command_links());
         }
         self.units(&config, &credentials);
         self.rules();
@@ -155,14 +156,6 @@ impl Planning<'_> {
             path: self.release.path(),
             manifest_sha256: self.release.manifest_sha256.clone(),
         });
-    }
-
-    fn commands(&mut self) {
-        self.dir(layout::COMMANDS, 0o755, Keeping::System);
-        for program in ["fettle", "fettle-installer"] {
-            let (path, target) = (Utf8Path::new(layout::COMMANDS).join(program), Utf8Path::new(CURRENT).join("bin"));
-            self.actions.push(Action::Link { path, target: target.join(program) });
-        }
     }
 
     fn users(&mut self) {
@@ -392,6 +385,22 @@ pub(crate) fn answers_file(answers: &Answers) -> Action {
     Action::File { path: layout::ANSWERS.into(), attrs: Attrs::root(0o644), text, keeping: Keeping::Kept, why }
 }
 
+/// On everybody's search path.
+pub(crate) fn command_links() -> Vec<Action> {
+    let folder = Action::Dir { path: layout::COMMANDS.into(), attrs: Attrs::root(0o755), keeping: Keeping::System };
+    let links = ["fettle", "fettle-installer"].map(|program| {
+        let (path, target) = (Utf8Path::new(layout::COMMANDS).join(program), Utf8Path::new(CURRENT).join("bin"));
+        Action::Link { path, target: target.join(program) }
+    });
+    std::iter::once(folder).chain(links).collect()
+}
+
+/// Where each secret of the answers is copied to.
+pub(crate) fn copied_secrets(answers: &Answers, folder: &Utf8Path) -> Vec<Action> {
+    let copied = answers.secrets.iter();
+    copied.map(|(name, from)| Action::CopySecret { from: from.clone(), path: folder.join(name) }).collect()
+}
+
 /// Where each secret is made or copied to.
 pub(crate) fn secrets(answers: &Answers, folder: &Utf8Path) -> Vec<Action> {
     let key = (!answers.secrets.contains_key(WORKER_KEY)).then(|| Action::GenerateSecret {
@@ -399,9 +408,7 @@ pub(crate) fn secrets(answers: &Answers, folder: &Utf8Path) -> Vec<Action> {
         bytes: SECRET_BYTES,
         why: "workers show it to the dashboard".to_owned(),
     });
-    let copied = answers.secrets.iter();
-    let copied = copied.map(|(name, from)| Action::CopySecret { from: from.clone(), path: folder.join(name) });
-    key.into_iter().chain(copied).collect()
+    key.into_iter().chain(copied_secrets(answers, folder)).collect()
 }
 
 /// Nothing in it means something else in a unit: no blank, no `%`, no `:`, no end of the line.
@@ -457,6 +464,9 @@ pub fn settle(plan: &Plan, host: &dyn HostView, receipt: Option<&Receipt>, forei
         match action.check(host, known)? {
             // How it is now says nothing about how it is after a change.
             Check::Done if is_gate(action) => gates.push((action.clone(), String::new())),
+            Check::Done if follows(action, &steps) => {
+                steps.push((action.clone(), "what it is made of changes".to_owned()));
+            }
             Check::Done => {}
             Check::Needed(what) => steps.push((action.clone(), what)),
             Check::Foreign(what) => match foreign {
@@ -485,6 +495,11 @@ pub fn settle(plan: &Plan, host: &dyn HostView, receipt: Option<&Receipt>, forei
             settled.steps.push(Step::Undo { action, before, after });
             settled.needs.push(format!("more than {GENERATIONS} generations old"));
         }
+        for entry in earlier().filter(|entry| is_placed(&entry.action) && !wanted.contains(&entry.id)) {
+            let (action, before, after) = (entry.action.clone(), entry.before.clone(), entry.after.clone());
+            settled.steps.push(Step::Undo { action, before, after });
+            settled.needs.push("of an earlier release".to_owned());
+        }
     }
     Ok(settled)
 }
@@ -501,13 +516,30 @@ fn is_outdated(entry: &crate::receipt::Entry, plan: &Plan, receipt: Option<&Rece
 
 /// Something lasting that the plan lacks. Releases stay, to be gone back to; whatever is kept stays as well.
 fn is_obsolete(entry: &crate::receipt::Entry, wanted: &BTreeSet<String>) -> bool {
-    let passing = matches!(entry.action, Action::Release { .. } | Action::Reload { .. } | Action::NixosRebuild { .. });
+    let passing = matches!(entry.action, Action::Release { .. } | Action::Reload { .. } | Action::NixosRebuild { .. })
+        || is_placed(&entry.action);
     !wanted.contains(&entry.id) && !entry.action.is_kept() && !passing
+}
+
+/// It is as it should be, and will not be once what comes before it is done.
+fn follows(action: &Action, steps: &[(Action, String)]) -> bool {
+    let Action::Cluster { act } = action else { return false };
+    let made_of = act.made_of();
+    steps.iter().any(|(step, _)| made_of.contains(&step.key()))
+}
+
+/// A file out of a bundle.
+fn is_placed(action: &Action) -> bool {
+    matches!(action, Action::Cluster { act: ClusterAct::Place { .. } })
 }
 
 /// Decides whether what was done counts.
 fn is_gate(action: &Action) -> bool {
-    matches!(action, Action::HealthGate { .. } | Action::Smoke { .. })
+    match action {
+        Action::HealthGate { .. } | Action::Smoke { .. } => true,
+        Action::Cluster { act } => act.is_gate(),
+        _ => false,
+    }
 }
 
 /// Needed only because of something else.
@@ -519,7 +551,7 @@ fn is_companion(action: &Action) -> bool {
             | Action::AppArmor { .. }
             | Action::CheckConfig { .. }
             | Action::NixosRebuild { .. }
-    )
+    ) || matches!(action, Action::Cluster { act } if act.is_companion())
 }
 
 /// A companion as far as what `changed` needs it; everything else as it is.
@@ -539,12 +571,19 @@ fn companion(action: Action, changed: &BTreeSet<String>, first: bool) -> Option<
         }
         Action::NixosRebuild { .. } if !changed.contains("nixos-module") => None,
         Action::CheckConfig { .. } if changed.is_empty() => None,
+        Action::Cluster { act } => act.is_needed(changed, first).then_some(Action::Cluster { act }),
         other => Some(other),
     }
 }
 
 /// A service runs something else after these changes.
 fn concerns(unit: &str, changed: &BTreeSet<String>) -> bool {
+    if [k3s::layout::UNIT, k3s::layout::AGENT_UNIT].contains(&unit) {
+        let own = format!("file:{}", layout::unit_file(unit));
+        let config = format!("file:{}/", k3s::layout::CONFIG_DIR);
+        let program = format!("place:{}", k3s::layout::K3S);
+        return changed.iter().any(|key| *key == own || *key == program || key.starts_with(&config));
+    }
     let template = unit.split_once('@').map_or_else(|| unit.to_owned(), |(stem, _)| format!("{stem}@.service"));
     changed.iter().any(|key| {
         let of_unit = key

@@ -3,7 +3,7 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use crate::action::{ActError, Action, Saving, Trace};
+use crate::action::{ActError, Action, ClusterAct, Saving, Trace};
 use crate::host::{Attrs, Host, HostError};
 use crate::journal::{self, JournalError, OnFailure, Progress, Purpose, Record, Run, Step};
 use crate::layout::STAGING;
@@ -260,7 +260,10 @@ impl<'a> Runner<'a> {
             let undone = match progress.run.steps[number].clone() {
                 Step::Do { action } => action.revert(host, &before, after.as_ref()),
                 // Its source may be gone; an old release that is missed is no reason not to go back.
-                Step::Undo { action: Action::Release { .. }, .. } => Ok(()),
+                Step::Undo {
+                    action: Action::Release { .. } | Action::Cluster { act: ClusterAct::Place { .. } },
+                    ..
+                } => Ok(()),
                 // Its own `before` is what there was before Fettle: executing on it makes Fettle's part again.
                 Step::Undo { action, before, .. } => action.execute(host, &before).map(drop),
             };

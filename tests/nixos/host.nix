@@ -166,6 +166,7 @@ let
     system = null;
     modules = [
       ../../nixos/module
+      ../../nixos/module/k3s.nix
       configuration
       {
         nixpkgs.pkgs = pkgs;
@@ -198,4 +199,15 @@ in
   settings = config.services.fettle.settings;
   polkit = config.security.polkit.extraConfig;
   etc = builtins.attrNames (ours config.environment.etc);
+  cluster = {
+    inherit (config.services.k3s)
+      enable
+      role
+      clusterInit
+      charts
+      ;
+    tokenFile = toString config.services.k3s.tokenFile;
+    flags = config.services.k3s.extraFlags;
+    manifests = builtins.mapAttrs (_: manifest: manifest.content) (ours config.services.k3s.manifests);
+  };
 }

@@ -2,9 +2,11 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool speaks through the terminal")]
 
+mod bundle;
 mod chart;
 mod codegen;
 mod engines;
+mod image;
 mod needs;
 mod process;
 mod programs;
@@ -91,6 +93,35 @@ enum Command {
         #[arg(long, default_value = "release")]
         profile: String,
     },
+    /// Make images for a cluster of a release tree, as one OCI layout in a tar file; without Docker, and the same bytes each time
+    Image {
+        /// The release tree; without it, the one below `target/`
+        #[arg(long)]
+        tree: Option<Utf8PathBuf>,
+        /// The processor that it must be for, as `uname -m` says it
+        #[arg(long)]
+        arch: Option<String>,
+        /// A root file system with tools, such as debootstrap makes: it lies below `fettle-worker` and `fettle`
+        #[arg(long)]
+        tools: Option<Utf8PathBuf>,
+        /// The tar file; without it, below `target/`
+        #[arg(long)]
+        out: Option<Utf8PathBuf>,
+    },
+    /// Lay out what a cluster without network is made of: a release tree, its images, the chart, and what others publish
+    Bundle {
+        /// The release tree; without it, the one below `target/`
+        #[arg(long)]
+        tree: Option<Utf8PathBuf>,
+        /// What `cargo xtask image` made; without it, what is below `target/`
+        #[arg(long)]
+        images: Option<Utf8PathBuf>,
+        /// A folder with what others publish, by the names in `installer/pins.toml`
+        #[arg(long)]
+        from: Utf8PathBuf,
+        #[arg(long)]
+        out: Utf8PathBuf,
+    },
     /// Measure one thing, in the release profile
     Bench {
         what: Bench,
@@ -120,12 +151,28 @@ fn main() -> ExitCode {
         Command::ReleaseTree { out, profile } => {
             release_tree::run(&workspace, out.as_deref(), &profile).map(|()| ExitCode::SUCCESS)
         }
+        Command::Image { tree, arch, tools, out } => {
+            let tree = tree.unwrap_or_else(|| workspace.built("release-tree", "tree"));
+            let out = out.unwrap_or_else(|| images(&workspace));
+            let (arch, tools, host) = (arch.as_deref(), tools.as_deref(), "/".into());
+            image::run(&image::Wanted { tree: &tree, out: &out, arch, tools, host }).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Bundle { tree, images, from, out } => {
+            let tree = tree.unwrap_or_else(|| workspace.built("release-tree", "tree"));
+            let images = images.unwrap_or_else(|| self::images(&workspace));
+            let wanted = bundle::Wanted { tree: &tree, images: &images, from: &from, out: &out };
+            bundle::run(&workspace, &wanted).map(|()| ExitCode::SUCCESS)
+        }
         Command::Bench { what, rest } => programs::bench(&workspace, what, &rest),
     });
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn images(workspace: &Workspace) -> Utf8PathBuf {
+    workspace.built("images", "fettle.tar")
 }
 
 fn chart_command(workspace: &Workspace, write: bool) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! What an installation consists of. Each action can be described, checked, executed and taken back; executing is safe to
 //! repeat with the same `before`, so a run that was killed anywhere simply goes on.
 
+mod cluster;
 mod file;
 mod gate;
 mod nixos;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::answers::SecretFrom;
 use crate::host::{Attrs, Entry, Host, HostError, HostView, UnitState};
 
+pub use cluster::{Act as ClusterAct, Kind as AddOnKind, Release as HelmRelease, Wanted as Awaited};
 pub use gate::Gate;
 pub use release::{MANIFEST, Manifest, ManifestError, ManifestFile};
 
@@ -148,6 +150,10 @@ pub enum Action {
     HealthGate {
         gate: Gate,
     },
+    /// Of mode k3s.
+    Cluster {
+        act: ClusterAct,
+    },
 }
 
 /// What was there before an action, or is there after it.
@@ -171,6 +177,14 @@ pub enum Trace {
     /// The units that ran.
     Active {
         units: Vec<String>,
+    },
+    /// What something was set to; none when it was not there.
+    Value {
+        text: Option<String>,
+    },
+    /// The revision of a release that ran; none when there was none.
+    Revision {
+        number: Option<u32>,
     },
 }
 
@@ -245,11 +259,15 @@ impl Action {
             Self::NixosRebuild { way: Way::Forth } => "nixos-rebuild:forth".to_owned(),
             Self::NixosRebuild { way: Way::Back } => "nixos-rebuild:back".to_owned(),
             Self::Smoke { .. } => "smoke".to_owned(),
+            Self::Cluster { act } => act.key(),
         }
     }
 
     /// Whether it leaves something behind that an uninstallation takes back.
     pub fn is_lasting(&self) -> bool {
+        if let Self::Cluster { act } = self {
+            return act.is_lasting();
+        }
         let passing = matches!(self, Self::CheckConfig { .. } | Self::Restart { .. } | Self::HealthGate { .. });
         !passing && !matches!(self, Self::Smoke { .. } | Self::Stop { .. } | Self::Swap { .. })
     }
@@ -277,6 +295,7 @@ impl Action {
             Self::Release { .. } | Self::SwitchRelease { .. } | Self::Link { .. } => release::describe(self),
             Self::Swap { .. } => swap::describe(self),
             Self::HealthGate { gate } => gate.describe(),
+            Self::Cluster { act } => act.describe(),
             Self::NixosModule { .. } | Self::NixosRebuild { .. } => nixos::describe(self),
             _ => system::describe(self),
         }
@@ -297,6 +316,7 @@ impl Action {
             Self::SwitchRelease { path, target } => release::check_link(host, path, target),
             Self::Swap { from, .. } => swap::check(host, from),
             Self::HealthGate { gate } => gate.check(host),
+            Self::Cluster { act } => act.check(host, known),
             Self::NixosModule { path, text } => nixos::check(host, path, text, known),
             // Whether it is needed follows from what else is done; the planner drops it.
             Self::NixosRebuild { .. } => Ok(Check::Needed(String::new())),
@@ -318,6 +338,7 @@ impl Action {
             | Self::WatchSecret { path }
             | Self::Link { path, .. }
             | Self::SwitchRelease { path, .. } => Ok(Trace::Path { entry: host.entry(path)?, saved: None }),
+            Self::Cluster { act } => act.before(host, saving),
             _ => system::before(self, host),
         }
     }
@@ -337,6 +358,7 @@ impl Action {
             Self::SwitchRelease { path, target } => release::switch(host, path, target),
             Self::Swap { from, path, aside } => swap::execute(host, from, path, aside),
             Self::HealthGate { gate } => gate.wait(host),
+            Self::Cluster { act } => act.execute(host),
             Self::NixosModule { path, text } => nixos::write(host, path, text, before),
             Self::NixosRebuild { way: Way::Forth } => nixos::rebuild(host),
             Self::NixosRebuild { way: Way::Back } => Ok(Trace::Nothing),
@@ -364,6 +386,7 @@ impl Action {
             Self::Swap { from, path, aside } => swap::revert(host, from, path, aside, before),
             Self::HealthGate { .. } | Self::NixosRebuild { way: Way::Forth } => Ok(()),
             Self::NixosRebuild { way: Way::Back } => nixos::rebuild(host).map(drop),
+            Self::Cluster { act } => act.revert(host, before, after),
             _ => system::revert(self, host, before),
         }
     }

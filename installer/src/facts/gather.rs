@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use super::parse;
 use super::watch::PROGRAMS;
 use super::{
-    Ask, Backup, ConfigFacts, Files, Gpu, HostFacts, Installed, JournalFacts, Kind, Listener, NEEDS_ROOT, Names,
-    Network, Protocol, ReceiptFacts, SandboxFacts, SecretFacts, Seen, Strength, System, Unit, Unknown, Updates,
+    Ask, Backup, ConfigFacts, Files, Gpu, HostFacts, Installed, JournalFacts, Kind, Kubernetes, Listener, NEEDS_ROOT,
+    Names, Network, Protocol, ReceiptFacts, SandboxFacts, SecretFacts, Seen, Strength, System, Unit, Unknown, Updates,
     VERIFIED,
 };
 use crate::layout;
@@ -27,13 +27,14 @@ pub struct Wanted {
     pub folders: Vec<Utf8PathBuf>,
 }
 
-const FOLDERS: [&str; 5] = [layout::STATE, layout::BACKUPS, "/opt/fettle", "/nix", "/tmp"];
+const FOLDERS: [&str; 6] = [layout::STATE, layout::BACKUPS, "/opt/fettle", "/nix", "/tmp", crate::k3s::layout::DATA];
 const USERS: [&str; 3] = [layout::USER, layout::WORKER_USER, layout::INFERENCE_USER];
 const GROUPS: [&str; 4] = [layout::USER, layout::WORKER_USER, layout::INFERENCE_USER, "docker"];
-const PROGRAMS_WANTED: [&str; 7] = [
+const PROGRAMS_WANTED: [&str; 8] = [
     "apparmor_parser",
     "nix",
     "nixos-rebuild",
+    "nvidia-container-runtime",
     "systemd-sysusers",
     "systemd-tmpfiles",
     "unattended-upgrade",
@@ -108,6 +109,7 @@ pub fn gather(files: &Files, ask: &dyn Ask, wanted: &Wanted) -> HostFacts {
         listeners: listeners(files, uid),
         network: network(files, ask, wanted),
         gpu: gpu(files),
+        kubernetes: kubernetes(files),
         names: names(files),
         installed: installed(files),
         sandbox: sandbox(files, ask),
@@ -305,6 +307,13 @@ fn gpu(files: &Files) -> Gpu {
         classes: text(files, "/proc/devices", |text| Some(parse::classes(text))),
         mig_instances: seen(mig_instances(files)),
     }
+}
+
+fn kubernetes(files: &Files) -> Kubernetes {
+    let there = crate::k3s::layout::FOREIGN.iter().map(|(path, _)| Ok((path, files.has(path)?)));
+    let there: Result<Vec<_>, Unknown> = there.collect();
+    let paths = there.map(|found| found.into_iter().filter(|(_, is)| *is).map(|(path, _)| (*path).into()).collect());
+    Kubernetes { paths: seen(paths), routes: text(files, "/proc/net/route", parse::routes) }
 }
 
 /// GPUs and bridges of NVIDIA.

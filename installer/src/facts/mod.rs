@@ -115,6 +115,8 @@ pub struct HostFacts {
     pub listeners: Seen<Vec<Listener>>,
     pub network: Network,
     pub gpu: Gpu,
+    #[serde(skip_serializing_if = "Kubernetes::is_unknown")]
+    pub kubernetes: Kubernetes,
     pub names: Names,
     pub installed: Installed,
     pub sandbox: SandboxFacts,
@@ -239,6 +241,22 @@ pub struct Gpu {
     pub classes: Seen<Vec<String>>,
     /// GPU instances that MIG has made.
     pub mig_instances: Seen<u32>,
+}
+
+/// What a cluster would collide with.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kubernetes {
+    /// Of those of other clusters, the ones that exist.
+    pub paths: Seen<Vec<Utf8PathBuf>>,
+    /// IPv4 networks that the host has a route to, the default one left out.
+    pub routes: Seen<Vec<String>>,
+}
+
+impl Kubernetes {
+    fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Names and paths that Fettle wants for itself. Users of a directory service are not among them.

@@ -53,6 +53,24 @@ pub(super) fn sockets(text: &str, protocol: Protocol) -> Vec<Socket> {
     text.lines().skip(1).filter_map(parse).collect()
 }
 
+/// `/proc/net/route`: networks other than the default one, as `10.42.0.0/24`. Bridges and tunnels of k3s itself are left out.
+pub(super) fn routes(text: &str) -> Option<Vec<String>> {
+    const OF_K3S: [&str; 2] = ["cni0", "flannel"];
+    let word = |text: &str| Some(Ipv4Addr::from(u32::from_str_radix(text, 16).ok()?.to_ne_bytes()));
+    let parse = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (name, network, mask) = (*fields.first()?, word(fields.get(1)?)?, word(fields.get(7)?)?);
+        Some((name.to_owned(), network, u32::from(mask).count_ones()))
+    };
+    let routes: Option<Vec<_>> = text.lines().skip(1).map(parse).collect();
+    let others =
+        routes?.into_iter().filter(|(name, _, bits)| *bits > 0 && !OF_K3S.iter().any(|of| name.starts_with(of)));
+    let mut networks: Vec<String> = others.map(|(_, network, bits)| format!("{network}/{bits}")).collect();
+    networks.sort();
+    networks.dedup();
+    Some(networks)
+}
+
 /// The kernel prints each 32-bit word in the order of its own processor.
 fn address_of(text: &str) -> Option<IpAddr> {
     let word = |at: usize| Some(u32::from_str_radix(text.get(at..at + 8)?, 16).ok()?.to_ne_bytes());

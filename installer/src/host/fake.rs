@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::k3s::layout::{DATA, HELM, K3S, KUBECONFIG, MANIFESTS};
+
 use super::{Answer, Attrs, Entry, Host, HostError, HostResult, HostView, Owner, Said, UnitState, UnitVerb, sha256};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,18 @@ pub struct Facts {
     profiles: BTreeSet<Utf8PathBuf>,
     /// Unit files as systemd last read them.
     loaded: BTreeMap<Utf8PathBuf, Node>,
+    pub cluster: Cluster,
+}
+
+/// What a k3s that runs here holds, for as long as its data is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cluster {
+    /// By name: what was handed over on standard input.
+    pub secrets: BTreeMap<String, String>,
+    /// Charts that k3s has installed, with the resource that asked for them.
+    pub charts: BTreeMap<String, String>,
+    /// Fettle's release: how it is described.
+    pub release: Option<String>,
 }
 
 /// What goes wrong at the change with this number.
@@ -51,6 +65,12 @@ pub struct FakeHost {
     pub smoking: BTreeSet<String>,
     /// Configurations that `check-config` refuses, by a piece of their text.
     pub refused_config: Option<&'static str>,
+    /// Each run of a program of the cluster.
+    pub calls: Vec<Vec<String>>,
+    /// Revisions of Fettle's release: number, status, description.
+    pub revisions: Vec<(u32, &'static str, String)>,
+    /// A helm that is killed leaves its revision so.
+    pub killed_helm: bool,
 }
 
 impl Facts {
@@ -64,6 +84,9 @@ impl Facts {
             ("active", &self.active, &other.active),
         ] {
             found.extend(ours.symmetric_difference(theirs).map(|name| format!("{what} {name}")));
+        }
+        if self.cluster != other.cluster {
+            found.push(format!("cluster {:?} instead of {:?}", self.cluster, other.cluster));
         }
         found.extend(self.profiles.symmetric_difference(&other.profiles).map(|path| format!("profile {path}")));
         found
@@ -181,6 +204,122 @@ impl FakeHost {
     }
 }
 
+/// What `k3s kubectl` and `helm` do, as far as anybody can see from outside.
+impl FakeHost {
+    fn cluster_runs(&self) -> bool {
+        let well = self.text(K3S).is_some_and(|program| !self.broken.contains(program));
+        well && self.facts.active.contains("k3s.service")
+    }
+
+    fn take_manifest(&mut self, text: &str) {
+        let resource: serde_json::Value = serde_json::from_str(text).expect("JSON is YAML");
+        let name = resource["metadata"]["name"].as_str().expect("a name").to_owned();
+        self.facts.cluster.charts.insert(name, text.to_owned());
+    }
+
+    fn ask_cluster(&self, arguments: &[&str]) -> Said {
+        let said = |text: &str| Said { ok: true, text: text.to_owned() };
+        if !self.cluster_runs() {
+            return Said { ok: false, text: "connection refused".to_owned() };
+        }
+        match arguments {
+            ["history", ..] if self.revisions.is_empty() => {
+                Said { ok: false, text: "Error: release: not found".to_owned() }
+            }
+            ["history", ..] => {
+                let list = self.revisions.iter().map(|(revision, status, description)| {
+                    serde_json::json!({ "revision": revision, "status": status, "description": description })
+                });
+                said(&serde_json::Value::from(list.collect::<Vec<_>>()).to_string())
+            }
+            ["kubectl", "get", "nodes", ..] => said("True"),
+            ["kubectl", "get", "runtimeclass", ..] => said("runtimeclass.node.k8s.io/nvidia"),
+            ["kubectl", "get", "job", job, ..] => {
+                let chart = job.trim_start_matches("helm-install-");
+                said(if self.facts.cluster.charts.contains_key(chart) { "True" } else { "" })
+            }
+            ["kubectl", "get", "secret", name, ..] => {
+                let input = self.facts.cluster.secrets.get(*name).map(String::as_str).unwrap_or_default();
+                let list: serde_json::Value = serde_json::from_str(input).unwrap_or_default();
+                said(
+                    list["items"][1]["metadata"]["annotations"]["fettle-installer/digest"].as_str().unwrap_or_default(),
+                )
+            }
+            other => panic!("nobody taught it to answer {other:?}"),
+        }
+    }
+
+    fn change_cluster(&mut self, program: &Utf8Path, arguments: &[&str], input: Option<&[u8]>) -> HostResult<Said> {
+        let call = std::iter::once(program.as_str()).chain(arguments.iter().copied()).map(str::to_owned);
+        self.calls.push(call.collect());
+        // Killed at this change, helm has written its revision and not brought it to an end.
+        let torn = matches!(self.fault, Some((at, Fault::Killed)) if at == self.changes + 1);
+        let next = self.revisions.last().map_or(1, |(revision, ..)| revision + 1);
+        if torn && self.killed_helm && arguments.first() == Some(&"upgrade") {
+            self.revisions.push((next, "pending-upgrade", String::new()));
+        }
+        self.changing()?;
+        let said = |ok: bool, text: &str| Ok(Said { ok, text: text.to_owned() });
+        if !self.cluster_runs() {
+            return said(false, "connection refused");
+        }
+        let pending = self.revisions.last().is_some_and(|(_, status, _)| status.starts_with("pending"));
+        match arguments {
+            ["kubectl", "apply", ..] => {
+                let input = String::from_utf8(input.expect("a manifest").to_vec()).expect("JSON");
+                self.facts.cluster.secrets.insert("fettle".to_owned(), input);
+            }
+            ["kubectl", "delete", "secret", name, ..] => drop(self.facts.cluster.secrets.remove(*name)),
+            ["kubectl", "delete", _, name, ..] => drop(self.facts.cluster.charts.remove(*name)),
+            ["upgrade", ..] if pending => {
+                return said(
+                    false,
+                    "Error: UPGRADE FAILED: another operation (install/upgrade/rollback) is in progress",
+                );
+            }
+            ["upgrade", _, _, chart, ..] => {
+                let description = arguments.iter().find_map(|word| word.strip_prefix("--description="));
+                let bad = self.text(chart).is_some_and(|text| self.broken.contains(text));
+                if bad {
+                    // It goes back by itself.
+                    self.revisions.push((next, "failed", "timed out".to_owned()));
+                    match self.revisions.iter().find(|(_, status, _)| *status == "deployed").map(|(number, ..)| *number)
+                    {
+                        Some(earlier) => {
+                            self.revisions.iter_mut().for_each(|revision| revision.1 = "superseded");
+                            self.revisions.push((next + 1, "deployed", format!("Rollback to {earlier}")));
+                        }
+                        None => self.revisions.clear(),
+                    }
+                    return said(false, "Error: UPGRADE FAILED: timed out waiting for the condition");
+                }
+                self.revisions.iter_mut().for_each(|revision| revision.1 = "superseded");
+                let description = description.expect("a description").to_owned();
+                self.revisions.push((next, "deployed", description.clone()));
+                self.facts.cluster.release = Some(description);
+            }
+            ["rollback", _, number, ..] => {
+                let number: u32 = number.parse().expect("a number");
+                let found = self.revisions.iter().find(|(revision, ..)| *revision == number);
+                let description = found.expect("such a revision").2.clone();
+                self.revisions.iter_mut().for_each(|revision| revision.1 = "superseded");
+                self.revisions.push((next, "deployed", format!("Rollback to {number}")));
+                self.facts.cluster.release = Some(description);
+            }
+            ["uninstall", ..] => {
+                self.revisions.clear();
+                self.facts.cluster.release = None;
+            }
+            ["test", ..] => {
+                return said(self.facts.cluster.release.is_some() && !self.smoking.contains("cluster"), "a pod failed");
+            }
+            ["ctr", ..] | ["etcd-snapshot", ..] | ["kubectl", "rollout", ..] => {}
+            other => panic!("nobody taught it to do {other:?}"),
+        }
+        said(true, "")
+    }
+}
+
 fn missing(path: &Utf8Path) -> HostError {
     HostError::Path { what: "could not find", path: path.to_owned(), source: std::io::ErrorKind::NotFound.into() }
 }
@@ -227,6 +366,9 @@ impl HostView for FakeHost {
         if self.entry(program)?.is_absent() {
             return Err(missing(program));
         }
+        if [K3S, HELM].contains(&program.as_str()) {
+            return Ok(self.ask_cluster(arguments));
+        }
         if arguments == ["smoke"] {
             let ok = self.running().is_some_and(|version| !self.smoking.contains(&version));
             return Ok(Said { ok, text: "SM03 FAILED".to_owned() });
@@ -246,6 +388,13 @@ impl HostView for FakeHost {
             _ => Err(HostError::Program(format!("could not connect to {url}"))),
         }
     }
+
+    fn through_ingress(&self, url: &str) -> HostResult<Answer> {
+        match (&self.facts.cluster.release, self.cluster_runs()) {
+            (Some(_), true) => Ok(Answer { status: 200, body: String::new() }),
+            _ => Err(HostError::Program(format!("could not connect to {url}"))),
+        }
+    }
 }
 
 impl Host for FakeHost {
@@ -253,6 +402,10 @@ impl Host for FakeHost {
         self.changing()?;
         self.parent_of(path)?;
         self.facts.nodes.insert(path.to_owned(), Node::File(bytes.to_vec(), attrs.clone()));
+        // k3s watches this folder.
+        if path.starts_with(MANIFESTS) && self.cluster_runs() {
+            self.take_manifest(&String::from_utf8_lossy(bytes));
+        }
         Ok(())
     }
 
@@ -327,6 +480,10 @@ impl Host for FakeHost {
     fn remove_tree(&mut self, path: &Utf8Path) -> HostResult<()> {
         self.changing()?;
         self.facts.nodes.retain(|node, _| !node.starts_with(path));
+        if Utf8Path::new(DATA).starts_with(path) {
+            self.facts.cluster = Cluster::default();
+            self.revisions.clear();
+        }
         Ok(())
     }
 
@@ -337,6 +494,20 @@ impl Host for FakeHost {
             UnitVerb::Enable if known => drop(self.facts.enabled.insert(unit.to_owned())),
             UnitVerb::Start if known => {
                 self.facts.active.insert(unit.to_owned());
+                if unit == "k3s.service" {
+                    for file in [KUBECONFIG, "/etc/rancher/node/password"] {
+                        self.facts.nodes.insert(file.into(), Node::File(b"by k3s".to_vec(), Attrs::root(0o600)));
+                    }
+                    let folder = Utf8PathBuf::from(MANIFESTS);
+                    let waiting = self.facts.nodes.iter().filter(|(path, _)| path.parent() == Some(&folder));
+                    let texts: Vec<String> = waiting
+                        .filter_map(|(_, node)| match node {
+                            Node::File(bytes, _) => Some(String::from_utf8_lossy(bytes).into_owned()),
+                            _ => None,
+                        })
+                        .collect();
+                    texts.iter().for_each(|text| self.take_manifest(text));
+                }
                 // A target brings what it wants; the dashboard's first start makes its data.
                 if unit == "fettle.target" || unit.starts_with("fettle-dashboard") {
                     self.facts.active.insert("fettle-dashboard.service".to_owned());
@@ -400,7 +571,17 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    fn change(&mut self, _program: &Utf8Path, _arguments: &[&str]) -> HostResult<Said> {
+    fn change(&mut self, program: &Utf8Path, arguments: &[&str]) -> HostResult<Said> {
+        match program.as_str() {
+            K3S | HELM => return self.change_cluster(program, arguments, None),
+            "sysctl" => {
+                self.changing()?;
+                let (name, value) = arguments.last().and_then(|word| word.split_once('=')).expect("name=value");
+                self.put(&format!("/proc/sys/{}", name.replace('.', "/")), &format!("{value}\n"), 0o644);
+                return Ok(Said { ok: true, text: String::new() });
+            }
+            _ => {}
+        }
         self.changing()?;
         // NixOS runs what its configuration says, and forgets what it does not.
         let module = self.facts.nodes.get(Utf8Path::new(NIXOS_MODULE)).cloned();
@@ -421,6 +602,18 @@ impl Host for FakeHost {
             };
         }
         Ok(Said { ok, text: if ok { String::new() } else { "the option does not exist".to_owned() } })
+    }
+
+    fn feed(&mut self, program: &Utf8Path, arguments: &[&str], input: &[u8]) -> HostResult<Said> {
+        self.change_cluster(program, arguments, Some(input))
+    }
+
+    fn fetch(&mut self, url: &str, _path: &Utf8Path, _attrs: &Attrs) -> HostResult<()> {
+        Err(HostError::Program(format!("could not fetch {url}: there is no network")))
+    }
+
+    fn end_processes(&mut self, _group: &Utf8Path) -> HostResult<()> {
+        self.changing()
     }
 
     fn random(&mut self, count: usize) -> HostResult<Vec<u8>> {

@@ -122,6 +122,9 @@ pub trait HostView {
     fn ask(&self, program: &Utf8Path, arguments: &[&str]) -> HostResult<Said>;
     /// Asks a server on this host.
     fn get(&self, url: &str) -> HostResult<Answer>;
+    /// Asks this host by the name in the URL, whatever that name means elsewhere. Whether its certificate is trusted is not what
+    /// is asked.
+    fn through_ingress(&self, url: &str) -> HostResult<Answer>;
 }
 
 /// What is done to units.
@@ -166,6 +169,12 @@ pub trait Host: HostView {
     fn unload_apparmor(&mut self, profile: &Utf8Path) -> HostResult<()>;
     /// Runs a program of ours or the system's that changes the host, such as `nixos-rebuild`.
     fn change(&mut self, program: &Utf8Path, arguments: &[&str]) -> HostResult<Said>;
+    /// The same with something on its standard input: the one way on which a secret is handed to a program.
+    fn feed(&mut self, program: &Utf8Path, arguments: &[&str], input: &[u8]) -> HostResult<Said>;
+    /// Brings a file from elsewhere; what it must be is for the caller to compare.
+    fn fetch(&mut self, url: &str, path: &Utf8Path, attrs: &Attrs) -> HostResult<()>;
+    /// Ends every process of a control group and of those below it; nothing when there is no such group.
+    fn end_processes(&mut self, group: &Utf8Path) -> HostResult<()>;
     /// Bytes nobody can guess.
     fn random(&mut self, count: usize) -> HostResult<Vec<u8>>;
     /// Between looks at something that takes its time.

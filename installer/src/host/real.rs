@@ -20,6 +20,10 @@ const PROGRAM_LIMIT: Duration = Duration::from_secs(60);
 const REBUILD_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// A service on this host answers at once or is not well.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Images are some gigabytes, and a mirror may be slow.
+const FETCH_LIMIT: Duration = Duration::from_secs(3600);
+/// The largest file that is fetched: all images in one archive.
+const FETCHED_BYTES: u64 = 32 << 30;
 /// What a program says beyond this nobody reads.
 const SAID_BYTES: usize = 16 << 10;
 /// Programs are some ten megabytes each.
@@ -79,13 +83,25 @@ fn at<T>(what: &'static str, path: &Utf8Path, result: std::io::Result<T>) -> Hos
 
 /// Runs a program of the system, without the caller's environment.
 fn program(name: &str, arguments: &[&str], limit: Duration) -> HostResult<Said> {
+    fed(name, arguments, None, limit)
+}
+
+/// The same with something on its standard input.
+fn fed(name: &str, arguments: &[&str], input: Option<&[u8]>, limit: Duration) -> HostResult<Said> {
     let failed = |error: std::io::Error| HostError::Program(format!("could not run {name}: {error}"));
     #[expect(clippy::disallowed_types, reason = "the limit of a program is measured, and no test waits for it")]
     let begun = std::time::Instant::now();
     let mut command = Command::new(name);
     command.args(arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C.UTF-8");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // helm and kubectl keep what they have looked up below it.
+    command.env("HOME", "/root");
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
+    let writer = child.stdin.take().zip(input.map(<[u8]>::to_vec)).map(|(mut stdin, input)| {
+        // One that does not read it to the end says so by its exit status.
+        std::thread::spawn(move || drop(stdin.write_all(&input)))
+    });
     let streams: [Option<Box<dyn std::io::Read + Send>>; 2] = [
         child.stdout.take().map(|stream| Box::new(stream) as Box<_>),
         child.stderr.take().map(|stream| Box::new(stream) as Box<_>),
@@ -105,6 +121,9 @@ fn program(name: &str, arguments: &[&str], limit: Duration) -> HostResult<Said> 
         std::thread::sleep(LOOK);
     };
     let text: Vec<String> = readers.into_iter().map(|reader| reader.join().unwrap_or_default()).collect();
+    if let Some(writer) = writer {
+        let _ = writer.join();
+    }
     Ok(Said { ok: status.success(), text: text.concat().trim().to_owned() })
 }
 
@@ -262,6 +281,24 @@ impl HostView for RealHost {
         let (status, body) = answer.map_err(|error| HostError::Program(error.without_url().to_string()))?;
         Ok(Answer { status, body })
     }
+
+    fn through_ingress(&self, url: &str) -> HostResult<Answer> {
+        let failed = |error: reqwest::Error| HostError::Program(error.without_url().to_string());
+        let parsed = reqwest::Url::parse(url).map_err(|error| HostError::Program(format!("{url}: {error}")))?;
+        let here = std::net::SocketAddr::from(([127, 0, 0, 1], parsed.port_or_known_default().unwrap_or(443)));
+        let client = reqwest::blocking::Client::builder()
+            .timeout(ANSWER_LIMIT)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .resolve(parsed.host_str().unwrap_or_default(), here)
+            // A certificate that cert-manager has just signed itself is trusted by nobody.
+            .tls_danger_accept_invalid_certs(true)
+            .build()
+            .map_err(failed)?;
+        let answer = client.get(parsed).send().map_err(failed)?;
+        let status = answer.status().as_u16();
+        Ok(Answer { status, body: answer.text().map_err(failed)? })
+    }
 }
 
 impl Host for RealHost {
@@ -380,6 +417,28 @@ impl Host for RealHost {
 
     fn change(&mut self, path: &Utf8Path, arguments: &[&str]) -> HostResult<Said> {
         program(path.as_str(), arguments, REBUILD_LIMIT)
+    }
+
+    fn feed(&mut self, path: &Utf8Path, arguments: &[&str], input: &[u8]) -> HostResult<Said> {
+        fed(path.as_str(), arguments, Some(input), PROGRAM_LIMIT)
+    }
+
+    fn fetch(&mut self, url: &str, path: &Utf8Path, attrs: &Attrs) -> HostResult<()> {
+        let failed =
+            |error: reqwest::Error| HostError::Program(format!("could not fetch {url}: {}", error.without_url()));
+        // Elsewhere: here a proxy of the environment is meant.
+        let client =
+            reqwest::blocking::Client::builder().timeout(FETCH_LIMIT).https_only(true).build().map_err(failed)?;
+        let answer = client.get(url).send().and_then(|answer| answer.error_for_status()).map_err(failed)?;
+        replace(path, &mut answer.take(FETCHED_BYTES), attrs)
+    }
+
+    fn end_processes(&mut self, group: &Utf8Path) -> HostResult<()> {
+        let file = group.join("cgroup.kill");
+        match fs_err::OpenOptions::new().write(true).open(&file).and_then(|mut file| file.write_all(b"1")) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            ended => at("could not end the processes of", group, ended),
+        }
     }
 
     fn random(&mut self, count: usize) -> HostResult<Vec<u8>> {

@@ -1,6 +1,7 @@
 //! Whether Fettle can be installed on a host, and what an operator does about each thing that is in the way. Facts go in,
 //! findings come out; nothing is asked of the host here.
 
+mod cluster;
 mod gpu;
 mod names;
 mod network;
@@ -20,6 +21,7 @@ pub use sandbox::level;
 pub enum Mode {
     Systemd,
     Nixos,
+    K3s,
 }
 
 impl Mode {
@@ -27,6 +29,7 @@ impl Mode {
         match self {
             Self::Systemd => "systemd",
             Self::Nixos => "nixos",
+            Self::K3s => "k3s",
         }
     }
 }
@@ -79,11 +82,40 @@ pub struct Context {
     pub backups: Option<camino::Utf8PathBuf>,
     /// Where models of this host are kept.
     pub models: Option<camino::Utf8PathBuf>,
+    pub cluster: Cluster,
+}
+
+/// What matters in mode k3s alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Networks of pods and services.
+    pub networks: Vec<String>,
+    /// The k3s of this host was installed by us.
+    pub ours: bool,
+    /// GPUs are to be used by pods.
+    pub gpus: bool,
+    /// Whether this host becomes a cluster, or joins one.
+    pub serves: bool,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        let networks = ["10.42.0.0/16", "10.43.0.0/16"].map(str::to_owned).into();
+        Self { networks, ours: false, gpus: false, serves: true }
+    }
 }
 
 impl Context {
     pub fn of(mode: Mode) -> Self {
-        Self { mode, ports: Ports::default(), release: None, purpose: Purpose::default(), backups: None, models: None }
+        Self {
+            mode,
+            ports: Ports::default(),
+            release: None,
+            purpose: Purpose::default(),
+            backups: None,
+            models: None,
+            cluster: Cluster::default(),
+        }
     }
 }
 
@@ -128,6 +160,9 @@ pub fn select(facts: &HostFacts, asked: Option<Mode>) -> Result<Mode, Refusal> {
     }
     let nixos = *system.nixos.get().map_err(unknown)?;
     match (nixos, asked) {
+        (true, Some(Mode::K3s)) => Err(Refusal::WrongMode(
+            "this is NixOS, which has a k3s of its own: use the module `nixosModules.k3s` of Fettle's flake".to_owned(),
+        )),
         (true, Some(Mode::Systemd)) => Err(Refusal::WrongMode(
             "this is NixOS, which would undo what mode systemd writes to /etc; use --mode nixos".to_owned(),
         )),
@@ -138,11 +173,12 @@ pub fn select(facts: &HostFacts, asked: Option<Mode>) -> Result<Mode, Refusal> {
         (false, None | Some(Mode::Systemd)) if system::is_supported(facts).map_err(|error| unknown(&error))? => {
             Ok(Mode::Systemd)
         }
-        (false, None | Some(Mode::Systemd)) => Err(Refusal::Unsupported(facts.os_name().map_err(unknown)?)),
+        (false, Some(Mode::K3s)) if system::is_supported(facts).map_err(|error| unknown(&error))? => Ok(Mode::K3s),
+        (false, None | Some(Mode::Systemd | Mode::K3s)) => Err(Refusal::Unsupported(facts.os_name().map_err(unknown)?)),
     }
 }
 
-/// In the order in which they are shown. Ids that are missing in a row of ten belong to checks of clusters, which come with k3s.
+/// In the order in which they are shown.
 fn all() -> impl Iterator<Item = &'static Check<Context>> {
     [
         system::CHECKS,
@@ -153,13 +189,19 @@ fn all() -> impl Iterator<Item = &'static Check<Context>> {
         sandbox::CHECKS,
         network::CHECKS,
         names::NEIGHBOURS,
+        cluster::CHECKS,
     ]
     .into_iter()
     .flatten()
 }
 
+/// Those that say something about the mode.
 pub fn checks(facts: &HostFacts, context: &Context) -> Vec<Finding> {
-    all().map(|check| check.find(facts, context)).collect()
+    let k3s = context.mode == Mode::K3s;
+    let of_cluster = |check: &&Check<Context>| cluster::CHECKS.iter().any(|one| one.id == check.id);
+    let concerns =
+        |check: &&Check<Context>| if k3s { !cluster::OF_SERVICES.contains(&check.id) } else { !of_cluster(check) };
+    all().filter(concerns).map(|check| check.find(facts, context)).collect()
 }
 
 /// The ids in `typed`, which may hold several each, separated by commas. Errors with a sentence about one that no check has.

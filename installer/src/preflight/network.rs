@@ -1,6 +1,6 @@
 //! PF020 to PF023: ports, names. PF060 to PF063: proxies, firewall, what has to be reached.
 
-use super::Context;
+use super::{Context, Mode};
 use crate::facts::{HostFacts, Listener, NEEDS_ROOT, Protocol, ReceiptFacts, Unknown};
 use crate::report::{Check, Checked, fail, pass, warn};
 
@@ -145,6 +145,16 @@ fn firewall(facts: &HostFacts, context: &Context) -> Checked {
         .map(|(_, name)| *name)
         .collect();
     let Some(name) = active.first() else { return pass("none of ufw, firewalld, nftables is active") };
+    if context.mode == Mode::K3s {
+        let networks = context.cluster.networks.join(" and ");
+        return warn(
+            format!("{name} is active, and pods and nodes talk through it"),
+            format!(
+                "Let {networks} through, ports 80 and 443 for people, and between nodes 6443/tcp, 10250/tcp, 2379-2380/tcp and 8472/udp; \
+                 nothing else of a cluster has to be reached from elsewhere."
+            ),
+        );
+    }
     let listen = facts.config.get()?.as_ref().map(|config| config.listen.as_str());
     let local = listen
         .is_none_or(|listen| listen.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback()));

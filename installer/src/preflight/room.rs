@@ -96,7 +96,7 @@ fn models(facts: &HostFacts, context: &Context) -> Checked {
 
 fn releases(facts: &HostFacts, context: &Context) -> Checked {
     let (folder, least) = match context.mode {
-        Mode::Systemd => {
+        Mode::Systemd | Mode::K3s => {
             let bytes = context.release.as_ref().map_or(0, |release| release.bytes.saturating_mul(RELEASES_KEPT));
             ("/opt/fettle", bytes.max(RELEASES_LEAST))
         }
@@ -112,7 +112,7 @@ fn releases(facts: &HostFacts, context: &Context) -> Checked {
     }
     if disk.free_bytes < least {
         let how = match context.mode {
-            Mode::Systemd => "remove what is not needed there",
+            Mode::Systemd | Mode::K3s => "remove what is not needed there",
             Mode::Nixos => "run `nix-collect-garbage --delete-older-than 14d`",
         };
         return fail(free, format!("Make room for {}: {how}.", size(least)));

@@ -15,6 +15,8 @@ use crate::layout::HOME;
 use crate::plan::{Facts, Foreign, Plan, Release, Settled, plan, settle, uninstall};
 use crate::take_over::{look, take_over};
 
+mod cluster;
+
 const SYSUSERS: &str = "u fettle - \"Fettle\"\nu fettle-worker - \"Fettle's workers\"\nm fettle-worker fettle\n";
 
 /// A release tree on the host, as `release-tree` makes it.

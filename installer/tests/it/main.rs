@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "all of this is test code")]
 
 mod gather;
+mod k3s;
+mod k3s_programs;
 mod preflight;
 mod production;
 

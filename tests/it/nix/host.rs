@@ -133,6 +133,32 @@ fn nixos_takes_the_examples_and_their_settings() {
     defaults_are_the_committed_units(&hosts["single-node"]);
     options_change_what_they_say(&hosts);
     secrets_reach_whom_they_may(&hosts);
+    a_cluster_is_k3s_with_charts_and_no_secret_is_in_the_store(&hosts["k3s"]);
+}
+
+fn a_cluster_is_k3s_with_charts_and_no_secret_is_in_the_store(host: &Value) {
+    let cluster = &host["cluster"];
+    assert_eq!(
+        (&cluster["enable"], &cluster["role"], &cluster["clusterInit"]),
+        (&json!(true), &json!("server"), &json!(true))
+    );
+    assert_eq!(cluster["tokenFile"], "/run/secrets/k3s-token");
+    let flags: Vec<String> = serde_json::from_value(cluster["flags"].clone()).unwrap();
+    assert!(
+        flags.contains(&"--secrets-encryption".to_owned())
+            && flags.contains(&"--tls-san=fettle.example.org".to_owned())
+    );
+    assert_eq!(names(&cluster["manifests"]), ["fettle", "fettle-cert-manager", "fettle-keda", "fettle-traefik"]);
+    let spec = &cluster["manifests"]["fettle"]["spec"];
+    assert_eq!((&spec["failurePolicy"], &spec["targetNamespace"]), (&json!("abort"), &json!("fettle")));
+    let values: Value = serde_json::from_str(spec["valuesContent"].as_str().unwrap()).unwrap();
+    assert_eq!(values["config"]["forge"]["app_key_file"], "app.pem");
+    assert_eq!(values["config"]["server"]["trusted_proxies"], json!(["10.42.0.0/16"]));
+    assert_eq!(values["worker"]["scaledJob"]["max"], 4);
+    assert_eq!(values["secrets"]["existingSecret"], "fettle");
+    assert_eq!(secrets(host, "fettle-k3s-secrets.service"), ["app.pem", "webhook-secret"]);
+    assert_eq!(host["ports"], json!([80, 443, 6443, 10250]));
+    assert!(host["users"].as_object().unwrap().is_empty(), "services of the host are not there beside a cluster");
 }
 
 fn defaults_are_the_committed_units(host: &Value) {
