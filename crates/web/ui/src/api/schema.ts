@@ -844,6 +844,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/tasks/{task_id}/runs/{run_id}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Stops one of a Task's Runs while the others go on. To stop the last one, cancel the Task. */
+        post: operations["stop_run"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/users": {
         parameters: {
             query?: never;
@@ -1406,6 +1423,8 @@ export interface components {
             new: string;
         };
         NewPullRequest: {
+            /** @description Opens it as a draft, whatever its proof says. What is not proven is a draft anyway. */
+            draft?: boolean;
             /** @description Of this Task, with a patch. */
             run_id: string;
         };
@@ -2061,10 +2080,18 @@ export interface components {
             type: "runs_added";
         } | {
             by: string;
+            /** @description As a draft, whatever its proof says. */
+            draft: boolean;
             /** Format: int32 */
             run: number;
             /** @enum {string} */
             type: "run_chosen";
+        } | {
+            by: string;
+            /** Format: int32 */
+            run: number;
+            /** @enum {string} */
+            type: "run_stopped";
         };
         TaskPage: {
             items: components["schemas"]["TaskSummary"][];
@@ -4448,6 +4475,58 @@ export interface operations {
                 };
             };
             /** @description The Task is cancelled, has its pull request, or has as many Runs as it may */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    stop_run: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description `task_…` */
+                task_id: string;
+                /** @description `run_…`, one of the Task's */
+                run_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Nobody worked on it, and nobody will */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Runs"];
+                };
+            };
+            /** @description Its worker stops at its next sign of life */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Runs"];
+                };
+            };
+            /** @description It has ended, or no other Run of the Task goes on */
             409: {
                 headers: {
                     [name: string]: unknown;

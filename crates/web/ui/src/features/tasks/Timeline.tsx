@@ -28,7 +28,7 @@ export function Timeline({ events, actor }: { events: TaskEvent[]; actor: string
     <ol className="panel divide-y divide-line/60 px-4 py-1" aria-label="What happened">
       {events.map((event) => {
         const { Icon, tone, text, detail, url, aside } = told(event, actor);
-        const run = "run" in event.what && event.what.type !== "run_chosen" && event.what.run > 1 ? `Run ${event.what.run}` : null;
+        const run = "run" in event.what && event.what.type !== "run_chosen" && event.what.type !== "run_stopped" && event.what.run > 1 ? `Run ${event.what.run}` : null;
         const now = event.what.type === "step" ? `${run ? `${run}: ` : ""}${PHASES[event.what.phase] ?? event.what.phase}` : "";
         const heading = now !== "" && now !== phase ? now : null;
         if (event.what.type === "step") phase = now;
@@ -134,6 +134,8 @@ function told({ what }: TaskEvent, actor: string): Told {
     case "runs_added":
       return { Icon: Play, tone: "text-accent", text: `${what.by} lets others try, too:`, detail: what.models.map((model) => model ?? "the first model").join(", ") };
     case "run_chosen":
-      return { Icon: CheckCircle2, tone: "text-good", text: `${what.by} chose run ${what.run}` };
+      return { Icon: CheckCircle2, tone: "text-good", text: `${what.by} chose run ${what.run}${what.draft ? ", as a draft" : ""}` };
+    case "run_stopped":
+      return { Icon: Ban, tone: "text-warn", text: `${what.by} stopped run ${what.run}`, detail: "the others go on" };
   }
 }
