@@ -23,6 +23,8 @@ const EACH_TAKES: Duration = Duration::from_secs(4);
 /// Tasks that end with a pull request; further ones pass through intake, queue and publisher alone.
 const PULL_REQUESTS: usize = 12;
 const PROBES: usize = 48;
+/// Of these so many are asked for by a label: webhooks open a hundred Tasks a day and no more. Further ones are ordered by the API.
+const LABELLED: usize = 60;
 /// More Tasks, each with a pull request: `FETTLE_TEST_SCALE=500`.
 const MANY: &str = "FETTLE_TEST_SCALE";
 /// What a worker may take for itself, beside what the commands of a Run take.
@@ -90,8 +92,14 @@ async fn three_dashboards_are_replaced_while_workers_come_and_go_and_no_task_is_
     let mut jobs = Jobs::default();
     assert_eq!(scale(&fettle).await["runnable"], 0, "nobody works, and nobody has to");
     let issues: Vec<u64> = (0..pulls).map(|_| fettle.issue()).collect();
-    for issue in &issues {
-        fettle.label(*issue).await.unwrap();
+    for (nth, issue) in issues.iter().enumerate() {
+        if nth < LABELLED {
+            fettle.label(*issue).await.unwrap();
+            continue;
+        }
+        let order = json!({ "repository": fettle.repo.to_string(), "issue": issue });
+        let (status, text) = fettle.api.post("/api/v1/tasks", &order).await.unwrap();
+        assert_eq!(status, 201, "{text}");
     }
     for _ in 0..probes {
         let (status, text) = fettle.api.post("/api/v1/tasks", &json!({ "mode": "probe" })).await.unwrap();

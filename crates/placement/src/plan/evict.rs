@@ -136,7 +136,11 @@ fn may_go(desk: &Desk, nth: usize, evictable: Evictable) -> bool {
 /// For how much longer an engine that was just loaded is kept. One that sleeps is not: it serves nobody.
 pub(super) fn protected_for(desk: &Desk, engine: &Engine) -> Option<Millis> {
     let asleep = matches!(engine.state, EngineState::Sleeping(_));
-    let end = engine.ready_at + desk.policy.residency(engine.reload);
+    let residency = match engine.inflight {
+        0 => desk.policy.idle_residency(engine.reload),
+        _ => desk.policy.residency(engine.reload),
+    };
+    let end = engine.ready_at + residency;
     (!asleep && end > desk.view.now).then(|| end.since(desk.view.now))
 }
 

@@ -206,7 +206,8 @@ proptest! {
             let drained = matches!(one.state, EngineState::Draining { until } if until <= NOW || one.inflight == 0);
             prop_assert!(one.inflight == 0 || drained || barrier_is_over(id), "{id} is busy: {placement:#?}");
             prop_assert!(!one.pinned || drained, "{id} is pinned");
-            let young = one.ready_at + policy.residency(one.reload) > NOW;
+            let residency = if one.inflight == 0 { policy.idle_residency(one.reload) } else { policy.residency(one.reload) };
+            let young = one.ready_at + residency > NOW;
             let asleep = matches!(one.state, EngineState::Sleeping(_));
             let unused = placement.reasons.iter().any(|reason| matches!(reason, Reason::Unused { engine, .. } if engine == id));
             prop_assert!(!young || asleep || drained || unused || barrier_is_over(id), "{id} was loaded just now");
