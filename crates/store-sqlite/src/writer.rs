@@ -503,14 +503,18 @@ mod tests {
         }
     }
 
-    /// Keeps the writer until it is told to go on, so that what is asked meanwhile becomes one group.
-    struct Busy(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+    /// Says that it has begun and keeps the writer until it is told to go on, so that what is asked meanwhile becomes one group.
+    struct Busy {
+        begun: std::sync::Mutex<Option<tokio::sync::oneshot::Sender<()>>>,
+        held: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+    }
 
     impl Verb for Busy {
         type Out = ();
 
         fn apply(&self, _tx: &mut Tx<'_>) -> L<()> {
-            self.0.lock().unwrap().recv().unwrap();
+            self.begun.lock().unwrap().take().unwrap().send(()).unwrap();
+            self.held.lock().unwrap().recv().unwrap();
             Ok(())
         }
     }
@@ -549,12 +553,12 @@ mod tests {
         assert_eq!(ledger.accept(delivery(1)).await.unwrap(), Accepted::New);
         ledger.write(FillTheDisk).await.unwrap();
         let (go_on, held) = std::sync::mpsc::channel();
-        let (_, refused, other, ()) = tokio::join!(
-            ledger.write(Busy(std::sync::Mutex::new(held))),
-            ledger.accept(delivery(2)),
-            ledger.accept(delivery(3)),
-            async { go_on.send(()).unwrap() }
-        );
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let busy = Busy { begun: std::sync::Mutex::new(Some(begun)), held: std::sync::Mutex::new(held) };
+        let (_, (refused, other, ())) = tokio::join!(ledger.write(busy), async {
+            begins.await.unwrap();
+            tokio::join!(ledger.accept(delivery(2)), ledger.accept(delivery(3)), async { go_on.send(()).unwrap() })
+        });
         assert!(
             matches!((&refused, &other), (Err(LedgerError::Full), Err(LedgerError::Full))),
             "{refused:?} {other:?}"
