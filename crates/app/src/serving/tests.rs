@@ -213,11 +213,13 @@ fn a_model_moves_from_a_gpu_that_is_lost_and_others_serve_on() {
     machine.run(6_000);
     let lost = machine.served("a").expect("ready").devices[0].clone();
     machine.health(&lost, Health::Lost);
+    machine.obey("b", ModelOrder::Pin);
     machine.kill("a");
     machine.run(1_000);
     assert!(machine.served("b").is_some());
     assert!(machine.served("a").is_none());
     machine.answer("b");
+    machine.obey("b", ModelOrder::Unpin);
     machine.run_until(120_000, |machine| machine.served("a").is_some());
     assert_ne!(machine.served("a").expect("ready").devices[0], lost);
 }
@@ -254,7 +256,7 @@ fn an_engine_of_an_earlier_life_is_taken_on_with_its_memory() {
     machine.ask("a");
     machine.run(5_000);
     machine.restart();
-    machine.ask("a");
+    machine.obey("a", ModelOrder::Pin);
     machine.run(1_000);
     assert!(machine.served("a").is_some());
     assert_eq!(machine.starts("a"), 1);
