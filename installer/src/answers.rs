@@ -116,6 +116,14 @@ impl K3s {
         if !(source.is_empty() || source.starts_with('/') || source.starts_with("https://")) {
             return Err(format!("k3s.source: `{source}` is neither an absolute path nor an https:// address"));
         }
+        // Answers, plans and logs tell addresses as they are.
+        for (key, address) in [("source", source), ("join", self.join.as_str())] {
+            if address.starts_with("https://") && address.contains(['@', '?', '#']) {
+                return Err(format!(
+                    "k3s.{key}: an address with a user, a password, a query or a fragment is not taken: others can read it"
+                ));
+            }
+        }
         if !self.join.is_empty() && !self.join.starts_with("https://") {
             return Err(format!("k3s.join: `{}` is no https:// address", self.join));
         }

@@ -174,6 +174,8 @@ impl Session<'_> {
             }
             Aim::Nixos => None,
         };
+        let facts = observe();
+        let receipt = self.receipt()?;
         let context = Context {
             release,
             purpose: preflight::Purpose::Apply,
@@ -184,14 +186,14 @@ impl Session<'_> {
             },
             cluster: preflight::Cluster {
                 networks: vec![answers.k3s.cluster_cidr.clone(), answers.k3s.service_cidr.clone()],
-                ours: self.receipt()?.as_ref().is_some_and(k3s::is_ours),
+                ours: receipt.as_ref().is_some_and(|receipt| k3s::is_ours(receipt, &facts)),
                 gpus: answers.k3s.gpus > 0,
                 serves: answers.k3s.join.is_empty(),
             },
             ..Context::of(aim.mode())
         };
         let asked = Preflight { mode: Some(aim.mode()), ignore: ignore.to_vec(), context };
-        let judged = report::judge(&observe(), &asked).map_err(ended(Exit::Usage))?;
+        let judged = report::judge(&facts, &asked).map_err(ended(Exit::Usage))?;
         let mut stderr = std::io::stderr().lock();
         let show = Show { json: false, colour: stderr.is_terminal(), brief: true };
         report::preflight(&mut stderr, &judged, show).map_err(unexpected)?;
@@ -407,6 +409,21 @@ impl Session<'_> {
         Exit::of(outcome, purpose)
     }
 
+    /// A k3s that somebody has installed since works with data that ours has left: that is theirs now.
+    fn leave_others_alone(&self, receipt: &Receipt) -> Ends<()> {
+        let keeps = receipt.find(&format!("dir:{}", k3s::layout::DATA)).is_some() && !k3s::has_k3s(receipt);
+        for path in [k3s::layout::K3S, k3s::layout::UNIT_FILE] {
+            if keeps && !self.host.entry(path.into()).map_err(unexpected)?.is_absent() {
+                let why = format!(
+                    "{path} was not installed by Fettle, and works with the folders that Fettle's k3s has left. Nothing was taken away: \
+                     uninstall that k3s first, or go on with it and leave these folders to it"
+                );
+                return Err(Ended { exit: Exit::Conflict, why });
+            }
+        }
+        Ok(())
+    }
+
     fn uninstall(&mut self, purge: bool, dry_run: bool, yes: bool) -> Ends<Exit> {
         let unfinished = self.unfinished()?;
         let receipt = self.receipt()?;
@@ -431,6 +448,9 @@ impl Session<'_> {
             return Ok(Exit::Done);
         }
         self.need_root()?;
+        if let Some(receipt) = &receipt {
+            self.leave_others_alone(receipt)?;
+        }
         let what = if purge {
             "Fettle will be removed with all its data, configuration and secrets."
         } else {

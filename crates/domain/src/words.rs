@@ -2,6 +2,8 @@
 //!
 //! They are shown before anybody could read them whole, so whatever may become a secret by what follows is held back.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use crate::secret::{self, KnownSecrets};
@@ -47,7 +49,7 @@ pub fn joins(last: Voice, next: Voice) -> bool {
 pub struct Veil {
     /// The end of what has passed.
     before: String,
-    held: Vec<Piece>,
+    held: VecDeque<Piece>,
     drawn: bool,
 }
 
@@ -58,7 +60,7 @@ impl Veil {
         if self.drawn {
             return Vec::new();
         }
-        self.held.extend(pieces);
+        self.held.extend(pieces.into_iter().filter(|piece| !piece.text.is_empty()));
         let held = self.held.iter().map(|piece| piece.text.as_str());
         let text: String = std::iter::once(self.before.as_str()).chain(held).collect();
         if text.len() > MAX_HELD_BYTES || !secret::scan(known, "words", &text).is_empty() {
@@ -81,7 +83,7 @@ impl Veil {
     /// The first `bytes` of what is held.
     fn release(&mut self, bytes: usize) -> Vec<Piece> {
         let (mut shown, mut left) = (Vec::new(), bytes);
-        while let Some(first) = self.held.first_mut() {
+        while let Some(first) = self.held.front_mut() {
             if first.text.len() > left {
                 let rest = first.text.split_off(left);
                 let voice = first.voice;
@@ -92,7 +94,7 @@ impl Veil {
                 break;
             }
             left -= first.text.len();
-            shown.push(self.held.remove(0));
+            shown.extend(self.held.pop_front());
         }
         shown
     }

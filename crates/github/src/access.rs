@@ -250,6 +250,11 @@ impl ForgeAccess for GitHub {
         let wanted = json!({ "ref": "refs/heads/fettle/permission-check", "sha": "0".repeat(40) });
         let path = in_repo(repo, &["git", "refs"]);
         let call = Call::preparing(Method::POST, path, format!("repository {} to write to", repo.name)).with(wanted);
+        // A token that is not even made is no yes.
+        self.token(repo, Purpose::Write).await.map_err(|error| match error {
+            ForgeError::Refused(why) => ForgeError::Denied(why),
+            other => other,
+        })?;
         match self.ask(repo, Purpose::Write, &call).await {
             Ok(_) | Err(ForgeError::Refused(_)) => Ok(()),
             Err(ForgeError::NotFound(what)) => Err(ForgeError::Denied(format!("it shows no {what}"))),

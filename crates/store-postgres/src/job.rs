@@ -603,6 +603,11 @@ pub(crate) async fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> R<()> {
             if run::count(tx.conn, row.task).await? > 1 && effect::is_published(tx.conn, row.task).await? {
                 return Err(LedgerError::Invalid(format!("another Run's patch of {} is published", row.task)).into());
             }
+            // A wish to stop that came too late is no wish about what is begun now.
+            sqlx::query!("UPDATE task SET cancelled_by = NULL WHERE id = $1", row.task.as_uuid())
+                .execute(&mut *tx.conn)
+                .await
+                .or_ledger()?;
         }
         JobKind::Publish => {
             if let Some(newer) = effect::unfinished_publish_job(tx.conn, row.task).await? {

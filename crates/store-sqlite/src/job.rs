@@ -596,6 +596,8 @@ pub(crate) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
             if run::count(tx.conn, row.task)? > 1 && effect::is_published(tx.conn, row.task)? {
                 return Err(LedgerError::Invalid(format!("another Run's patch of {} is published", row.task)));
             }
+            // A wish to stop that came too late is no wish about what is begun now.
+            tx.conn.run("UPDATE task SET cancelled_by = NULL WHERE id = ?", params![row.task.as_uuid()])?;
         }
         JobKind::Publish => {
             if let Some(newer) = effect::unfinished_publish_job(tx.conn, row.task)? {

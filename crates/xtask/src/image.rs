@@ -113,9 +113,10 @@ fn assemble(
     linked: &dyn Fn(&Utf8Path) -> anyhow::Result<Vec<Utf8PathBuf>>,
 ) -> anyhow::Result<Vec<u8>> {
     let manifest_file = wanted.tree.join("manifest.json");
-    let manifest: Value = serde_json::from_slice(
-        &fs_err::read(&manifest_file).with_context(|| format!("{} is no release tree", wanted.tree))?,
-    )?;
+    let manifest: Value =
+        serde_json::from_slice(&fs_err::read(&manifest_file).with_context(|| {
+            format!("{} is no release tree; make one with `cargo xtask release-tree`", wanted.tree)
+        })?)?;
     let text = |key: &str| manifest[key].as_str().with_context(|| format!("{manifest_file} names no {key}"));
     let (version, built_for) = (text("version")?, text("arch")?);
     let arch = wanted.arch.unwrap_or(built_for);
@@ -271,7 +272,8 @@ pub(crate) fn folder_layer(root: &Utf8Path) -> anyhow::Result<Layer> {
         for entry in root.join(at).read_dir_utf8()? {
             let entry = entry?;
             let (place, kind) = (at.join(entry.file_name()), entry.file_type()?);
-            let mode = fs_err::symlink_metadata(entry.path())?.permissions().mode() & 0o7777;
+            // Without the bits that let whoever runs it become root: all of it belongs to root there.
+            let mode = fs_err::symlink_metadata(entry.path())?.permissions().mode() & 0o1777;
             if kind.is_dir() {
                 layer.insert(place.to_string(), folder(mode));
                 take(root, &place, layer)?;

@@ -30,7 +30,8 @@ const ADD_ON_S: u32 = 600;
 /// Interfaces that pods reach each other by.
 const INTERFACES: [&str; 3] = ["cni0", "flannel.1", "flannel-v6.1"];
 /// What is mounted there is a pod's.
-const MOUNTS: [&str; 3] = ["/run/k3s", "/var/lib/kubelet", "/run/netns/cni-"];
+const MOUNTS: [&str; 2] = ["/run/k3s", "/var/lib/kubelet"];
+const NAMESPACES: &str = "/run/netns/cni-";
 const LEFT_BEHIND: [&str; 5] = ["/run/k3s", "/run/flannel", "/var/lib/kubelet", "/var/log/pods", "/var/log/containers"];
 const GROUPS: [&str; 2] = ["/sys/fs/cgroup/system.slice/k3s.service", "/sys/fs/cgroup/kubepods.slice"];
 
@@ -678,11 +679,15 @@ fn place(host: &mut dyn Host, from: &Origin, path: &Utf8Path, wanted: &str, mode
     }
     let staging = beside(path);
     match from {
-        Origin::File(source) => host.copy(source, &staging, &Attrs::root(mode))?,
-        Origin::Url(url) => host.fetch(url, &staging, &Attrs::root(mode))?,
+        Origin::File(source) => host.copy(source, &staging, &Attrs::root(0o600))?,
+        Origin::Url(url) => host.fetch(url, &staging, &Attrs::root(0o600))?,
     }
     match host.entry(&staging)? {
-        Entry::File { sha256, .. } if sha256 == wanted => host.rename(&staging, path)?,
+        // Nobody can run it before.
+        Entry::File { sha256, .. } if sha256 == wanted => {
+            host.set_attrs(&staging, &Attrs::root(mode))?;
+            host.rename(&staging, path)?;
+        }
         _ => {
             host.remove(&staging)?;
             return Err(ActError::Refused(format!("{from} does not have the checksum {wanted}; get it again")));
@@ -758,6 +763,11 @@ fn apply_secret(
     refused_unless(said, "k3s kubectl apply")
 }
 
+fn is_a_pods(point: &str) -> bool {
+    let below = |of: &str| point.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    MOUNTS.iter().any(|of| below(of)) || point.starts_with(NAMESPACES)
+}
+
 /// Without the script that comes with k3s: it would write the host's firewall anew.
 fn end_pods(host: &mut dyn Host) -> ActResult<()> {
     if runs(host)? {
@@ -770,7 +780,7 @@ fn end_pods(host: &mut dyn Host) -> ActResult<()> {
     if !host.entry(mounts)?.is_absent() {
         let text = String::from_utf8_lossy(&host.read(mounts)?).into_owned();
         let points = text.lines().filter_map(|line| line.split(' ').nth(1));
-        let mut points: Vec<&str> = points.filter(|point| MOUNTS.iter().any(|of| point.starts_with(of))).collect();
+        let mut points: Vec<&str> = points.filter(|point| is_a_pods(point)).collect();
         // The inner one first.
         points.reverse();
         for point in points {

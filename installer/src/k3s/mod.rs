@@ -63,16 +63,27 @@ impl Facts {
         Self {
             arch: facts.system.arch.known().cloned().unwrap_or_default(),
             host_name: facts.network.host_name.known().cloned().unwrap_or_default(),
-            neighbour: neighbour(facts, receipt.is_some_and(is_ours)),
+            neighbour: neighbour(facts, receipt.is_some_and(|receipt| is_ours(receipt, facts))),
             nvidia: facts.gpu.driver.known().is_some_and(Option::is_some),
             proxies: facts.network.proxies.clone(),
         }
     }
 }
 
-/// Whether the k3s of this host was installed by us, or its data was left by us.
-pub fn is_ours(receipt: &Receipt) -> bool {
-    receipt.find(&format!("dir:{}", layout::DATA)).is_some()
+/// Whether the k3s of this host was installed by us; or there is none, and its data was left by us.
+pub fn is_ours(receipt: &Receipt, facts: &HostFacts) -> bool {
+    let there = || {
+        let program = facts.kubernetes.paths.known().is_some_and(|paths| paths.iter().any(|path| path == layout::K3S));
+        let units = facts.units.known();
+        let unit = |name| units.and_then(|units| units.get(name)).is_some_and(crate::facts::Unit::is_there);
+        program || unit(layout::UNIT) || unit(layout::AGENT_UNIT)
+    };
+    has_k3s(receipt) || receipt.find(&format!("dir:{}", layout::DATA)).is_some() && !there()
+}
+
+/// Whether the program itself is in the receipt, and not only data that it left.
+pub fn has_k3s(receipt: &Receipt) -> bool {
+    receipt.find(&format!("place:{}", layout::K3S)).is_some()
 }
 
 /// Who else has a cluster here; k3s itself counts unless it is `ours`.
@@ -202,7 +213,8 @@ impl Planning<'_> {
                 self.refusals.push(format!("{key} names `{name}`: say in the answers' [secrets] where it is now"));
             }
         }
-        let names = self.answers.secrets.keys();
+        // The word by which nodes join is the host's, and no pod's.
+        let names = self.answers.secrets.keys().filter(|name| *name != layout::TOKEN);
         names.map(|name| (name.clone(), Utf8Path::new(SECRETS).join(name))).collect()
     }
 

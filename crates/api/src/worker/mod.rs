@@ -167,7 +167,19 @@ async fn admit(State(api): State<ApiState>, Body(body): Body<LeaseBody>) -> Resu
 
 /// What a model says now. Kept for those who watch, until the call has ended.
 async fn hear(State(api): State<ApiState>, Body(body): Body<WordsRequest>) -> Result<Json<HeardBody>, Problem> {
-    match api.words.hear(body.into()).await? {
+    let words: fettle_app::ports::words::Words = body.into();
+    // Nothing that is heard costs more than what an honest worker says.
+    let bytes: usize = words.pieces.iter().map(|piece| piece.text.len()).sum();
+    if words.pieces.len() > MAX_TOLD_PIECES
+        || bytes > MAX_TOLD_BYTES
+        || words.pieces.iter().any(|piece| piece.text.is_empty())
+    {
+        let why = format!(
+            "At most {MAX_TOLD_PIECES} pieces with {MAX_TOLD_BYTES} bytes are heard at a time, and none that is empty."
+        );
+        return Err(Problem::refused("/pieces", why));
+    }
+    match api.words.hear(words).await? {
         Heard::Has(has) => Ok(Json(HeardBody { has })),
         Heard::Stale => Err(stale()),
     }

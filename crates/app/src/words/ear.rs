@@ -113,7 +113,8 @@ impl Ear {
             };
             let before = listened.0.insert(run, at).filter(|old| (old.fence, old.call) == (at.fence, at.call));
             let kept = saying.tail.iter().map(|piece| piece.text.len() as u64).sum();
-            let follows = before.map(|old| at.shown - old.shown).filter(|missing| *missing <= kept);
+            // A call that is begun anew has shown less than before.
+            let follows = before.and_then(|old| at.shown.checked_sub(old.shown)).filter(|missing| *missing <= kept);
             let hidden_now = at.hidden && !before.is_some_and(|old| old.hidden);
             if follows == Some(0) && !hidden_now {
                 continue;
@@ -152,8 +153,8 @@ impl Listen for Ear {
             None => match self.holder(words.task, words.lease).await? {
                 Some(run) => (run, true),
                 None => {
-                    // Whoever holds it now begins anew.
-                    self.lock().retain(|job, saying| *job != words.lease.job || saying.fence > words.lease.fence);
+                    // Whoever holds it now begins anew. A fence that was never given ends nobody's words.
+                    self.lock().retain(|job, saying| *job != words.lease.job || saying.fence != words.lease.fence);
                     return Ok(Heard::Stale);
                 }
             },

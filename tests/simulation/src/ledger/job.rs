@@ -397,6 +397,7 @@ pub(super) fn redrive(tx: &mut Tx<'_>, id: JobId, by: &str) -> L<()> {
             if row.runs.len() > 1 && published {
                 return Err(LedgerError::Invalid(format!("another Run's patch of {task} is published")));
             }
+            tx.task(task)?.cancelled_by = None;
         }
         JobKind::Publish => {
             if let Some(newer) = tx.rows.unfinished_publish_job(task) {

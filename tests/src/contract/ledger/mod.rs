@@ -20,6 +20,7 @@ pub use choice::{
 pub use model::a_job_does_what_its_model_does;
 pub use progress::{
     a_cancelled_task_is_not_taken_up_again, a_publication_that_is_cancelled_still_tells_who_was_told,
+    a_stop_that_came_too_late_is_no_wish_about_what_is_taken_up_again,
     progress_is_told_beside_the_run_and_what_it_brought_is_remembered,
     who_was_told_of_the_beginning_is_told_of_a_cancellation,
 };
@@ -57,6 +58,7 @@ macro_rules! ledger_contract {
                 an_effect_is_intended_and_settled_by_the_live_lease_only,
                 effects_wanted_meanwhile_queue_the_publication_again,
                 progress_is_told_beside_the_run_and_what_it_brought_is_remembered,
+                a_stop_that_came_too_late_is_no_wish_about_what_is_taken_up_again,
                 who_was_told_of_the_beginning_is_told_of_a_cancellation,
                 a_publication_that_is_cancelled_still_tells_who_was_told,
                 a_cancelled_task_is_not_taken_up_again,

@@ -129,3 +129,24 @@ pub async fn a_cancelled_task_is_not_taken_up_again<S: Subject>(world: &mut Worl
     let Retried { task: next, new } = world.ledger().retry(task, "ada").await.unwrap();
     assert!(new && next != task, "a retry is a new Task");
 }
+
+pub async fn a_stop_that_came_too_late_is_no_wish_about_what_is_taken_up_again<S: Subject>(world: &mut World<S>) {
+    let task = world.open(1).await;
+    let run = world.lease(JobKind::Run).await.lease;
+    world.leases().fail(&run, "no", Then::Never).await.unwrap();
+    let telling = world.lease(JobKind::Publish).await.lease;
+    let comment = effect(world, task, EffectKind::Comment).await.expect("a death is told");
+    let intent = Intent::Comment { issue: 1, marker: "m".into() };
+    assert_eq!(world.ledger().intend(&telling, comment.id, &intent).await.unwrap(), Fenced::Applied);
+    world.ledger().cancel(task, "ada").await.unwrap();
+    let receipt = Receipt::Comment { id: COMMENT };
+    assert_eq!(world.ledger().settle(&telling, comment.id, &receipt).await.unwrap(), Fenced::Applied);
+    assert_eq!(world.ledger().complete_publish(&telling).await.unwrap(), Fenced::Applied);
+    assert_eq!(world.view(task).await.state, TaskState::Done, "it had ended");
+
+    assert_eq!(world.ledger().retry(task, "ada").await.unwrap(), Retried { task, new: false });
+    let again = world.lease(JobKind::Run).await.lease;
+    world.leases().complete_run(&again, &result(RunOutcome::ReadyPr)).await.unwrap();
+    assert_eq!(world.view(task).await.state, TaskState::Publishing);
+    assert!(effect(world, task, EffectKind::Push).await.is_some(), "its patch is published");
+}
