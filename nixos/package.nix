@@ -113,7 +113,7 @@ let
             "$(sha256sum "$file" | cut -d ' ' -f 1)"
           separator=,
         done
-        printf '},"oldest_reader":1,"schema":1,"version":"${version}"}\n'
+        printf '},"oldest_reader":12,"schema":1,"version":"${version}"}\n'
       ) > "$out/manifest.json"
     '';
   };

@@ -283,7 +283,7 @@ fn the_release_tree_lists_every_file_with_its_hash() {
         "schema": 1,
         "version": env!("CARGO_PKG_VERSION"),
         "arch": "x86_64",
-        "oldest_reader": 1,
+        "oldest_reader": 12,
         "files": {
             "bin/fettle": { "sha256": hash("a program"), "mode": "0755" },
             "share/fettle/units/fettle-worker@.service": { "sha256": hash("a unit"), "mode": "0644" },
