@@ -298,6 +298,8 @@ mod tests {
             ("[k3s]\ncluster_cidr = \"10.42.0.0\"", "k3s.cluster_cidr"),
             ("[k3s]\nhost = \"a b\"", "k3s.host"),
             ("[k3s]\nsource = \"bundle\"", "k3s.source"),
+            ("[k3s]\nsource = \"https://me:word@mirror.example/k3s\"", "k3s.source"),
+            ("[k3s]\njoin = \"https://one.example:6443?token=word\"", "k3s.join"),
             ("[k3s.sha256]\n\"k3s/k3s\" = \"ABC\"", "k3s/k3s"),
         ] {
             assert!(Answers::parse(text).unwrap_err().contains(named), "{text}");

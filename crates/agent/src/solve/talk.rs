@@ -391,10 +391,9 @@ impl Talk {
             speech.end();
             let why = match answer {
                 Ok(turn) => return Ok(turn),
-                Err(error @ ModelError::Busy { .. }) => {
-                    let ModelError::Busy { retry_after, .. } = &error else { unreachable!("matched above") };
+                Err(ref error @ ModelError::Busy { retry_after, .. }) => {
                     pause = retry_after.unwrap_or(pause);
-                    let why = chain(&error);
+                    let why = chain(error);
                     if tries >= MODEL_TRIES || waited + pause > LONGEST_HELD {
                         return Err(RunEnd::Defer { wait: pause.max(MODEL_PAUSE), why }.into());
                     }

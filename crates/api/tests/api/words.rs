@@ -158,6 +158,13 @@ async fn a_worker_without_the_lease_is_not_heard() {
     assert_eq!(unknown.status(), 401);
     let large = words(lease, task, 1, &"x".repeat(1024 * 1024));
     assert!(matches!(client.hear(large).await, Err(LedgerError::Invalid(_))));
+    let pieces = |text: &str, count: usize| Words {
+        pieces: vec![Piece::new(Voice::Said, text); count],
+        ..words(lease, task, 1, "")
+    };
+    for costly in [pieces("", 1), pieces("x", 65), pieces(&"x".repeat(9 * 1024), 2)] {
+        assert!(matches!(client.hear(costly).await, Err(LedgerError::Invalid(_))), "more than an honest worker says");
+    }
     ledger.close().await.unwrap();
 }
 
