@@ -72,10 +72,20 @@ impl RunTokens {
             fence: Fence::new(1),
             models: vec![model],
             budgets: RunBudgets { tokens: Some(TRIAL_TOKENS), ..RunBudgets::default() },
-            repository: String::new(),
+            repository: OF_NO_REPOSITORY.to_owned(),
             class: Class::Interactive,
             expires: self.clock.now().saturating_add(TRIAL_LIFE).expect("a span of minutes fits"),
         })
+    }
+}
+
+/// Every Run is of a repository; whoever tries a model is of none.
+const OF_NO_REPOSITORY: &str = "";
+
+impl RunClaims {
+    /// Whether this is somebody at a button who wants to know whether a model answers.
+    pub fn is_trial(&self) -> bool {
+        self.repository == OF_NO_REPOSITORY
     }
 }
 

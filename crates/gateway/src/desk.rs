@@ -65,6 +65,8 @@ pub(crate) struct Ask {
     pub(crate) output_tokens: u64,
     /// A target that has just failed it: another one first.
     pub(crate) avoid: Option<TargetId>,
+    /// It is there to find out whether the targets answer, so one that is left alone is asked too.
+    pub(crate) knocks: bool,
 }
 
 /// The right to send one request to one target; given back with [`Desk::release`].
@@ -102,8 +104,16 @@ pub(crate) enum Refusal {
     },
     /// Everything that could answer has failed lately, or its place is not known to come.
     Broken {
+        last: Option<LastFailure>,
         retry_after: Duration,
     },
+}
+
+/// How a target failed last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LastFailure {
+    pub(crate) sentence: String,
+    pub(crate) ago: Duration,
 }
 
 /// What became of a waiter.
@@ -114,9 +124,11 @@ pub(crate) struct Called {
 }
 
 /// How a granted request went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Went {
     pub(crate) outcome: Outcome,
+    /// What whoever asked is told of a failure.
+    pub(crate) said: Option<String>,
     /// The target asked to be left alone for so long.
     pub(crate) rest: Option<Duration>,
     pub(crate) measured: Option<Measured>,
@@ -185,6 +197,7 @@ struct TargetBook {
     inflight: u32,
     queued_tokens: u64,
     breaker: Breaker,
+    failed: Option<(String, Instant)>,
     rate: Rate,
     last_used: Option<Instant>,
 }
@@ -268,6 +281,9 @@ impl Desk {
             book.inflight = book.inflight.saturating_sub(1);
             book.queued_tokens = book.queued_tokens.saturating_sub(grant.output_tokens);
             book.breaker.record(went.outcome, now);
+            if let Some(said) = went.said {
+                book.failed = Some((said, now));
+            }
             if let Some(rest) = went.rest {
                 book.breaker.rest(now + rest);
             }
@@ -292,7 +308,9 @@ impl Desk {
     /// Whether a failed attempt is followed by another one.
     pub(crate) fn retry(&mut self, ask: &Ask, mut failed: Failed, failing: TargetId, now: Instant) -> Verdict {
         failed.elsewhere = ask.sources.iter().filter_map(|source| self.sources.get(source)).any(|book| {
-            book.targets.iter().any(|id| *id != failing && self.targets.get(id).is_some_and(|one| one.is_free(now)))
+            book.targets
+                .iter()
+                .any(|id| *id != failing && self.targets.get(id).is_some_and(|one| one.is_free(ask, now)))
         });
         retry::decide(failed, &mut self.savings)
     }
@@ -387,7 +405,7 @@ impl Desk {
     fn grant(&mut self, ask: &Ask, nth: usize, avoid: Option<TargetId>, now: Instant) -> Option<Grant> {
         let book = self.sources.get(&ask.sources[nth])?;
         let home = self.sticky.find(ask.session, now);
-        let free = |id: &&TargetId| self.targets.get(id).is_some_and(|target| target.is_free(now));
+        let free = |id: &&TargetId| self.targets.get(id).is_some_and(|target| target.is_free(ask, now));
         let open = book.targets.iter().filter(free).filter(|id| Some(**id) != avoid);
         let candidates: Vec<Candidate> = open
             .filter_map(|id| {
@@ -406,7 +424,7 @@ impl Desk {
         let choice = routing::choose(&candidates, ask.prompt_tokens, home.map(|home| home.target))?;
         let cached = candidates.iter().find(|one| one.target == choice.target).map_or(0, |one| one.cached_tokens);
         let target = self.targets.get_mut(&choice.target)?;
-        if target.breaker.permit(now) == Permit::Probe {
+        if target.breaker.permit(now) != Permit::Open {
             target.breaker.probe(now);
         }
         target.inflight += 1;
@@ -490,9 +508,19 @@ impl Desk {
         };
         let pauses: Option<Vec<Duration>> = book.targets.iter().map(broken).collect();
         match (source, pauses.as_deref().and_then(|pauses| pauses.iter().min())) {
-            (Source::Provider(_), Some(pause)) => Standing::Refused(Refusal::Broken { retry_after: *pause }),
+            (Source::Provider(_), Some(pause)) => {
+                Standing::Refused(Refusal::Broken { last: self.last_failure(book, now), retry_after: *pause })
+            }
             _ => Standing::MayCome,
         }
+    }
+}
+
+impl Desk {
+    fn last_failure(&self, book: &SourceBook, now: Instant) -> Option<LastFailure> {
+        let failed = book.targets.iter().filter_map(|id| self.targets.get(id)?.failed.as_ref());
+        let (sentence, at) = failed.max_by_key(|(_, at)| *at)?;
+        Some(LastFailure { sentence: sentence.clone(), ago: now.saturating_duration_since(*at) })
     }
 }
 
@@ -532,15 +560,16 @@ impl TargetBook {
             inflight: 0,
             queued_tokens: 0,
             breaker: Breaker::new(),
+            failed: None,
             rate: Rate::new(),
             last_used: None,
         }
     }
 
-    fn is_free(&self, now: Instant) -> bool {
+    fn is_free(&self, ask: &Ask, now: Instant) -> bool {
         !self.draining
             && self.inflight < self.parallel.saturating_add(AHEAD)
-            && !matches!(self.breaker.permit(now), Permit::Closed { .. })
+            && (ask.knocks || !matches!(self.breaker.permit(now), Permit::Closed { .. }))
     }
 }
 

@@ -255,7 +255,7 @@ impl Floor {
         self.metrics.routes.with_label_values(&[grant.policy.word()]).inc();
         self.metrics.prefix_hit_tokens.inc_by(grant.cached_tokens);
         let source = ask.sources[grant.source].clone();
-        let went = Went { outcome: Outcome::Neutral, rest: None, measured: None };
+        let went = Went { outcome: Outcome::Neutral, said: None, rest: None, measured: None };
         Some(Held { floor: Arc::clone(self), grant, upstream, source, went })
     }
 
@@ -315,7 +315,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.floor.release(&self.source, &self.grant, self.went);
+        self.floor.release(&self.source, &self.grant, self.went.clone());
     }
 }
 
@@ -354,7 +354,7 @@ impl Drop for Place {
             inner.desk.leave(self.id)
         };
         if !left && let Ok(Ok(grant)) = called.try_recv() {
-            let went = Went { outcome: Outcome::Neutral, rest: None, measured: None };
+            let went = Went { outcome: Outcome::Neutral, said: None, rest: None, measured: None };
             self.floor.release(&self.ask.sources[grant.source], &grant, went);
         }
         self.floor.changed.notify_one();

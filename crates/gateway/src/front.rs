@@ -13,6 +13,7 @@ use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::model::ToolCalls;
 use fettle_app::ports::serving::When;
+use fettle_app::run_token::RunClaims;
 use fettle_protocols::{
     Edit, Failure, Head, Peek, Protocol, Request, ToolKind, UpstreamError, WatchOptions, edit, read_error,
     read_request, write_request,
@@ -31,7 +32,7 @@ use crate::bodies::{BODY_LIMIT, Bodies, Kept};
 use crate::breaker::Outcome;
 use crate::budgets::{Budgets, Cost, Reservation};
 use crate::carrier::{self, Carrier, Standing, Trouble};
-use crate::desk::{Ask, NotNow, Refusal, Went};
+use crate::desk::{Ask, LastFailure, NotNow, Refusal, Went};
 use crate::floor::{Floor, Held, NotAdmitted};
 use crate::metrics::Metrics;
 use crate::names::{Names, Route};
@@ -197,7 +198,7 @@ impl Front {
                 return Err(miss.trouble.failure);
             }
             let rest = miss.wait.map(|wait| wait.min(LONGEST_REST));
-            unspent.0 = passage.undo(Went { outcome: miss.outcome, rest, measured: None });
+            unspent.0 = passage.undo(Went { outcome: miss.outcome, said: miss.said(), rest, measured: None });
             if miss.outcome == Outcome::Gone {
                 // It reached nobody, so nothing is repeated: it waits for the engine's successor as if it had just come.
                 attempts -= 1;
@@ -241,10 +242,9 @@ impl Front {
             NotAdmitted::Refused(Refusal::Failing { why, retry_after }) => {
                 Failure::CannotPlaceNow { sentence: why, retry_after }
             }
-            NotAdmitted::Refused(Refusal::Broken { retry_after }) => Failure::CannotPlaceNow {
-                sentence: "The model's provider has failed lately and is left alone for a while.".to_owned(),
-                retry_after,
-            },
+            NotAdmitted::Refused(Refusal::Broken { last, retry_after }) => {
+                Failure::CannotPlaceNow { sentence: left_alone(last, retry_after), retry_after }
+            }
             NotAdmitted::Waited(Some(NotNow { why, when })) => match when {
                 When::Waiting(retry_after) | When::Mended(retry_after) => {
                     Failure::CannotPlaceNow { sentence: why, retry_after }
@@ -285,6 +285,17 @@ impl Front {
 
     pub(crate) fn accounts(&self) -> MutexGuard<'_, Accounts> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of a provider that is not asked for a while.
+fn left_alone(last: Option<LastFailure>, until: Duration) -> String {
+    let until = until.as_secs() + 1;
+    match last {
+        Some(LastFailure { sentence, ago }) => {
+            format!("{sentence} That was {} s ago; it is asked again in {until} s.", ago.as_secs())
+        }
+        None => format!("The model's server has asked for a pause; it is asked again in {until} s."),
     }
 }
 
@@ -357,6 +368,12 @@ async fn refused(response: http::Response<Incoming>, upstream: &Upstream, thread
 }
 
 impl Miss {
+    /// Of a failure that is the target's.
+    fn said(&self) -> Option<String> {
+        let failed = matches!(self.outcome, Outcome::Failed | Outcome::Misconfigured);
+        failed.then(|| self.trouble.failure.sentence())
+    }
+
     fn slow() -> Self {
         let sentence = "The model's server did not answer in time.".to_owned();
         Self {
@@ -380,10 +397,11 @@ impl Miss {
             upstream.name
         );
         let sentence = match error {
-            SendError::Connect(_) => "The model's server cannot be reached.",
-            SendError::Broken(_) | SendError::Unsayable(_) => "The model's server broke the connection.",
+            SendError::Connect(_) => format!("The server of {} cannot be reached.", upstream.name),
+            SendError::Broken(_) | SendError::Unsayable(_) => {
+                format!("The server of {} broke the connection.", upstream.name)
+            }
         };
-        let sentence = sentence.to_owned();
         let worth_retrying = !matches!(error, SendError::Unsayable(_));
         let outcome = match error {
             SendError::Connect(_) if upstream.engine.is_some() => Outcome::Gone,
@@ -453,6 +471,7 @@ impl Order {
             prompt_tokens: peek.prompt_tokens,
             output_tokens: peek.max_tokens.unwrap_or(USUAL_OUTPUT).min(USUAL_OUTPUT),
             avoid: None,
+            knocks: self.caller.run.as_deref().is_some_and(RunClaims::is_trial),
         }
     }
 

@@ -208,7 +208,7 @@ impl Passage {
             End::Failed => Outcome::Failed,
             End::Cancelled => Outcome::Neutral,
         };
-        held.went(Went { outcome, rest: None, measured });
+        held.went(Went { outcome, said: None, rest: None, measured });
         let record = UsageRecord {
             id: self.front.ids.uuid(),
             ended_at: self.front.clock.now(),
@@ -251,7 +251,7 @@ impl Drop for Passage {
             self.end(End::Cancelled);
             return;
         }
-        self.forget(Went { outcome: Outcome::Neutral, rest: None, measured: None });
+        self.forget(Went { outcome: Outcome::Neutral, said: None, rest: None, measured: None });
         if let Some(reservation) = self.reservation.take() {
             reservation.settle(Cost::default());
         }

@@ -15,8 +15,9 @@ const WEIGHT: u64 = 8;
 const LEAST_TIME: Duration = Duration::from_millis(5);
 /// Of shorter prompts the time is spent on other things.
 const LEAST_PROMPT: u64 = 64;
-/// After this time without a request, a rate has fallen to about a third.
-const FORGETS: Duration = Duration::from_secs(300);
+/// After this time without a request a rate has fallen to about a third. The higher of the two counts: an agent at work comes back
+/// within the first, and who is asked now and then is not taken for forgotten.
+const FORGETS: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(1000)];
 
 /// Tokens a second.
 #[derive(Debug)]
@@ -60,36 +61,36 @@ fn average(rate: &mut u64, tokens: u64, time: Duration) {
 /// Requests in a time. Each one adds a little, and all of it fades.
 #[derive(Debug)]
 pub(crate) struct Rate {
-    /// Faded requests, as of `at`.
-    sum: f64,
+    /// Faded requests, as of `at`, for each time of [`FORGETS`].
+    sums: [f64; FORGETS.len()],
     at: Option<Instant>,
 }
 
 impl Rate {
     pub(crate) fn new() -> Self {
-        Self { sum: 0.0, at: None }
+        Self { sums: [0.0; FORGETS.len()], at: None }
     }
 
     pub(crate) fn count(&mut self, now: Instant) {
-        self.sum = self.faded(now) + 1.0;
+        self.sums = self.faded(now).map(|sum| sum + 1.0);
         self.at = Some(now);
     }
 
     /// In a thousand seconds.
     pub(crate) fn milli(&self, now: Instant) -> u32 {
-        let milli = self.faded(now) / FORGETS.as_secs_f64() * 1_000.0;
+        let rates = self.faded(now).into_iter().zip(FORGETS).map(|(sum, time)| sum / time.as_secs_f64() * 1_000.0);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "rounded, at least 0; a cast saturates"
         )]
-        let milli = milli.round() as u32;
+        let milli = rates.fold(0.0, f64::max).round() as u32;
         milli
     }
 
-    fn faded(&self, now: Instant) -> f64 {
-        let Some(at) = self.at else { return 0.0 };
-        self.sum * (-now.saturating_duration_since(at).as_secs_f64() / FORGETS.as_secs_f64()).exp()
+    fn faded(&self, now: Instant) -> [f64; FORGETS.len()] {
+        let since = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at)).as_secs_f64();
+        std::array::from_fn(|nth| self.sums[nth] * (-since / FORGETS[nth].as_secs_f64()).exp())
     }
 }
 
@@ -119,6 +120,15 @@ mod tests {
         (0..3_000).for_each(|nth| rate.count(begin + second * nth));
         let milli = rate.milli(begin + second * 3_000);
         assert!((980..=1_020).contains(&milli), "{milli}");
-        assert_eq!(rate.milli(begin + second * 9_000), 0);
+        assert_eq!(rate.milli(begin + second * 12_000), 0);
+    }
+
+    #[test]
+    fn a_burst_counts_at_once_and_fades_to_what_is_usual() {
+        let (mut rate, begin) = (Rate::new(), Instant::now());
+        (0..10).for_each(|_| rate.count(begin));
+        assert_eq!(rate.milli(begin), 333, "ten in half a minute");
+        let later = rate.milli(begin + Duration::from_secs(300));
+        assert!((5..=10).contains(&later), "{later}");
     }
 }

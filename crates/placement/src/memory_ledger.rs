@@ -95,16 +95,18 @@ impl Account {
         }
     }
 
-    pub(crate) fn enter(&mut self, engine: &Engine, pool: &PoolId) {
-        let observed = on_pool(&engine.observed, pool).signed();
-        let hold = hold(engine, pool).signed();
-        match engine.state.presence() {
-            Presence::Absent => return,
-            Presence::Reserved => self.reserved += hold,
-            Presence::Loading | Presence::Resident => self.staying += hold,
-            Presence::Leaving => self.leaving += hold,
+    /// Counts an engine in, and says what it holds.
+    pub(crate) fn enter(&mut self, engine: &Engine, pool: &PoolId) -> Bytes {
+        let (presence, observed) = (engine.state.presence(), on_pool(&engine.observed, pool));
+        let hold = held(engine, presence, observed, pool);
+        match presence {
+            Presence::Absent => return hold,
+            Presence::Reserved => self.reserved += hold.signed(),
+            Presence::Loading | Presence::Resident => self.staying += hold.signed(),
+            Presence::Leaving => self.leaving += hold.signed(),
         }
-        self.observed += observed;
+        self.observed += observed.signed();
+        hold
     }
 
     /// What a load may take. A load is admitted when, in every pool of its seat, this is at least its claim and its peak.
@@ -184,11 +186,15 @@ pub fn capacity(pool: &Pool) -> Bytes {
 
 /// What `engine` holds of `pool`: never less than was seen, and while it loads never less than its peak.
 pub fn hold(engine: &Engine, pool: &PoolId) -> Bytes {
-    let (claim, observed) = (on_pool(&engine.seat.claims, pool), on_pool(&engine.observed, pool));
-    match engine.state.presence() {
+    held(engine, engine.state.presence(), on_pool(&engine.observed, pool), pool)
+}
+
+fn held(engine: &Engine, presence: Presence, observed: Bytes, pool: &PoolId) -> Bytes {
+    let claim = || on_pool(&engine.seat.claims, pool);
+    match presence {
         Presence::Absent => Bytes::ZERO,
-        Presence::Loading | Presence::Reserved => claim.max(observed).max(on_pool(&engine.seat.peaks, pool)),
-        Presence::Resident | Presence::Leaving => claim.max(observed),
+        Presence::Loading | Presence::Reserved => claim().max(observed).max(on_pool(&engine.seat.peaks, pool)),
+        Presence::Resident | Presence::Leaving => claim().max(observed),
     }
 }
 

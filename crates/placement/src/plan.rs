@@ -29,7 +29,7 @@ use sites::{Shape, Site};
 /// Every want is answered in one of four ways: an engine is ready and nothing is said; one is on its way ([`Reason::Underway`]);
 /// something is done for it ([`Reason::Chosen`]); or it is refused, for now or for good.
 pub fn plan(view: &View, demand: &[Want], policy: &Policy) -> Placement {
-    let mut desk = Desk::new(view, policy);
+    let mut desk = Desk::new(view, demand, policy);
     end_what_should_not_be(&mut desk, demand);
 
     let mut standing = barrier::standing(&desk, demand);
@@ -230,7 +230,8 @@ fn end_what_should_not_be(desk: &mut Desk, demand: &[Want]) {
     let kept_by_barrier =
         |id: &EngineId| desk.view.barrier.as_ref().is_some_and(|barrier| barrier.engines.contains(id));
     let mut ends: Vec<(usize, Intent, Reason)> = Vec::new();
-    for (nth, engine) in desk.engines.iter().enumerate() {
+    for &nth in &desk.doubtful {
+        let engine = desk.engines[nth];
         let (id, epoch) = (engine.id.clone(), engine.epoch);
         match engine.state {
             EngineState::Ready => {

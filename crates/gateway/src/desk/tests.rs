@@ -36,11 +36,12 @@ fn ask(source: &str, owner: &str, session: u64) -> Ask {
         prompt_tokens: 100,
         output_tokens: 100,
         avoid: None,
+        knocks: false,
     }
 }
 
 fn went(outcome: Outcome) -> Went {
-    Went { outcome, rest: None, measured: None }
+    Went { outcome, said: None, rest: None, measured: None }
 }
 
 fn granted(arrival: Arrival) -> Grant {
@@ -210,10 +211,33 @@ fn a_provider_that_is_down_is_refused_at_once_and_the_next_of_a_profile_taken_in
         let grant = granted(desk.arrive(remote.clone(), now));
         desk.release(&provider, &grant, went(Outcome::Failed), now);
     }
-    assert!(matches!(desk.arrive(remote.clone(), now), Arrival::Refused(Refusal::Broken { .. })));
+    assert!(matches!(desk.arrive(remote.clone(), now), Arrival::Refused(Refusal::Broken { last: None, .. })));
     let profile = Ask { sources: vec![provider, local("m")], ..remote };
     let grant = granted(desk.arrive(profile, now));
     assert_eq!((grant.target, grant.source), (TargetId(2), 1));
+}
+
+#[test]
+fn whoever_is_refused_hears_what_failed_last_and_whoever_knocks_finds_out_for_all() {
+    let now = Instant::now();
+    let provider = Source::Provider(0);
+    let mut desk = desk(&[(provider.clone(), facts(&[target(1, 8)]))], now);
+    let remote = Ask { sources: vec![provider.clone()], ..ask("m", "ada", 1) };
+    let failed = |sentence: &str| Went { said: Some(sentence.to_owned()), ..went(Outcome::Failed) };
+    for sentence in ["It broke.", "It broke.", "It broke.", "It broke.", "It cannot be reached."] {
+        let grant = granted(desk.arrive(remote.clone(), now));
+        desk.release(&provider, &grant, failed(sentence), now);
+    }
+    let later = now + SECOND * 3;
+    let Arrival::Refused(Refusal::Broken { last: Some(last), .. }) = desk.arrive(remote.clone(), later) else {
+        panic!("the target is left alone");
+    };
+    assert_eq!((last.sentence.as_str(), last.ago), ("It cannot be reached.", SECOND * 3));
+
+    let knocking = Ask { knocks: true, ..remote.clone() };
+    let grant = granted(desk.arrive(knocking, later));
+    desk.release(&provider, &grant, went(Outcome::Good), later);
+    granted(desk.arrive(remote, later));
 }
 
 #[test]

@@ -46,8 +46,7 @@ impl<'v> Desk<'v> {
             self.pools[place].kept_for = None;
         }
         let Some(barrier) = barrier else { return };
-        // The model's name is taken from the view, which outlives the desk.
-        let Some(model) = self.view.models.iter().map(|spec| &spec.id).find(|id| **id == barrier.model) else { return };
+        let Some(model) = self.wanted(&barrier.model) else { return };
         for id in &barrier.devices {
             let place = self.place_of(id).and_then(|place| self.devices[place].pool);
             if let Some(place) = place {
@@ -125,7 +124,7 @@ impl<'v> Desk<'v> {
 
     /// Takes the host's bytes, and what stays on the devices from `spare`, if there is enough of both.
     fn can_sleep(&mut self, engine: &Engine, site: &Site, spare: &mut [i128]) -> bool {
-        let recipe = self.recipes.iter().find(|recipe| recipe.id == engine.seat.recipe);
+        let recipe = self.view.recipes.iter().find(|recipe| recipe.id == engine.seat.recipe);
         let footprint = self.view.footprints.get(&engine.seat.recipe);
         let Some((recipe, footprint)) = recipe.zip(footprint) else { return false };
         let Some(host) = self.host.filter(|place| self.pools[*place].pool.kind == PoolKind::Host) else { return false };

@@ -10,7 +10,7 @@
 
 use super::desk::Desk;
 use super::evict::{Evictable, best, cheapest, protected_for};
-use super::sites::{Shape, Site};
+use super::sites::{Places, Shape, Site};
 use super::usable;
 use crate::engine::{Engine, EngineState};
 use crate::placement::{Barrier, Intent, Reason, Unmet};
@@ -35,7 +35,7 @@ pub(super) fn standing(desk: &Desk, demand: &[Want]) -> Option<Barrier> {
 }
 
 fn site_of(desk: &Desk, shape: &Shape, barrier: &Barrier) -> Option<Site> {
-    let places = barrier.devices.iter().map(|id| desk.place_of(id)).collect::<Option<Vec<_>>>()?;
+    let places = barrier.devices.iter().map(|id| desk.place_of(id)).collect::<Option<Places>>()?;
     shape.site(desk, places)
 }
 
@@ -81,7 +81,7 @@ fn soonest_emptied(desk: &Desk, shape: &Shape) -> Option<(Site, Vec<usize>)> {
         let devices = site.devices.iter().all(|place| desk.devices[*place].device.health.takes_loads());
         devices && site.needs.iter().all(|need| desk.pools[need.pool].account.closed().is_none())
     };
-    let sites = shape.sites(desk).into_iter().filter(|site| healthy(site));
+    let sites = shape.sites(desk).filter(|site| healthy(site));
     let cleared = sites.filter_map(|site| {
         let eviction = cheapest(desk, &site, Evictable::Ever, None)?;
         Some(((!quiet(&site), eviction.cost, eviction.victims.len(), site.devices.clone()), site, eviction.victims))
@@ -95,11 +95,12 @@ fn soonest_emptied(desk: &Desk, shape: &Shape) -> Option<(Site, Vec<usize>)> {
 
 /// Lets engines take requests again that the last placement's barrier held and `barrier` does not.
 pub(super) fn let_go(desk: &mut Desk, barrier: Option<&Barrier>) {
-    let held = |barrier: Option<&Barrier>, id| barrier.is_some_and(|barrier| barrier.engines.contains(id));
-    for nth in 0..desk.engines.len() {
+    let Some(last) = &desk.view.barrier else { return };
+    let held = |id| barrier.is_some_and(|barrier| barrier.engines.contains(id));
+    for nth in desk.doubtful.clone() {
         let engine = desk.engines[nth];
         let draining = matches!(engine.state, EngineState::Draining { .. });
-        if draining && held(desk.view.barrier.as_ref(), &engine.id) && !held(barrier, &engine.id) {
+        if draining && last.engines.contains(&engine.id) && !held(&engine.id) {
             desk.resume(nth);
         }
     }

@@ -2,21 +2,29 @@
 
 use std::collections::BTreeMap;
 
+use rustc_hash::{FxHashMap, FxHashSet};
+use smallvec::SmallVec;
+
 use super::sites::Site;
 use crate::device::{Device, DeviceKind, Pool, PoolKind};
 use crate::engine::{Engine, EngineState, Presence};
-use crate::id::{DeviceId, EngineId, ModelId, PoolId};
-use crate::memory_ledger::{Account, hold};
+use crate::id::{DeviceId, EngineId, ModelId, PoolId, RecipeId};
+use crate::memory_ledger::{Account, capacity, hold};
 use crate::placement::{Cost, How, Intent, Reason};
 use crate::quantity::{Bytes, Millis};
-use crate::recipe::Recipe;
+use crate::recipe::{ModelSpec, Recipe};
 use crate::reclaim::RECLAIM_DEADLINE;
-use crate::view::{Policy, View};
+use crate::view::{Policy, View, Want};
 
 /// Memory has come back by then, or is given up.
 pub(super) const LEAVING: Millis = RECLAIM_DEADLINE;
 /// Of a load that takes longer than it should have.
 const OVERDUE: Millis = Millis::secs(5);
+/// A model that is asked for once in this time is as likely as not to be missed at once. In simulation the mean wait was shortest
+/// between 5 and 30 seconds, and a tenth longer where every request of a thousand seconds counted.
+const SOON: Millis = Millis::secs(10);
+/// One request a millisecond, in requests a thousand seconds.
+const RATE_UNIT: u64 = 1_000_000;
 
 pub(super) struct Desk<'v> {
     pub(super) view: &'v View,
@@ -25,9 +33,12 @@ pub(super) struct Desk<'v> {
     pub(super) devices: Vec<Spot<'v>>,
     pub(super) pools: Vec<Vault<'v>>,
     pub(super) engines: Vec<&'v Engine>,
-    pub(super) recipes: Vec<&'v Recipe>,
-    /// Places of engines in the order of their models.
-    by_model: Vec<usize>,
+    wanted: FxHashMap<&'v ModelId, Wanted<'v>>,
+    /// Engines that may have to end: on a device that is not well, drained, or unused where that counts.
+    pub(super) doubtful: Vec<usize>,
+    /// The ids of a rack begin alike: to search for each engine's among a thousand was a third of a decision.
+    device_places: FxHashMap<&'v DeviceId, usize>,
+    pool_places: FxHashMap<&'v PoolId, usize>,
     pub(super) started: BTreeMap<&'v ModelId, Vec<(EngineId, Millis)>>,
     /// Engines that this plan has given a way to go.
     pub(super) left: Vec<usize>,
@@ -41,6 +52,32 @@ pub(super) struct Desk<'v> {
     pub(super) reasons: Vec<Reason>,
 }
 
+/// What there is of a model that somebody wants.
+#[derive(Default)]
+struct Wanted<'v> {
+    /// In the order in which they are declared.
+    recipes: Vec<&'v Recipe>,
+    /// Places of its engines.
+    engines: Vec<usize>,
+}
+
+impl<'v> Wanted<'v> {
+    /// In one pass over each list of the view, of which most is about other models.
+    fn of(view: &'v View, demand: &'v [Want]) -> FxHashMap<&'v ModelId, Self> {
+        let mut wanted: FxHashMap<&ModelId, Self> = demand.iter().map(|want| (&want.model, Self::default())).collect();
+        let specs: Vec<&ModelSpec> = view.models.iter().filter(|spec| wanted.contains_key(&spec.id)).collect();
+        let ids: FxHashSet<&RecipeId> = specs.iter().flat_map(|spec| &spec.recipes).collect();
+        let recipes: FxHashMap<&RecipeId, &Recipe> =
+            view.recipes.iter().filter(|recipe| ids.contains(&recipe.id)).map(|recipe| (&recipe.id, recipe)).collect();
+        for spec in specs {
+            if let Some(wanted) = wanted.get_mut(&spec.id) {
+                wanted.recipes = spec.recipes.iter().filter_map(|id| recipes.get(id).copied()).collect();
+            }
+        }
+        wanted
+    }
+}
+
 pub(super) struct Spot<'v> {
     pub(super) device: &'v Device,
     /// `None`: its pool is not in the view, so nothing is known of its memory.
@@ -52,14 +89,22 @@ pub(super) struct Spot<'v> {
 pub(super) struct Vault<'v> {
     pub(super) pool: &'v Pool,
     pub(super) account: Account,
-    /// Those with a claim or bytes there.
-    pub(super) engines: Vec<usize>,
+    /// Those with a claim or bytes there, and what each holds of it.
+    pub(super) engines: SmallVec<[(usize, Bytes); 4]>,
+    /// What it has for one engine when nothing but its reserves is there.
+    pub(super) capacity: Bytes,
     /// The load or the leaving that goes on there; nothing else begins before its end.
     pub(super) changing: Option<Change>,
     /// The engine there that still answers its last requests; only those it makes room for begin before its end.
     pub(super) draining: Option<Change>,
     /// Being emptied for somebody else.
     pub(super) kept_for: Option<(&'v ModelId, Millis)>,
+}
+
+impl Vault<'_> {
+    pub(super) fn held_by(&self, engine: usize) -> Bytes {
+        self.engines.iter().find(|(nth, _)| *nth == engine).map(|(_, hold)| *hold).unwrap_or_default()
+    }
 }
 
 /// Of several the last to end counts.
@@ -85,9 +130,11 @@ fn sorted<'v, T, K: Ord + 'v>(list: &'v [T], id: impl Fn(&'v T) -> K) -> Vec<&'v
 }
 
 impl<'v> Desk<'v> {
-    pub(super) fn new(view: &'v View, policy: &'v Policy) -> Self {
+    pub(super) fn new(view: &'v View, demand: &'v [Want], policy: &'v Policy) -> Self {
         let pools = sorted(&view.pools, |pool| &pool.id);
-        let pool_at = |id: &PoolId| pools.binary_search_by(|pool| pool.id.cmp(id)).ok();
+        let pool_places: FxHashMap<&PoolId, usize> =
+            pools.iter().enumerate().map(|(place, pool)| (&pool.id, place)).collect();
+        let pool_at = |id: &PoolId| pool_places.get(id).copied();
         let mut parents: Vec<&DeviceId> = view.devices.iter().filter_map(parent).collect();
         parents.sort();
         let devices: Vec<Spot> = sorted(&view.devices, |device| &device.id)
@@ -98,6 +145,8 @@ impl<'v> Desk<'v> {
                 sliced: parents.binary_search(&&device.id).is_ok(),
             })
             .collect();
+        let device_places: FxHashMap<&DeviceId, usize> =
+            devices.iter().enumerate().map(|(place, spot)| (&spot.device.id, place)).collect();
         let mut takes_loads = vec![false; pools.len()];
         for spot in &devices {
             if let Some(pool) = spot.pool {
@@ -114,7 +163,8 @@ impl<'v> Desk<'v> {
             .map(|(pool, takes_loads)| Vault {
                 pool,
                 account: Account::empty(pool, takes_loads, view.now, policy),
-                engines: Vec::new(),
+                engines: SmallVec::new(),
+                capacity: capacity(pool),
                 changing: pool.lock.clone().map(|by| Change { until: view.now + LEAVING, by }),
                 draining: None,
                 kept_for: None,
@@ -122,16 +172,24 @@ impl<'v> Desk<'v> {
             .collect();
 
         let engines = sorted(&view.engines, |engine| &engine.id);
-        let mut by_model: Vec<usize> = (0..engines.len()).collect();
-        by_model.sort_by_key(|nth| &engines[*nth].seat.model);
+        let mut wanted = Wanted::of(view, demand);
+        let mut doubtful = Vec::new();
+        let well = |id| device_places.get(id).is_some_and(|place| devices[*place].device.health.serves());
         for (nth, engine) in engines.iter().enumerate() {
+            if let Some(wanted) = wanted.get_mut(&engine.seat.model) {
+                wanted.engines.push(nth);
+            }
+            let draining = matches!(engine.state, EngineState::Draining { .. });
+            if draining || policy.idle_ttl.is_some() || !engine.seat.devices.iter().all(well) {
+                doubtful.push(nth);
+            }
             let changing = changing_until(engine, view.now);
             let claims = &engine.seat.claims;
             let beyond = engine.observed.iter().filter(|(seen, _)| claims.iter().all(|(id, _)| id != seen));
             for (id, _) in claims.iter().chain(beyond) {
                 let Some(vault) = pool_at(id).map(|place| &mut vaults[place]) else { continue };
-                vault.engines.push(nth);
-                vault.account.enter(engine, id);
+                let hold = vault.account.enter(engine, id);
+                vault.engines.push((nth, hold));
                 if let Some(until) = changing.filter(|_| vault.pool.kind.locks()) {
                     Change::note(&mut vault.changing, until, &engine.id);
                 }
@@ -148,8 +206,10 @@ impl<'v> Desk<'v> {
             devices,
             pools: vaults,
             engines,
-            recipes: sorted(&view.recipes, |recipe| &recipe.id),
-            by_model,
+            wanted,
+            doubtful,
+            device_places,
+            pool_places,
             started: BTreeMap::new(),
             left: Vec::new(),
             resumed: Vec::new(),
@@ -160,20 +220,18 @@ impl<'v> Desk<'v> {
         }
     }
 
-    /// The recipes of a model in the order in which they are declared.
+    /// The recipes of a model that somebody wants, in the order in which they are declared.
     pub(super) fn recipes_of(&self, model: &ModelId) -> Vec<&'v Recipe> {
-        let view = self.view;
-        let spec = view.models.iter().find(|spec| spec.id == *model);
-        let ids = spec.into_iter().flat_map(|spec| &spec.recipes);
-        let at = |id| self.recipes.binary_search_by(|recipe| recipe.id.cmp(id)).ok();
-        ids.filter_map(|id| at(id).map(|place| self.recipes[place])).collect()
+        self.wanted.get(model).map(|wanted| wanted.recipes.clone()).unwrap_or_default()
     }
 
     fn of_model(&self, model: &ModelId) -> &[usize] {
-        let of = |nth: &usize| &self.engines[*nth].seat.model;
-        let begin = self.by_model.partition_point(|nth| of(nth) < model);
-        let end = begin + self.by_model[begin..].partition_point(|nth| of(nth) == model);
-        &self.by_model[begin..end]
+        self.wanted.get(model).map(|wanted| wanted.engines.as_slice()).unwrap_or_default()
+    }
+
+    /// The name of a model that somebody wants, for as long as the view lives.
+    pub(super) fn wanted(&self, model: &ModelId) -> Option<&'v ModelId> {
+        self.wanted.get_key_value(model).map(|(id, _)| *id)
     }
 
     /// How many engines of a model take requests, and which ones soon will, with the time until then.
@@ -235,11 +293,11 @@ impl<'v> Desk<'v> {
     }
 
     pub(super) fn place_of(&self, id: &DeviceId) -> Option<usize> {
-        self.devices.binary_search_by(|spot| spot.device.id.cmp(id)).ok()
+        self.device_places.get(id).copied()
     }
 
     fn pool_place(&self, id: &PoolId) -> Option<usize> {
-        self.pools.binary_search_by(|vault| vault.pool.id.cmp(id)).ok()
+        self.pool_places.get(id).copied()
     }
 
     /// The pools that an engine has claims or bytes in.
@@ -271,14 +329,18 @@ impl<'v> Desk<'v> {
         How::MakingRoom { victims: self.names(victims), cost }
     }
 
-    /// What others pay when an engine goes. Who is on the way out costs nothing more.
+    /// What others pay when an engine goes: the load that the next request waits for, as likely as it comes soon, and the prefixes
+    /// that are computed again. Requests after it wait for the same load, so a model that is asked for without a pause costs no
+    /// more than its load. Who is on the way out costs nothing more.
     pub(super) fn cost(&self, engine: &Engine) -> Cost {
         if engine.state.presence() == Presence::Leaving {
             return Cost::default();
         }
-        let asked = u128::from(engine.reload.get()) * u128::from(engine.rate_milli) / 1000;
-        let warm = u128::from(engine.warm_sessions) * u128::from(engine.prefill.get());
-        Cost(u64::try_from(asked + warm).unwrap_or(u64::MAX))
+        let soon = u64::from(engine.rate_milli).saturating_mul(SOON.get());
+        let permille = soon.saturating_mul(1000) / (soon + RATE_UNIT);
+        let load = engine.reload.get().saturating_mul(permille) / 1000;
+        let warm = u64::from(engine.warm_sessions).saturating_mul(engine.prefill.get());
+        Cost(load.saturating_add(warm))
     }
 }
 

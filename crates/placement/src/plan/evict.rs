@@ -1,14 +1,15 @@
 //! Who makes room for a site: the engines whose going costs others least, and of those no more than needed.
 
+use smallvec::{SmallVec, smallvec};
+
 use super::desk::Desk;
-use super::sites::{Shape, Site};
+use super::sites::{ALTERNATIVES_SHOWN, POOLS, Places, Shape, Site, insert};
 use crate::engine::{Engine, EngineState};
 use crate::placement::{Alternative, But, Cost};
 use crate::quantity::Millis;
 
 /// Up to so many candidates every set of them is looked at; above, the cheapest by byte are taken.
 const EXACT_UP_TO: usize = 12;
-const ALTERNATIVES_SHOWN: usize = 2;
 
 /// Which engines may be counted on to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,51 +34,74 @@ pub(super) struct Eviction {
 
 /// The site that is cheapest to clear, and what came next. Nothing is in the way there but memory.
 pub(super) fn best(desk: &Desk, shape: &Shape, evictable: Evictable) -> Option<(Site, Eviction, Vec<Alternative>)> {
-    let clear = |site: Site| cheapest(desk, &site, evictable, None).map(|eviction| (site, eviction));
-    let mut clearable: Vec<(Site, Eviction)> = shape.sites(desk).into_iter().filter_map(clear).collect();
+    let cheapest_first = |sites: &mut dyn Iterator<Item = Site>| {
+        let mut first: Vec<(Site, Eviction)> = Vec::new();
+        for site in sites {
+            let full = first.len() > ALTERNATIVES_SHOWN;
+            let at_most = first.last().filter(|_| full).map_or(Cost(u64::MAX), |(_, last)| last.cost);
+            let Some(eviction) = cheapest_within(desk, &site, evictable, None, at_most) else { continue };
+            insert(&mut first, (site, eviction), 1 + ALTERNATIVES_SHOWN, |(a_site, a), (b_site, b)| {
+                // Much costs nothing: of that, what nobody has used for longest goes.
+                let rank = (a.cost, a.last_used, a.victims.len(), &a_site.devices);
+                rank.cmp(&(b.cost, b.last_used, b.victims.len(), &b_site.devices))
+            });
+        }
+        first
+    };
+    let mut clearable = cheapest_first(&mut shape.sites(desk));
     if clearable.is_empty() {
         let alone = |site: &Site| cheapest(desk, site, evictable, None).map(|eviction| eviction.cost);
-        clearable = shape.loose_sets(desk, alone).into_iter().filter_map(clear).collect();
+        clearable = cheapest_first(&mut shape.loose_sets(desk, alone).into_iter());
     }
-    clearable.sort_by(|(a_site, a), (b_site, b)| {
-        // Much costs nothing: of that, what nobody has used for longest goes.
-        let rank = (a.cost, a.last_used, a.victims.len(), &a_site.devices);
-        rank.cmp(&(b.cost, b.last_used, b.victims.len(), &b_site.devices))
-    });
     let mut clearable = clearable.into_iter();
     let (site, eviction) = clearable.next()?;
-    let others = clearable.take(ALTERNATIVES_SHOWN);
     let others =
-        others.map(|(site, other)| Alternative { devices: desk.device_ids(&site), but: But::Costs(other.cost) });
+        clearable.map(|(site, other)| Alternative { devices: desk.device_ids(&site), but: But::Costs(other.cost) });
     Some((site, eviction, others.collect()))
 }
 
 /// The cheapest set of engines without which `site` has room; empty where it has room already. `None`: no set will do, or
 /// something else than memory is in the way.
 pub(super) fn cheapest(desk: &Desk, site: &Site, evictable: Evictable, sleeper: Option<usize>) -> Option<Eviction> {
+    cheapest_within(desk, site, evictable, sleeper, Cost(u64::MAX))
+}
+
+/// `None` also where it is easily seen to cost more than `at_most`.
+fn cheapest_within(
+    desk: &Desk,
+    site: &Site,
+    evictable: Evictable,
+    sleeper: Option<usize>,
+    at_most: Cost,
+) -> Option<Eviction> {
     let draining_is_in_the_way = evictable == Evictable::Now;
     if matches!(evictable, Evictable::Now | Evictable::ForBarrier { .. })
         && site.obstacle(desk, draining_is_in_the_way).is_some()
     {
         return None;
     }
-    let short: Vec<i128> =
+    let short: Amounts =
         site.needs.iter().map(|need| need.bytes().signed() - desk.pools[need.pool].account.room()).collect();
-    if !could_be_enough(desk, site, &short, evictable) {
-        return None;
-    }
-    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut candidates: SmallVec<[Candidate; EXACT_UP_TO]> = SmallVec::new();
     for (need, _) in site.needs.iter().zip(&short).filter(|(_, short)| **short > 0) {
-        for &nth in &desk.pools[need.pool].engines {
+        for &(nth, _) in &desk.pools[need.pool].engines {
             let known = candidates.iter().any(|candidate| candidate.engine == nth);
             if known || Some(nth) == sleeper || !may_go(desk, nth, evictable) {
                 continue;
             }
-            let frees = site.needs.iter().map(|need| desk.hold(nth, need.pool).signed()).collect();
+            let frees = site.needs.iter().map(|need| desk.pools[need.pool].held_by(nth).signed()).collect();
             candidates.push(Candidate { engine: nth, cost: desk.cost(desk.engines[nth]).0, frees });
         }
     }
+    // Most sites of a full machine are answered by this alone.
+    let all: Places = (0..candidates.len()).collect();
+    if !enough(&candidates, &all, &short) {
+        return None;
+    }
     candidates.sort_by_key(|candidate| (candidate.cost, desk.engines[candidate.engine].last_used, candidate.engine));
+    if at_least(&candidates, &short) > at_most {
+        return None;
+    }
     let mut chosen =
         if candidates.len() <= EXACT_UP_TO { exact(&candidates, &short) } else { greedy(&candidates, &short) }?;
     drop_the_unneeded(&candidates, &short, &mut chosen);
@@ -88,20 +112,15 @@ pub(super) fn cheapest(desk: &Desk, site: &Site, evictable: Evictable, sleeper: 
     Some(Eviction { victims, cost, last_used })
 }
 
-/// Whether all that may go would free what is short: most sites of a full machine are answered by this alone.
-fn could_be_enough(desk: &Desk, site: &Site, short: &[i128], evictable: Evictable) -> bool {
-    site.needs.iter().zip(short).filter(|(_, short)| **short > 0).all(|(need, short)| {
-        let engines = desk.pools[need.pool].engines.iter().filter(|nth| may_go(desk, **nth, evictable));
-        engines.map(|nth| desk.hold(*nth, need.pool).signed()).sum::<i128>() >= *short
-    })
-}
-
 struct Candidate {
     engine: usize,
     cost: u64,
     /// By need of the site.
-    frees: Vec<i128>,
+    frees: Amounts,
 }
+
+/// One for each need of a site.
+type Amounts = SmallVec<[i128; POOLS]>;
 
 fn may_go(desk: &Desk, nth: usize, evictable: Evictable) -> bool {
     let engine = desk.engines[nth];
@@ -137,11 +156,20 @@ fn may_go(desk: &Desk, nth: usize, evictable: Evictable) -> bool {
 pub(super) fn protected_for(desk: &Desk, engine: &Engine) -> Option<Millis> {
     let asleep = matches!(engine.state, EngineState::Sleeping(_));
     let residency = match engine.inflight {
-        0 => desk.policy.idle_residency(engine.reload),
+        0 => desk.policy.idle_residency(),
         _ => desk.policy.residency(engine.reload),
     };
     let end = engine.ready_at + residency;
     (!asleep && end > desk.view.now).then(|| end.since(desk.view.now))
+}
+
+/// A bound on what any set costs that is enough: the cheapest one or two of `candidates`, which are in the order of cost.
+fn at_least(candidates: &[Candidate], short: &[i128]) -> Cost {
+    let one_is_enough = (0..candidates.len()).any(|place| enough(candidates, &[place], short));
+    let fewest = if one_is_enough { 1 } else { 2 };
+    let nothing_short = short.iter().all(|short| *short <= 0);
+    let cheapest = candidates.iter().take(if nothing_short { 0 } else { fewest });
+    Cost(cheapest.map(|candidate| candidate.cost).fold(0, u64::saturating_add))
 }
 
 fn enough(candidates: &[Candidate], chosen: &[usize], short: &[i128]) -> bool {
@@ -153,11 +181,11 @@ fn enough(candidates: &[Candidate], chosen: &[usize], short: &[i128]) -> bool {
 
 /// The cheapest set of all, of several the smallest, of several the one that comes first.
 fn exact(candidates: &[Candidate], short: &[i128]) -> Option<Vec<usize>> {
-    let mut after = vec![vec![0; short.len()]; candidates.len() + 1];
+    let mut after: SmallVec<[Amounts; EXACT_UP_TO + 1]> = smallvec![smallvec![0; short.len()]; candidates.len() + 1];
     for (place, candidate) in candidates.iter().enumerate().rev() {
         after[place] = after[place + 1].iter().zip(&candidate.frees).map(|(after, frees)| after + frees).collect();
     }
-    let mut search = Search { candidates, after, left: short.to_vec(), best: None };
+    let mut search = Search { candidates, after, left: short.into(), best: None };
     search.from(0, 0, 0);
     let (_, _, set) = search.best?;
     Some((0..candidates.len()).filter(|place| set & (1 << place) != 0).collect())
@@ -166,9 +194,9 @@ fn exact(candidates: &[Candidate], short: &[i128]) -> Option<Vec<usize>> {
 struct Search<'c> {
     candidates: &'c [Candidate],
     /// What all candidates from a place on free together, by need.
-    after: Vec<Vec<i128>>,
+    after: SmallVec<[Amounts; EXACT_UP_TO + 1]>,
     /// What is still short with the candidates that have been taken.
-    left: Vec<i128>,
+    left: Amounts,
     /// Cost, count, and the set as bits.
     best: Option<(u64, u32, u32)>,
 }

@@ -1,9 +1,11 @@
 //! Why a want gets nothing now, from the place that is likeliest to take it, and when that may be.
 
+use smallvec::smallvec;
+
 use super::barrier;
 use super::desk::Desk;
 use super::evict::{Evictable, cheapest, protected_for};
-use super::sites::{Obstacle, Shape, Site};
+use super::sites::{Obstacle, Places, Shape, Site};
 use crate::engine::{Engine, Presence};
 use crate::memory_ledger::Account;
 use crate::placement::{Blocker, Refusal};
@@ -24,16 +26,22 @@ const LOOKED_AT: usize = 16;
 
 /// `want`: who waits, if room may be made for it; it does not wait longer than until a barrier.
 pub(super) fn why_not_now(desk: &Desk, shape: &Shape, want: Option<&Want>) -> Refusal {
-    let mut sites = shape.sites(desk);
+    let mut sites: Vec<Site> = shape.sites(desk).collect();
     if sites.is_empty() {
         sites = shape.loose_sets(desk, |site| Some(site.devices.clone()));
     }
     // Those without an obstacle that lack least: to look at each of a thousand would take longer than anybody wants to know.
-    let mut nearest: Vec<(bool, i128, Site)> =
-        sites.into_iter().map(|site| (site.obstacle(desk, true).is_some(), site.shortage(desk), site)).collect();
-    nearest.sort_by_key(|(obstacle, shortage, _)| (*obstacle, *shortage));
-    nearest.truncate(LOOKED_AT);
-    let refusals = nearest.iter().map(|(.., site)| why_not_here(desk, shape, site, want));
+    let mut nearest: Vec<(bool, i128, usize)> = sites
+        .iter()
+        .enumerate()
+        .map(|(nth, site)| (site.obstacle(desk, true).is_some(), site.shortage(desk), nth))
+        .collect();
+    if nearest.len() > LOOKED_AT {
+        nearest.select_nth_unstable(LOOKED_AT);
+        nearest.truncate(LOOKED_AT);
+    }
+    nearest.sort_unstable();
+    let refusals = nearest.iter().map(|(.., nth)| why_not_here(desk, shape, &sites[*nth], want));
     // Of several the first is taken.
     let soonest = refusals.min_by_key(|refusal| (likelihood(refusal), refusal.eta()));
     soonest.unwrap_or(Refusal::Stale { eta: SEEN_AGAIN })
@@ -108,7 +116,7 @@ fn in_the_way(desk: &Desk, engine: &Engine) -> Option<Blocker> {
 fn lack_of_host_memory(desk: &Desk, site: &Site) -> Option<Refusal> {
     let of_device = |pool| site.devices.iter().any(|place| desk.devices[*place].pool == Some(pool));
     let need = site.needs.iter().find(|need| Some(need.pool) == desk.host && !of_device(need.pool))?;
-    let alone = Site { devices: Vec::new(), needs: vec![*need] };
+    let alone = Site { devices: Places::new(), needs: smallvec![*need] };
     let available: Bytes = desk.pools[need.pool].account.avail();
     let hopeless = cheapest(desk, &alone, Evictable::Ever, None).is_none();
     hopeless.then_some(Refusal::HostMemory { need: need.bytes(), available, eta: THAWED })

@@ -1,25 +1,34 @@
 //! Where a recipe could go: one device, or a tensor-parallel set inside one island, with the bytes it needs of each pool.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+
+use smallvec::{SmallVec, smallvec};
 
 use super::desk::Desk;
 use crate::device::{Device, DeviceKind, Health, WaitingFor};
 use crate::footprint::Footprint;
 use crate::id::{EngineId, IslandId, ModelId};
-use crate::memory_ledger::{Closed, capacity};
+use crate::memory_ledger::Closed;
 use crate::placement::{Alternative, But, How, Refusal};
 use crate::quantity::{Bytes, Millis};
 use crate::recipe::{Recipe, RunsOn};
 
 /// Enough to see why the choice was not another; a rack of devices would make a reason unreadable.
-const ALTERNATIVES_SHOWN: usize = 2;
+pub(super) const ALTERNATIVES_SHOWN: usize = 2;
 
 /// Devices in rank order and what each of their pools has to give, one entry a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Site {
-    pub(super) devices: Vec<usize>,
-    pub(super) needs: Vec<Need>,
+    pub(super) devices: Places,
+    pub(super) needs: SmallVec<[Need; POOLS]>,
 }
+
+/// Most sites are one device. There are a thousand to look at in a rack, for each want.
+pub(super) type Places = SmallVec<[usize; 2]>;
+
+/// That of the device, and the host's.
+pub(super) const POOLS: usize = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Need {
@@ -48,8 +57,8 @@ pub(super) enum Obstacle {
 }
 
 impl Site {
-    fn new(devices: Vec<usize>) -> Self {
-        Self { devices, needs: Vec::new() }
+    fn new(devices: Places) -> Self {
+        Self { devices, needs: SmallVec::new() }
     }
 
     fn add(&mut self, pool: usize, claim: Bytes, peak: Bytes) {
@@ -113,7 +122,7 @@ impl Site {
     /// Among places that leave as little over: few nodes of memory to cross, few neighbours, cool.
     fn comfort(&self, desk: &Desk) -> (usize, usize, u8) {
         let devices = || self.devices.iter().map(|place| desk.devices[*place].device);
-        let mut nodes: Vec<_> = devices().map(|device| device.numa).collect();
+        let mut nodes: SmallVec<[_; 8]> = devices().map(|device| device.numa).collect();
         nodes.sort_unstable();
         nodes.dedup();
         let neighbours = self.needs.iter().map(|need| desk.pools[need.pool].engines.len()).sum();
@@ -195,7 +204,7 @@ impl<'v> Shape<'v> {
             return Err(Refusal::TooBig { need, largest });
         }
         if let Some(host) = desk.host.filter(|_| footprint.host > Bytes::ZERO) {
-            let largest = capacity(desk.pools[host].pool);
+            let largest = desk.pools[host].capacity;
             if largest < footprint.host {
                 return Err(Refusal::TooBig { need: footprint.host, largest });
             }
@@ -206,15 +215,22 @@ impl<'v> Shape<'v> {
     }
 
     /// Every single device, or every aligned set.
-    pub(super) fn sites(&self, desk: &Desk) -> Vec<Site> {
-        match &self.candidates {
-            Candidates::Single(devices) => devices.iter().filter_map(|place| self.site(desk, vec![*place])).collect(),
-            Candidates::Sets(islands) => {
-                let windows = islands.values().flat_map(|island| island.chunks_exact(self.footprint.shards.len()));
-                let whole = windows.filter(|window| window.iter().all(|(_, large)| *large));
-                whole.filter_map(|window| self.site(desk, window.iter().map(|(place, _)| *place).collect())).collect()
-            }
-        }
+    pub(super) fn sites(&self, desk: &Desk<'v>) -> impl Iterator<Item = Site> {
+        self.sites_on(desk, |_| true)
+    }
+
+    /// Those of devices that are `able`.
+    fn sites_on(&self, desk: &Desk<'v>, able: impl Fn(usize) -> bool + Copy) -> impl Iterator<Item = Site> {
+        let (single, sets) = match &self.candidates {
+            Candidates::Single(devices) => (devices.as_slice(), None),
+            Candidates::Sets(islands) => (&[][..], Some(islands)),
+        };
+        let single = single.iter().filter(move |place| able(**place)).map(|place| smallvec![*place]);
+        let windows = sets.into_iter().flat_map(|islands| islands.values());
+        let windows = windows.flat_map(|island| island.chunks_exact(self.footprint.shards.len()));
+        let whole = windows.filter(move |window| window.iter().all(|(place, large)| *large && able(*place)));
+        let whole = whole.map(|window| window.iter().map(|(place, _)| *place).collect());
+        single.chain(whole).filter_map(|devices| self.site(desk, devices))
     }
 
     /// A set of the devices of one island for which `rank` says something, the least first; one for each island. Where no
@@ -223,7 +239,7 @@ impl<'v> Shape<'v> {
         let Candidates::Sets(islands) = &self.candidates else { return Vec::new() };
         let need = self.footprint.claims().max().unwrap_or_default();
         let alone = |place: usize| {
-            let mut site = Site::new(vec![place]);
+            let mut site = Site::new(smallvec![place]);
             site.add(desk.devices[place].pool?, need, self.footprint.peak(need));
             Some(site)
         };
@@ -232,7 +248,7 @@ impl<'v> Shape<'v> {
             let mut ranked: Vec<(K, usize)> =
                 large.filter_map(|(place, _)| Some((rank(&alone(*place)?)?, *place))).collect();
             ranked.sort();
-            let mut devices: Vec<usize> = ranked.iter().map(|(_, place)| *place).collect();
+            let mut devices: Places = ranked.iter().map(|(_, place)| *place).collect();
             devices.truncate(self.footprint.shards.len());
             devices.sort_unstable();
             (devices.len() == self.footprint.shards.len()).then(|| self.site(desk, devices)).flatten()
@@ -241,10 +257,10 @@ impl<'v> Shape<'v> {
     }
 
     /// `None`: a device's pool is not in the view.
-    pub(super) fn site(&self, desk: &Desk, devices: Vec<usize>) -> Option<Site> {
-        let mut site = Site::new(devices.clone());
-        for (place, claim) in devices.into_iter().zip(self.footprint.claims()) {
-            site.add(desk.devices[place].pool?, claim, self.footprint.peak(claim));
+    pub(super) fn site(&self, desk: &Desk, devices: Places) -> Option<Site> {
+        let mut site = Site::new(devices);
+        for (nth, claim) in self.footprint.claims().enumerate().take(site.devices.len()) {
+            site.add(desk.devices[site.devices[nth]].pool?, claim, self.footprint.peak(claim));
         }
         if self.footprint.host > Bytes::ZERO {
             site.add(desk.host?, self.footprint.host, self.footprint.host);
@@ -256,7 +272,7 @@ impl<'v> Shape<'v> {
     pub(super) fn sleepers(&self, desk: &Desk<'v>) -> impl Iterator<Item = (usize, Site)> {
         desk.sleepers_of(self.recipe).filter_map(|sleeper| {
             let engine = desk.engines[sleeper];
-            let devices = engine.seat.devices.iter().map(|id| desk.place_of(id)).collect::<Option<Vec<_>>>()?;
+            let devices = engine.seat.devices.iter().map(|id| desk.place_of(id)).collect::<Option<Places>>()?;
             let mut site = self.site(desk, devices)?;
             for need in &mut site.needs {
                 let missing = Bytes::there(i128::from(need.claim.over(desk.hold(sleeper, need.pool))));
@@ -268,21 +284,30 @@ impl<'v> Shape<'v> {
 
     /// The free site to use, why, and what came next.
     pub(super) fn best_free(&self, desk: &Desk) -> Option<(Site, How, Vec<Alternative>)> {
-        let mut free: Vec<Site> = self.sites(desk).into_iter().filter(|site| site.fits(desk)).collect();
-        let aligned = !free.is_empty();
+        let fitting = |sites: &mut dyn Iterator<Item = Site>| {
+            let mut first = Vec::new();
+            for site in sites.filter(|site| site.fits(desk)) {
+                insert(&mut first, (rank(desk, &site), site), 1 + ALTERNATIVES_SHOWN, |(a, _), (b, _)| a.cmp(b));
+            }
+            first
+        };
+        // Most devices of a full machine are passed over at a glance.
+        let least =
+            self.footprint.claims().map(|claim| claim.max(self.footprint.peak(claim))).min().unwrap_or_default();
+        let room = |pool: usize| desk.pools[pool].account.room() >= least.signed();
+        let mut ranked = fitting(&mut self.sites_on(desk, |place| desk.devices[place].pool.is_some_and(room)));
+        let aligned = !ranked.is_empty();
         if !aligned {
-            free = self.loose_sets(desk, |site| site.fits(desk).then(|| (site.degraded(desk), site.left_over(desk))));
-            free.retain(|site| site.fits(desk));
+            let by = |site: &Site| site.fits(desk).then(|| (site.degraded(desk), site.left_over(desk)));
+            ranked = fitting(&mut self.loose_sets(desk, by).into_iter());
         }
-        let mut ranked: Vec<_> = free.into_iter().map(|site| (rank(desk, &site), site)).collect();
-        ranked.sort_by(|(a, _), (b, _)| a.cmp(b));
         let mut ranked = ranked.into_iter();
         let ((degraded, left_over, ..), site) = ranked.next()?;
         let how = match desk.devices[site.devices[0]].device.island.clone().filter(|_| site.devices.len() > 1) {
             Some(island) => How::Set { island, aligned, left_over },
             None => How::BestFit { left_over },
         };
-        let others = ranked.take(ALTERNATIVES_SHOWN).map(|((other_degraded, left_over, ..), site)| Alternative {
+        let others = ranked.map(|((other_degraded, left_over, ..), site)| Alternative {
             devices: desk.device_ids(&site),
             but: if other_degraded && !degraded { But::Degraded } else { But::LeavesOver(left_over) },
         });
@@ -290,7 +315,17 @@ impl<'v> Shape<'v> {
     }
 }
 
-type Rank = (bool, Bytes, (usize, usize, u8), Vec<usize>);
+/// Into the first `count` in the order of `cmp`; of equals, those that came first.
+pub(super) fn insert<T>(first: &mut Vec<T>, item: T, count: usize, cmp: impl Fn(&T, &T) -> Ordering) {
+    if first.len() == count && first.last().is_some_and(|last| cmp(last, &item).is_le()) {
+        return;
+    }
+    let place = first.partition_point(|other| cmp(other, &item).is_le());
+    first.insert(place, item);
+    first.truncate(count);
+}
+
+type Rank = (bool, Bytes, (usize, usize, u8), Places);
 
 /// The least is used. A degraded device comes after every other, not only after those that fit as well.
 fn rank(desk: &Desk, site: &Site) -> Rank {
@@ -306,5 +341,5 @@ fn runs_on(device: &Device, on: RunsOn) -> bool {
 
 /// What a device has for one engine when nothing but reserves is on it.
 fn room_when_empty(desk: &Desk, place: usize) -> Bytes {
-    desk.devices[place].pool.map(|pool| capacity(desk.pools[pool].pool)).unwrap_or_default()
+    desk.devices[place].pool.map(|pool| desk.pools[pool].capacity).unwrap_or_default()
 }

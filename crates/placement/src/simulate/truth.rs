@@ -11,7 +11,7 @@ use crate::recipe::{EngineKind, KvType};
 
 /// Requests of these times make an engine's rate, the higher of the two: an agent at work comes back within the first, and who
 /// is asked now and then is not taken for forgotten.
-const LATELY: Millis = Millis::secs(120);
+const LATELY: Millis = Millis::secs(45);
 const RATE: Millis = Millis::secs(1000);
 
 impl World<'_> {

@@ -206,7 +206,7 @@ proptest! {
             let drained = matches!(one.state, EngineState::Draining { until } if until <= NOW || one.inflight == 0);
             prop_assert!(one.inflight == 0 || drained || barrier_is_over(id), "{id} is busy: {placement:#?}");
             prop_assert!(!one.pinned || drained, "{id} is pinned");
-            let residency = if one.inflight == 0 { policy.idle_residency(one.reload) } else { policy.residency(one.reload) };
+            let residency = if one.inflight == 0 { policy.idle_residency() } else { policy.residency(one.reload) };
             let young = one.ready_at + residency > NOW;
             let asleep = matches!(one.state, EngineState::Sleeping(_));
             let unused = placement.reasons.iter().any(|reason| matches!(reason, Reason::Unused { engine, .. } if engine == id));
