@@ -4,11 +4,12 @@
 //! [`Placer::step`] is the whole decision, a function of what it remembers and of the [`Facts`] of one moment; [`run`] is the
 //! edge that brings the facts and carries out the commands. In a step, in this order: engines are as their processes say
 //! (`engine`); bytes are theirs whose processes have them (`seen`); memory that was left is free once it was seen free
-//! (`leaving`); the planner decides; seats whose room has been made are started; what is served is told.
+//! (`leaving`); what loads took is learned for the next ones (`lessons`); the planner decides; seats whose room has been made are started; what is served is told.
 
 mod catalog;
 mod engine;
 mod leaving;
+mod lessons;
 mod metering;
 mod placer;
 mod seen;
@@ -26,6 +27,7 @@ use crate::ports::serving::{Demand, EngineHost, EngineMeter, HostError, Load, Mo
 use crate::vitals::Pulse;
 
 pub use catalog::{Catalog, LocalModel, LocalRecipe};
+pub use lessons::Lesson;
 pub use placer::{Command, Facts, Placer, Step};
 pub use telling::{EngineStatus, Notice, NoticeKind, Refused, Status};
 
@@ -49,6 +51,8 @@ pub struct Ports {
     pub pulse: Pulse,
     /// Told once each, for the log and the admin API.
     pub notices: Box<dyn Fn(Notice) + Send + Sync>,
+    /// Kept for the next life; what cannot be kept is learned again.
+    pub lessons: Box<dyn Fn(Lesson) + Send + Sync>,
 }
 
 /// Adopts engines of an earlier life, then plans until `stop`. Nothing is planned before the first sample of the devices and
@@ -84,7 +88,7 @@ pub async fn run(mut placer: Placer, mut ports: Ports, since: Since, stop: Cance
             demand: Arc::clone(&ports.demand.borrow_and_update()),
             load: Arc::clone(&ports.load.borrow_and_update()),
         };
-        let Step { commands, supply, meters, in_change, notices, status } = placer.step(&facts);
+        let Step { commands, supply, meters, lessons, in_change, notices, status } = placer.step(&facts);
         for command in commands {
             match command {
                 Command::Start(order) => ports.host.start(*order),
@@ -97,6 +101,7 @@ pub async fn run(mut placer: Placer, mut ports: Ports, since: Since, stop: Cance
         ports.in_change.send_if_modified(|before| std::mem::replace(before, in_change) != in_change);
         ports.status.send_replace(Arc::new(status));
         tell(&ports, notices);
+        lessons.into_iter().for_each(|lesson| (ports.lessons)(lesson));
         ports.pulse.beat();
         tokio::time::sleep(MIN_PAUSE).await;
         let gone = tokio::select! {

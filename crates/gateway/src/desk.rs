@@ -281,11 +281,13 @@ impl Desk {
             book.inflight = book.inflight.saturating_sub(1);
             book.queued_tokens = book.queued_tokens.saturating_sub(grant.output_tokens);
             book.breaker.record(went.outcome, now);
-            if let Some(said) = went.said {
-                book.failed = Some((said, now));
+            match went.outcome {
+                Outcome::Good => book.failed = None,
+                _ => book.failed = went.said.map(|said| (said, now)).or(book.failed.take()),
             }
             if let Some(rest) = went.rest {
                 book.breaker.rest(now + rest);
+                book.failed = None;
             }
             if let Some(measured) = went.measured {
                 let tokens = measured.prompt_tokens.saturating_add(measured.output_tokens);

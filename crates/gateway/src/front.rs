@@ -242,9 +242,7 @@ impl Front {
             NotAdmitted::Refused(Refusal::Failing { why, retry_after }) => {
                 Failure::CannotPlaceNow { sentence: why, retry_after }
             }
-            NotAdmitted::Refused(Refusal::Broken { last, retry_after }) => {
-                Failure::CannotPlaceNow { sentence: left_alone(last, retry_after), retry_after }
-            }
+            NotAdmitted::Refused(Refusal::Broken { last, retry_after }) => left_alone(last, retry_after),
             NotAdmitted::Waited(Some(NotNow { why, when })) => match when {
                 When::Waiting(retry_after) | When::Mended(retry_after) => {
                     Failure::CannotPlaceNow { sentence: why, retry_after }
@@ -288,14 +286,19 @@ impl Front {
     }
 }
 
-/// Of a provider that is not asked for a while.
-fn left_alone(last: Option<LastFailure>, until: Duration) -> String {
-    let until = until.as_secs() + 1;
+/// Of a provider that is not asked for a while: one that failed has failed this request too, one that wants a pause is only busy.
+fn left_alone(last: Option<LastFailure>, retry_after: Duration) -> Failure {
+    let until = retry_after.as_secs() + 1;
     match last {
         Some(LastFailure { sentence, ago }) => {
-            format!("{sentence} That was {} s ago; it is asked again in {until} s.", ago.as_secs())
+            let ago = ago.as_secs();
+            let sentence = format!("{sentence} That was {ago} s ago; it is asked again in {until} s.");
+            Failure::UpstreamFailed { sentence }
         }
-        None => format!("The model's server has asked for a pause; it is asked again in {until} s."),
+        None => {
+            let sentence = format!("The model's server has asked for a pause; it is asked again in {until} s.");
+            Failure::CannotPlaceNow { sentence, retry_after }
+        }
     }
 }
 

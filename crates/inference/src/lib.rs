@@ -6,6 +6,7 @@ pub mod devices;
 pub mod examiner;
 pub mod guard;
 pub mod health;
+pub mod kept_lessons;
 pub mod keys;
 mod meters;
 pub mod metrics;

@@ -41,6 +41,7 @@ use crate::catalog::{self, catalog};
 use crate::devices::Devices;
 use crate::examiner::{self, Examiner};
 use crate::guard::{Guarding, guard};
+use crate::kept_lessons;
 use crate::keys;
 use crate::metrics::StatusCollector;
 use crate::quarantine::Quarantine;
@@ -138,7 +139,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
     let recipes = catalog.models.iter().flat_map(|model| &model.recipes);
     let files_of_weights = recipes.map(|recipe| recipe.weights.clone()).filter(|path| path.is_file()).collect();
     let first_epoch = u64::try_from(clock.now().as_millisecond()).unwrap_or_default();
-    let placer = Placer::new(catalog, first_epoch);
+    let (kept, keep) = kept_lessons::open(data.loads());
+    let placer = Placer::new(catalog, kept, first_epoch);
     // Requests that come before the first step wait; they are not told that their model is unknown.
     let (supply, supplied) = watch::channel(Arc::new(placer.at_first()));
     let (meters, metered) = watch::channel(Arc::default());
@@ -200,6 +202,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         in_change,
         status,
         notices: Box::new(recorder(events.clone(), clock)),
+        lessons: Box::new(keep),
         pulse,
     };
     let stopped = stop.clone();

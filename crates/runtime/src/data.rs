@@ -84,6 +84,11 @@ impl DataDir {
         self.root.join("inference.sock")
     }
 
+    /// What loads of models took, a line each.
+    pub fn loads(&self) -> Utf8PathBuf {
+        self.root.join("loads.jsonl")
+    }
+
     /// Devices that get nothing until somebody acts.
     pub fn quarantine(&self) -> Utf8PathBuf {
         self.root.join("quarantine.json")

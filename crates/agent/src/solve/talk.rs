@@ -395,7 +395,7 @@ impl Talk {
                     pause = retry_after.unwrap_or(pause);
                     let why = chain(error);
                     if tries >= MODEL_TRIES || waited + pause > LONGEST_HELD {
-                        return Err(RunEnd::Defer { wait: pause.max(MODEL_PAUSE), why }.into());
+                        return Err(RunEnd::Defer { wait: pause.max(LONGEST_HELD), why }.into());
                     }
                     why
                 }

@@ -1,7 +1,7 @@
 //! The models that may be loaded here, as configured, with what each recipe takes.
 
 use camino::Utf8PathBuf;
-use fettle_placement::footprint::{Footprint, Footprints};
+use fettle_placement::footprint::Footprint;
 use fettle_placement::id::{ModelId, RecipeId};
 use fettle_placement::recipe::{ModelSpec, Recipe};
 use fettle_placement::view::Policy;
@@ -27,6 +27,8 @@ pub struct LocalModel {
 pub struct LocalRecipe {
     pub recipe: Recipe,
     pub footprint: Footprint,
+    /// Recipes of one family teach about each other: the architecture, as the model's files name it.
+    pub family: String,
     /// A file or a folder, as the recipe's engine expects.
     pub weights: Utf8PathBuf,
 }
@@ -47,9 +49,5 @@ impl Catalog {
     pub(super) fn specs(&self) -> Vec<ModelSpec> {
         let ids = |model: &LocalModel| model.recipes.iter().map(|local| local.recipe.id.clone()).collect();
         self.models.iter().map(|model| ModelSpec { id: model.id.clone(), recipes: ids(model) }).collect()
-    }
-
-    pub(super) fn footprints(&self) -> Footprints {
-        self.all().map(|local| (local.recipe.id.clone(), local.footprint.clone())).collect()
     }
 }

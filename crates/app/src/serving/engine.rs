@@ -29,6 +29,8 @@ pub(super) struct Held {
     pub(super) state: EngineState,
     pub(super) claims: Vec<(PoolId, Claim)>,
     pub(super) observed: Vec<(PoolId, Bytes)>,
+    /// The most that was seen while it loaded.
+    pub(super) most: Vec<(PoolId, Bytes)>,
     /// Its pools when its load began.
     pub(super) at_start: Vec<(PoolId, PoolSample)>,
     /// Its pools when it was last seen alive, with what it had there.
@@ -70,6 +72,7 @@ impl Held {
             state: EngineState::Reserved,
             claims,
             observed: Vec::new(),
+            most: Vec::new(),
             at_start: Vec::new(),
             alive: Vec::new(),
             pids: BTreeSet::new(),

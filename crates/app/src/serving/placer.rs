@@ -13,9 +13,10 @@ use fettle_placement::recipe::Recipe;
 use fettle_placement::view::{Class, View, Want};
 use fettle_placement::{Turns, plan};
 
-use super::catalog::{Catalog, LocalModel};
+use super::catalog::{Catalog, LocalModel, LocalRecipe};
 use super::engine::{Ended, Failures, Held, Phase};
 use super::leaving::{Left, left};
+use super::lessons::{Lesson, Lessons, lessons};
 use super::metering::{Metering, Present};
 use super::seen::{expect_its_claim_back, observe, sample};
 use super::telling::{EngineStatus, Notice, NoticeKind, Refused, Status, Told, in_words, supply};
@@ -46,6 +47,8 @@ pub struct Step {
     pub commands: Vec<Command>,
     pub supply: Supply,
     pub meters: Vec<EngineMeter>,
+    /// Of the loads that were seen to end, to be kept for the next life.
+    pub lessons: Vec<Lesson>,
     /// Whether an engine loads or leaves.
     pub in_change: bool,
     pub notices: Vec<Notice>,
@@ -65,6 +68,7 @@ pub struct Placer {
     held: BTreeMap<EngineId, Held>,
     why: BTreeMap<EngineId, String>,
     failures: BTreeMap<RecipeId, Failures>,
+    lessons: Lessons,
     next_epoch: u64,
     turns: Turns,
     barrier: Option<Barrier>,
@@ -83,13 +87,16 @@ enum Wish {
 }
 
 impl Placer {
-    /// `first_epoch` is later than any epoch of an earlier life.
-    pub fn new(catalog: Catalog, first_epoch: u64) -> Self {
+    /// `first_epoch` is later than any epoch of an earlier life, of which `lessons` are kept.
+    pub fn new(catalog: Catalog, lessons: impl IntoIterator<Item = Lesson>, first_epoch: u64) -> Self {
+        let mut learned = Lessons::default();
+        lessons.into_iter().for_each(|lesson| learned.note(lesson));
         Self {
             catalog,
             held: BTreeMap::new(),
             why: BTreeMap::new(),
             failures: BTreeMap::new(),
+            lessons: learned,
             next_epoch: first_epoch,
             turns: Turns::default(),
             barrier: None,
@@ -222,8 +229,16 @@ impl Placer {
                     continue;
                 }
             }
+            let grew = held.unseen;
             observe(held, process, &facts.world, ours, facts.now);
+            if grew
+                && !held.unseen
+                && let Some(local) = self.catalog.recipe(&held.seat.recipe)
+            {
+                step.lessons.extend(lessons(held, local, &facts.world));
+            }
         }
+        step.lessons.iter().for_each(|lesson| self.lessons.note(lesson.clone()));
     }
 
     /// What ended and gave its memory back is gone; what failed is not tried again before its back-off is over.
@@ -305,12 +320,11 @@ impl Placer {
     }
 
     fn view(&self, facts: &Facts) -> View {
-        let mut footprints = self.catalog.footprints();
-        for (recipe, footprint) in &mut footprints {
-            if let Some(failures) = self.failures.get(recipe) {
-                *footprint = failures.raise(footprint);
-            }
-        }
+        let footprint = |local: &LocalRecipe| {
+            let learned = self.lessons.footprint(local, &facts.world);
+            self.failures.get(&local.recipe.id).map(|failures| failures.raise(&learned)).unwrap_or(learned)
+        };
+        let footprints = self.catalog.all().map(|local| (local.recipe.id.clone(), footprint(local))).collect();
         let loads: BTreeMap<(&EngineId, Epoch), &EngineLoad> =
             facts.load.engines.iter().map(|load| ((&load.engine, load.epoch), load)).collect();
         let engines = self.held.values().map(|held| {

@@ -37,6 +37,14 @@ pub(super) fn observe(held: &mut Held, process: &EngineProcess, world: &World, o
     }
     held.observed = observed;
     let grows = held.grows();
+    if grows {
+        for (id, there) in &held.observed {
+            match held.most.iter_mut().find(|(known, _)| known == id) {
+                Some((_, most)) => *most = (*most).max(*there),
+                None => held.most.push((id.clone(), *there)),
+            }
+        }
+    }
     for (id, claim) in &mut held.claims {
         let there = on_pool(&held.observed, id);
         // What it takes while it loads is its peak, and says nothing about its claim yet.

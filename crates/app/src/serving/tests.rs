@@ -47,6 +47,28 @@ fn who_needs_the_room_of_another_is_started_once_its_memory_was_seen_free() {
 }
 
 #[test]
+fn what_loads_took_is_what_the_next_one_is_promised_and_a_restart_forgets_none_of_it() {
+    let mut machine = Machine::new(1, [model("a", 40)]);
+    let life = |machine: &mut Machine, after: u64| {
+        machine.ask("a");
+        machine.run(5_000);
+        machine.answer("a");
+        let claim = machine.claim("a");
+        machine.obey("a", ModelOrder::Unload);
+        machine.run(after);
+        claim
+    };
+    machine.fate("a", Fate::Takes(gib(43)));
+    assert_eq!(life(&mut machine, 10_000), gib(41), "the estimate, and its slack");
+    assert_eq!(life(&mut machine, 10_000), gib(43), "what was seen");
+    machine.restart();
+    assert_eq!(life(&mut machine, 10_000), gib(43));
+
+    machine.fate("a", Fate::Takes(gib(30)));
+    (0..5).for_each(|_| assert_eq!(life(&mut machine, 10_000), gib(43), "the most that was seen counts"));
+}
+
+#[test]
 fn an_engine_that_dies_while_it_serves_is_loaded_again_and_later_each_time() {
     let mut machine = Machine::new(1, [model("a", 40)]);
     machine.ask("a");

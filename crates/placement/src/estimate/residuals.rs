@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::footprint::Slack;
 use crate::quantity::Bytes;
 use crate::recipe::{EngineKind, KvType};
@@ -14,7 +16,7 @@ const MANY: usize = 200;
 const KEPT: usize = 2000;
 
 /// Loads that teach about each other.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Kind {
     pub engine: EngineKind,
     pub build: String,
@@ -27,7 +29,7 @@ pub struct Kind {
 }
 
 /// One load on one device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
     /// The formula's sum of parts.
     pub estimate: Bytes,
@@ -46,17 +48,23 @@ impl Residuals {
         loads.push(load);
     }
 
-    /// What to add to the next estimate of that kind. Two percent follow the estimate's size, the rest what was seen: so every
-    /// load that is on record would have had its claim.
-    pub fn slack(&self, kind: &Kind) -> Slack {
-        let Some(loads) = self.0.get(kind).filter(|loads| loads.len() >= PROVEN_AFTER) else { return Slack::FIRST };
-        let permille = Slack::LEAST.permille;
-        let above = |load: &Load| Bytes::there(i128::from(load.peak.over(load.estimate.permille(1000 + permille))));
+    /// How many loads of that kind are on record.
+    pub fn loads(&self, kind: &Kind) -> usize {
+        self.0.get(kind).map_or(0, Vec::len)
+    }
+
+    /// What to add to the next estimate of that kind: `first` until it is proven, and never less than what was seen. The permille
+    /// follow the estimate's size, the rest what was seen: so every load that is on record would have had its claim.
+    pub fn slack(&self, kind: &Kind, first: Slack) -> Slack {
+        let loads = self.0.get(kind).map(Vec::as_slice).unwrap_or_default();
+        let least = if loads.len() < PROVEN_AFTER { first } else { Slack::LEAST };
+        let above =
+            |load: &Load| Bytes::there(i128::from(load.peak.over(load.estimate.permille(1000 + least.permille))));
         let mut above: Vec<Bytes> = loads.iter().map(above).collect();
         above.sort_unstable();
         let left_out = if loads.len() < MANY { 0 } else { loads.len() / 200 };
-        let bytes = above[above.len() - 1 - left_out].max(Slack::LEAST.bytes);
-        Slack { permille, bytes }
+        let most = above.iter().rev().nth(left_out).copied().unwrap_or_default();
+        Slack { permille: least.permille, bytes: most.max(least.bytes) }
     }
 }
 
@@ -94,30 +102,30 @@ mod tests {
 
     #[test]
     fn an_estimate_is_trusted_after_five_loads_of_its_kind() {
-        assert_eq!(taught(&[20_480; 4]).slack(&kind()), Slack::FIRST);
-        assert_eq!(taught(&[20_480; 5]).slack(&kind()), Slack::LEAST);
-        assert_eq!(taught(&[20_480; 5]).slack(&Kind { driver_major: 590, ..kind() }), Slack::FIRST);
+        assert_eq!(taught(&[20_480; 4]).slack(&kind(), Slack::FIRST), Slack::FIRST);
+        assert_eq!(taught(&[20_480; 5]).slack(&kind(), Slack::FIRST), Slack::LEAST);
+        assert_eq!(taught(&[20_480; 5]).slack(&Kind { driver_major: 590, ..kind() }, Slack::FIRST), Slack::FIRST);
     }
 
     #[test]
     fn from_two_hundred_loads_on_one_strange_load_is_forgotten() {
         let mut peaks = vec![20_480; 150];
         peaks[7] = 40_000;
-        assert!(taught(&peaks).slack(&kind()).bytes > Bytes::gib(15));
+        assert!(taught(&peaks).slack(&kind(), Slack::FIRST).bytes > Bytes::gib(15));
         peaks.resize(250, 20_480);
-        assert_eq!(taught(&peaks).slack(&kind()), Slack::LEAST);
+        assert_eq!(taught(&peaks).slack(&kind(), Slack::FIRST), Slack::LEAST);
     }
 
     proptest! {
         #[test]
         fn every_load_on_record_would_have_had_its_claim(
-            loads in proptest::collection::vec((1..100_000u64, 1..150_000u64), 5..199),
+            loads in proptest::collection::vec((1..100_000u64, 1..150_000u64), 1..199),
         ) {
             let mut residuals = Residuals::default();
             for (estimate, peak) in &loads {
                 residuals.note(kind(), Load { estimate: Bytes::mib(*estimate), peak: Bytes::mib(*peak) });
             }
-            let slack = residuals.slack(&kind());
+            let slack = residuals.slack(&kind(), Slack::FIRST);
             for (estimate, peak) in loads {
                 prop_assert!(slack.on(Bytes::mib(estimate)) >= Bytes::mib(peak));
             }

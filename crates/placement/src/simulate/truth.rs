@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::world::{Live, WARM, World};
 use crate::engine::{Presence, on_pool};
 use crate::estimate::residuals::{Kind, Load, after_out_of_memory};
+use crate::footprint::Slack;
 use crate::id::{EngineId, PoolId, RecipeId};
 use crate::quantity::{Bytes, Millis};
 use crate::recipe::{EngineKind, KvType};
@@ -31,7 +32,8 @@ impl World<'_> {
         for (parts, (_, peak)) in footprint.shards.iter().zip(truth) {
             self.residuals.note(kind.clone(), Load { estimate: parts.sum(), peak: *peak });
         }
-        footprint.slack = if over { after_out_of_memory(footprint.slack) } else { self.residuals.slack(&kind) };
+        footprint.slack =
+            if over { after_out_of_memory(footprint.slack) } else { self.residuals.slack(&kind, Slack::FIRST) };
     }
 
     /// All of it, or what is there now of loads that go on.

@@ -16,7 +16,7 @@ use crate::ports::serving::{
     Adopted, Demand, DeviceProcess, Endpoint, EngineAddress, EngineProcess, Exit, ExitClass, LaunchOrder, Load,
     ModelOrder, ProcessState, ReadyEngine, Since, Supply, Unserved, Waiting, World,
 };
-use crate::serving::{Catalog, Command, Facts, LocalModel, LocalRecipe, Notice, NoticeKind, Placer, Status};
+use crate::serving::{Catalog, Command, Facts, Lesson, LocalModel, LocalRecipe, Notice, NoticeKind, Placer, Status};
 
 const TICK: u64 = 250;
 const SAMPLE: u64 = 500;
@@ -47,7 +47,7 @@ pub(super) fn model(name: &str, gib: u64) -> LocalModel {
         load: Millis::new(LOAD),
         source: Source::Formula,
     };
-    let recipes = vec![LocalRecipe { recipe, footprint, weights: "/models/m".into() }];
+    let recipes = vec![LocalRecipe { recipe, footprint, family: name.to_owned(), weights: "/models/m".into() }];
     LocalModel { id: ModelId::new(name), recipes, replicas: (0, 1), pinned: false }
 }
 
@@ -56,6 +56,8 @@ pub(super) fn model(name: &str, gib: u64) -> LocalModel {
 pub(super) enum Fate {
     /// They want this much, and end for want of memory when they were promised less.
     NeedsMore(Bytes),
+    /// They take this much, whatever they were promised.
+    Takes(Bytes),
     FailsToLoad(ExitClass),
     /// This much of it does not come back.
     Leaks(Bytes),
@@ -87,6 +89,7 @@ pub(super) struct Machine {
     models: Vec<LocalModel>,
     fates: BTreeMap<String, Fate>,
     placer: Placer,
+    lessons: Vec<Lesson>,
     live: Vec<Live>,
     /// Told to nobody any more, but the driver still has its memory.
     lingering: Vec<(PoolId, Bytes, u64)>,
@@ -116,7 +119,8 @@ impl Machine {
             leaked: vec![Bytes::ZERO; gpus],
             attribution: Attribution::Exact,
             reclaim: 0,
-            placer: Placer::new(catalog(&models), 1),
+            placer: Placer::new(catalog(&models), [], 1),
+            lessons: Vec::new(),
             models,
             fates: BTreeMap::new(),
             live: Vec::new(),
@@ -184,7 +188,7 @@ impl Machine {
 
     /// Of the supervisor; engines go on.
     pub(super) fn restart(&mut self) {
-        self.placer = Placer::new(catalog(&self.models), 1_000_000 + self.now);
+        self.placer = Placer::new(catalog(&self.models), self.lessons.clone(), 1_000_000 + self.now);
         let now = self.now;
         // Those that were on their way out or not ready yet do not check out.
         for live in &mut self.live {
@@ -306,6 +310,7 @@ impl Machine {
         self.supply = step.supply;
         self.status = step.status;
         self.notices.extend(step.notices);
+        self.lessons.extend(step.lessons);
     }
 
     /// Engines take memory as they load, end when they lack it, and leave it behind for a while.
@@ -320,7 +325,7 @@ impl Machine {
             let model = live.order.seat.model.to_string();
             let (pool, claim) = live.order.seat.claims[0].clone();
             let wants = match self.fates.get(&model) {
-                Some(Fate::NeedsMore(bytes)) => *bytes,
+                Some(Fate::NeedsMore(bytes) | Fate::Takes(bytes)) => *bytes,
                 _ => Bytes::there(claim.signed() - Bytes::gib(1).signed()),
             };
             let left = live.ready_at.saturating_sub(now);
