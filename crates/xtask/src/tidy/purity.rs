@@ -19,9 +19,12 @@ const LIBRARIES: &[&str] = &[
     "jiff",
     "memchr",
     "regex",
+    // Its maps are banned from the standard library for their random order; with this hasher they have none of it.
+    "rustc-hash",
     "serde",
     "serde_json",
     "sha2",
+    "smallvec",
     "thiserror",
     "unicode-normalization",
     "uuid",
