@@ -30,7 +30,6 @@ const KNOWN: Duration = Duration::from_secs(3);
 /// A machine with GPUs of `gib`, and its inference process.
 struct Host {
     root: Utf8PathBuf,
-    state: State,
     nvml: Installed,
     models: String,
     /// Whether models are examined when they are ready; most tests count who asks them.
@@ -63,7 +62,6 @@ impl Host {
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
         Self {
             root,
-            state,
             nvml,
             models: String::new(),
             conformance: "off",
@@ -202,6 +200,11 @@ impl Host {
         }
     }
 
+    /// Of the driver, in turn with engines that enter what they have.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        State::change(self.root.join("nvml").as_std_path(), change).unwrap();
+    }
+
     fn state_of<'v>(models: &'v Value, model: &str) -> Option<&'v str> {
         let engines = models["engines"].as_array()?;
         engines.iter().find(|engine| engine["model"] == model)?["state"].as_str()
@@ -311,17 +314,14 @@ async fn a_driver_that_hangs_stops_loads_and_no_answers() {
     let mut host = Host::with_gpus(&[80]);
     host = host.model("coder", "vllm", 20, 1, says("one")).model("writer", "command", 20, 1, says("two")).up().await;
     assert_eq!(host.answers("coder").await, "one");
-    host.state = read_state(&host);
-    host.state.hanging = vec!["nvmlDeviceGetMemoryInfo_v2".into(), "nvmlDeviceGetMemoryInfo".into()];
-    host.nvml.set(&host.state).unwrap();
+    host.change(|state| state.hanging = vec!["nvmlDeviceGetMemoryInfo_v2".into(), "nvmlDeviceGetMemoryInfo".into()]);
     let closed = |gpus: &Value| gpus["pools"].as_array().unwrap().iter().any(|pool| pool["closed"].is_string());
     host.until(&["gpus"], KNOWN + Duration::from_secs(2), closed).await;
     assert_eq!(host.answers("coder").await, "one");
     let (status, body) = host.ask("writer").await;
     assert_eq!(status, 503, "{body:#}");
     assert_eq!(body["error"]["code"], "model_unavailable");
-    host.state.hanging.clear();
-    host.nvml.set(&host.state).unwrap();
+    host.change(|state| state.hanging.clear());
     host.until(&["gpus"], PATIENCE, |gpus| !closed(gpus)).await;
     assert_eq!(host.answers("writer").await, "two");
 }
@@ -331,9 +331,7 @@ async fn a_lost_gpu_is_told_at_once_and_the_other_serves_on() {
     let mut host = Host::with_gpus(&[80, 40]);
     host = host.model("big", "vllm", 60, 1, says("big")).model("small", "command", 30, 2, says("small")).up().await;
     assert_eq!(host.answers("small").await, "small");
-    host.state = read_state(&host);
-    host.state.gpus[0].lost = true;
-    host.nvml.set(&host.state).unwrap();
+    host.change(|state| state.gpus[0].lost = true);
     let lost = |gpus: &Value| {
         gpus["devices"].as_array().unwrap().iter().any(|device| device["id"] == uuid(1) && device["health"] == "lost")
     };
@@ -409,11 +407,6 @@ async fn without_a_gpu_models_elsewhere_are_served_and_gpus_explains_itself() {
         assert!(Instant::now() < end, "its usage was not written");
         sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// As it is now, with what engines have entered.
-fn read_state(host: &Host) -> State {
-    serde_json::from_slice(&fs_err::read(host.root.join("nvml/nvml.json")).unwrap()).unwrap()
 }
 
 #[tokio::test]

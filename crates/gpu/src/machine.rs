@@ -1,7 +1,7 @@
 //! Everything that was seen of this machine, put together into devices and pools. Asks nothing and reads no clock: samples come
 //! with their instants, and one that nobody replaced gets old, which is what the memory ledger looks at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fettle_placement::device::{Attribution, ComputeCapability, Device, DeviceKind, Health, Pool, PoolKind};
 use fettle_placement::id::{DeviceId, PoolId};
@@ -50,6 +50,8 @@ pub struct Machine {
     integrated: BTreeMap<DeviceId, bool>,
     /// Why nothing may be loaded on any GPU, such as a driver that does not initialise.
     frozen: Option<String>,
+    /// Of whose memory the driver said last that it cannot say anything.
+    failing: BTreeSet<DeviceId>,
 }
 
 /// A GPU that was seen once. It stays known when it is gone: its engines have to learn that it is lost.
@@ -87,9 +89,14 @@ impl Machine {
         self.memory.retain(|id, _| there.contains(id) || self.gpus.contains_key(id));
     }
 
-    /// A failed reading replaces nothing: the last good one gets stale.
+    /// A failed reading replaces nothing. Until a good one comes nothing is loaded there; one that does not come at all gets the
+    /// last one stale.
     pub fn saw_memory(&mut self, at: Millis, samples: Vec<(DeviceId, MemorySample)>) {
         for (id, sample) in samples {
+            match sample.memory {
+                MemoryRead::Failed => drop(self.failing.insert(id.clone())),
+                MemoryRead::Read(_) | MemoryRead::NotSupported | MemoryRead::Lost => drop(self.failing.remove(&id)),
+            }
             match sample.memory {
                 MemoryRead::Read(_) | MemoryRead::NotSupported => {
                     self.memory.insert(id, Sampled { at, value: sample });
@@ -295,7 +302,7 @@ impl Machine {
             MemoryKind::Coherent => PoolKind::Coherent,
             MemoryKind::Discrete | MemoryKind::Unknown => PoolKind::Vram,
         };
-        let mut pool = self.device_pool(id.clone(), kind, self.memory.get(&known.gpu.id));
+        let mut pool = self.device_pool(id.clone(), kind, &known.gpu.id);
         match known.kind() {
             MemoryKind::Unknown => {
                 pool.frozen.get_or_insert_with(|| "nothing tells whose memory this GPU uses".to_owned());
@@ -313,17 +320,18 @@ impl Machine {
     }
 
     fn slice_pool(&self, slice: &Slice, id: PoolId) -> Pool {
-        self.device_pool(id, PoolKind::Slice, self.memory.get(&slice.id))
+        self.device_pool(id, PoolKind::Slice, &slice.id)
     }
 
     /// Of memory that NVML reads. One that was never read has no bytes, and is frozen.
-    fn device_pool(&self, id: PoolId, kind: PoolKind, sample: Option<&Sampled<MemorySample>>) -> Pool {
+    fn device_pool(&self, id: PoolId, kind: PoolKind, device: &DeviceId) -> Pool {
+        let sample = self.memory.get(device);
         let read = sample.and_then(|sample| match sample.value.memory {
             MemoryRead::Read(memory) => Some((sample, memory)),
             MemoryRead::NotSupported | MemoryRead::Lost | MemoryRead::Failed => None,
         });
         let unread = || "its memory was never read".to_owned();
-        let frozen = self.frozen.clone().or_else(|| read.is_none().then(unread));
+        let frozen = self.frozen_for(device).or_else(|| read.is_none().then(unread));
         let none = Memory { total: Bytes::ZERO, reserved: Bytes::ZERO, used: Bytes::ZERO, free: Bytes::ZERO };
         let memory = read.map_or(none, |(_, memory)| memory);
         let cap = less(memory.total, memory.reserved);
@@ -340,6 +348,11 @@ impl Machine {
             frozen,
             reserves: Vec::new(),
         }
+    }
+
+    fn frozen_for(&self, device: &DeviceId) -> Option<String> {
+        let failing = || "the driver answers with an error when it is asked for this memory".to_owned();
+        self.frozen.clone().or_else(|| self.failing.contains(device).then(failing))
     }
 
     /// Of the host; with a GPU that shares it, the one pool of both.
@@ -370,7 +383,7 @@ impl Machine {
             sampled: sample.map_or(*at, |sample| sample.at.min(*at)),
             attribution,
             lock: None,
-            frozen: shared.and(self.frozen.clone()),
+            frozen: shared.and_then(|known| self.frozen_for(&known.gpu.id)),
             reserves: Vec::new(),
         }
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::{Host, KNOWN, read_state, says, uuid};
+use super::{Host, KNOWN, says, uuid};
 
 /// A call that hangs is given up after a second, and a sample is old after another.
 const KNOWN_BY_SILENCE: Duration = Duration::from_secs(6);
@@ -180,7 +180,7 @@ async fn holds(during: While) {
 }
 
 async fn cell(row: &Row, during: While) -> Result<(), String> {
-    let mut host = host(if during == While::Loading { LOADS } else { 0 }).await;
+    let host = host(if during == While::Loading { LOADS } else { 0 }).await;
     assert_eq!(host.answers("small").await, "small");
     let mut asked = JoinSet::new();
     match during {
@@ -193,9 +193,7 @@ async fn cell(row: &Row, during: While) -> Result<(), String> {
             host.until(&["models"], KNOWN, loads).await;
         }
     }
-    host.state = read_state(&host);
-    (row.happens)(&mut host.state);
-    host.nvml.set(&host.state).unwrap();
+    host.change(row.happens);
     let limit = match row.seen {
         Seen::Asked => KNOWN,
         Seen::Listed => KNOWN_BY_LISTING,

@@ -122,7 +122,8 @@ async fn a_sample_older_than_two_seconds_offers_nothing_and_the_next_one_mends_i
     assert!(bench.offered(&vram(0), still) > Bytes::ZERO);
     assert_eq!(bench.offered(&vram(0), late), Bytes::ZERO);
 
-    // A reading that fails is no sample.
+    // A reading that fails is no sample, and what the driver cannot tell now is not believed for as long as the last one lasts.
+    bench.look_at_memory(late).await.unwrap();
     state.gpus[0].errors.insert("nvmlDeviceGetMemoryInfo_v2".to_owned(), code::UNKNOWN);
     bench.fake.set(&state).unwrap();
     bench.look_at_memory(late).await.unwrap();
