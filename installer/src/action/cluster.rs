@@ -314,9 +314,13 @@ impl Act {
                 needed_unless(said.is_some_and(|said| wanted.is_met(&said)), "not yet")
             }
             Self::Secret { namespace, name, files, way: Way::Forth } => {
-                let there = digest_of_secret(host, namespace, name)?;
                 let wanted = digest_of_files(host, files)?;
-                needed_unless(there.is_some() && there == wanted, "it is not there, or has other values")
+                match held(host, namespace, name)? {
+                    Held::Marked(digest) => needed_unless(Some(digest) == wanted, "it has other values"),
+                    Held::Unmarked => Check::Foreign(format!("the Secret {name} in {namespace} is somebody else's")),
+                    Held::Absent => Check::Needed("it is not there".to_owned()),
+                    Held::Unknown(why) => Check::Needed(format!("whether it is there is not known: {why}")),
+                }
             }
             Self::AddOn { path, text, .. } => {
                 file::check_file(host, path, &Attrs::root(0o600), text.as_bytes(), Keeping::Managed, known)?
@@ -339,7 +343,19 @@ impl Act {
         Ok(match self {
             Self::Place { path, .. } | Self::AddOn { path, .. } => file::save(host, path, saving)?,
             Self::Sysctl { name, .. } => Trace::Value { text: sysctl(host, name)? },
-            Self::Secret { namespace, name, .. } => Trace::Value { text: digest_of_secret(host, namespace, name)? },
+            // Where nothing runs, nothing was changed that had to come back.
+            Self::Secret { way: Way::Back, .. } if !runs(host)? => Trace::Nothing,
+            Self::Secret { namespace, name, .. } => match held(host, namespace, name)? {
+                Held::Absent => Trace::Value { text: None },
+                Held::Marked(digest) => Trace::Value { text: Some(digest) },
+                Held::Unmarked => Trace::Value { text: Some(String::new()) },
+                Held::Unknown(why) => {
+                    return Err(ActError::Refused(format!(
+                        "the cluster does not say whether there is a Secret {name} in {namespace} already ({why}), and without knowing \
+                         it could not be taken back what is done to it. Wait until `k3s kubectl get nodes` answers, and try again"
+                    )));
+                }
+            },
             Self::Release(release) => {
                 let Some(history) = history(host, release)? else {
                     return Err(ActError::Refused("helm cannot be asked which revision runs".to_owned()));
@@ -430,7 +446,7 @@ impl Act {
                 _ => Ok(()),
             },
             Self::Secret { namespace, name, files, way: Way::Back } => match before {
-                Trace::Value { text: Some(_) } if runs(host)? => {
+                Trace::Value { text: Some(digest) } if !digest.is_empty() && runs(host)? => {
                     apply_secret(host, namespace, name, files)?;
                     let of_release = format!("--selector=app.kubernetes.io/instance={}", crate::k3s::RELEASE_NAME);
                     kubectl(
@@ -712,12 +728,32 @@ fn set_sysctl(host: &mut dyn Host, name: &str, value: &str) -> ActResult<()> {
     succeed(host, "sysctl", &["--quiet", "--write", &format!("{name}={value}")])
 }
 
-/// None when there is no such Secret, or nobody to ask.
-fn digest_of_secret(host: &dyn HostView, namespace: &str, name: &str) -> ActResult<Option<String>> {
-    let path = format!("--output=jsonpath={{.metadata.annotations.{DIGEST}}}");
+/// What the cluster says of a Secret.
+#[derive(Debug, PartialEq, Eq)]
+enum Held {
+    Absent,
+    /// Of ours, with the digest of what it was made of.
+    Marked(String),
+    /// Somebody else has made it.
+    Unmarked,
+    /// Nobody can be asked, or the answer makes no sense; the text says why.
+    Unknown(String),
+}
+
+fn held(host: &dyn HostView, namespace: &str, name: &str) -> ActResult<Held> {
+    // The name as well: without it a Secret that is not ours would look like none.
+    let path = format!("--output=jsonpath={{.metadata.name}} {{.metadata.annotations.{DIGEST}}}");
     let arguments = ["get", "secret", name, "--namespace", namespace, "--ignore-not-found", &path];
-    let said = kubectl_asked(host, &arguments)?;
-    Ok(said.filter(|said| said.ok && !said.text.is_empty()).map(|said| said.text))
+    let Some(said) = kubectl_asked(host, &arguments)? else {
+        return Ok(Held::Unknown("there is no k3s yet".to_owned()));
+    };
+    let words: Vec<&str> = said.text.split_whitespace().collect();
+    Ok(match words[..] {
+        [] if said.ok => Held::Absent,
+        [there] if said.ok && there == name => Held::Unmarked,
+        [there, digest] if said.ok && there == name => Held::Marked(digest.to_owned()),
+        _ => Held::Unknown(format!("k3s says: {}", said.text.trim())),
+    })
 }
 
 /// Of names and contents; none while a file is missing.

@@ -71,6 +71,9 @@ pub struct FakeHost {
     pub revisions: Vec<(u32, &'static str, String)>,
     /// A helm that is killed leaves its revision so.
     pub killed_helm: bool,
+    /// The cluster does not answer this question, by how it begins, at the time with this number.
+    pub deaf: Option<(&'static str, usize)>,
+    asked: std::cell::Cell<usize>,
 }
 
 impl Facts {
@@ -222,6 +225,14 @@ impl FakeHost {
         if !self.cluster_runs() {
             return Said { ok: false, text: "connection refused".to_owned() };
         }
+        if let Some((question, time)) = self.deaf
+            && arguments.join(" ").starts_with(question)
+        {
+            self.asked.set(self.asked.get() + 1);
+            if self.asked.get() == time {
+                return Said { ok: false, text: "the server is currently unable to handle the request".to_owned() };
+            }
+        }
         match arguments {
             ["history", ..] if self.revisions.is_empty() => {
                 Said { ok: false, text: "Error: release: not found".to_owned() }
@@ -239,11 +250,10 @@ impl FakeHost {
                 said(if self.facts.cluster.charts.contains_key(chart) { "True" } else { "" })
             }
             ["kubectl", "get", "secret", name, ..] => {
-                let input = self.facts.cluster.secrets.get(*name).map(String::as_str).unwrap_or_default();
+                let Some(input) = self.facts.cluster.secrets.get(*name) else { return said("") };
                 let list: serde_json::Value = serde_json::from_str(input).unwrap_or_default();
-                said(
-                    list["items"][1]["metadata"]["annotations"]["fettle-installer/digest"].as_str().unwrap_or_default(),
-                )
+                let digest = list["items"][1]["metadata"]["annotations"]["fettle-installer/digest"].as_str();
+                said(&format!("{name} {}", digest.unwrap_or_default()))
             }
             other => panic!("nobody taught it to answer {other:?}"),
         }

@@ -31,7 +31,9 @@ const K3S: &str = r#"
 case "$*" in
   "kubectl get nodes"*) echo True ;;
   "kubectl get job helm-install-"*) if [ -e "/var/lib/rancher/k3s/server/manifests/fettle-${4#helm-install-}.yaml" ] || [ -e "/state/chart" ]; then echo True; fi ;;
-  "kubectl get secret"*) cat /state/digest 2>/dev/null ;;
+  "kubectl get secret"*)
+    if [ -e /state/deaf ]; then echo "The connection to the server was refused" >&2; exit 1; fi
+    if [ -e /state/digest ]; then echo "fettle $(cat /state/digest)"; fi ;;
   "kubectl apply"*) cat > /state/stdin; sed -n 's/.*"fettle-installer\/digest":"\([0-9a-f]*\)".*/\1/p' /state/stdin > /state/digest ;;
   "kubectl delete secret"*) rm -f /state/digest ;;
 esac
@@ -319,6 +321,26 @@ fn the_real_program_killed_at_any_call_goes_on_or_leaves_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn the_real_program_goes_not_on_and_removes_no_secret_while_the_cluster_does_not_say_whether_there_is_one() {
+    let Some(machine) = machine() else { return };
+    let applied = machine.apply();
+    assert!(applied.status.success(), "{}", said(&applied));
+    let (digest, calls) = (machine.state("digest"), machine.state("calls"));
+    assert!(!digest.is_empty());
+    machine.put("srv/app.pem", "another-key-of-the-operator", 0o600);
+    machine.put("state/deaf", "", 0o644);
+    let refused = machine.apply();
+    assert_eq!(refused.status.code(), Some(20), "{}", said(&refused));
+    assert!(said(&refused).contains("does not say whether there is a Secret fettle"), "{}", said(&refused));
+    assert_eq!(machine.state("digest"), digest);
+    assert_eq!(machine.state("calls"), calls, "nothing was done to the cluster");
+    fs_err::remove_file(machine.root.join("state/deaf")).unwrap();
+    let again = machine.apply();
+    assert!(again.status.success(), "{}", said(&again));
+    assert_ne!(machine.state("digest"), digest);
 }
 
 #[test]

@@ -296,6 +296,39 @@ fn a_new_value_of_a_secret_reaches_the_pods_and_comes_back_with_what_was_before(
     same(&host.without(HOME), &start.without(HOME), "");
 }
 
+/// At each time at which the API server is asked for the Secret it can be about to answer nothing.
+#[test]
+fn a_secret_of_which_the_cluster_says_nothing_is_neither_changed_nor_removed() {
+    let World { wanted: mut start, release, bundle, answers, .. } = world();
+    start.put(SECRET_FILE, "another", 0o600);
+    for time in 1..=4 {
+        let mut host = start.clone();
+        host.smoking.insert("cluster".to_owned());
+        host.deaf = Some(("kubectl get secret", time));
+        let outcome = apply(&mut host, &release, &bundle, &answers).unwrap().unwrap();
+        assert!(matches!(outcome, Outcome::Reverted { .. }), "{outcome:?}");
+        same(&host.without(HOME), &start.without(HOME), &format!("unanswered the {time}. time"));
+        let said_so = format!("{outcome:?}").contains("does not say whether there is a Secret fettle in fettle");
+        // The first answer is the planner's, who only finds that there may be something to do; the fourth is not asked for.
+        assert_eq!(said_so, [2, 3].contains(&time), "{time}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_secret_that_somebody_else_has_made_is_a_conflict_and_is_not_removed() {
+    let World { start, release, bundle, answers, .. } = world();
+    let mut host = start.clone();
+    let (first, product) = steps(&host, &release, &bundle, &answers);
+    let made = first.iter().position(|step| step.action().key() == "cluster-secret:fettle/fettle").unwrap();
+    let run = run(Purpose::Apply, product, first[..made].to_vec());
+    assert_eq!(process(&mut host, |host, runner| runner.start(host, run)).unwrap().unwrap(), Outcome::Done);
+    host.facts.cluster.secrets.insert("fettle".to_owned(), "{}".to_owned());
+    let plan = plan(&release, &bundle, &facts(), &answers);
+    let receipt = Receipt::read(&host, &home().receipt()).unwrap();
+    let settled = settle(&plan, &host, receipt.as_ref(), Foreign::Refuse).unwrap();
+    assert!(settled.conflicts.iter().any(|(_, what)| what.contains("somebody else's")), "{settled:?}");
+}
+
 #[test]
 fn a_file_that_is_not_the_one_that_was_vouched_for_is_put_nowhere() {
     let World { start, release, bundle, answers, .. } = world();
