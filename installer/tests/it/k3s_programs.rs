@@ -61,7 +61,9 @@ case "$1" in
   is-active) [ -e "/state/active-$unit" ] && echo active ;;
   enable) touch "/state/enabled-$unit" ;;
   disable) rm -f "/state/enabled-$unit" ;;
-  start) touch "/state/active-$unit"; echo config > /etc/rancher/k3s/k3s.yaml ;;
+  start)
+    touch "/state/active-$unit"; echo config > /etc/rancher/k3s/k3s.yaml
+    printf 'K10%064d::node:%s\n' 0 "$(cat /etc/fettle/secrets/k3s-agent-token)" > /var/lib/rancher/k3s/server/agent-token ;;
   stop) rm -f "/state/active-$unit" ;;
 esac
 "#;
@@ -286,7 +288,15 @@ fn the_real_program_makes_a_cluster_once_hands_no_secret_around_and_takes_all_aw
     assert!(String::from_utf8_lossy(&status.stdout).contains("k3s.service"), "{}", said(&status));
     let join = machine.installer(&["join"]);
     let command = String::from_utf8_lossy(&join.stdout).into_owned();
-    assert!(command.contains("join --server https://machine:6443 --token-file k3s-token"), "{command}");
+    assert!(command.contains("join --server https://machine:6443 --token-file agent-token"), "{command}");
+    assert!(said(&join).contains("Copy /var/lib/rancher/k3s/server/agent-token"), "{}", said(&join));
+    for name in ["k3s-token", "k3s-agent-token"] {
+        let path = machine.root.join("etc/fettle/secrets").join(name);
+        let word = fs_err::read_to_string(&path).unwrap();
+        assert_eq!(fs_err::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let told = format!("{calls}{command}{}{}", said(&applied), said(&join));
+        assert!(word.len() == 64 && !told.contains(&word), "{name}");
+    }
     let removed = machine.installer(&["uninstall", "--purge", "--yes"]);
     assert!(removed.status.success(), "{}", said(&removed));
     assert_eq!(machine.everything(), before);
@@ -341,6 +351,54 @@ fn the_real_program_goes_not_on_and_removes_no_secret_while_the_cluster_does_not
     let again = machine.apply();
     assert!(again.status.success(), "{}", said(&again));
     assert_ne!(machine.state("digest"), digest);
+}
+
+#[test]
+fn the_real_program_joins_by_a_full_token_of_nodes_alone() {
+    let Some(machine) = machine() else { return };
+    let before = machine.everything();
+    let hash = "0a".repeat(32);
+    let full = format!("K10{hash}::node:the-word");
+    for (token, code, why) in [
+        ("the-word".to_owned(), 11, "would tell it to whoever answers"),
+        (format!("K10{hash}::server:the-word"), 11, "administers the cluster"),
+        (full.clone(), 0, "/etc/fettle/secrets/k3s-token"),
+    ] {
+        machine.put("srv/token", &token, 0o600);
+        let ids = preflight_ids();
+        let arguments = ["join", "--server", "https://one:6443", "--token-file", "/srv/token", "--bundle", "/bundle"];
+        let more = ["--answers", "/srv/agent.toml", "--yes", "--dry-run", "--ignore", &ids];
+        let sums = sha256(&fs_err::read(machine.root.join("bundle/SHA256SUMS")).unwrap());
+        machine.put("srv/agent.toml", &format!("[k3s.sha256]\nSHA256SUMS = '{sums}'\n"), 0o644);
+        let ended = machine.installer(&[&arguments[..], &more].concat());
+        let told = format!("{}{}", said(&ended), String::from_utf8_lossy(&ended.stdout));
+        assert_eq!(ended.status.code(), Some(code), "{told}");
+        assert!(told.contains(why) && !told.contains("the-word"), "{told}");
+        assert_eq!(machine.everything(), before);
+    }
+    let shown = machine.installer(&["join"]);
+    assert!(!shown.status.success() && said(&shown).contains("--server"), "{}", said(&shown));
+}
+
+/// Somebody has installed a k3s of his own on the data that ours has left.
+#[test]
+fn the_real_program_leaves_a_k3s_alone_that_somebody_has_installed_since() {
+    for theirs in ["local/k3s", "etc/systemd/system/k3s.service"] {
+        let Some(machine) = machine() else { return };
+        let applied = machine.apply();
+        assert!(applied.status.success(), "{}", said(&applied));
+        let removed = machine.installer(&["uninstall", "--yes"]);
+        assert!(removed.status.success(), "{}", said(&removed));
+        machine.put(theirs, "of somebody else", 0o755);
+        let before = machine.everything();
+        let refused = machine.installer(&["uninstall", "--purge", "--yes"]);
+        assert_eq!(refused.status.code(), Some(11), "{theirs}: {}", said(&refused));
+        assert!(said(&refused).contains("was not installed by Fettle"), "{}", said(&refused));
+        assert_eq!(machine.everything(), before, "{theirs}");
+        fs_err::remove_file(machine.root.join(theirs)).unwrap();
+        let removed = machine.installer(&["uninstall", "--purge", "--yes"]);
+        assert!(removed.status.success() && !machine.root.join("var/lib/rancher").exists(), "{}", said(&removed));
+    }
 }
 
 #[test]
