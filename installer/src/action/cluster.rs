@@ -892,10 +892,11 @@ fn end_pods(host: &mut dyn Host, before: &Places) -> ActResult<()> {
 }
 
 fn remove(host: &mut dyn Host, path: &Utf8Path) -> ActResult<()> {
-    Ok(match host.entry(path)? {
+    match host.entry(path)? {
         Entry::Dir { .. } => host.remove_tree(path)?,
         _ => host.remove(path)?,
-    })
+    }
+    Ok(())
 }
 
 #[cfg(test)]
