@@ -722,7 +722,9 @@ impl Session<'_> {
         let cluster = self.is_cluster().then_some(Mode::K3s);
         match mode.or(cluster).unwrap_or_else(host_mode) {
             Mode::K3s => {
-                let bundle = Bundle::read(&self.host, &answers.k3s.source).map_err(ended(Exit::Bundle))?;
+                // Nothing is wrong with a bundle that nobody has named.
+                let exit = if answers.k3s.source.is_empty() { Exit::Usage } else { Exit::Bundle };
+                let bundle = Bundle::read(&self.host, &answers.k3s.source).map_err(ended(exit))?;
                 bundle.vouched(&answers.k3s).map_err(ended(Exit::Bundle))?;
                 let inside = Utf8Path::new(bundle.source()).join(k3s::bundle::RELEASE);
                 let named = release.or_else(|| inside.is_dir().then_some(inside.as_path()));

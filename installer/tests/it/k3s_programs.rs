@@ -354,6 +354,20 @@ fn the_real_program_goes_not_on_and_removes_no_secret_while_the_cluster_does_not
 }
 
 #[test]
+fn the_real_program_says_how_a_bundle_is_made_when_none_is_named() {
+    let Some(machine) = machine() else { return };
+    for verb in ["plan", "apply"] {
+        let refused = machine.installer(&[verb, "--mode", "k3s", "--answers", "/srv/answers.toml"]);
+        assert_eq!(refused.status.code(), Some(2), "{verb}: {}", said(&refused));
+        for word in ["--bundle", "cargo xtask bundle", "cargo xtask release-tree"] {
+            assert!(said(&refused).contains(word), "{verb}: {}", said(&refused));
+        }
+    }
+    let no_bundle = machine.installer(&["plan", "--mode", "k3s", "--bundle", "/srv"]);
+    assert_eq!(no_bundle.status.code(), Some(60), "{}", said(&no_bundle));
+}
+
+#[test]
 fn the_real_program_joins_by_a_full_token_of_nodes_alone() {
     let Some(machine) = machine() else { return };
     let before = machine.everything();
