@@ -11,7 +11,9 @@ use serde_json::Value;
 use super::SHORT_LIMIT;
 use crate::process;
 
-/// `backup.keep` of the values, when they do not say.
+/// `backup.keep`, where an example of values says it.
+const SAID: &[(&str, usize)] = &[("airgap", 30), ("environment-prod", 14)];
+/// And where it does not.
 const KEPT: usize = 7;
 /// As the container mounts it.
 const FOLDER: &str = "/backups/";
@@ -24,25 +26,26 @@ pub(super) fn the_newest_are_kept(objects: &BTreeMap<String, Vec<Value>>) -> any
             let thin = containers.as_array().into_iter().flatten().find(|one| one["name"] == "thin");
             let command = thin.context("no container of the backup removes old copies")?["command"].as_array();
             let command: Vec<&str> = command.into_iter().flatten().filter_map(Value::as_str).collect();
-            thinned(&command).with_context(|| format!("{name}: backups"))?;
+            let said = SAID.iter().find(|(example, _)| example == name);
+            thinned(&command, said.map_or(KEPT, |(_, kept)| *kept)).with_context(|| format!("{name}: backups"))?;
             tried += 1;
         }
     }
     ensure!(tried > 0, "no example of values makes backups");
-    println!("{tried} backups keep the {KEPT} newest copies");
+    println!("{tried} backups keep the newest copies and no others");
     Ok(())
 }
 
-fn thinned(command: &[&str]) -> anyhow::Result<()> {
+fn thinned(command: &[&str], kept: usize) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let folder = Utf8Path::from_path(folder.path()).context("the path of temporary files is not UTF-8")?;
     // By name the newest is the first: only its time tells.
     let name = |age: usize| format!("ledger-{age:02}.db");
-    for age in 0..KEPT + 3 {
+    for age in 0..kept + 3 {
         fs_err::write(folder.join(name(age)), "")?;
         let file = fs_err::OpenOptions::new().write(true).open(folder.join(name(age)))?;
         let day = Duration::from_secs(24 * 60 * 60);
-        file.into_file().set_modified(SystemTime::now() - day * u32::try_from(age)?)?;
+        file.into_file().set_modified(SystemTime::UNIX_EPOCH + day * u32::try_from(100 - age)?)?;
     }
     fs_err::write(folder.join("of-somebody-else"), "")?;
     let [program, arguments @ ..] = command else { anyhow::bail!("there is no command") };
@@ -54,7 +57,7 @@ fn thinned(command: &[&str]) -> anyhow::Result<()> {
     }
     let left: BTreeSet<String> =
         folder.read_dir_utf8()?.map(|entry| Ok(entry?.file_name().to_owned())).collect::<std::io::Result<_>>()?;
-    let wanted: BTreeSet<String> = (0..KEPT).map(name).chain(["of-somebody-else".to_owned()]).collect();
+    let wanted: BTreeSet<String> = (0..kept).map(name).chain(["of-somebody-else".to_owned()]).collect();
     ensure!(left == wanted, "{left:?} are left instead of {wanted:?}");
     Ok(())
 }

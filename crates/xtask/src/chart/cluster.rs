@@ -13,11 +13,14 @@ use serde_json::{Value, json};
 use super::render::Helm;
 use super::{BASE, CHART};
 
+/// By name, with their keys.
+type Secrets = &'static [(&'static str, &'static [&'static str])];
+
 const REQUEST_LIMIT: Duration = Duration::from_secs(10); // one request of helm on loopback
 
 /// With these values, a cluster whose Secrets hold these keys, and what is said of those that are missing; nothing is said when
 /// there are all.
-const CASES: &[(&str, &[(&str, &[&str])], Option<&str>)] = &[
+const CASES: &[(&str, Secrets, Option<&str>)] = &[
     (
         "auth: {existingSecret: own}\nworker: {scaling: fixed}",
         &[("own", &["admin-key", "worker-key"])],
@@ -86,7 +89,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start(secrets: &'static [(&str, &[&str])]) -> anyhow::Result<Self> {
+    fn start(secrets: Secrets) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("while starting a stand-in for a cluster")?;
         let address = listener.local_addr()?.to_string();
         let (asked, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -117,7 +120,7 @@ impl Drop for Cluster {
 }
 
 /// One request, and the connection's end.
-fn answer(stream: TcpStream, secrets: &[(&str, &[&str])], asked: &AtomicBool) -> std::io::Result<()> {
+fn answer(stream: TcpStream, secrets: Secrets, asked: &AtomicBool) -> std::io::Result<()> {
     stream.set_read_timeout(Some(REQUEST_LIMIT))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().transpose()?.unwrap_or_default();
@@ -146,7 +149,7 @@ fn answer(stream: TcpStream, secrets: &[(&str, &[&str])], asked: &AtomicBool) ->
     stream.write_all(body.as_bytes())
 }
 
-fn said(path: &str, secrets: &[(&str, &[&str])]) -> Option<Value> {
+fn said(path: &str, secrets: Secrets) -> Option<Value> {
     Some(match path {
         "/version" => json!({ "major": "1", "minor": "35", "gitVersion": "v1.35.0" }),
         "/api" => json!({ "kind": "APIVersions", "versions": ["v1"] }),
