@@ -74,6 +74,7 @@
         import ./nixos/checks.nix {
           inherit pkgs;
           module = self.nixosModules.default;
+          cluster = self.nixosModules.k3s;
           nixosSystem = lib.nixosSystem;
           built = programs pkgs;
         }

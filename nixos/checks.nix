@@ -2,6 +2,7 @@
 {
   pkgs,
   module,
+  cluster,
   nixosSystem,
   built,
 }:
@@ -31,6 +32,7 @@ let
     (nixosSystem {
       modules = [
         module
+        cluster
         configuration
         {
           nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
@@ -42,28 +44,54 @@ let
       ];
     }).config;
 
-  # Evaluates the module, lets the real program read the settings, and collects the units.
-  example =
-    name: configuration:
+  # Evaluates the module, lets the real program read the settings, and collects the units and whatever `further` names.
+  collected =
+    further: name: configuration:
     let
       config = host configuration;
       failed = map (one: one.message) (builtins.filter (one: !one.assertion) config.assertions);
-      units = lib.filterAttrs (unit: _: lib.hasPrefix "fettle" unit) config.systemd.units;
+      units = lib.filterAttrs (
+        unit: _: lib.hasPrefix "fettle" unit || lib.hasPrefix "k3s" unit
+      ) config.systemd.units;
     in
     lib.throwIf (failed != [ ]) "${name}: ${lib.concatStringsSep "\n" failed}" (
       pkgs.linkFarm "fettle-example-${name}" (
-        [
-          {
-            name = "fettle.toml";
-            path = config.environment.etc."fettle/fettle.toml".source;
-          }
-        ]
+        further config
         ++ lib.mapAttrsToList (unit: value: {
           name = unit;
           path = "${value.unit}/${unit}";
         }) units
       )
     );
+
+  example = collected (config: [
+    {
+      name = "fettle.toml";
+      path = config.environment.etc."fettle/fettle.toml".source;
+    }
+  ]);
+
+  # There the chart makes the file of the settings; what is in them is read all the same.
+  clusterExample = collected (
+    config:
+    let
+      settings = (pkgs.formats.toml { }).generate "settings.toml" config.services.fettle.k3s.settings;
+      resources = lib.filterAttrs (name: _: lib.hasPrefix "fettle" name) config.services.k3s.manifests;
+    in
+    [
+      {
+        name = "settings.toml";
+        path = pkgs.runCommand "fettle-k3s-settings.toml" { } ''
+          ${built.fettle}/bin/fettle check-config ${settings}
+          cp ${settings} "$out"
+        '';
+      }
+    ]
+    ++ lib.mapAttrsToList (name: resource: {
+      name = "manifests/${name}.json";
+      path = pkgs.writeText "${name}.json" (builtins.toJSON resource.content);
+    }) resources
+  );
 
   units = import ./module/units.nix {
     placeholders = {
@@ -112,6 +140,7 @@ in
   single-node = example "single-node" ./examples/single-node.nix;
   dgx-spark = example "dgx-spark" ./examples/dgx-spark.nix;
   datacenter = example "datacenter" ./examples/datacenter.nix;
+  k3s = clusterExample "k3s" ./examples/k3s.nix;
 
   # With the paths of this build; the tests hold the committed files to their gates of exposure.
   units = pkgs.runCommand "fettle-units-verified" { nativeBuildInputs = [ pkgs.systemd ]; } ''

@@ -77,7 +77,7 @@ pub enum Command {
         /// The address of the cluster, such as https://10.0.0.1:6443.
         #[arg(long, value_name = "URL", requires = "token_file")]
         server: Option<String>,
-        /// The word of the cluster; it is in /etc/fettle/secrets/k3s-token there.
+        /// The word by which nodes join, in its full form; it is in /var/lib/rancher/k3s/server/agent-token there.
         #[arg(long, value_name = "FILE", requires = "server")]
         token_file: Option<Utf8PathBuf>,
         #[command(flatten)]

@@ -8,15 +8,16 @@ use fettle_app::ports::clock::Clock as _;
 use fettle_runtime::environment::Environment;
 use fettle_runtime::system::SystemClock;
 
+use crate::action::file::value as secret_value;
 use crate::action::{Action, Check, ClusterAct};
 use crate::answers::{Answers, K3s, SecretFrom};
 use crate::cli::{Command, Flags, How, OnFailure as KeepOrRevert, Predecessor, Wanted};
 use crate::console::Reporter;
 use crate::exit::{Exit, where_it_stands};
 use crate::facts::{self, Files, HostFacts, RealAsk, gather};
-use crate::host::{HostView, RealHost, sha256};
+use crate::host::{Entry, HostView, RealHost, sha256};
 use crate::journal::{OnFailure, Product, Purpose, Run, Step};
-use crate::k3s::{self, bundle::Bundle};
+use crate::k3s::{self, bundle::Bundle, token::Token};
 use crate::layout::{self, ANSWERS, CONFIG, CURRENT, HOME, RELEASES, SECRETS};
 use crate::lock::{self, Lock, LockError};
 use crate::nixos;
@@ -672,18 +673,38 @@ impl Session<'_> {
         self.carry_out(&aim, &answers, how, Purpose::Apply)
     }
 
+    /// The form of the token that the answers name; none when it cannot be read.
+    fn token(&self, answers: &Answers) -> Option<Token> {
+        let name = k3s::layout::TOKEN;
+        let named = answers.secrets.get(name).and_then(|from| secret_value(&self.host, from).ok()?.ok());
+        // The copy is what counts: nobody has to keep the original.
+        let text = named.or_else(|| self.host.read(&Utf8Path::new(SECRETS).join(name)).ok())?;
+        Some(Token::read(&String::from_utf8_lossy(&text)))
+    }
+
     /// The one command for the next node; what is secret in it is the name of a file.
     fn next_node(&mut self) -> Ends<Exit> {
         if !self.is_cluster() {
             let why = "this host is no cluster; name one with --server and --token-file".to_owned();
             return Err(Ended { exit: Exit::Usage, why });
         }
+        let token = Utf8Path::new(k3s::layout::FULL_AGENT_TOKEN);
+        // A link is that to the word of servers.
+        let is_own = matches!(self.host.entry(token).map_err(unexpected)?, Entry::File { .. });
+        let text = if is_own { self.host.read(token).map_err(unexpected)? } else { Vec::new() };
+        if Token::read(&String::from_utf8_lossy(&text)) != Token::Node {
+            let why = format!(
+                "{token} is not there, or no token of nodes: run this on the cluster's first host, after `fettle-installer apply`"
+            );
+            return Err(Ended { exit: Exit::Usage, why });
+        }
         let address = observe().network.host_name.known().cloned().unwrap_or_else(|| "THIS-HOST".to_owned());
-        let token = Utf8Path::new(SECRETS).join(k3s::layout::TOKEN);
-        self.reporter.say(&format!("Copy {token} and the bundle to the other host; there, as root:"));
+        self.reporter.say(&format!(
+            "Copy {token} (readable by root alone) and the bundle to the other host. It makes nodes, and no servers. There, as root:"
+        ));
         let _ = writeln!(
             std::io::stdout().lock(),
-            "BUNDLE/release/bin/fettle-installer join --server https://{address}:6443 --token-file k3s-token --bundle BUNDLE"
+            "BUNDLE/release/bin/fettle-installer join --server https://{address}:6443 --token-file agent-token --bundle BUNDLE"
         );
         Ok(Exit::Done)
     }
@@ -701,7 +722,9 @@ impl Session<'_> {
         let cluster = self.is_cluster().then_some(Mode::K3s);
         match mode.or(cluster).unwrap_or_else(host_mode) {
             Mode::K3s => {
-                let bundle = Bundle::read(&self.host, &answers.k3s.source).map_err(ended(Exit::Bundle))?;
+                // Nothing is wrong with a bundle that nobody has named.
+                let exit = if answers.k3s.source.is_empty() { Exit::Usage } else { Exit::Bundle };
+                let bundle = Bundle::read(&self.host, &answers.k3s.source).map_err(ended(exit))?;
                 bundle.vouched(&answers.k3s).map_err(ended(Exit::Bundle))?;
                 let inside = Utf8Path::new(bundle.source()).join(k3s::bundle::RELEASE);
                 let named = release.or_else(|| inside.is_dir().then_some(inside.as_path()));
@@ -717,7 +740,8 @@ impl Session<'_> {
             Aim::Systemd(release) => plan(release, &planner_facts(&self.host, answers)?, answers),
             Aim::Nixos => nixos::plan(answers, env!("CARGO_PKG_VERSION"), own_program()?),
             Aim::K3s { release, bundle } => {
-                k3s::plan(release, bundle, &k3s::Facts::of(&observe(), self.receipt()?.as_ref()), answers)
+                let facts = k3s::Facts::of(&observe(), self.receipt()?.as_ref());
+                k3s::plan(release, bundle, &k3s::Facts { token: self.token(answers), ..facts }, answers)
             }
         };
         if plan.refusals.is_empty() {

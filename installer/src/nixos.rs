@@ -31,7 +31,7 @@ pub fn plan(answers: &Answers, version: &str, program: Utf8PathBuf) -> Plan {
     let refusals = refusals(answers, &config);
     let seeded =
         |path: &str, mode| Action::Dir { path: path.into(), attrs: Attrs::root(mode), keeping: Keeping::Seeded };
-    let mut actions = vec![seeded(CONFIG_DIR, 0o755), plan::answers_file(answers), seeded(SECRETS, 0o700)];
+    let mut actions = vec![seeded(CONFIG_DIR, 0o755), plan::answers_file(answers, 0o644), seeded(SECRETS, 0o700)];
     actions.extend(plan::secrets(answers, Utf8Path::new(SECRETS)));
     actions.push(Action::NixosRebuild { way: Way::Back });
     actions.push(Action::NixosModule { path: MODULE.into(), text: module(answers) });

@@ -196,7 +196,7 @@ impl Planning<'_> {
         let attrs = Attrs { mode: 0o640, owner: Owner::new("root", USER) };
         let why = "all processes read it; no secret is in it".to_owned();
         self.actions.push(Action::File { path: CONFIG.into(), attrs, text, keeping: Keeping::Seeded, why });
-        self.actions.push(answers_file(self.answers));
+        self.actions.push(answers_file(self.answers, 0o644));
         let ours = secrets(self.answers, Utf8Path::new(SECRETS));
         let known: BTreeSet<String> = ours.iter().map(Action::key).collect();
         self.actions.extend(ours);
@@ -379,10 +379,10 @@ pub(crate) fn settings(answers: &Answers) -> toml::Table {
 }
 
 /// The answers, as they are kept for the next run.
-pub(crate) fn answers_file(answers: &Answers) -> Action {
+pub(crate) fn answers_file(answers: &Answers, mode: u32) -> Action {
     let text = format!("{ANSWERS_HEAD}{}", toml::to_string_pretty(answers).expect("answers are plain data"));
     let why = "the next apply, upgrade or rollback starts from these answers".to_owned();
-    Action::File { path: layout::ANSWERS.into(), attrs: Attrs::root(0o644), text, keeping: Keeping::Kept, why }
+    Action::File { path: layout::ANSWERS.into(), attrs: Attrs::root(mode), text, keeping: Keeping::Kept, why }
 }
 
 /// On everybody's search path.

@@ -4,6 +4,7 @@
   services.fettle.k3s = {
     enable = true;
     tokenFile = "/run/secrets/k3s-token";
+    agentTokenFile = "/run/secrets/k3s-agent-token";
     host = "fettle.example.org";
     workers = 4;
     airgap = [

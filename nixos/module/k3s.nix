@@ -143,7 +143,29 @@ in
       type = types.nullOr (types.either types.path types.str);
       default = null;
       example = "/run/secrets/k3s-token";
-      description = "A file on this host with the word by which nodes join; all nodes have the same.";
+      description = ''
+        A file on this host. On a server: the word by which servers join, a random text. On an agent: the content of
+        `/var/lib/rancher/k3s/server/agent-token` of a server that has `agentTokenFile`; it names the cluster's certificate, so that
+        the agent tells it to no other host.
+      '';
+    };
+    agentTokenFile = mkOption {
+      type = types.nullOr (types.either types.path types.str);
+      default = null;
+      example = "/run/secrets/k3s-agent-token";
+      description = ''
+        Of a server: a file on this host with a random text by which agents join. Without it they join by the word of servers, and
+        whoever reads that on an agent administers the cluster.
+      '';
+    };
+    openNodePorts = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether other hosts reach the kubelet (10250/tcp) and the network of pods (8472/udp, which is neither encrypted nor
+        authenticated). Needed on every node of a cluster of more than one, and by no other; let a firewall in front of them admit
+        the other nodes alone.
+      '';
     };
     tlsSan = mkOption {
       type = types.listOf types.str;
@@ -240,6 +262,10 @@ in
           services.fettle.k3s.tokenFile would lie in the Nix store, where everybody can read it: write the path of a file on this
           host in quotes, as in "/run/secrets/k3s-token".
         '')
+        (refuse (inStore cfg.agentTokenFile) ''
+          services.fettle.k3s.agentTokenFile would lie in the Nix store, where everybody can read it: write the path of a file on
+          this host in quotes, as in "/run/secrets/k3s-agent-token".
+        '')
         (refuse (cfg.nvidia && !(config.hardware.nvidia-container-toolkit.enable or false)) ''
           services.fettle.k3s.nvidia needs NVIDIA's container runtime: set hardware.nvidia-container-toolkit.enable = true.
         '')
@@ -283,12 +309,14 @@ in
         lib.getOutput "tools" pkgs.nvidia-container-toolkit
       );
       networking.firewall = {
-        allowedTCPPorts = [ 10250 ] ++ lib.optionals isServer [
-          80
-          443
-          6443
-        ];
-        allowedUDPPorts = [ 8472 ];
+        allowedTCPPorts =
+          optional cfg.openNodePorts 10250
+          ++ lib.optionals isServer [
+            80
+            443
+            6443
+          ];
+        allowedUDPPorts = optional cfg.openNodePorts 8472;
         trustedInterfaces = [
           "cni0"
           "flannel.1"
@@ -308,6 +336,7 @@ in
           "--etcd-snapshot-retention=12"
         ]
         ++ map (name: "--tls-san=${name}") (cfg.tlsSan ++ optional (cfg.host != null) cfg.host)
+        ++ optional (cfg.agentTokenFile != null) "--agent-token-file=${toString cfg.agentTokenFile}"
         ++ optional cfg.nvidia "--node-label=nvidia.com/gpu.present=true";
         inherit (cfg) charts;
         manifests = {

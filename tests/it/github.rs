@@ -10,7 +10,7 @@ mod webhooks;
 
 use std::time::Duration;
 
-use fettle_app::ports::forge::{Forge, ForgeError, ForgeReader, Permission, PullOpened, PullSpec};
+use fettle_app::ports::forge::{Forge, ForgeAccess, ForgeError, ForgeReader, Permission, PullOpened, PullSpec};
 use fettle_domain::repo::{Repo, RepoName};
 use fettle_github::{GitHub, GitHubAuth, GitHubOptions, Timeouts};
 use fettle_tests::forge::{AppKey, AppOptions, Credential, ForgeEmulator, ForgeOptions, PatAccess, PullState, Role};
@@ -328,6 +328,27 @@ async fn configured_tokens_never_change_hands() {
     let mistaken = github(&world.forge, GitHubAuth::Tokens { read: None, write: Some(weak) });
     assert!(matches!(mistaken.put_comment(&repo, world.issue, None, "x").await, Err(ForgeError::Denied(_))));
     assert!(world.forge.issue(&world.name, world.issue).unwrap().comments.is_empty());
+}
+
+/// Of an App that was given less, no token that writes is even made; of a token that may not, the forge says so.
+#[tokio::test]
+async fn who_may_not_write_is_told_so_before_a_repository_is_taken() {
+    for writes_contents in [true, false] {
+        let (private_key, public_key) = AppKey::generate().unwrap();
+        let app = AppOptions { writes_contents, ..AppOptions::new(public_key) };
+        let auth = GitHubAuth::App { app_id: app.id, private_key: private_key.into() };
+        let world = World::start(Some(app), |_| auth).await;
+        let repo = world.repo().await;
+        let may = world.github.may_write(&repo).await;
+        assert_eq!(may.is_ok(), writes_contents, "{may:?}");
+        assert!(writes_contents || matches!(may, Err(ForgeError::Denied(_))), "{may:?}");
+    }
+    let world = World::with_tokens().await;
+    let repo = world.repo().await;
+    world.github.may_write(&repo).await.unwrap();
+    let weak = SecretString::from(world.forge.add_token("mallory", PatAccess::Read));
+    let mistaken = github(&world.forge, GitHubAuth::Tokens { read: None, write: Some(weak) });
+    assert!(matches!(mistaken.may_write(&repo).await, Err(ForgeError::Denied(_))));
 }
 
 #[tokio::test]

@@ -265,6 +265,58 @@ async fn a_worker_tells_whether_it_holds_a_lease_and_whether_its_dashboard_is_th
     answers(&fettle.api, &at("/readyz"), 200).await;
 }
 
+/// A worker in the middle of a Run that the model holds until it is told to go on, and how long it may go on at its end.
+async fn at_work(drain_finish: &str) -> (TestBox, std::sync::mpsc::Sender<()>) {
+    let (script, go) = holding(repository::triage(), "reproduce", vec![finish("no test: held")]);
+    let script = script.phase_with("fix", |_| finish("I changed nothing")).phase_with("notes", |_| finish("none"));
+    let agent = format!("drain_finish = '{drain_finish}'\n");
+    let setup = Setup { layout: Layout::Two, agent: &agent, ..Setup::with(script.script()) };
+    let fettle = TestBox::start(setup).await.unwrap();
+    let issue = fettle.issue();
+    fettle.label(issue).await.unwrap();
+    says(&fettle, WORKER, "leased job_").await;
+    (fettle, go)
+}
+
+fn was_said(fettle: &TestBox, sentence: &str) -> bool {
+    fettle.log().iter().filter_map(|line| message(line)).any(|said| said.contains(sentence))
+}
+
+/// SIGTERM comes from whoever scales in, and any pod may be the one.
+#[tokio::test]
+async fn a_worker_that_is_told_to_end_brings_its_run_to_an_end_in_the_time_that_it_has() {
+    let (mut fettle, go) = at_work("2m").await;
+    fettle.process(WORKER).terminate();
+    says(&fettle, WORKER, "may go on for 120 s").await;
+    go.send(()).unwrap();
+    fettle.ended(WORKER).await.unwrap();
+    assert!(was_said(&fettle, " ended: ") && !was_said(&fettle, "letting go of"), "{}", fettle.tails());
+    let task = fettle.api.task_opened(0, PATIENCE).await.unwrap();
+    fettle.api.task_ended(&task, PATIENCE).await.unwrap();
+}
+
+/// When the time is over, and when it is told a second time.
+#[tokio::test]
+async fn a_worker_whose_time_is_over_lets_go_of_its_run_and_another_takes_it_up() {
+    for (drain_finish, again) in [("1s", false), ("2m", true)] {
+        let (mut fettle, go) = at_work(drain_finish).await;
+        fettle.process(WORKER).terminate();
+        says(&fettle, WORKER, "may go on for").await;
+        if again {
+            fettle.process(WORKER).terminate();
+        }
+        says(&fettle, WORKER, "letting go of job_").await;
+        fettle.ended(WORKER).await.unwrap();
+        assert!(!was_said(&fettle, " ended: "), "{}", fettle.tails());
+        // The one that still waits for the worker that is gone, and the next.
+        go.send(()).unwrap();
+        go.send(()).unwrap();
+        fettle.restart(WORKER, None).await.unwrap();
+        let task = fettle.api.task_opened(0, PATIENCE).await.unwrap();
+        fettle.api.task_ended(&task, PATIENCE).await.unwrap();
+    }
+}
+
 /// Replaces text in the configuration, which must be there.
 fn edit(fettle: &TestBox, from: &str, to: &str) {
     let text = fs_err::read_to_string(fettle.config()).unwrap();

@@ -55,6 +55,8 @@ let
         assertions = [ ];
         environment.etc."fettle/fettle.toml".source = "settings";
         systemd.units = { };
+        services.fettle.k3s.settings = { };
+        services.k3s.manifests = { };
         # Every module can at least be read.
         inherit modules;
       };
@@ -117,6 +119,7 @@ let
           rustPlatform.buildRustPackage = make;
           rustPlatform.rustLibSrc = "/nix/store/stand-in-rust-src";
           runCommand = run;
+          formats.toml = _: { generate = name: _: package name; };
           writeText = name: text: package name // { inherit text; };
           linkFarm = name: entries: package name // { inherit entries; };
           mkShell = arguments: package "shell" // { inherit arguments; };

@@ -196,6 +196,7 @@ in
   }) (ours config.users.users);
   tmpfiles = builtins.filter (library.hasInfix "fettle") config.systemd.tmpfiles.rules;
   ports = config.networking.firewall.allowedTCPPorts;
+  udpPorts = config.networking.firewall.allowedUDPPorts;
   settings = config.services.fettle.settings;
   polkit = config.security.polkit.extraConfig;
   etc = builtins.attrNames (ours config.environment.etc);
@@ -206,6 +207,7 @@ in
       clusterInit
       charts
       ;
+    settings = config.services.fettle.k3s.settings;
     tokenFile = toString config.services.k3s.tokenFile;
     flags = config.services.k3s.extraFlags;
     manifests = builtins.mapAttrs (_: manifest: manifest.content) (ours config.services.k3s.manifests);

@@ -9,6 +9,9 @@
       "auth" (dict "admin_key_file" "admin-key" "worker_key_file" "worker-key" "scale_key_file" "scale-key")
       "agent" (dict "dashboard_url" (include "fettle.internalUrl" .) "workers" 1
                     "sandbox" (dict "min_level" .Values.worker.sandbox.minLevel)) -}}
+{{- with include "fettle.drainFinish" . -}}
+{{- $_ := set (get $own "agent") "drain_finish" . -}}
+{{- end -}}
 {{- if include "fettle.sealingKey" . -}}
 {{- $_ := set (get $own "auth") "secrets_key_file" "secrets-key" -}}
 {{- end -}}

@@ -104,6 +104,28 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{/* How long a worker that is told to end goes on with its Run: what is left of its time when letting go has its own. */}}
+{{- define "fettle.drainFinish" -}}
+{{- if and .Values.worker.enabled (eq .Values.worker.scaling "deployment") -}}
+{{- with sub (int .Values.worker.scaledObject.terminationGracePeriodSeconds) 60 -}}
+{{- if gt (int .) 0 -}}{{ . }}s{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Keys that a Secret lacks, as a JSON list: (dict "root" $ "secret" name "keys" (list …)). Where nobody can ask a cluster, and where the
+Secret is still to come, none. */}}
+{{- define "fettle.lacking" -}}
+{{- $lacking := list -}}
+{{- with lookup "v1" "Secret" .root.Release.Namespace .secret -}}
+{{- $data := default dict (get . "data") -}}
+{{- range $.keys -}}
+{{- if not (get $data .) -}}{{- $lacking = append $lacking . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $lacking | toJson -}}
+{{- end -}}
+
 {{/* A value of a Secret that the release has made before, else a new one: (dict "root" $ "secret" name "key" key). */}}
 {{- define "fettle.kept" -}}
 {{- $before := lookup "v1" "Secret" .root.Release.Namespace .secret -}}

@@ -99,6 +99,30 @@ pub enum Stay {
     ForOneJob,
 }
 
+/// How a worker ends that is told to.
+#[derive(Debug, Clone, Default)]
+pub struct Drain {
+    /// How long it goes on with a Run that it holds; zero: it lets go of it at once.
+    pub finish: Duration,
+    /// Cancelled when it shall wait no longer.
+    pub at_once: CancellationToken,
+}
+
+impl Drain {
+    /// Returns when a Run that is held has to be let go of. Not to be begun anew while it waits.
+    async fn over(&self, shutdown: &CancellationToken) {
+        shutdown.cancelled().await;
+        if self.finish.is_zero() {
+            return;
+        }
+        info!("the Run that is held may go on for {} s; no other is taken", self.finish.as_secs());
+        tokio::select! {
+            () = tokio::time::sleep(self.finish) => {}
+            () = self.at_once.cancelled() => {}
+        }
+    }
+}
+
 pub struct Worker {
     pub leases: Arc<dyn Leases>,
     /// For heartbeats, used from their own thread and runtime.
@@ -120,10 +144,12 @@ pub struct Worker {
     pub metrics: RunMetrics,
     /// Beats within [`WORKED_WITHIN`].
     pub pulse: Pulse,
+    pub drain: Drain,
 }
 
 impl Worker {
-    /// Works until `shutdown`. On it, a job in progress is released, journal and all, within 20 s.
+    /// Works until `shutdown`. On it, a job in progress goes on as long as [`Worker::drain`] says, and is then released, journal
+    /// and all, within 20 s.
     ///
     /// Errors when the ledger refuses to lease: asking again changes nothing.
     pub async fn work(&self, stay: Stay, shutdown: &CancellationToken) -> Result<(), LedgerError> {
@@ -266,12 +292,14 @@ impl Worker {
             }
         };
         tokio::pin!(telling);
+        let over = self.drain.over(shutdown);
+        tokio::pin!(over);
         let mut beats = tokio::time::interval(BEAT_EVERY);
         loop {
             tokio::select! {
                 biased;
                 result = &mut working => return result,
-                () = shutdown.cancelled() => break,
+                () = &mut over => break,
                 // It comes only as long as this task is polled beside the Run.
                 _ = beats.tick() => self.pulse.beat(),
                 never = &mut telling => match never {},

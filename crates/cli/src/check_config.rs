@@ -172,10 +172,10 @@ fn alone_in_company(config: &Config) -> Option<&'static str> {
     }
 }
 
-/// Whoever polls without what it takes sees nothing at all.
+/// Whoever polls without what it takes sees only what is completed in the browser.
 fn blind(config: &Config) -> Option<String> {
     let why = config.forge.why_not_looked().filter(|_| config.forge.intake == IntakeMode::Poll)?;
-    Some(format!("forge.intake is `poll`, and nothing is looked for: {why}"))
+    Some(format!("forge.intake is `poll`, and only repositories that are added in the browser are looked at: {why}"))
 }
 
 /// With an App neither token is needed.
@@ -230,7 +230,8 @@ mod tests {
         let config = Config::parse("fettle.toml", &text, &Environment::default()).unwrap();
         let summary = summary(&config);
         assert!(
-            summary.contains("with tokens, webhooks off") && summary.contains("models coder; 1 Run at a time"),
+            summary.contains("with tokens, webhooks off, repositories added in the browser polled every ")
+                && summary.contains("models coder; 1 Run at a time"),
             "{summary}"
         );
         let warnings = missing_secrets(&config);
@@ -280,8 +281,13 @@ mod tests {
         );
         assert_eq!(blind(&able), None);
         let blinded = parse("");
-        assert!(summary(&blinded).contains("without credentials, polling off, webhooks off"), "{}", summary(&blinded));
-        assert!(blind(&blinded).unwrap().contains("forge.app_id"));
+        let told = summary(&blinded);
+        assert!(
+            told.contains("without credentials, repositories added in the browser polled every 60s, webhooks off"),
+            "{told}"
+        );
+        let warned = blind(&blinded).unwrap();
+        assert!(warned.contains("forge.app_id") && warned.contains("only repositories that are added"), "{warned}");
         assert_eq!(blind(&Config::default()), None);
     }
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use fettle_agent::solve::Unwatched;
 use fettle_app::live::Live;
 use fettle_app::metrics::{ModelMetrics, RunMetrics};
-use fettle_app::running::Stay;
+use fettle_app::running::{Drain, Stay};
 use fettle_dashboard::{Credentials, Running, Start};
 use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::{Config, IntakeMode};
@@ -113,6 +113,8 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
                 holdings: Arc::default(),
                 metrics: run_metrics,
                 vitals: running.vitals.clone(),
+                // The ledger ends with it.
+                drain: Drain::default(),
             };
             let stop = supervisor.shutdown().clone();
             supervisor.spawn("the worker", async move {

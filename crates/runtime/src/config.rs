@@ -130,6 +130,9 @@ impl Default for Forge {
     }
 }
 
+/// The longest that a Run may take: whoever goes on with it for longer waits for nothing.
+const LONGEST_DRAIN: Span = Span(std::time::Duration::from_secs(4 * 60 * 60));
+
 /// How workers work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -144,6 +147,9 @@ pub struct Agent {
     pub per_repository: u16,
     /// The dashboard's internal address, for `fettle-worker`.
     pub dashboard_url: String,
+    /// How long a `fettle-worker` that is told to end goes on with the Run that it holds, before it lets go of it. At most what
+    /// whoever ends it waits, less 60 s.
+    pub drain_finish: Span,
     /// Mirrors, prepared environments and workspaces; default: inside the data folder.
     pub cache_dir: Option<Utf8PathBuf>,
     pub sandbox: Sandbox,
@@ -157,6 +163,7 @@ impl Default for Agent {
             needs: Vec::new(),
             per_repository: PER_REPOSITORY,
             dashboard_url: "http://127.0.0.1:8081".into(),
+            drain_finish: Span(std::time::Duration::ZERO),
             cache_dir: None,
             sandbox: Sandbox::default(),
         }
@@ -498,6 +505,9 @@ impl Config {
         }
         if self.agent.workers == 0 {
             return invalid("agent.workers is 0: nothing would ever run".into());
+        }
+        if self.agent.drain_finish > LONGEST_DRAIN {
+            return invalid(format!("agent.drain_finish: {} is more than {LONGEST_DRAIN}", self.agent.drain_finish));
         }
         self.store.check()?;
         self.auth.oidc.as_ref().map_or(Ok(()), Oidc::check)?;

@@ -20,6 +20,12 @@ impl Hangups {
 
 /// Cancels `token` on SIGTERM or SIGINT; ends the process at once on the second. The task behind it ends with the runtime.
 pub fn on_signals(token: CancellationToken) -> std::io::Result<Hangups> {
+    on_signals_in_turn(token, None)
+}
+
+/// The same, where the first signal asks for an end in one's own time: the second one cancels `at_once`, and the third ends the
+/// process.
+pub fn on_signals_in_turn(token: CancellationToken, at_once: Option<CancellationToken>) -> std::io::Result<Hangups> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Caught from the beginning, before anybody asks for a reload: else it would end the process.
@@ -31,13 +37,21 @@ pub fn on_signals(token: CancellationToken) -> std::io::Result<Hangups> {
             _ = interrupt.recv() => "SIGINT",
             () = token.cancelled() => return,
         };
-        info!("{name}: shutting down; once more ends the process at once");
+        let next = if at_once.is_some() { "lets go of what is held" } else { "ends the process at once" };
+        info!("{name}: shutting down; once more {next}");
         token.cancel();
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            // The runtime drops this task when main has ended.
-            () = std::future::pending() => {}
+        // The runtime drops this task when main has ended.
+        let mut again = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        again().await;
+        if let Some(at_once) = at_once {
+            info!("a second signal: letting go; once more ends the process at once");
+            at_once.cancel();
+            again().await;
         }
         #[expect(clippy::exit, reason = "the second signal asks for exactly this")]
         std::process::exit(130);

@@ -20,7 +20,7 @@ use fettle_app::ports::model::{Model, ModelInfo};
 use fettle_app::ports::sandbox::{Access, Mount, Sandbox, SandboxLevel, SandboxLimits};
 use fettle_app::ports::transport::Transport;
 use fettle_app::ports::words::Listen;
-use fettle_app::running::{Stay, WORKED_WITHIN, Worker};
+use fettle_app::running::{Drain, Stay, WORKED_WITHIN, Worker};
 use fettle_app::vitals::Vitals;
 use fettle_domain::id::WorkerId;
 use fettle_domain::label::Labels;
@@ -216,6 +216,7 @@ pub struct WorkerParts {
     pub metrics: RunMetrics,
     /// Each slot is a part of the process that must come round.
     pub vitals: Arc<Vitals>,
+    pub drain: Drain,
 }
 
 /// Works until `shutdown`, then lets go of what it holds.
@@ -240,6 +241,7 @@ pub async fn work(agent: Agent, parts: WorkerParts, shutdown: &CancellationToken
             holdings: parts.holdings.clone(),
             metrics: parts.metrics.clone(),
             pulse: parts.vitals.pulse("worker", WORKED_WITHIN),
+            drain: parts.drain.clone(),
         });
         slots.spawn(slot(worker, parts.stay, shutdown.clone()));
     }

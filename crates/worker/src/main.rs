@@ -12,7 +12,7 @@ use fettle_api::{Contact, WorkerClient, WorkerHealth, WorkerHealthParts};
 use fettle_app::leasing::Holdings;
 use fettle_app::live::Live;
 use fettle_app::metrics::{ModelMetrics, RunMetrics};
-use fettle_app::running::Stay;
+use fettle_app::running::{Drain, Stay};
 use fettle_app::vitals::Vitals;
 use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
@@ -81,7 +81,10 @@ async fn run() -> Result<()> {
 
     let supervisor = Supervisor::default();
     let _until_the_end = supervisor.while_held();
-    let hangups = shutdown::on_signals(supervisor.shutdown().clone())?;
+    let drain = Drain { finish: config.agent.drain_finish.0, at_once: CancellationToken::new() };
+    // With nothing to wait for, the second signal ends the process.
+    let at_once = (!drain.finish.is_zero()).then(|| drain.at_once.clone());
+    let hangups = shutdown::on_signals_in_turn(supervisor.shutdown().clone(), at_once)?;
     let manager = Manager::of(&environment);
     let registry = Registry::new();
     logs.register(&registry)?;
@@ -139,6 +142,7 @@ async fn run() -> Result<()> {
         holdings,
         metrics: run_metrics,
         vitals: vitals.clone(),
+        drain,
     };
     let (tell, ended) = oneshot::channel();
     let (stop, last) = (supervisor.shutdown().clone(), told.drop_guard());

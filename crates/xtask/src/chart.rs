@@ -1,6 +1,8 @@
 //! The Helm chart: rendered by the real helm for every example of values, held against schemas and rules, and refusing what cannot
 //! work. Never asks a cluster.
 
+mod backups;
+mod cluster;
 mod render;
 mod rules;
 mod tools;
@@ -57,6 +59,7 @@ pub(crate) fn check(workspace: &Workspace, missing: Missing) -> anyhow::Result<V
             lint(root, &helm)?;
             compare(root, &renders)?;
             refuse(root, &helm)?;
+            cluster::lacking_keys_are_named(root, &helm)?;
             renders
         }
         Err(why) => {
@@ -68,6 +71,7 @@ pub(crate) fn check(workspace: &Workspace, missing: Missing) -> anyhow::Result<V
         Ok(python) => {
             let objects = validate(workspace, &python, &renders)?;
             judge(&objects)?;
+            backups::the_newest_are_kept(&objects)?;
             if PROGRAMS.iter().all(|program| workspace.built("debug", program).exists()) {
                 check_config(workspace, &objects)?;
                 calls_exist(workspace, &objects)?;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{ActError, ActResult, Check, Description, Keeping, Saving, Trace, Way, file};
 use crate::host::{Attrs, Entry, Host, HostView, PAUSE, Said, UnitVerb, sha256};
 use crate::k3s::bundle::Origin;
-use crate::k3s::layout::{CONFIG, HELM, K3S, KUBECONFIG, UNIT, UNIT_FILE};
+use crate::k3s::layout::{AGENT_UNIT, CONFIG, HELM, K3S, KUBECONFIG, UNIT, UNIT_FILE};
 
 /// Where k3s takes HelmChart resources from.
 const SYSTEM: &str = "kube-system";
@@ -32,8 +32,16 @@ const INTERFACES: [&str; 3] = ["cni0", "flannel.1", "flannel-v6.1"];
 /// What is mounted there is a pod's.
 const MOUNTS: [&str; 2] = ["/run/k3s", "/var/lib/kubelet"];
 const NAMESPACES: &str = "/run/netns/cni-";
-const LEFT_BEHIND: [&str; 5] = ["/run/k3s", "/run/flannel", "/var/lib/kubelet", "/var/log/pods", "/var/log/containers"];
-const GROUPS: [&str; 2] = ["/sys/fs/cgroup/system.slice/k3s.service", "/sys/fs/cgroup/kubepods.slice"];
+/// The inner one first: what of it was there before keeps the outer one.
+const LEFT_BEHIND: [&str; 6] =
+    ["/run/k3s", "/run/flannel", "/var/lib/kubelet/pods", "/var/lib/kubelet", "/var/log/pods", "/var/log/containers"];
+const GROUPS: [&str; 3] = [
+    "/sys/fs/cgroup/system.slice/k3s.service",
+    "/sys/fs/cgroup/system.slice/k3s-agent.service",
+    "/sys/fs/cgroup/kubepods.slice",
+];
+const LINKS: &str = "/sys/class/net";
+const MOUNTED: &str = "/proc/self/mounts";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "do")]
@@ -240,7 +248,7 @@ impl Act {
             Self::Pods => (
                 "on the way back: end all pods".to_owned(),
                 "they outlive k3s, with mounts and interfaces of their own",
-                "they are ended; rules that Kubernetes put into the firewall stay until the next boot",
+                "they are ended, and what was there before k3s stays; rules that Kubernetes put into the firewall stay until the next boot",
             ),
             Self::Await { what, limit_s, .. } => {
                 (format!("wait until {what} (up to {limit_s} s)"), "what follows needs it", "nothing")
@@ -314,9 +322,13 @@ impl Act {
                 needed_unless(said.is_some_and(|said| wanted.is_met(&said)), "not yet")
             }
             Self::Secret { namespace, name, files, way: Way::Forth } => {
-                let there = digest_of_secret(host, namespace, name)?;
                 let wanted = digest_of_files(host, files)?;
-                needed_unless(there.is_some() && there == wanted, "it is not there, or has other values")
+                match held(host, namespace, name)? {
+                    Held::Marked(digest) => needed_unless(Some(digest) == wanted, "it has other values"),
+                    Held::Unmarked => Check::Foreign(format!("the Secret {name} in {namespace} is somebody else's")),
+                    Held::Absent => Check::Needed("it is not there".to_owned()),
+                    Held::Unknown(why) => Check::Needed(format!("whether it is there is not known: {why}")),
+                }
             }
             Self::AddOn { path, text, .. } => {
                 file::check_file(host, path, &Attrs::root(0o600), text.as_bytes(), Keeping::Managed, known)?
@@ -339,7 +351,20 @@ impl Act {
         Ok(match self {
             Self::Place { path, .. } | Self::AddOn { path, .. } => file::save(host, path, saving)?,
             Self::Sysctl { name, .. } => Trace::Value { text: sysctl(host, name)? },
-            Self::Secret { namespace, name, .. } => Trace::Value { text: digest_of_secret(host, namespace, name)? },
+            Self::Pods => Trace::Places(places(host)?),
+            // Where nothing runs, nothing was changed that had to come back.
+            Self::Secret { way: Way::Back, .. } if !runs(host)? => Trace::Nothing,
+            Self::Secret { namespace, name, .. } => match held(host, namespace, name)? {
+                Held::Absent => Trace::Value { text: None },
+                Held::Marked(digest) => Trace::Value { text: Some(digest) },
+                Held::Unmarked => Trace::Value { text: Some(String::new()) },
+                Held::Unknown(why) => {
+                    return Err(ActError::Refused(format!(
+                        "the cluster does not say whether there is a Secret {name} in {namespace} already ({why}), and without knowing \
+                         it could not be taken back what is done to it. Wait until `k3s kubectl get nodes` answers, and try again"
+                    )));
+                }
+            },
             Self::Release(release) => {
                 let Some(history) = history(host, release)? else {
                     return Err(ActError::Refused("helm cannot be asked which revision runs".to_owned()));
@@ -421,7 +446,11 @@ impl Act {
                 Trace::Value { text: Some(value) } => set_sysctl(host, name, value),
                 _ => Ok(()),
             },
-            Self::Pods => end_pods(host),
+            Self::Pods => match before {
+                Trace::Places(places) => end_pods(host, places),
+                // As an earlier installer noted it.
+                _ => end_pods(host, &Places::default()),
+            },
             Self::Secret { namespace, name, way: Way::Forth, .. } => match before {
                 Trace::Value { text: None } if runs(host)? => {
                     let arguments = ["delete", "secret", name, "--namespace", namespace, "--ignore-not-found", REMOVAL];
@@ -430,7 +459,7 @@ impl Act {
                 _ => Ok(()),
             },
             Self::Secret { namespace, name, files, way: Way::Back } => match before {
-                Trace::Value { text: Some(_) } if runs(host)? => {
+                Trace::Value { text: Some(digest) } if !digest.is_empty() && runs(host)? => {
                     apply_secret(host, namespace, name, files)?;
                     let of_release = format!("--selector=app.kubernetes.io/instance={}", crate::k3s::RELEASE_NAME);
                     kubectl(
@@ -712,12 +741,32 @@ fn set_sysctl(host: &mut dyn Host, name: &str, value: &str) -> ActResult<()> {
     succeed(host, "sysctl", &["--quiet", "--write", &format!("{name}={value}")])
 }
 
-/// None when there is no such Secret, or nobody to ask.
-fn digest_of_secret(host: &dyn HostView, namespace: &str, name: &str) -> ActResult<Option<String>> {
-    let path = format!("--output=jsonpath={{.metadata.annotations.{DIGEST}}}");
+/// What the cluster says of a Secret.
+#[derive(Debug, PartialEq, Eq)]
+enum Held {
+    Absent,
+    /// Of ours, with the digest of what it was made of.
+    Marked(String),
+    /// Somebody else has made it.
+    Unmarked,
+    /// Nobody can be asked, or the answer makes no sense; the text says why.
+    Unknown(String),
+}
+
+fn held(host: &dyn HostView, namespace: &str, name: &str) -> ActResult<Held> {
+    // The name as well: without it a Secret that is not ours would look like none.
+    let path = format!("--output=jsonpath={{.metadata.name}} {{.metadata.annotations.{DIGEST}}}");
     let arguments = ["get", "secret", name, "--namespace", namespace, "--ignore-not-found", &path];
-    let said = kubectl_asked(host, &arguments)?;
-    Ok(said.filter(|said| said.ok && !said.text.is_empty()).map(|said| said.text))
+    let Some(said) = kubectl_asked(host, &arguments)? else {
+        return Ok(Held::Unknown("there is no k3s yet".to_owned()));
+    };
+    let words: Vec<&str> = said.text.split_whitespace().collect();
+    Ok(match words[..] {
+        [] if said.ok => Held::Absent,
+        [there] if said.ok && there == name => Held::Unmarked,
+        [there, digest] if said.ok && there == name => Held::Marked(digest.to_owned()),
+        _ => Held::Unknown(format!("k3s says: {}", said.text.trim())),
+    })
 }
 
 /// Of names and contents; none while a file is missing.
@@ -768,35 +817,105 @@ fn is_a_pods(point: &str) -> bool {
     MOUNTS.iter().any(|of| below(of)) || point.starts_with(NAMESPACES)
 }
 
+/// Where pods leave something behind: what was there before them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Places {
+    /// Folders, each with the names in it.
+    pub folders: BTreeMap<Utf8PathBuf, Vec<String>>,
+    pub mounts: Vec<String>,
+    pub interfaces: Vec<String>,
+}
+
+fn places(host: &dyn HostView) -> ActResult<Places> {
+    let mut folders = BTreeMap::new();
+    for folder in LEFT_BEHIND.map(Utf8Path::new) {
+        if !host.entry(folder)?.is_absent() {
+            folders.insert(folder.to_owned(), host.list(folder)?);
+        }
+    }
+    let mut interfaces = Vec::new();
+    for interface in INTERFACES {
+        if !host.entry(&Utf8Path::new(LINKS).join(interface))?.is_absent() {
+            interfaces.push(interface.to_owned());
+        }
+    }
+    Ok(Places { folders, mounts: mounts(host)?, interfaces })
+}
+
+/// Mount points where pods have theirs, the inner one first.
+fn mounts(host: &dyn HostView) -> ActResult<Vec<String>> {
+    let path = Utf8Path::new(MOUNTED);
+    if host.entry(path)?.is_absent() {
+        return Ok(Vec::new());
+    }
+    let text = String::from_utf8_lossy(&host.read(path)?).into_owned();
+    let points = text.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| is_a_pods(point));
+    let mut points: Vec<String> = points.map(str::to_owned).collect();
+    points.reverse();
+    Ok(points)
+}
+
 /// Without the script that comes with k3s: it would write the host's firewall anew.
-fn end_pods(host: &mut dyn Host) -> ActResult<()> {
-    if runs(host)? {
-        host.units(UnitVerb::Stop, UNIT)?;
+fn end_pods(host: &mut dyn Host, before: &Places) -> ActResult<()> {
+    for unit in [UNIT, AGENT_UNIT] {
+        if host.unit(unit)?.active {
+            host.units(UnitVerb::Stop, unit)?;
+        }
     }
     for group in GROUPS {
         host.end_processes(group.into())?;
     }
-    let mounts = Utf8Path::new("/proc/self/mounts");
-    if !host.entry(mounts)?.is_absent() {
-        let text = String::from_utf8_lossy(&host.read(mounts)?).into_owned();
-        let points = text.lines().filter_map(|line| line.split(' ').nth(1));
-        let mut points: Vec<&str> = points.filter(|point| is_a_pods(point)).collect();
-        // The inner one first.
-        points.reverse();
-        for point in points {
-            if !host.change("umount".into(), &[point])?.ok {
-                succeed(host, "umount", &["--lazy", point])?;
-            }
+    for point in mounts(host)?.iter().filter(|point| !before.mounts.contains(point)) {
+        if !host.change("umount".into(), &[point])?.ok {
+            succeed(host, "umount", &["--lazy", point])?;
         }
     }
     for interface in INTERFACES {
-        if !host.entry(&Utf8Path::new("/sys/class/net").join(interface))?.is_absent() {
+        let ours = !before.interfaces.iter().any(|there| there == interface);
+        if ours && !host.entry(&Utf8Path::new(LINKS).join(interface))?.is_absent() {
             succeed(host, "ip", &["link", "delete", interface])?;
         }
     }
     host.remove(KUBECONFIG.into())?;
-    for folder in LEFT_BEHIND {
-        host.remove_tree(folder.into())?;
+    for folder in LEFT_BEHIND.map(Utf8Path::new) {
+        match before.folders.get(folder) {
+            None => host.remove_tree(folder)?,
+            Some(names) => {
+                for name in host.list(folder)?.iter().filter(|name| !names.contains(name)) {
+                    remove(host, &folder.join(name))?;
+                }
+            }
+        }
     }
     Ok(())
+}
+
+fn remove(host: &mut dyn Host, path: &Utf8Path) -> ActResult<()> {
+    match host.entry(path)? {
+        Entry::Dir { .. } => host.remove_tree(path)?,
+        _ => host.remove(path)?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_a_pods_when_it_lies_below_and_not_when_its_name_only_begins_so() {
+        for (point, is) in [
+            ("/run/k3s", true),
+            ("/run/k3s/containerd/io", true),
+            ("/run/k3s-backup", false),
+            ("/var/lib/kubelet/pods/uid/volumes", true),
+            ("/var/lib/kubelet2", false),
+            ("/var/lib", false),
+            ("/run/netns/cni-1234", true),
+            ("/run/netns/mine", false),
+        ] {
+            assert_eq!(is_a_pods(point), is, "{point}");
+        }
+    }
 }

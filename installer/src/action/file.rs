@@ -106,7 +106,7 @@ pub(super) fn check_secret(host: &dyn HostView, path: &Utf8Path, known: Option<&
 }
 
 /// What the secret is; the error names the place and never a value.
-fn value(host: &dyn HostView, from: &SecretFrom) -> ActResult<Result<Vec<u8>, String>> {
+pub(crate) fn value(host: &dyn HostView, from: &SecretFrom) -> ActResult<Result<Vec<u8>, String>> {
     if !matches!(host.entry(from.file())?, Entry::File { .. }) {
         return Ok(Err(format!("{} is not there or no regular file; name the secret's place anew", from.file())));
     }

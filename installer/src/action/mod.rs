@@ -2,7 +2,7 @@
 //! repeat with the same `before`, so a run that was killed anywhere simply goes on.
 
 mod cluster;
-mod file;
+pub(crate) mod file;
 mod gate;
 mod nixos;
 mod release;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::answers::SecretFrom;
 use crate::host::{Attrs, Entry, Host, HostError, HostView, UnitState};
 
-pub use cluster::{Act as ClusterAct, Kind as AddOnKind, Release as HelmRelease, Wanted as Awaited};
+pub use cluster::{Act as ClusterAct, Kind as AddOnKind, Places, Release as HelmRelease, Wanted as Awaited};
 pub use gate::Gate;
 pub use release::{MANIFEST, Manifest, ManifestError, ManifestFile};
 
@@ -186,6 +186,8 @@ pub enum Trace {
     Revision {
         number: Option<u32>,
     },
+    /// What was there of others where pods leave something behind.
+    Places(Places),
 }
 
 /// Whether there is something to do.

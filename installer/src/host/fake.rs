@@ -27,6 +27,8 @@ pub struct Facts {
     /// Unit files as systemd last read them.
     loaded: BTreeMap<Utf8PathBuf, Node>,
     pub cluster: Cluster,
+    /// Control groups with processes that outlive their unit.
+    processes: BTreeSet<Utf8PathBuf>,
 }
 
 /// What a k3s that runs here holds, for as long as its data is there.
@@ -71,6 +73,9 @@ pub struct FakeHost {
     pub revisions: Vec<(u32, &'static str, String)>,
     /// A helm that is killed leaves its revision so.
     pub killed_helm: bool,
+    /// The cluster does not answer this question, by how it begins, at the time with this number.
+    pub deaf: Option<(&'static str, usize)>,
+    asked: std::cell::Cell<usize>,
 }
 
 impl Facts {
@@ -88,6 +93,8 @@ impl Facts {
         if self.cluster != other.cluster {
             found.push(format!("cluster {:?} instead of {:?}", self.cluster, other.cluster));
         }
+        found
+            .extend(self.processes.symmetric_difference(&other.processes).map(|group| format!("processes in {group}")));
         found.extend(self.profiles.symmetric_difference(&other.profiles).map(|path| format!("profile {path}")));
         found
     }
@@ -101,6 +108,9 @@ fn differing(what: &str, ours: &BTreeMap<Utf8PathBuf, Node>, theirs: &BTreeMap<U
 
 const NIXOS_MODULE: &str = crate::nixos::MODULE;
 const UNITS: &str = "/etc/systemd/system";
+const MOUNTS: &str = "/proc/self/mounts";
+const MOUNTED: &str = "/var/lib/kubelet/pods/uid/volumes";
+const LINKS: &str = "/sys/class/net";
 
 impl FakeHost {
     /// A fresh machine: the folders of the system and root.
@@ -115,6 +125,7 @@ impl FakeHost {
             "/etc/tmpfiles.d",
             "/etc/apparmor.d",
             "/opt",
+            "/run",
             "/usr",
             "/usr/local",
             "/usr/local/bin",
@@ -211,6 +222,24 @@ impl FakeHost {
         well && self.facts.active.contains("k3s.service")
     }
 
+    /// What pods leave on a host; mounts and interfaces where the host shows its own.
+    fn start_pods(&mut self) {
+        for file in ["/run/k3s/socket", "/var/lib/kubelet/pods/uid/log", "/var/log/pods/fettle_dashboard/0.log"] {
+            self.put(file, "of a pod", 0o600);
+        }
+        if let Some(mounts) = self.text(MOUNTS) {
+            let mounts = format!("{mounts}tmpfs {MOUNTED} tmpfs rw 0 0\n");
+            self.put(MOUNTS, &mounts, 0o444);
+        }
+        if self.facts.nodes.contains_key(Utf8Path::new(LINKS)) {
+            self.put(&format!("{LINKS}/cni0"), "", 0o444);
+        }
+        self.facts.processes.insert(match self.facts.active.contains("k3s.service") {
+            true => "/sys/fs/cgroup/system.slice/k3s.service".into(),
+            false => "/sys/fs/cgroup/system.slice/k3s-agent.service".into(),
+        });
+    }
+
     fn take_manifest(&mut self, text: &str) {
         let resource: serde_json::Value = serde_json::from_str(text).expect("JSON is YAML");
         let name = resource["metadata"]["name"].as_str().expect("a name").to_owned();
@@ -221,6 +250,14 @@ impl FakeHost {
         let said = |text: &str| Said { ok: true, text: text.to_owned() };
         if !self.cluster_runs() {
             return Said { ok: false, text: "connection refused".to_owned() };
+        }
+        if let Some((question, time)) = self.deaf
+            && arguments.join(" ").starts_with(question)
+        {
+            self.asked.set(self.asked.get() + 1);
+            if self.asked.get() == time {
+                return Said { ok: false, text: "the server is currently unable to handle the request".to_owned() };
+            }
         }
         match arguments {
             ["history", ..] if self.revisions.is_empty() => {
@@ -239,11 +276,10 @@ impl FakeHost {
                 said(if self.facts.cluster.charts.contains_key(chart) { "True" } else { "" })
             }
             ["kubectl", "get", "secret", name, ..] => {
-                let input = self.facts.cluster.secrets.get(*name).map(String::as_str).unwrap_or_default();
+                let Some(input) = self.facts.cluster.secrets.get(*name) else { return said("") };
                 let list: serde_json::Value = serde_json::from_str(input).unwrap_or_default();
-                said(
-                    list["items"][1]["metadata"]["annotations"]["fettle-installer/digest"].as_str().unwrap_or_default(),
-                )
+                let digest = list["items"][1]["metadata"]["annotations"]["fettle-installer/digest"].as_str();
+                said(&format!("{name} {}", digest.unwrap_or_default()))
             }
             other => panic!("nobody taught it to answer {other:?}"),
         }
@@ -379,6 +415,9 @@ impl HostView for FakeHost {
     }
 
     fn get(&self, url: &str) -> HostResult<Answer> {
+        if url == "http://127.0.0.1:10248/healthz" && self.facts.active.contains("k3s-agent.service") {
+            return Ok(Answer { status: 200, body: "ok".to_owned() });
+        }
         let ready = self.facts.active.contains("fettle-dashboard.service");
         match self.running() {
             Some(version) if ready => {
@@ -494,6 +533,9 @@ impl Host for FakeHost {
             UnitVerb::Enable if known => drop(self.facts.enabled.insert(unit.to_owned())),
             UnitVerb::Start if known => {
                 self.facts.active.insert(unit.to_owned());
+                if ["k3s.service", "k3s-agent.service"].contains(&unit) {
+                    self.start_pods();
+                }
                 if unit == "k3s.service" {
                     for file in [KUBECONFIG, "/etc/rancher/node/password"] {
                         self.facts.nodes.insert(file.into(), Node::File(b"by k3s".to_vec(), Attrs::root(0o600)));
@@ -574,6 +616,22 @@ impl Host for FakeHost {
     fn change(&mut self, program: &Utf8Path, arguments: &[&str]) -> HostResult<Said> {
         match program.as_str() {
             K3S | HELM => return self.change_cluster(program, arguments, None),
+            "umount" | "ip" => {
+                self.calls.push(
+                    std::iter::once(program.as_str()).chain(arguments.iter().copied()).map(str::to_owned).collect(),
+                );
+                self.changing()?;
+                let what = arguments.last().expect("a mount point or an interface");
+                let mounts = self.text(MOUNTS).unwrap_or_default().to_owned();
+                let left: Vec<&str> = mounts.lines().filter(|line| line.split(' ').nth(1) != Some(what)).collect();
+                match program.as_str() {
+                    "umount" => {
+                        self.put(MOUNTS, &left.iter().map(|line| format!("{line}\n")).collect::<String>(), 0o444)
+                    }
+                    _ => drop(self.facts.nodes.remove(&Utf8Path::new(LINKS).join(what))),
+                }
+                return Ok(Said { ok: true, text: String::new() });
+            }
             "sysctl" => {
                 self.changing()?;
                 let (name, value) = arguments.last().and_then(|word| word.split_once('=')).expect("name=value");
@@ -612,8 +670,10 @@ impl Host for FakeHost {
         Err(HostError::Program(format!("could not fetch {url}: there is no network")))
     }
 
-    fn end_processes(&mut self, _group: &Utf8Path) -> HostResult<()> {
-        self.changing()
+    fn end_processes(&mut self, group: &Utf8Path) -> HostResult<()> {
+        self.changing()?;
+        self.facts.processes.remove(group);
+        Ok(())
     }
 
     fn random(&mut self, count: usize) -> HostResult<Vec<u8>> {

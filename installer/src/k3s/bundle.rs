@@ -88,7 +88,10 @@ impl Bundle {
             return Ok(Self { source: source.to_owned(), sums: BTreeMap::new(), sums_sha256: String::new() });
         }
         if source.is_empty() {
-            return Err("mode k3s needs its files: name a bundle's folder with --bundle, or k3s.source in the answers"
+            return Err("mode k3s installs from a bundle, a folder with k3s, helm, charts and images, and none is named: say where it \
+                        is with --bundle FOLDER, or as k3s.source in the answers. Where there is none yet, make it of Fettle's sources: \
+                        `cargo xtask release-tree`, `cargo xtask image`, then `cargo xtask bundle --from FOLDER --out BUNDLE` \
+                        (installer/README.md, \"A cluster of its own\")"
                 .to_owned());
         }
         let path = Utf8Path::new(source).join(SUMS);

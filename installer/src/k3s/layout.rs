@@ -20,8 +20,13 @@ pub const IMAGES: &str = "/var/lib/rancher/k3s/agent/images";
 pub const MANIFESTS: &str = "/var/lib/rancher/k3s/server/manifests";
 /// Served by k3s itself, so that charts need no registry.
 pub const CHARTS: &str = "/var/lib/rancher/k3s/server/static/charts";
-/// The word by which nodes join; its name among the secrets.
+/// By it servers join, and of it a cluster's own secrets are made; its name among the secrets. Of a node that joins it is the
+/// word that it shows.
 pub const TOKEN: &str = "k3s-token";
+/// By it nodes join that are no servers; its name among the secrets.
+pub const AGENT_TOKEN: &str = "k3s-agent-token";
+/// The same as k3s writes it: with the hash of the cluster's certificate.
+pub const FULL_AGENT_TOKEN: &str = "/var/lib/rancher/k3s/server/agent-token";
 
 /// Paths of other clusters, and of a k3s that is not ours.
 pub const FOREIGN: [(&str, &str); 7] = [

@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod layout;
 pub mod network;
 mod texts;
+pub mod token;
 mod values;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::layout::{CONFIG_DIR, CURRENT, RELEASES, SECRETS, unit_file};
 use crate::plan::{self, Plan, Release};
 use crate::receipt::Receipt;
 use bundle::{Artifact, Bundle};
+use token::Token;
 
 pub const NAMESPACE: &str = "fettle";
 pub const RELEASE_NAME: &str = "fettle";
@@ -56,6 +58,8 @@ pub struct Facts {
     pub nvidia: bool,
     /// By their names in lower case, without credentials.
     pub proxies: BTreeMap<String, String>,
+    /// The word by which this node would join; none when it cannot be read.
+    pub token: Option<Token>,
 }
 
 impl Facts {
@@ -66,6 +70,7 @@ impl Facts {
             neighbour: neighbour(facts, receipt.is_some_and(|receipt| is_ours(receipt, facts))),
             nvidia: facts.gpu.driver.known().is_some_and(Option::is_some),
             proxies: facts.network.proxies.clone(),
+            token: None,
         }
     }
 }
@@ -97,6 +102,11 @@ pub fn neighbour(facts: &HostFacts, ours: bool) -> Option<String> {
         layout::FOREIGN.iter().filter(|(path, _)| paths.is_some_and(|paths| paths.iter().any(|there| there == path)));
     let found = units.chain(paths).find(|(_, who)| !(ours && *who == "k3s"));
     found.map(|(what, who)| format!("{who} ({what})"))
+}
+
+/// The names of the secrets that pods get: the words by which nodes join are the host's.
+pub(crate) fn of_pods(answers: &Answers) -> impl Iterator<Item = &String> {
+    answers.secrets.keys().filter(|name| ![layout::TOKEN, layout::AGENT_TOKEN].contains(&name.as_str()))
 }
 
 pub fn plan(release: &Release, bundle: &Bundle, facts: &Facts, answers: &Answers) -> Plan {
@@ -155,6 +165,18 @@ impl Planning<'_> {
                 layout::TOKEN
             ));
         }
+        let where_from = format!("copy {} of the cluster's first host, and name that file", layout::FULL_AGENT_TOKEN);
+        match self.facts.token {
+            None | Some(Token::Node) => {}
+            Some(Token::Short) => self.refusals.push(format!(
+                "the token does not say which cluster it belongs to, so that this host would tell it to whoever answers at {}: {where_from}",
+                self.answers.k3s.join
+            )),
+            Some(Token::Server) => self.refusals.push(format!(
+                "the token is that of servers, and whoever reads it on this host administers the cluster: {where_from}"
+            )),
+            Some(Token::Strange) => self.refusals.push(format!("the token's file holds no token of k3s: {where_from}")),
+        }
         self.programs();
         self.folders();
         self.actions.extend(plan::copied_secrets(self.answers, Utf8Path::new(SECRETS)));
@@ -204,6 +226,12 @@ impl Planning<'_> {
                  [secrets] of the answers, and as a `*_file` in [settings]"
             ));
         }
+        if let Some(path) = values::has_secret_shape(&self.answers.settings) {
+            self.refusals.push(format!(
+                "settings.{path} looks like a secret, and pods get the settings as they are: put it into a file, name that in [secrets] of \
+                 the answers, and set the `*_file` of this key"
+            ));
+        }
     }
 
     /// The keys of the Secret, and where each is.
@@ -213,9 +241,7 @@ impl Planning<'_> {
                 self.refusals.push(format!("{key} names `{name}`: say in the answers' [secrets] where it is now"));
             }
         }
-        // The word by which nodes join is the host's, and no pod's.
-        let names = self.answers.secrets.keys().filter(|name| *name != layout::TOKEN);
-        names.map(|name| (name.clone(), Utf8Path::new(SECRETS).join(name))).collect()
+        of_pods(self.answers).map(|name| (name.clone(), Utf8Path::new(SECRETS).join(name))).collect()
     }
 
     fn programs(&mut self) {
@@ -236,7 +262,8 @@ impl Planning<'_> {
         self.dir(CONFIG_DIR, 0o755, Keeping::Seeded);
         self.dir(SECRETS, 0o700, Keeping::Seeded);
         self.dir(layout::OURS, 0o755, Keeping::Managed);
-        self.actions.push(plan::answers_file(self.answers));
+        // Values of the chart are among them, and nobody but root reads those either.
+        self.actions.push(plan::answers_file(self.answers, 0o600));
         self.dir("/etc/rancher", 0o755, Keeping::Seeded);
         self.dir(layout::CONFIG_DIR, 0o755, Keeping::Managed);
         // By what is in it the cluster's state knows this node again.
@@ -260,11 +287,15 @@ impl Planning<'_> {
     }
 
     fn secrets(&mut self, secrets: &BTreeMap<String, Utf8PathBuf>) {
-        self.actions.push(Action::GenerateSecret {
-            path: Utf8Path::new(SECRETS).join(layout::TOKEN),
-            bytes: TOKEN_BYTES,
-            why: "nodes join the cluster with it".to_owned(),
-        });
+        for (name, why) in [
+            (layout::TOKEN, "the cluster's own secrets are sealed with it, and servers join with it"),
+            (layout::AGENT_TOKEN, "nodes join the cluster with it, and cannot become servers"),
+        ] {
+            if !self.answers.secrets.contains_key(name) {
+                let path = Utf8Path::new(SECRETS).join(name);
+                self.actions.push(Action::GenerateSecret { path, bytes: TOKEN_BYTES, why: why.to_owned() });
+            }
+        }
         self.secret(secrets, Way::Back);
         self.actions.extend(plan::copied_secrets(self.answers, Utf8Path::new(SECRETS)));
     }

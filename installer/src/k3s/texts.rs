@@ -6,7 +6,7 @@ use camino::Utf8Path;
 use serde_json::{Value, json};
 
 use super::Facts;
-use super::layout::{CHARTS, ENVIRONMENT, TOKEN};
+use super::layout::{AGENT_TOKEN, CHARTS, ENVIRONMENT, TOKEN};
 use crate::answers::{Answers, K3s};
 use crate::layout::SECRETS;
 
@@ -23,8 +23,8 @@ fn text(value: &Value) -> String {
     text
 }
 
-fn token_file() -> String {
-    Utf8Path::new(SECRETS).join(TOKEN).into_string()
+fn secret_file(name: &str) -> String {
+    Utf8Path::new(SECRETS).join(name).into_string()
 }
 
 fn labels(facts: &Facts) -> Vec<&'static str> {
@@ -38,7 +38,9 @@ pub(super) fn server_config(answers: &Answers, facts: &Facts) -> String {
         "cluster-init": true,
         "cluster-cidr": k3s.cluster_cidr,
         "service-cidr": k3s.service_cidr,
-        "token-file": token_file(),
+        "token-file": secret_file(TOKEN),
+        // Else the word of servers would be that of nodes too, and lie on each of them.
+        "agent-token-file": secret_file(AGENT_TOKEN),
         "tls-san": names,
         "write-kubeconfig-mode": "0600",
         "secrets-encryption": true,
@@ -61,7 +63,7 @@ pub(super) fn server_config(answers: &Answers, facts: &Facts) -> String {
 pub(super) fn agent_config(answers: &Answers, facts: &Facts) -> String {
     text(&json!({
         "server": answers.k3s.join,
-        "token-file": token_file(),
+        "token-file": secret_file(TOKEN),
         "protect-kernel-defaults": true,
         "node-label": labels(facts),
         "kubelet-arg": [format!("config={KUBELET}")],

@@ -1,5 +1,6 @@
 //! What the answers mean to Fettle's chart.
 
+use fettle_domain::secret::{KnownSecrets, scan};
 use serde_json::{Value, json};
 
 use super::SECRET;
@@ -10,7 +11,11 @@ const FILE: &str = "_file";
 /// How images out of a bundle are called: no registry answers to it.
 const LOCAL: &str = "localhost";
 /// A value of this name in the chart's values would be a secret in the open.
-const TELLING: [&str; 5] = ["password", "secret", "token", "apikey", "api_key"];
+const TELLING: [&str; 7] = ["password", "secret", "token", "apikey", "api_key", "api-key", "passphrase"];
+/// How secrets begin that are known by nothing else.
+const BEGINNINGS: [&str; 3] = ["AGE-SECRET-KEY-1", "hf_", "K10"];
+/// Shorter texts that begin so are words.
+const LEAST: usize = 24;
 
 /// Each key that names a secret, and the secret's file name.
 pub(super) fn secret_names(settings: &toml::Table) -> Vec<(String, String)> {
@@ -45,16 +50,49 @@ fn by_file_name(key: &str, value: &mut Value) {
     }
 }
 
-/// The path of a text in the values that is a secret by its name.
+/// The path of a text in the values that is a secret by its name or its shape.
 pub(super) fn looks_secret(values: &toml::Table) -> Option<String> {
-    values.iter().find_map(|(key, value)| match value {
-        toml::Value::Table(table) => looks_secret(table).map(|inner| format!("{key}.{inner}")),
-        toml::Value::String(text) if !text.is_empty() => {
-            let name = key.to_ascii_lowercase();
-            TELLING.iter().any(|telling| name.ends_with(telling)).then(|| key.clone())
-        }
-        _ => None,
+    in_table(values, "", &|name, text| is_telling(name) || has_shape(text))
+}
+
+/// The same by its shape alone: in the settings a telling name is that of a file.
+pub(super) fn has_secret_shape(settings: &toml::Table) -> Option<String> {
+    in_table(settings, "", &|_, text| has_shape(text))
+}
+
+type IsSecret<'a> = &'a dyn Fn(&str, &str) -> bool;
+
+fn in_table(table: &toml::Table, path: &str, is_secret: IsSecret<'_>) -> Option<String> {
+    // One variable of an environment.
+    let named = table.get("name").and_then(toml::Value::as_str);
+    table.iter().find_map(|(key, value)| {
+        let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        in_value(value, named.filter(|_| key == "value").unwrap_or(key), &at, is_secret)
     })
+}
+
+fn in_value(value: &toml::Value, name: &str, at: &str, is_secret: IsSecret<'_>) -> Option<String> {
+    match value {
+        toml::Value::Table(table) => in_table(table, at, is_secret),
+        toml::Value::Array(list) => {
+            let inside = list.iter().enumerate();
+            inside.into_iter().find_map(|(index, value)| in_value(value, name, &format!("{at}[{index}]"), is_secret))
+        }
+        toml::Value::String(text) => (!text.is_empty() && is_secret(name, text)).then(|| at.to_owned()),
+        _ => None,
+    }
+}
+
+fn is_telling(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    TELLING.iter().any(|telling| name.ends_with(telling))
+}
+
+fn has_shape(text: &str) -> bool {
+    // An argument such as `--api-key=…`.
+    let assigned = text.split_once('=').is_some_and(|(name, value)| is_telling(name) && !value.is_empty());
+    let begins = text.len() >= LEAST && BEGINNINGS.iter().any(|beginning| text.starts_with(beginning));
+    assigned || begins || !scan(&KnownSecrets::default(), "", text).is_empty()
 }
 
 /// `values.yaml`, written as JSON, which is YAML too.
@@ -78,7 +116,7 @@ pub(super) fn render(answers: &Answers) -> String {
         "worker": worker,
         "redis": { "enabled": k3s.redis },
     });
-    if !answers.secrets.is_empty() {
+    if super::of_pods(answers).next().is_some() {
         values["secrets"] = json!({ "existingSecret": SECRET });
     }
     if k3s.gpus > 0 {
@@ -132,14 +170,40 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_among_the_values_is_found_by_its_name() {
+    fn a_secret_among_the_values_is_found_by_its_name_or_its_shape_wherever_it_is() {
+        let github = format!("ghp_{}", "a1".repeat(20));
         for (text, found) in [
-            ("[redis]\npassword = 'x'", Some("redis.password")),
-            ("[a.b]\napiKey = 'x'", Some("a.b.apiKey")),
-            ("[auth]\nexistingSecret = ''", None),
-            ("[image]\nregistry = 'r'", None),
+            ("[redis]\npassword = 'x'".to_owned(), Some("redis.password")),
+            ("[a.b]\napiKey = 'x'".to_owned(), Some("a.b.apiKey")),
+            ("[auth]\nexistingSecret = ''".to_owned(), None),
+            ("[image]\nregistry = 'r'".to_owned(), None),
+            (format!("[a]\nb = '{github}'"), Some("a.b")),
+            (format!("[a]\nb = [1, ['x', '{github}']]"), Some("a.b[1][1]")),
+            ("[[a.env]]\nname = 'HF_TOKEN'\nvalue = 'x'".to_owned(), Some("a.env[0].value")),
+            ("[[a.env]]\nname = 'HOME'\nvalue = '/tmp'".to_owned(), None),
+            ("[[a]]\nb = 'x'\n[[a]]\npassword = 'x'".to_owned(), Some("a[1].password")),
+            ("args = ['--port', '--api-key=x']".to_owned(), Some("args[1]")),
+            ("a = '-----BEGIN RSA PRIVATE KEY-----\\nMII'".replace("\\\\", "\\").replace('\'', "\""), Some("a")),
+            ("a = 'postgres://me:word-word@db/x'".to_owned(), Some("a")),
+            (format!("a = 'K10{}::node:word'", "0a".repeat(32)), Some("a")),
+            (format!("digest = 'sha256:{}'", "0a".repeat(32)), None),
         ] {
-            assert_eq!(looks_secret(&toml::from_str(text).unwrap()).as_deref(), found, "{text}");
+            assert_eq!(looks_secret(&toml::from_str(&text).unwrap()).as_deref(), found, "{text}");
+        }
+        let settings = format!(
+            "[forge]\nwrite_token_file = 'token'\n[[gateway.models]]\nbase_url = 'http://x'\nname = '{github}'"
+        );
+        assert_eq!(has_secret_shape(&toml::from_str(&settings).unwrap()).as_deref(), Some("gateway.models[0].name"));
+    }
+
+    /// Kubernetes lets no pod start whose Secret is not there.
+    #[test]
+    fn the_words_by_which_nodes_join_are_no_secret_of_pods() {
+        let tokens = "k3s-token = '/srv/a'\nk3s-agent-token = '/srv/b'";
+        for (more, named) in [("", false), ("\n'app.pem' = '/srv/app.pem'", true)] {
+            let answers = Answers::parse(&format!("[secrets]\n{tokens}{more}")).unwrap();
+            let values: Value = serde_json::from_str(&render(&answers)).unwrap();
+            assert_eq!(values["secrets"]["existingSecret"] == SECRET, named, "{more}");
         }
     }
 }

@@ -15,9 +15,11 @@ pub(super) const CHECKS: &[Check<Context>] = &[
     Check { id: "PF074", name: "other clusters", run: clusters },
     Check { id: "PF075", name: "WSL", run: wsl },
 ];
-/// Ports, users, polkit, Docker socket, sandbox and neighbours of services on the host; in a cluster they are a pod's affair.
-pub(super) const OF_SERVICES: [&str; 13] = [
-    "PF012", "PF020", "PF021", "PF024", "PF040", "PF044", "PF045", "PF050", "PF051", "PF052", "PF053", "PF061", "PF070",
+/// State, backups, ports, users, polkit, Docker socket, sandbox and neighbours of services on the host; in a cluster they are a pod's
+/// affair.
+pub(super) const OF_SERVICES: [&str; 16] = [
+    "PF010", "PF011", "PF012", "PF020", "PF021", "PF024", "PF040", "PF044", "PF045", "PF050", "PF051", "PF052",
+    "PF053", "PF061", "PF070", "PF072",
 ];
 
 /// Images of k3s, its add-ons and ours, twice while they are loaded, and volumes of a first week.
@@ -75,7 +77,7 @@ fn ports(facts: &HostFacts, context: &Context) -> Checked {
     }
     fail(
         found.join("; "),
-        "Stop these processes (a web server on 80 and 443 among them), or use another host: these ports cannot be chosen.",
+        "Stop these processes, such as a web server on 80 and 443, or use another host: k3s has these ports and no others.",
     )
 }
 
@@ -132,7 +134,7 @@ fn clusters(facts: &HostFacts, context: &Context) -> Checked {
         None => pass("none"),
         Some(who) => fail(
             format!("{who} is on this host and not ours"),
-            "It is left alone: install the chart into that cluster with helm, or use another host.",
+            "It is left alone. Install Fettle's chart (charts/fettle) into that cluster with helm, or use another host.",
         ),
     }
 }
@@ -142,7 +144,7 @@ fn wsl(facts: &HostFacts, _: &Context) -> Checked {
         None => pass("this is no WSL"),
         Some(version) => warn(
             format!("this is WSL {version}"),
-            "Nobody has tried a cluster here: addresses change at each start, and Windows may end it at any time.",
+            "Use it for trying out alone: addresses change at each start, Windows may end it at any time, and nobody has tried a cluster here.",
         ),
     }
 }

@@ -9,6 +9,7 @@ use fettle_installer::answers::Answers;
 use fettle_installer::facts::{Disk, HostFacts, Kubernetes, Listener, Protocol, Seen, Unit};
 use fettle_installer::host::{RealHost, sha256};
 use fettle_installer::k3s::bundle::Bundle;
+use fettle_installer::k3s::token::Token;
 use fettle_installer::k3s::{self, Facts};
 use fettle_installer::plan::{Plan, Release};
 use fettle_installer::preflight::{self, Context, Mode, Refusal};
@@ -137,6 +138,7 @@ fn what_cannot_be_carried_out_is_refused_with_what_to_do() {
         (free(), "[settings.forge]\napp_key_file = 'app.pem'", "say in the answers' [secrets] where it is now"),
         (free(), "[k3s]\nhost = 'x.example'\ncert_manager = false", "k3s.cert_manager = true"),
         (free(), "[k3s.values.redis]\npassword = 'x'", "k3s.values.redis.password looks like a secret"),
+        (free(), "[settings.gateway]\nurl = 'http://me:word-word@x'", "settings.gateway.url looks like a secret"),
         (free(), "[k3s]\njoin = 'https://10.0.0.1:6443'", "secrets.k3s-token"),
     ] {
         let (plan, _bundled) = planned(&Facts::of(&facts, None), answers);
@@ -152,6 +154,43 @@ fn what_cannot_be_carried_out_is_refused_with_what_to_do() {
         plan.refusals
     );
     assert!(!told(&plan, &bundled.path, false).contains("put BUNDLE"));
+}
+
+const JOINING: &str = "[secrets]\nk3s-token = '/srv/token'\n[k3s]\njoin = 'https://10.0.0.1:6443'";
+
+#[test]
+fn a_node_joins_by_a_token_that_names_the_cluster_and_makes_no_servers() {
+    for (token, why) in [
+        (None, None),
+        (Some(Token::Node), None),
+        (Some(Token::Short), Some("would tell it to whoever answers at https://10.0.0.1:6443")),
+        (Some(Token::Server), Some("administers the cluster")),
+        (Some(Token::Strange), Some("no token of k3s")),
+    ] {
+        let (plan, _bundled) = planned(&Facts { token, ..Facts::of(&host("debian-12"), None) }, JOINING);
+        let refused: Vec<bool> = plan.refusals.iter().map(|said| why.is_some_and(|why| said.contains(why))).collect();
+        assert_eq!(refused, why.map_or(vec![], |_| vec![true]), "{token:?}: {:?}", plan.refusals);
+        assert!(plan.refusals.iter().all(|said| said.contains("/var/lib/rancher/k3s/server/agent-token")));
+    }
+}
+
+/// The Secret is for pods: the words by which nodes join are neither in it nor in what the chart starts anew for.
+#[test]
+fn no_word_by_which_nodes_join_is_in_the_secret_of_the_pods_and_the_answers_are_roots_alone() {
+    let more = "[secrets]\nk3s-token = '/srv/a'\nk3s-agent-token = '/srv/b'\n'app.pem' = '/srv/app.pem'";
+    let (plan, _bundled) = planned(&Facts::of(&host("debian-12"), None), more);
+    assert_eq!(plan.refusals, Vec::<String>::new());
+    let acts: Vec<serde_json::Value> =
+        plan.actions.iter().map(|action| serde_json::to_value(action).unwrap()).collect();
+    let secrets: Vec<&serde_json::Value> = acts.iter().filter(|act| act["act"]["do"] == "secret").collect();
+    assert_eq!(secrets.len(), 2, "forth and back");
+    for secret in secrets {
+        assert_eq!(secret["act"]["files"], serde_json::json!({ "app.pem": "/etc/fettle/secrets/app.pem" }));
+    }
+    let release = acts.iter().find(|act| act["act"]["do"] == "release").unwrap();
+    assert_eq!(release["act"]["secrets"], serde_json::json!(["/etc/fettle/secrets/app.pem"]));
+    let answers = acts.iter().find(|act| act["path"] == "/etc/fettle/installer.toml").unwrap();
+    assert_eq!(answers["attrs"]["mode"], 0o600);
 }
 
 /// A host of the records on which a cluster could be made.

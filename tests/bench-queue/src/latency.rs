@@ -13,7 +13,7 @@ use fettle_app::ports::ledger::RunOrder;
 use fettle_app::ports::transport::Transport;
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::ringing::{RUNG_WITHIN, ring};
-use fettle_app::running::{RunContext, RunEnd, Runner, Stay, WORKED_WITHIN, Worker};
+use fettle_app::running::{Drain, RunContext, RunEnd, Runner, Stay, WORKED_WITHIN, Worker};
 use fettle_app::vitals::Vitals;
 use fettle_broker_rabbitmq::{Limits, RabbitOptions, RabbitTransport};
 use fettle_broker_redis::{Redis, RedisOptions};
@@ -78,6 +78,7 @@ pub(crate) async fn waits(folder: &Utf8Path, bell: Option<&Bell>, samples: usize
         bell: bell.map(|bell| bell.worker.clone()),
         holdings: Arc::new(Holdings::default()),
         metrics: RunMetrics::default(),
+        drain: Drain::default(),
         pulse: vitals.pulse("worker", WORKED_WITHIN),
     };
     let mut parts = JoinSet::new();

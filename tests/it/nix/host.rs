@@ -134,6 +134,7 @@ fn nixos_takes_the_examples_and_their_settings() {
     options_change_what_they_say(&hosts);
     secrets_reach_whom_they_may(&hosts);
     a_cluster_is_k3s_with_charts_and_no_secret_is_in_the_store(&hosts["k3s"]);
+    nodes_of_a_cluster_reach_each_other_when_they_are_told_to(&hosts);
 }
 
 fn a_cluster_is_k3s_with_charts_and_no_secret_is_in_the_store(host: &Value) {
@@ -157,8 +158,21 @@ fn a_cluster_is_k3s_with_charts_and_no_secret_is_in_the_store(host: &Value) {
     assert_eq!(values["worker"]["scaledJob"]["max"], 4);
     assert_eq!(values["secrets"]["existingSecret"], "fettle");
     assert_eq!(secrets(host, "fettle-k3s-secrets.service"), ["app.pem", "webhook-secret"]);
-    assert_eq!(host["ports"], json!([80, 443, 6443, 10250]));
+    assert!(flags.contains(&"--agent-token-file=/run/secrets/k3s-agent-token".to_owned()), "{flags:?}");
+    assert_eq!((&host["ports"], &host["udpPorts"]), (&json!([80, 443, 6443]), &json!([])), "nothing for other nodes");
+    let settings = toml::to_string(&toml::Value::try_from(&cluster["settings"]).unwrap()).unwrap();
+    if let Err(error) = Config::parse("k3s", &settings, &Environment::default()) {
+        panic!("{error}");
+    }
     assert!(host["users"].as_object().unwrap().is_empty(), "services of the host are not there beside a cluster");
+}
+
+fn nodes_of_a_cluster_reach_each_other_when_they_are_told_to(hosts: &BTreeMap<String, Value>) {
+    for (name, ports) in [("k3s-first-of-two", json!([80, 443, 6443, 10250])), ("k3s-second-of-two", json!([10250]))] {
+        assert_eq!((&hosts[name]["ports"], &hosts[name]["udpPorts"]), (&ports, &json!([8472])), "{name}");
+    }
+    let joins = &hosts["k3s-second-of-two"]["cluster"];
+    assert_eq!((&joins["role"], &joins["tokenFile"]), (&json!("agent"), &json!("/run/secrets/agent-token")));
 }
 
 fn defaults_are_the_committed_units(host: &Value) {

@@ -8,7 +8,7 @@ use fettle_app::leasing::{Heart, Holdings};
 use fettle_app::metrics::RunMetrics;
 use fettle_app::ports::clock::IdSource as _;
 use fettle_app::ports::ledger::{Holder, Ledger as _};
-use fettle_app::running::{Stay, Worker};
+use fettle_app::running::{Drain, Stay, Worker};
 use fettle_domain::id::{JobId, WorkerId};
 use fettle_domain::label::Labels;
 use fettle_domain::lease::Timing;
@@ -282,6 +282,7 @@ impl World {
             bell: if self.with_bell { Some(self.broker.of(who)) } else { None },
             holdings: Arc::new(Holdings::default()),
             metrics: RunMetrics::default(),
+            drain: Drain::default(),
             pulse: pulse(),
         };
         let (mut tasks, stop, nature) = (JoinSet::new(), CancellationToken::new(), self.nature.clone());

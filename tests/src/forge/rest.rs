@@ -271,11 +271,16 @@ fn mint(forge: &Forge, caller: &Caller, id: &str, request: &RestRequest) -> Repl
         (None, Some(names)) => Some(covers(&names, |repository| json!(repository.name.name()))?),
         (None, None) => None,
     };
-    let wanted = request.body.as_ref().and_then(|body| body.get("permissions").cloned()).unwrap_or_else(permissions);
+    let mut given = permissions();
+    if !app.writes_contents {
+        given["contents"] = json!("read");
+    }
+    let wanted =
+        request.body.as_ref().and_then(|body| body.get("permissions").cloned()).unwrap_or_else(|| given.clone());
     let mut wanted: BTreeMap<String, String> =
         serde_json::from_value(wanted).map_err(|_| Refusal::new(422, "Invalid request."))?;
     for (name, level) in &wanted {
-        let granted = permissions()[name].as_str() == Some("write") || permissions()[name].as_str() == Some(level);
+        let granted = given[name].as_str() == Some("write") || given[name].as_str() == Some(level);
         if !granted {
             return Err(Refusal::new(422, "The permissions requested are not granted to this installation."));
         }

@@ -27,12 +27,14 @@ pub struct AppOptions {
     pub public_key: AppKey,
     /// GitHub gives one hour.
     pub token_life: Duration,
+    /// Whether whoever installed it lets it write to contents; else it reads them.
+    pub writes_contents: bool,
 }
 
 impl AppOptions {
     pub fn new(public_key: AppKey) -> Self {
         let token_life = Duration::from_secs(3600);
-        Self { id: 4711, slug: "fettle".to_owned(), installation: 815, public_key, token_life }
+        Self { id: 4711, slug: "fettle".to_owned(), installation: 815, public_key, token_life, writes_contents: true }
     }
 }
 

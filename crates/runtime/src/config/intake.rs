@@ -85,11 +85,17 @@ impl Forge {
 
     /// `webhooks on`, `polling every 60s`.
     pub fn intake_in_words(&self) -> String {
-        let webhooks = if self.webhook_secret_file.is_some() { "webhooks on" } else { "webhooks off" };
+        let has_webhooks = self.webhook_secret_file.is_some();
+        let webhooks = if has_webhooks { "webhooks on" } else { "webhooks off" };
+        let added = Span(self.looks_at_added_every());
         match (self.intake, self.looks_every()) {
-            (IntakeMode::Webhook, _) => webhooks.to_owned(),
+            (IntakeMode::Webhook, _) if has_webhooks => webhooks.to_owned(),
+            (IntakeMode::Webhook, Some(every)) => format!("{webhooks}, looking for labels every {}", Span(every)),
+            (IntakeMode::Webhook, None) => {
+                format!("{webhooks}, repositories added in the browser polled every {added}")
+            }
             (IntakeMode::Poll, Some(every)) => format!("polling every {}, {webhooks}", Span(every)),
-            (IntakeMode::Poll, None) => format!("polling off, {webhooks}"),
+            (IntakeMode::Poll, None) => format!("repositories added in the browser polled every {added}, {webhooks}"),
         }
     }
 

@@ -47,6 +47,27 @@ impl Helm {
         said(command)
     }
 
+    /// The same where helm asks a cluster for what is there: at this address, without TLS.
+    pub(super) fn template_asking(
+        &self,
+        chart: &Utf8Path,
+        values: &[Utf8PathBuf],
+        address: &str,
+    ) -> anyhow::Result<Result<String, String>> {
+        let folder = tempfile::tempdir()?;
+        let kubeconfig = folder.path().join("kubeconfig");
+        let text = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{ "name": "c", "cluster": { "server": format!("http://{address}") } }],
+            "contexts": [{ "name": "c", "context": { "cluster": "c", "user": "u" } }],
+            "users": [{ "name": "u", "user": {} }],
+        });
+        fs_err::write(&kubeconfig, text.to_string())?;
+        let mut command = self.command(&["template", "fettle"], chart, values);
+        command.args(["--namespace", "fettle", "--dry-run=server"]).env("KUBECONFIG", &kubeconfig);
+        said(command)
+    }
+
     pub(super) fn lint(&self, chart: &Utf8Path, values: &[Utf8PathBuf]) -> anyhow::Result<Result<String, String>> {
         let mut command = self.command(&["lint"], chart, values);
         command.arg("--strict");

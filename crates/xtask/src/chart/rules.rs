@@ -32,6 +32,9 @@ const NOT_FOR_WORKERS: &[&str] = &[
 const SECTIONS: &[&str] = &["server", "store", "transport", "forge", "agent", "gateway", "auth", "telemetry"];
 const FOR_WORKERS: &[&str] = &["/auth/worker_key_file", "/forge/read_token_file", "/transport/worker_password_file"];
 
+/// What the gateway gets beyond: it knows Runs by their tokens, and other callers by their keys.
+const FOR_GATEWAY: &[&str] = &["/gateway/run_token_key_file", "/gateway/keys_file"];
+
 /// The founding system's figures, which others have built upon: kind, where, and what stands there.
 const FOUNDING: &[(&str, &str, &str)] = &[
     ("ScaledObject", "/spec/pollingInterval", "10"),
@@ -361,11 +364,11 @@ fn secrets(objects: &[Value]) -> Vec<String> {
     } else {
         found.push("there is no dashboard".to_owned());
     }
-    for who in ["worker", "inference"] {
+    let gateway: BTreeSet<String> = workers.iter().cloned().chain(FOR_GATEWAY.iter().filter_map(file)).collect();
+    for (who, theirs) in [("worker", &workers), ("inference", &gateway)] {
         let Some(files) = mounted.get(who) else { continue };
-        found.extend(
-            files.difference(&workers).map(|name| format!("the {who} has the secret {name}, which it must not")),
-        );
+        found
+            .extend(files.difference(theirs).map(|name| format!("the {who} has the secret {name}, which it must not")));
         if who == "worker" {
             found.extend(workers.difference(files).map(|name| format!("the worker has no secret {name}")));
         }
@@ -462,6 +465,22 @@ mod tests {
             let found = broken(|release| *release[1].pointer_mut(pointer).unwrap() = value);
             assert!(found.contains(told), "{pointer}: {found}");
         }
+    }
+
+    #[test]
+    fn the_gateway_gets_what_it_knows_callers_by_and_a_worker_does_not() {
+        let config = format!("{CONFIG}[gateway]\nrun_token_key_file = 'runs'\n");
+        let with = |inference: &[&str], worker: &[&str]| {
+            let inference = deployment("inference", inference);
+            broken(|release| {
+                release[0]["data"]["fettle.toml"] = config.as_str().into();
+                release[2] = deployment("worker", worker);
+                release.push(inference);
+            })
+        };
+        assert_eq!(with(&["key", "runs"], &["key"]), "");
+        assert!(with(&["key", "runs", "app"], &["key"]).contains("the inference has the secret app"));
+        assert!(with(&["key", "runs"], &["key", "runs"]).contains("the worker has the secret runs"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The same for a cluster: k3s, helm and what they hold are in memory, and every change to them can be the last one.
 
 use super::*;
+use crate::answers::SecretFrom;
+use crate::host::Entry;
 use crate::k3s::bundle::Bundle;
 use crate::k3s::layout::{DATA, HELM, K3S, KUBECONFIG, VALUES};
 use crate::k3s::{Facts as ClusterFacts, plan};
@@ -296,6 +298,67 @@ fn a_new_value_of_a_secret_reaches_the_pods_and_comes_back_with_what_was_before(
     same(&host.without(HOME), &start.without(HOME), "");
 }
 
+/// At each time at which the API server is asked for the Secret it can be about to answer nothing.
+#[test]
+fn a_secret_of_which_the_cluster_says_nothing_is_neither_changed_nor_removed() {
+    let World { wanted: mut start, release, bundle, answers, .. } = world();
+    start.put(SECRET_FILE, "another", 0o600);
+    for time in 1..=4 {
+        let mut host = start.clone();
+        host.smoking.insert("cluster".to_owned());
+        host.deaf = Some(("kubectl get secret", time));
+        let outcome = apply(&mut host, &release, &bundle, &answers).unwrap().unwrap();
+        assert!(matches!(outcome, Outcome::Reverted { .. }), "{outcome:?}");
+        same(&host.without(HOME), &start.without(HOME), &format!("unanswered the {time}. time"));
+        let said_so = format!("{outcome:?}").contains("does not say whether there is a Secret fettle in fettle");
+        // The first answer is the planner's, who only finds that there may be something to do; the fourth is not asked for.
+        assert_eq!(said_so, [2, 3].contains(&time), "{time}: {outcome:?}");
+    }
+}
+
+/// A host whose /var/lib/kubelet is a disk of its own, and that has logs of an earlier cluster.
+#[test]
+fn what_was_there_before_the_pods_stays_when_a_cluster_or_a_node_is_taken_away() {
+    for unit in ["k3s.service", "k3s-agent.service"] {
+        let mut start = machine();
+        for file in ["/var/lib/kubelet/config.yaml", "/var/log/pods/of_others/0.log", "/sys/class/net/eth0"] {
+            start.put(file, "of others", 0o644);
+        }
+        start.put("/proc/self/mounts", "/dev/sda / ext4 rw 0 0\n/dev/sdb /var/lib/kubelet ext4 rw 0 0\n", 0o444);
+        let (release, bundle) = bundle(&mut start, "1.0.0");
+        let mut answers = answers(&start, &bundle, "");
+        if unit == "k3s-agent.service" {
+            answers.k3s.join = "https://10.0.0.1:6443".to_owned();
+            answers.secrets = [("k3s-token".to_owned(), SecretFrom::File(SECRET_FILE.into()))].into();
+        }
+        let mut host = start.clone();
+        let outcome = apply(&mut host, &release, &bundle, &answers).unwrap().unwrap();
+        assert_eq!(outcome, Outcome::Done);
+        assert!(host.unit(unit).unwrap().active && host.text("/proc/self/mounts").unwrap().contains("tmpfs"));
+        assert_eq!(steps(&host, &release, &bundle, &answers).0, [], "what pods have left since is no change");
+        assert_eq!(remove(&mut host, true).unwrap().unwrap(), Outcome::Done);
+        same(&host.without(HOME), &start.without(HOME), unit);
+        let calls: Vec<String> = host.calls.iter().map(|call| call.join(" ")).collect();
+        assert!(calls.contains(&"umount /var/lib/kubelet/pods/uid/volumes".to_owned()), "{calls:?}");
+        assert!(calls.contains(&"ip link delete cni0".to_owned()), "{calls:?}");
+    }
+}
+
+#[test]
+fn a_secret_that_somebody_else_has_made_is_a_conflict_and_is_not_removed() {
+    let World { start, release, bundle, answers, .. } = world();
+    let mut host = start.clone();
+    let (first, product) = steps(&host, &release, &bundle, &answers);
+    let made = first.iter().position(|step| step.action().key() == "cluster-secret:fettle/fettle").unwrap();
+    let run = run(Purpose::Apply, product, first[..made].to_vec());
+    assert_eq!(process(&mut host, |host, runner| runner.start(host, run)).unwrap().unwrap(), Outcome::Done);
+    host.facts.cluster.secrets.insert("fettle".to_owned(), "{}".to_owned());
+    let plan = plan(&release, &bundle, &facts(), &answers);
+    let receipt = Receipt::read(&host, &home().receipt()).unwrap();
+    let settled = settle(&plan, &host, receipt.as_ref(), Foreign::Refuse).unwrap();
+    assert!(settled.conflicts.iter().any(|(_, what)| what.contains("somebody else's")), "{settled:?}");
+}
+
 #[test]
 fn a_file_that_is_not_the_one_that_was_vouched_for_is_put_nowhere() {
     let World { start, release, bundle, answers, .. } = world();
@@ -305,6 +368,32 @@ fn a_file_that_is_not_the_one_that_was_vouched_for_is_put_nowhere() {
     let outcome = apply(&mut host, &release, &bundle, &answers).unwrap().unwrap();
     assert!(matches!(&outcome, Outcome::Reverted { reason, .. } if reason.contains("checksum")), "{outcome:?}");
     assert_eq!(host.text(HELM), None);
+}
+
+/// What is not the file that was asked for can be run by nobody, whenever the power goes; nor what is not compared yet.
+#[test]
+fn a_file_that_was_not_compared_yet_can_be_run_by_nobody() {
+    let World { start, release, bundle, answers, .. } = world();
+    let mut seen = 0;
+    for damaged in [false, true] {
+        let mut start = start.clone();
+        if damaged {
+            start.put(&format!("{}/k3s/k3s", bundle.source()), "of somebody else", 0o755);
+        }
+        at_each_change(
+            &start,
+            Fault::Killed,
+            |host| drop(apply(host, &release, &bundle, &answers)),
+            |change, host| {
+                let staged = host.entry("/usr/local/bin/.k3s.unverified".into()).unwrap();
+                let Entry::File { sha256: now, attrs } = staged else { return };
+                seen += 1;
+                let is_compared = now == sha256(b"k3s/k3s 1.0.0") && attrs.mode == 0o755;
+                assert!(attrs.mode == 0o600 || (is_compared && !damaged), "at change {change}: {attrs:?}");
+            },
+        );
+    }
+    assert!(seen >= 3, "{seen}");
 }
 
 #[test]

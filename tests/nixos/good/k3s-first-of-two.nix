@@ -1,0 +1,4 @@
+{
+  imports = [ ../../../nixos/examples/k3s.nix ];
+  services.fettle.k3s.openNodePorts = true;
+}
