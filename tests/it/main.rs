@@ -17,6 +17,7 @@ mod ledger;
 mod monitoring;
 mod nix;
 mod pages;
+mod pods;
 mod postgres;
 mod progress;
 mod rabbitmq;

@@ -8,6 +8,7 @@ pub mod demo;
 pub mod downloads;
 pub mod fixtures;
 pub mod forge;
+pub mod https;
 pub mod model;
 pub mod platform;
 pub mod postgres;

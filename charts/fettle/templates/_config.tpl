@@ -9,6 +9,12 @@
       "auth" (dict "admin_key_file" "admin-key" "worker_key_file" "worker-key" "scale_key_file" "scale-key")
       "agent" (dict "dashboard_url" (include "fettle.internalUrl" .) "workers" 1
                     "sandbox" (dict "min_level" .Values.worker.sandbox.minLevel)) -}}
+{{- if .Values.dashboard.workerView.enabled -}}
+{{- $selector := include "fettle.selector" (dict "root" . "component" "worker") | fromYaml -}}
+{{- $pairs := list -}}
+{{- range $name := keys $selector | sortAlpha -}}{{- $pairs = append $pairs (printf "%s=%s" $name (get $selector $name)) -}}{{- end -}}
+{{- $_ := set (get $own "server") "worker_pods" (join "," $pairs) -}}
+{{- end -}}
 {{- if include "fettle.sealingKey" . -}}
 {{- $_ := set (get $own "auth") "secrets_key_file" "secrets-key" -}}
 {{- end -}}
