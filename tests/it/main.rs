@@ -5,6 +5,7 @@ mod adding;
 mod admin;
 mod brokers;
 mod choice;
+mod cluster;
 mod crash;
 mod document;
 mod fix;
