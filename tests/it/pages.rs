@@ -14,6 +14,8 @@ use fettle_tests::world::{PATIENCE, Process, program, toolchains};
 const PACKAGES: [&str; 2] = ["axe-core@4.14.1", "playwright-core@1.65.1"];
 /// Where distributions put it.
 const CHROMIUM: [&str; 2] = ["/usr/bin/chromium", "/usr/bin/chromium-browser"];
+/// What every story begins with.
+const BROWSER: &str = "browser.mjs";
 /// A Task's life, and every page four times.
 const LOOKED_AT: Duration = Duration::from_secs(240);
 
@@ -70,13 +72,46 @@ fn the_committed_pages_are_what_their_source_makes_of_the_committed_document() {
     assert!(differ.is_empty(), "these are not what crates/web/ui makes, so `npm run build` there: {differ:?}");
 }
 
+/// Where stories of `crates/web/ui/e2e` can be told.
+pub(super) struct Browser {
+    chromium: &'static str,
+    packages: PathBuf,
+}
+
+impl Browser {
+    /// `None`, told as a skip, where something is missing.
+    pub(super) fn find() -> Option<Self> {
+        let Some(chromium) = CHROMIUM.into_iter().find(|path| Path::new(path).exists()) else {
+            skip("what needs Chromium: it is not installed");
+            return None;
+        };
+        let packages = downloads::npm_packages("pages", &PACKAGES)?;
+        Some(Self { chromium, packages })
+    }
+
+    /// Tells the story of one file, and fails with whatever is wrong in it.
+    pub(super) async fn tells(&self, story: &str, link: &str, within: Duration) {
+        // A module looks for its packages above itself, wherever it is run from.
+        let work = tempfile::tempdir().unwrap();
+        let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/web/ui/e2e");
+        for file in [BROWSER, story] {
+            fs_err::copy(stories.join(file), work.path().join(file)).unwrap();
+        }
+        std::os::unix::fs::symlink(self.packages.join("node_modules"), work.path().join("node_modules")).unwrap();
+        let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pages");
+        fs_err::create_dir_all(&pictures).unwrap();
+        let mut command = Command::new("node");
+        command.arg(work.path().join(story)).arg(link).arg(pictures).env("CHROMIUM", self.chromium);
+        let mut browser = Process::start("the browser", &mut command).unwrap();
+        let status = browser.ended(within).await.unwrap();
+        assert!(status.success(), "{}", browser.log().join("\n"));
+    }
+}
+
 /// Pictures of all pages are left in `target/pages`, to be looked at.
 #[tokio::test]
 async fn every_page_is_whole_accessible_and_without_an_error_in_both_themes_and_sizes() {
-    let Some(chromium) = CHROMIUM.into_iter().find(|path| Path::new(path).exists()) else {
-        return skip("what needs Chromium: it is not installed");
-    };
-    let Some(packages) = downloads::npm_packages("pages", &PACKAGES) else { return };
+    let Some(browser) = Browser::find() else { return };
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(program("fettle-demo").unwrap());
     command.arg("--keep").env_clear().envs(toolchains()).env("TMPDIR", home.path());
@@ -84,19 +119,6 @@ async fn every_page_is_whole_accessible_and_without_an_error_in_both_themes_and_
     let named = |name: &'static str| move |line: &str| Some(line.trim().strip_prefix(name)?.trim().to_owned());
     let link = demo.logged("where the first admin is made", PATIENCE, named("account ")).await.unwrap();
 
-    // A module looks for its packages above itself, wherever it is run from.
-    let work = tempfile::tempdir().unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/web/ui/e2e/main.mjs");
-    let copy = work.path().join("main.mjs");
-    fs_err::copy(script, &copy).unwrap();
-    std::os::unix::fs::symlink(packages.join("node_modules"), work.path().join("node_modules")).unwrap();
-    let mut browser = Command::new("node");
-    browser.arg(copy).arg(link).env("CHROMIUM", chromium);
-    let pictures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/pages");
-    fs_err::create_dir_all(&pictures).unwrap();
-    browser.arg(pictures);
-    let mut browser = Process::start("the browser", &mut browser).unwrap();
-    let status = browser.ended(LOOKED_AT).await.unwrap();
-    assert!(status.success(), "{}", browser.log().join("\n"));
+    browser.tells("main.mjs", &link, LOOKED_AT).await;
     assert!(demo.stop().unwrap().success(), "{}", demo.tail());
 }

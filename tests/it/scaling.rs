@@ -7,9 +7,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fettle_test_kit::measure::process::resident_bytes;
+use fettle_tests::keda::{Accurate, NearLimit, Seen};
 use fettle_tests::postgres;
 use fettle_tests::round_robin::RoundRobin;
-use fettle_tests::world::{Layout, PATIENCE, SERVER, Setup, TestBox, repository};
+use fettle_tests::world::{Layout, PATIENCE, SERVER, Setup, TestBox, message, repository};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -30,9 +31,23 @@ const MANY: &str = "FETTLE_TEST_SCALE";
 /// What a worker may take for itself, beside what the commands of a Run take.
 const OWN_MEMORY: u64 = 100 * 1024 * 1024;
 
-/// Workers as a ScaledJob with the strategy `accurate` has them.
+/// What the model of KEDA rests on stands in the chart.
+const CHART: &str = include_str!("../../charts/fettle/tests/snapshots/gpu.yaml");
+const FIGURES: [&str; 6] = [
+    "rollout: {strategy: gradual, propagationPolicy: foreground}",
+    "strategy: accurate",
+    "pendingPodConditions: [Ready]",
+    "valueLocation: runnable",
+    "targetValue: \"1\"",
+    "httpGet: {path: /leased, port: internal}",
+];
+const KEDA: Accurate = Accurate { max: MOST_WORKERS as u64, target: 1, near_limit: NearLimit::FillsUp };
+
+/// Workers as a ScaledJob has them.
 #[derive(Default)]
 struct Jobs {
+    /// Where those tell how they are that have said so.
+    health: BTreeMap<usize, String>,
     running: BTreeSet<usize>,
     started: usize,
     most: usize,
@@ -42,22 +57,36 @@ struct Jobs {
 
 impl Jobs {
     async fn scale(&mut self, fettle: &mut TestBox, at: SocketAddr, scale: &Value) {
+        let mut pending = 0;
         for nth in self.running.clone() {
             if fettle.has_ended(nth).await.unwrap() {
                 self.running.remove(&nth);
-            } else if let Ok(resident) = resident_bytes(fettle.process(nth).id()) {
+                continue;
+            }
+            if let Ok(resident) = resident_bytes(fettle.process(nth).id()) {
                 self.resident = self.resident.max(resident);
             }
+            pending += u64::from(!self.is_ready(fettle, nth).await);
         }
-        let count = |name: &str| usize::try_from(scale[name].as_u64().unwrap()).unwrap();
-        // A worker that holds no Run yet will take one of those that wait.
-        let pending = self.running.len().saturating_sub(count("leased"));
-        let room = MOST_WORKERS - self.running.len();
-        for _ in 0..count("runnable").saturating_sub(pending).min(room) {
+        let running = u64::try_from(self.running.len()).unwrap();
+        let seen = Seen { metric: scale["runnable"].as_u64().unwrap(), running, pending };
+        for _ in 0..KEDA.starts(seen) {
             self.running.insert(fettle.start_one_job(at).unwrap());
             self.started += 1;
         }
         self.most = self.most.max(self.running.len());
+    }
+
+    /// As the kubelet finds out.
+    async fn is_ready(&mut self, fettle: &TestBox, nth: usize) -> bool {
+        if !self.health.contains_key(&nth) {
+            let log = fettle.process(nth).log();
+            let address =
+                log.iter().find_map(|line| Some(message(line)?.split_once("health listens on ")?.1.to_owned()));
+            self.health.extend(address.map(|address| (nth, address)));
+        }
+        let Some(address) = self.health.get(&nth) else { return false };
+        fettle.api.public(&format!("{address}/leased")).await.is_ok_and(|(status, _)| status == 200)
     }
 }
 
@@ -72,6 +101,7 @@ fn sizes() -> (usize, usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_dashboards_are_replaced_while_workers_come_and_go_and_no_task_is_lost_or_done_twice() {
     let Some(server) = postgres::own("fettle").await.unwrap() else { return };
+    FIGURES.iter().for_each(|figure| assert!(CHART.contains(figure), "the chart has not `{figure}`"));
     let store = server.tcp_url("fettle");
     let agent = format!("per_repository = {MOST_WORKERS}");
     let setup = Setup {

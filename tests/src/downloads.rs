@@ -133,6 +133,17 @@ pub fn engines(name: &str) -> Option<PathBuf> {
     None
 }
 
+/// The folder of `etcd`, `kube-apiserver`, `kube-controller-manager` and `helm` that `cargo xtask test --cluster` has made; `None`
+/// where it has not.
+pub fn cluster() -> Option<PathBuf> {
+    let kept = cache().join("cluster");
+    if kept.join("version").exists() {
+        return fs_err::canonicalize(kept).ok();
+    }
+    skip("what needs a control plane of Kubernetes: `cargo xtask test --cluster` builds it");
+    None
+}
+
 fn told(name: &str, version: &str, get: impl FnOnce() -> anyhow::Result<PathBuf>) -> Option<PathBuf> {
     match get() {
         Ok(path) => Some(path),

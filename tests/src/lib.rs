@@ -1,6 +1,7 @@
 //! Support for the tests and the demo: emulators that speak the real protocols on loopback.
 
 pub mod bench;
+pub mod cluster;
 pub mod collector;
 pub mod contract;
 pub mod crash;
@@ -8,6 +9,8 @@ pub mod demo;
 pub mod downloads;
 pub mod fixtures;
 pub mod forge;
+pub mod https;
+pub mod keda;
 pub mod model;
 pub mod platform;
 pub mod postgres;

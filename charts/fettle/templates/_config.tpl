@@ -12,6 +12,12 @@
 {{- with include "fettle.drainFinish" . -}}
 {{- $_ := set (get $own "agent") "drain_finish" . -}}
 {{- end -}}
+{{- if .Values.dashboard.workerView.enabled -}}
+{{- $selector := include "fettle.selector" (dict "root" . "component" "worker") | fromYaml -}}
+{{- $pairs := list -}}
+{{- range $name := keys $selector | sortAlpha -}}{{- $pairs = append $pairs (printf "%s=%s" $name (get $selector $name)) -}}{{- end -}}
+{{- $_ := set (get $own "server") "worker_pods" (join "," $pairs) -}}
+{{- end -}}
 {{- if include "fettle.sealingKey" . -}}
 {{- $_ := set (get $own "auth") "secrets_key_file" "secrets-key" -}}
 {{- end -}}

@@ -25,6 +25,11 @@ capabilities: {drop: [ALL]}
 {{/* The pod's part that no component changes. */}}
 {{- define "fettle.podBase" -}}
 serviceAccountName: {{ include "fettle.fullname" . }}
+{{ include "fettle.podWithoutAccount" . }}
+{{- end -}}
+
+{{/* As that, for whoever has an account of its own. */}}
+{{- define "fettle.podWithoutAccount" -}}
 automountServiceAccountToken: false
 # Kubernetes would name every Service of the namespace in variables that begin with FETTLE_.
 enableServiceLinks: false

@@ -217,6 +217,8 @@ fn v1_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(v1::system::list_reconcilers))
         .routes(routes!(v1::queue::get_queue))
         .routes(routes!(v1::queue::list_workers))
+        .routes(routes!(v1::pods::list_pods))
+        .routes(routes!(v1::pods::get_pod_log))
         .routes(routes!(v1::repositories::list_repositories, v1::repositories::add_repository))
         .routes(routes!(v1::repositories::remove_repository))
         .routes(routes!(v1::models::list_models))

@@ -10,6 +10,8 @@ use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::Ledger;
 use fettle_app::ports::model::TryModel;
+use fettle_app::ports::pods::ShowPods;
+use fettle_app::publishing::PublishOptions;
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::ShowChange;
 use fettle_app::submit::SubmitTask;
@@ -64,6 +66,10 @@ pub struct Parts {
     pub registry: Registry,
     /// Absent: this machine has no inference process to ask.
     pub inference: Option<InferenceClient>,
+    /// Absent: there is no cluster, or nobody may look at pods.
+    pub pods: Option<Arc<dyn ShowPods>>,
+    /// What is searched for in what leaves is searched for in logs.
+    pub publishing: Live<PublishOptions>,
     pub about: About,
     /// Absent: nothing can be added to the configuration.
     pub adding: Option<Arc<Adding>>,
@@ -160,6 +166,8 @@ pub struct Inner {
     pub(crate) metrics: HttpMetrics,
     pub(crate) registry: Registry,
     pub(crate) inference: Option<InferenceClient>,
+    pub(crate) pods: Option<Arc<dyn ShowPods>>,
+    pub(crate) publishing: Live<PublishOptions>,
     pub(crate) about: Live<About>,
     pub(crate) adding: Option<Arc<Adding>>,
     pub(crate) tries: Option<Arc<dyn TryModel>>,
@@ -195,6 +203,8 @@ impl ApiState {
             metrics: parts.metrics,
             registry: parts.registry,
             inference: parts.inference,
+            pods: parts.pods,
+            publishing: parts.publishing,
             about: Live::new(parts.about),
             adding: parts.adding,
             tries: parts.tries,

@@ -136,6 +136,8 @@ async fn router(data: &tempfile::TempDir) -> Router {
         metrics: HttpMetrics::register(&registry).unwrap(),
         registry,
         inference: None,
+        pods: None,
+        publishing: Live::new(PublishOptions::default()),
         about: About::default(),
         adding: None,
         tries: None,

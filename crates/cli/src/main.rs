@@ -22,6 +22,7 @@ mod up;
 mod usage;
 mod users;
 mod wire;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -79,6 +80,8 @@ enum Command {
     Placements(gpus::PlacementFlags),
     /// Show what models were used for: requests, tokens, GPU seconds, energy.
     Usage(usage::Flags),
+    /// In a cluster: the pods that workers run in, and what they have logged.
+    Workers(workers::Flags),
     /// For operators: jobs that were given up, the audit, accounts, the audit log, and moving the ledger.
     Admin(admin::Flags),
     /// Check whether this machine can do the work, and say what to do where it cannot.
@@ -110,6 +113,7 @@ async fn main() -> ExitCode {
         Command::Models(models) => models::run(&flags.common, models, &environment).await,
         Command::Placements(placements) => gpus::placements(&flags.common, placements, &environment).await,
         Command::Usage(usage) => usage::run(&flags.common, usage, &environment).await,
+        Command::Workers(workers) => workers::run(&flags.common, workers, &environment).await,
         Command::Admin(admin) => admin::run(&flags.common, admin, &environment).await,
         Command::Doctor(doctor) => doctor::run(&flags.common, doctor, &environment).await,
         Command::CheckConfig(check) => check_config::run(check, &environment),

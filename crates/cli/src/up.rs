@@ -51,6 +51,7 @@ pub(crate) async fn run(common: &Common, environment: &Environment) -> Result<()
         timing,
         probing: fettle_dashboard::probing(environment),
         listener,
+        pods: fettle_dashboard::pods(&config, environment)?,
         gateway: Some(fettle_inference::reached_at(models.local_addr()?)),
         internal: None,
         registry: registry.clone(),

@@ -51,6 +51,7 @@ impl World {
             timing: Timing::for_tests(),
             probing: ProbeTiming::default(),
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            pods: None,
             gateway: None,
             internal: None,
             registry: prometheus::Registry::new(),

@@ -4,6 +4,7 @@ mod about;
 mod credentials;
 mod exchange;
 mod lookout;
+mod pods;
 mod store;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,6 +28,7 @@ use fettle_app::ports::chain;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::git::Repositories;
 use fettle_app::ports::ledger::{Holder, L, Ledger};
+use fettle_app::ports::pods::ShowPods;
 use fettle_app::ports::transport::Broker;
 use fettle_app::publishing::{PUBLISHED_WITHIN, Pace, Publisher};
 use fettle_app::reaping::{RECONCILED_WITHIN, reconcile};
@@ -63,6 +65,7 @@ use lookout::Lookout;
 
 pub use credentials::Credentials;
 pub use exchange::{Exchange, KEYS};
+pub use pods::pods;
 pub use store::{database, migrate};
 
 use store::{Opening, Store};
@@ -81,6 +84,8 @@ pub struct Start<'a> {
     pub timing: Timing,
     pub probing: ProbeTiming,
     pub listener: TcpListener,
+    /// Workers' pods, where people may see them.
+    pub pods: Option<Arc<dyn ShowPods>>,
     /// Where the gateway of models is, if anywhere: it may begin to serve later.
     pub gateway: Option<String>,
     /// For the worker API, health and metrics; absent in one process, whose one listener carries health and metrics too.
@@ -187,6 +192,7 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         timing,
         probing,
         listener,
+        pods,
         gateway,
         internal,
         registry,
@@ -308,6 +314,8 @@ pub async fn start(start: Start<'_>) -> Result<Running> {
         metrics: metrics.clone(),
         registry: registry.clone(),
         inference: Some(InferenceClient::at(data.inference_socket().as_std_path())?),
+        pods,
+        publishing: publishing.options.clone(),
         about: about::about(config, config_file),
         adding: Some(adding.clone()),
         tries: Some(Arc::new(tries)),

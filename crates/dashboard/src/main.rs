@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use clap::{Parser, Subcommand};
-use fettle_dashboard::{Credentials, KEYS, Start, migrate, passed_or_listen, probing, start};
+use fettle_dashboard::{Credentials, KEYS, Start, migrate, passed_or_listen, pods, probing, start};
 use fettle_domain::lease::Timing;
 use fettle_git::{Git, GitOptions};
 use fettle_runtime::config::Config;
@@ -91,6 +91,7 @@ async fn run(environment: Environment, sockets: Result<PassedSockets, SocketErro
         timing: if test_timing { Timing::for_tests() } else { Timing::default() },
         probing: probing(&environment),
         listener,
+        pods: pods(&config, &environment)?,
         gateway: config.gateway.url.clone(),
         internal: Some(internal),
         registry,

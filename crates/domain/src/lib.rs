@@ -29,6 +29,7 @@ pub mod outgoing;
 pub mod patch;
 pub mod path;
 pub mod path_policy;
+pub mod pod;
 pub mod progress;
 pub mod proof;
 pub mod proof_level;

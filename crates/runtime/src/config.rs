@@ -55,11 +55,19 @@ pub struct Server {
     /// Addresses and networks of reverse proxies whose `X-Forwarded-For` says who asks; from others it is ignored. Limits, lock-outs,
     /// sessions and the audit log go by it.
     pub trusted_proxies: Vec<Network>,
+    /// In a cluster: the labels that workers' pods have, as in `app.kubernetes.io/component=worker`; people see these pods and their
+    /// logs. The chart sets it, with `dashboard.workerView.enabled`; without it no pod is looked at.
+    pub worker_pods: Option<String>,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8080".into(), internal_listen: "127.0.0.1:8081".into(), trusted_proxies: Vec::new() }
+        Self {
+            listen: "127.0.0.1:8080".into(),
+            internal_listen: "127.0.0.1:8081".into(),
+            trusted_proxies: Vec::new(),
+            worker_pods: None,
+        }
     }
 }
 

@@ -118,6 +118,11 @@ pub(crate) fn codegen(workspace: &Workspace, helm: Missing) -> anyhow::Result<Re
     Ok(Ok(()))
 }
 
+/// The program, built if it is not there.
+pub(crate) fn helm(workspace: &Workspace) -> anyhow::Result<Utf8PathBuf> {
+    Ok(tools::helm(workspace, Missing::Build)?.map_err(|why| anyhow::anyhow!("{why}"))?.into_program())
+}
+
 /// Each file of values and what it is called: `ci/*-values.yaml` and the environments.
 fn examples(root: &Utf8Path) -> anyhow::Result<Vec<(String, Vec<Utf8PathBuf>)>> {
     let chart = root.join(CHART);

@@ -4,6 +4,7 @@
 
 mod bundle;
 mod chart;
+mod cluster;
 mod codegen;
 mod engines;
 mod image;
@@ -47,6 +48,9 @@ enum Command {
         /// Also real inference servers and agents: llama.cpp is built, and some hundred megabytes are fetched, the first time
         #[arg(long, conflicts_with = "quick")]
         engines: bool,
+        /// Also a real control plane of Kubernetes under the chart: it is built by Go the first time, some half an hour
+        #[arg(long, conflicts_with = "quick")]
+        cluster: bool,
         /// Run only the tests whose name contains this; finding none is a failure
         filter: Option<String>,
     },
@@ -134,13 +138,13 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = Workspace::load().and_then(|workspace| match arguments.command {
-        Command::Test { quick, platform, engines, filter } => {
+        Command::Test { quick, platform, engines, cluster, filter } => {
             let extent = match (quick, platform) {
                 (true, _) => test::Extent::Quick,
                 (_, true) => test::Extent::Platform,
                 _ => test::Extent::Usual,
             };
-            test::run(&workspace, extent, engines, filter.as_deref())
+            test::run(&workspace, extent, test::With { engines, cluster }, filter.as_deref())
         }
         Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
         Command::Chart { write } => chart_command(&workspace, write).map(|()| ExitCode::SUCCESS),

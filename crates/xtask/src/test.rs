@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::process::Stream;
 use crate::test_output::TestOutput;
 use crate::workspace::Workspace;
-use crate::{chart, codegen, engines, needs, process, programs, tidy};
+use crate::{chart, cluster, codegen, engines, needs, process, programs, tidy};
 
 /// Where tests tell that they skipped themselves; `fettle_test_kit::skip` writes it.
 const SKIP_LOG: &str = "FETTLE_SKIP_LOG";
@@ -48,13 +48,15 @@ pub(crate) enum Extent {
     Platform,
 }
 
-/// Succeeds only when every stage did. `with_engines`: those that are not there yet are built for the tests that need them.
-pub(crate) fn run(
-    workspace: &Workspace,
-    extent: Extent,
-    with_engines: bool,
-    filter: Option<&str>,
-) -> anyhow::Result<ExitCode> {
+/// What is built first, where it is not there yet, for the tests that need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct With {
+    pub(crate) engines: bool,
+    pub(crate) cluster: bool,
+}
+
+/// Succeeds only when every stage did.
+pub(crate) fn run(workspace: &Workspace, extent: Extent, with: With, filter: Option<&str>) -> anyhow::Result<ExitCode> {
     let quick = extent == Extent::Quick;
     let mut report = Report::default();
     let mut tests = TestOutput::default();
@@ -64,9 +66,12 @@ pub(crate) fn run(
             needs::provide()
         });
     }
-    if with_engines {
+    if with.engines {
         needs::offer(&["cmake", "g++"]);
         report.stage("engines", || engines::provide(workspace));
+    }
+    if with.cluster {
+        report.stage("cluster", || cluster::provide(workspace));
     }
     report.stage("fmt", || format(workspace));
     if quick {

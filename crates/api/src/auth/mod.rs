@@ -98,7 +98,7 @@ pub(crate) fn action(method: &Method, route: &str) -> Option<Action> {
         ("POST", "tasks/{task_id}/runs") => Action::RunsCreate,
         ("POST", "tasks/{task_id}/messages") => Action::MessagesCreate,
         ("POST", "tasks/{task_id}/prs") => Action::PullRequestsCreate,
-        ("GET", "dead-jobs" | "queue" | "workers") => Action::JobsRead,
+        ("GET", "dead-jobs" | "queue" | "workers" | "pods" | "pods/{name}/log") => Action::JobsRead,
         ("POST", "jobs/{job_id}/redrive") => Action::JobsRedrive,
         ("GET", "audit") => Action::LedgerAudit,
         ("GET", "forge" | "system/reconcilers" | "inference/devices" | "inference/placements" | "inference/events") => {

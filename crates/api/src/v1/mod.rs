@@ -11,6 +11,7 @@ pub(crate) mod messages;
 pub(crate) mod models;
 pub(crate) mod operations;
 pub(crate) mod overview;
+pub(crate) mod pods;
 pub(crate) mod queue;
 pub(crate) mod repositories;
 pub(crate) mod runs;

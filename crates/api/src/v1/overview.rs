@@ -21,6 +21,8 @@ pub(crate) struct OverviewBody {
     /// Webhooks and messages that nobody has looked at yet.
     open_deliveries: u64,
     ready: ReadyBody,
+    /// `list_pods` has an answer: this runs in a cluster, and may see workers' pods.
+    shows_pods: bool,
 }
 
 /// What has to be there before an issue can become a pull request.
@@ -83,5 +85,6 @@ pub(crate) async fn get_overview(State(api): State<ApiState>) -> Result<Json<Ove
         oldest_runnable_s: depth.oldest_runnable_s,
         open_deliveries: depth.open_deliveries,
         ready: ReadyBody::of(&api),
+        shows_pods: api.pods.is_some(),
     }))
 }

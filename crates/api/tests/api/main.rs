@@ -19,6 +19,8 @@ mod models;
 #[cfg(test)]
 mod oidc;
 #[cfg(test)]
+mod pods;
+#[cfg(test)]
 mod reads;
 #[cfg(test)]
 mod sqlite;

@@ -16,6 +16,7 @@ use fettle_app::live::Live;
 use fettle_app::ports::clock::{Clock, IdSource};
 use fettle_app::ports::ledger::{L, Ledger, Opened, TaskPlan, TaskView};
 use fettle_app::ports::model::{Answered, TryModel};
+use fettle_app::ports::pods::ShowPods;
 use fettle_app::publishing::PublishOptions;
 use fettle_app::reconciling::Reconcilers;
 use fettle_app::showing::{ShowChange, ShowError};
@@ -175,11 +176,12 @@ pub(crate) struct Residents {
     adding: Option<Arc<Adding>>,
     /// As where no key of run tokens is configured.
     workers_are_gateways: bool,
+    pods: Option<Arc<dyn ShowPods>>,
 }
 
 impl Residents {
     fn of(door: Doorkeeper, adding: Arc<Adding>) -> Self {
-        Self { door: Some(Arc::new(door)), adding: Some(adding), workers_are_gateways: false }
+        Self { door: Some(Arc::new(door)), adding: Some(adding), ..Self::default() }
     }
 }
 
@@ -212,6 +214,13 @@ impl World {
     pub(crate) async fn on(ledger: Arc<dyn Ledger>) -> Self {
         let secrets = WebhookSecrets { current: SecretString::from(SECRET), previous: None };
         Self::build(Arc::new(FakeLedger::new()), ledger, Some(secrets), Residents::default(), Vec::new()).await
+    }
+
+    /// In a cluster.
+    pub(crate) async fn among(pods: Arc<dyn ShowPods>) -> Self {
+        let fake = Arc::new(FakeLedger::new());
+        let residents = Residents { pods: Some(pods), ..Residents::default() };
+        Self::build(fake.clone(), fake, None, residents, Vec::new()).await
     }
 
     /// With accounts.
@@ -357,7 +366,7 @@ pub(crate) fn state(
         Live::new(PublishOptions { secrets: KnownSecrets::new([("webhook", SECRET)]), ..PublishOptions::default() });
     let api = ApiState::new(Parts {
         ledger: ledger.clone(),
-        words: Arc::new(Ear::new(ledger.clone(), options)),
+        words: Arc::new(Ear::new(ledger.clone(), options.clone())),
         submit,
         audit: Arc::new(NothingWritten),
         changes: Arc::new(NothingWritten),
@@ -374,6 +383,8 @@ pub(crate) fn state(
         metrics: metrics.clone(),
         registry,
         inference: None,
+        pods: residents.pods,
+        publishing: options.clone(),
         about: about(),
         adding: residents.adding,
         tries: Some(Arc::new(Answers)),

@@ -8,6 +8,7 @@ pub mod git;
 pub mod journal;
 pub mod ledger;
 pub mod model;
+pub mod pods;
 pub mod provider;
 pub mod sandbox;
 pub mod serving;

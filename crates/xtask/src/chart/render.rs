@@ -30,6 +30,10 @@ impl Helm {
         Self { program, home }
     }
 
+    pub(super) fn into_program(self) -> Utf8PathBuf {
+        self.program
+    }
+
     /// The manifests, hooks included, or why there are none.
     pub(super) fn template(
         &self,

@@ -13,6 +13,8 @@ const OWN: &str = "fettle-";
 /// Volumes that Pod Security `restricted` allows.
 const VOLUMES: &[&str] =
     &["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
+/// All that the API may be asked for.
+const SEEING_PODS: [(&str, &str); 2] = [("list", "pods"), ("get", "pods/log")];
 /// Labels must stay valid, and Jobs append to names.
 const NAME_LIMIT: usize = 52;
 /// Keys of fettle.toml whose files no worker gets: it runs what strangers wrote.
@@ -68,6 +70,7 @@ pub(super) fn breaches(objects: &[Value]) -> Vec<String> {
             found.extend(walls(pod).into_iter().map(|breach| format!("{called}: {breach}")));
         }
     }
+    found.extend(accounts(objects));
     found.extend(references(objects));
     found.extend(selectors(objects));
     found.extend(secrets(objects));
@@ -254,6 +257,31 @@ fn walls(pod: &Value) -> Vec<String> {
         want(tag.contains(':') && !tag.ends_with(":latest"), format!("{name} has the image `{image}`"));
         let ports = list(container, "/ports").any(|port| port.get("hostPort").is_some());
         want(!ports, format!("{name} takes a port of the node"));
+    }
+    found
+}
+
+/// Who may ask the cluster's API, and what: the dashboard alone, and there only workers' pods and their logs.
+fn accounts(objects: &[Value]) -> Vec<String> {
+    let mut found = Vec::new();
+    for object in objects {
+        let (called, name) = (called(object), text(object, "/metadata/name"));
+        let has_token = pods(object).any(|pod| {
+            let sources = list(pod, "/volumes").flat_map(|volume| list(volume, "/projected/sources"));
+            sources.into_iter().any(|source| source.get("serviceAccountToken").is_some())
+        });
+        if has_token && !name.ends_with("-dashboard") {
+            found.push(format!("{called}: the pod holds a token of the API"));
+        }
+        if text(object, "/kind") == "Role" {
+            let may: BTreeSet<String> = list(object, "/rules").map(Value::to_string).collect();
+            let wanted = SEEING_PODS.map(|(verb, resource)| {
+                serde_json::json!({ "apiGroups": [""], "resources": [resource], "verbs": [verb] }).to_string()
+            });
+            if may != BTreeSet::from(wanted) {
+                found.push(format!("{called} allows {may:?}"));
+            }
+        }
     }
     found
 }
@@ -446,6 +474,30 @@ mod tests {
     #[test]
     fn a_release_as_it_should_be_breaks_no_rule() {
         assert_eq!(breaches(&release()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_api_is_the_dashboard_s_to_ask_and_for_pods_alone() {
+        let token = json!({"name": "cluster", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}});
+        let with_token = |nth: usize| {
+            let token = token.clone();
+            broken(move |release| {
+                release[nth]["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap().push(token);
+            })
+        };
+        assert_eq!(with_token(1), "");
+        assert!(with_token(2).contains("fettle-worker: the pod holds a token"), "{}", with_token(2));
+        let role = |verb: &str| {
+            let rules = json!([
+                {"apiGroups": [""], "resources": ["pods"], "verbs": [verb]},
+                {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+            ]);
+            broken(|release| {
+                release.push(json!({"kind": "Role", "metadata": {"name": "fettle-dashboard"}, "rules": rules}));
+            })
+        };
+        assert_eq!(role("list"), "");
+        assert!(role("delete").contains("Role fettle-dashboard allows"), "{}", role("delete"));
     }
 
     #[test]

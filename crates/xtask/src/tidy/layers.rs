@@ -34,6 +34,7 @@ const BELOW_BINARIES: &[&str] = &[
     "domain",
     "git",
     "github",
+    "kubernetes",
     "llm",
     "oidc",
     "runtime",
@@ -58,6 +59,7 @@ pub(super) const CRATES: &[Row] = &[
     Row { name: "sandbox", kind: Kind::Adapter(USE_CASES) },
     Row { name: "llm", kind: Kind::Adapter(USE_CASES) },
     Row { name: "oidc", kind: Kind::Adapter(USE_CASES) },
+    Row { name: "kubernetes", kind: Kind::Adapter(USE_CASES) },
     // What it sees becomes values of placement.
     Row { name: "gpu", kind: Kind::Adapter(&["placement"]) },
     Row { name: "engines", kind: Kind::Adapter(&["app", "domain", "placement"]) },

@@ -143,6 +143,8 @@ export const get = {
   patch: (id: string, run?: string) => ask<Answer<"/api/v1/tasks/{task_id}/patch">>(`/api/v1/tasks/${encodeURIComponent(id)}/patch${ofRun(run)}`),
   proof: (id: string, run?: string) => ask<Answer<"/api/v1/tasks/{task_id}/proof">>(`/api/v1/tasks/${encodeURIComponent(id)}/proof${ofRun(run)}`),
   queue: (after: string | undefined) => ask<Schemas["Queue"]>(`/api/v1/queue${after ? `?${new URLSearchParams({ after })}` : ""}`),
+  pods: () => ask<Schemas["PodList"]>("/api/v1/pods"),
+  podLog: (pod: string, lines: number) => ask<Schemas["PodLog"]>(`/api/v1/pods/${encodeURIComponent(pod)}/log?lines=${lines}`),
   repositories: () => ask<Schemas["RepositoryList"]>("/api/v1/repositories"),
   models: () => ask<Schemas["ModelList"]>("/api/v1/models"),
   forge: () => ask<Schemas["Forge"]>("/api/v1/forge"),

@@ -514,6 +514,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/pods": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Pods of workers, where Fettle runs in a cluster and may see them. */
+        get: operations["list_pods"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/pods/{name}/log": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The end of what the worker in a pod has logged. */
+        get: operations["get_pod_log"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/queue": {
         parameters: {
             query?: never;
@@ -1517,6 +1551,8 @@ export interface components {
              */
             open_deliveries: number;
             ready: components["schemas"]["Ready"];
+            /** @description `list_pods` has an answer: this runs in a cluster, and may see workers' pods. */
+            shows_pods: boolean;
             version: string;
         };
         /** @description A change as text. */
@@ -1558,6 +1594,34 @@ export interface components {
             models: string[];
             /** @description Models that somebody waits for, and why in vain. */
             refused: components["schemas"]["RefusedModel"][];
+        };
+        Pod: {
+            /** Format: date-time */
+            created_at: string;
+            name: string;
+            node?: string | null;
+            /** @description `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`. */
+            phase: string;
+            /** @description Where each Run has a pod of its own: it holds a Run. */
+            ready: boolean;
+            /** Format: int32 */
+            restarts: number;
+            /** @description Why it does not run, or how it ended: foreign text. */
+            why?: string | null;
+        };
+        PodList: {
+            /** @description There are more than are listed. */
+            cut: boolean;
+            /** @description The newest first. */
+            items: components["schemas"]["Pod"][];
+        };
+        PodLog: {
+            /** @description Of the asked lines the first are left out, since they are too long together. */
+            cut: boolean;
+            /** @description Lines that may hold a secret and are not shown. */
+            hidden_lines: number;
+            /** @description Foreign text, without control characters. */
+            text: string;
         };
         /** @description Bytes, as the memory ledger counts them. */
         Pool: {
@@ -3481,6 +3545,121 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_pods: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Up to 200 of this moment */
+            200: {
+                headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PodList"];
+                };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description There is no cluster, or its pods are not looked at */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A problem; switch on its `code` */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_pod_log: {
+        parameters: {
+            query?: {
+                /** @description The last so many; 200 without, and 2000 at most. */
+                lines?: number;
+            };
+            header?: {
+                /** @description `ETag`s of answers that the client still has */
+                "If-None-Match"?: string;
+            };
+            path: {
+                /** @description Of `list_pods` */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The last lines, without those that may hold a secret */
+            200: {
+                headers: {
+                    /** @description Weak; changes with what is told */
+                    ETag?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PodLog"];
+                };
+            };
+            /** @description What `If-None-Match` names is what would be told */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No worker has such a pod, or there is no cluster */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It has not begun yet */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
             };
             /** @description A problem; switch on its `code` */
             default: {

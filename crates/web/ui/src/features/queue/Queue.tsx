@@ -3,6 +3,7 @@ import { Link } from "@tanstack/react-router";
 import { CheckCircle2, CircleDashed, Clock, HardHat, RotateCcw, XCircle } from "lucide-react";
 import { get, post, type Schemas } from "../../api/client";
 import { useMe } from "../access/me";
+import { Pods } from "./Pods";
 import { Ago, duration, Empty, Loading, Page, Trouble, useNow } from "../../parts/Show";
 
 const OFTEN_MS = 5_000;
@@ -40,6 +41,7 @@ export function Queue() {
       {queue.isError && <Trouble error={queue.error} again={() => void queue.refetch()} />}
       {queue.isPending && <Loading rows={2} />}
       {queue.isSuccess && <Workers jobs={open} />}
+      {overview.data?.shows_pods && <Pods />}
       <h2 className="mt-8 mb-2 text-base font-semibold">What waits</h2>
       {queue.isPending && <Loading rows={2} />}
       {queue.isSuccess && <Waiting jobs={open} />}
