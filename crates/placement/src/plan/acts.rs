@@ -1,7 +1,7 @@
 //! What a plan does to the facts on its desk: promises memory, locks pools, sends engines away. Each act is an intent, and the
 //! next want sees what it left.
 
-use super::desk::{Change, Desk, LEAVING};
+use super::desk::{Change, Desk, LEAVING, cost};
 use super::sites::Site;
 use crate::device::PoolKind;
 use crate::engine::{Engine, EngineState, Seat};
@@ -113,7 +113,7 @@ impl<'v> Desk<'v> {
         }
         for &victim in victims {
             let engine = self.engines[victim];
-            let cost = self.cost(engine);
+            let cost = cost(engine);
             let asleep = self.can_sleep(engine, site, &mut spare);
             self.leaves(victim);
             let (id, epoch) = (engine.id.clone(), engine.epoch);

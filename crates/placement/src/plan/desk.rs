@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
+use super::evict;
 use super::sites::Site;
 use crate::device::{Device, DeviceKind, Pool, PoolKind};
 use crate::engine::{Engine, EngineState, Presence};
@@ -89,8 +90,8 @@ pub(super) struct Spot<'v> {
 pub(super) struct Vault<'v> {
     pub(super) pool: &'v Pool,
     pub(super) account: Account,
-    /// Those with a claim or bytes there, and what each holds of it.
-    pub(super) engines: SmallVec<[(usize, Bytes); 4]>,
+    /// Those with a claim or bytes there.
+    pub(super) tenants: SmallVec<[Tenant; 4]>,
     /// What it has for one engine when nothing but its reserves is there.
     pub(super) capacity: Bytes,
     /// The load or the leaving that goes on there; nothing else begins before its end.
@@ -101,9 +102,20 @@ pub(super) struct Vault<'v> {
     pub(super) kept_for: Option<(&'v ModelId, Millis)>,
 }
 
+/// What an eviction has to know of an engine, side by side with its neighbours': thousands are looked at in a decision.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tenant {
+    pub(super) engine: usize,
+    pub(super) hold: Bytes,
+    pub(super) cost: Cost,
+    pub(super) last_used: Millis,
+    /// It is idle, and nothing of its own keeps it.
+    pub(super) idle: bool,
+}
+
 impl Vault<'_> {
     pub(super) fn held_by(&self, engine: usize) -> Bytes {
-        self.engines.iter().find(|(nth, _)| *nth == engine).map(|(_, hold)| *hold).unwrap_or_default()
+        self.tenants.iter().find(|tenant| tenant.engine == engine).map(|tenant| tenant.hold).unwrap_or_default()
     }
 }
 
@@ -163,7 +175,7 @@ impl<'v> Desk<'v> {
             .map(|(pool, takes_loads)| Vault {
                 pool,
                 account: Account::empty(pool, takes_loads, view.now, policy),
-                engines: SmallVec::new(),
+                tenants: SmallVec::new(),
                 capacity: capacity(pool),
                 changing: pool.lock.clone().map(|by| Change { until: view.now + LEAVING, by }),
                 draining: None,
@@ -184,12 +196,13 @@ impl<'v> Desk<'v> {
                 doubtful.push(nth);
             }
             let changing = changing_until(engine, view.now);
+            let (cost, idle) = (cost(engine), evict::is_idle(engine, view.now, policy));
             let claims = &engine.seat.claims;
             let beyond = engine.observed.iter().filter(|(seen, _)| claims.iter().all(|(id, _)| id != seen));
             for (id, _) in claims.iter().chain(beyond) {
                 let Some(vault) = pool_at(id).map(|place| &mut vaults[place]) else { continue };
                 let hold = vault.account.enter(engine, id);
-                vault.engines.push((nth, hold));
+                vault.tenants.push(Tenant { engine: nth, hold, cost, last_used: engine.last_used, idle });
                 if let Some(until) = changing.filter(|_| vault.pool.kind.locks()) {
                     Change::note(&mut vault.changing, until, &engine.id);
                 }
@@ -328,20 +341,20 @@ impl<'v> Desk<'v> {
     pub(super) fn making_room(&self, victims: &[usize], cost: Cost) -> How {
         How::MakingRoom { victims: self.names(victims), cost }
     }
+}
 
-    /// What others pay when an engine goes: the load that the next request waits for, as likely as it comes soon, and the prefixes
-    /// that are computed again. Requests after it wait for the same load, so a model that is asked for without a pause costs no
-    /// more than its load. Who is on the way out costs nothing more.
-    pub(super) fn cost(&self, engine: &Engine) -> Cost {
-        if engine.state.presence() == Presence::Leaving {
-            return Cost::default();
-        }
-        let soon = u64::from(engine.rate_milli).saturating_mul(SOON.get());
-        let permille = soon.saturating_mul(1000) / (soon + RATE_UNIT);
-        let load = engine.reload.get().saturating_mul(permille) / 1000;
-        let warm = u64::from(engine.warm_sessions).saturating_mul(engine.prefill.get());
-        Cost(load.saturating_add(warm))
+/// What others pay when an engine goes: the load that the next request waits for, as likely as it comes soon, and the prefixes
+/// that are computed again. Requests after it wait for the same load, so a model that is asked for without a pause costs no more
+/// than its load. Who is on the way out costs nothing more.
+pub(super) fn cost(engine: &Engine) -> Cost {
+    if engine.state.presence() == Presence::Leaving {
+        return Cost::default();
     }
+    let soon = u64::from(engine.rate_milli).saturating_mul(SOON.get());
+    let permille = soon.saturating_mul(1000) / (soon + RATE_UNIT);
+    let load = engine.reload.get().saturating_mul(permille) / 1000;
+    let warm = u64::from(engine.warm_sessions).saturating_mul(engine.prefill.get());
+    Cost(load.saturating_add(warm))
 }
 
 fn parent(device: &Device) -> Option<&DeviceId> {

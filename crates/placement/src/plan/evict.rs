@@ -2,11 +2,12 @@
 
 use smallvec::{SmallVec, smallvec};
 
-use super::desk::Desk;
+use super::desk::{Desk, Tenant};
 use super::sites::{ALTERNATIVES_SHOWN, POOLS, Places, Shape, Site, insert};
 use crate::engine::{Engine, EngineState};
 use crate::placement::{Alternative, But, Cost};
 use crate::quantity::Millis;
+use crate::view::Policy;
 
 /// Up to so many candidates every set of them is looked at; above, the cheapest by byte are taken.
 const EXACT_UP_TO: usize = 12;
@@ -84,13 +85,14 @@ fn cheapest_within(
         site.needs.iter().map(|need| need.bytes().signed() - desk.pools[need.pool].account.room()).collect();
     let mut candidates: SmallVec<[Candidate; EXACT_UP_TO]> = SmallVec::new();
     for (need, _) in site.needs.iter().zip(&short).filter(|(_, short)| **short > 0) {
-        for &(nth, _) in &desk.pools[need.pool].engines {
+        for tenant in &desk.pools[need.pool].tenants {
+            let nth = tenant.engine;
             let known = candidates.iter().any(|candidate| candidate.engine == nth);
-            if known || Some(nth) == sleeper || !may_go(desk, nth, evictable) {
+            if known || Some(nth) == sleeper || !may_go(desk, tenant, evictable) {
                 continue;
             }
             let frees = site.needs.iter().map(|need| desk.pools[need.pool].held_by(nth).signed()).collect();
-            candidates.push(Candidate { engine: nth, cost: desk.cost(desk.engines[nth]).0, frees });
+            candidates.push(Candidate { engine: nth, cost: tenant.cost.0, last_used: tenant.last_used, frees });
         }
     }
     // Most sites of a full machine are answered by this alone.
@@ -98,7 +100,7 @@ fn cheapest_within(
     if !enough(&candidates, &all, &short) {
         return None;
     }
-    candidates.sort_by_key(|candidate| (candidate.cost, desk.engines[candidate.engine].last_used, candidate.engine));
+    candidates.sort_by_key(|candidate| (candidate.cost, candidate.last_used, candidate.engine));
     if at_least(&candidates, &short) > at_most {
         return None;
     }
@@ -106,15 +108,16 @@ fn cheapest_within(
         if candidates.len() <= EXACT_UP_TO { exact(&candidates, &short) } else { greedy(&candidates, &short) }?;
     drop_the_unneeded(&candidates, &short, &mut chosen);
     let cost = Cost(chosen.iter().map(|place| candidates[*place].cost).fold(0, u64::saturating_add));
+    let last_used = chosen.iter().map(|place| candidates[*place].last_used).max().unwrap_or_default();
     let mut victims: Vec<usize> = chosen.into_iter().map(|place| candidates[place].engine).collect();
     victims.sort_unstable();
-    let last_used = victims.iter().map(|nth| desk.engines[*nth].last_used).max().unwrap_or_default();
     Some(Eviction { victims, cost, last_used })
 }
 
 struct Candidate {
     engine: usize,
     cost: u64,
+    last_used: Millis,
     /// By need of the site.
     frees: Amounts,
 }
@@ -122,16 +125,20 @@ struct Candidate {
 /// One for each need of a site.
 type Amounts = SmallVec<[i128; POOLS]>;
 
-fn may_go(desk: &Desk, nth: usize, evictable: Evictable) -> bool {
+fn may_go(desk: &Desk, tenant: &Tenant, evictable: Evictable) -> bool {
+    // Of most engines no more has to be looked at.
+    if evictable == Evictable::Now && !tenant.idle {
+        return false;
+    }
+    let nth = tenant.engine;
     let engine = desk.engines[nth];
     let stays = match evictable {
-        Evictable::Now => engine.pinned || engine.inflight > 0 || protected_for(desk, engine).is_some(),
+        Evictable::Now | Evictable::Whoever => false,
         Evictable::ForBarrier { until } => {
             let in_time = engine.inflight > 0 || protected_for(desk, engine).is_some();
             engine.pinned || in_time && desk.view.now < until
         }
         Evictable::Ever => engine.pinned,
-        Evictable::Whoever => false,
     };
     let some_day = matches!(evictable, Evictable::Ever | Evictable::Whoever);
     let there = match engine.state {
@@ -152,15 +159,24 @@ fn may_go(desk: &Desk, nth: usize, evictable: Evictable) -> bool {
     !stays && there && !desk.has_left(nth) && elsewhere()
 }
 
+/// Whether an engine is asked by nobody, is not pinned, and was not loaded a short while ago.
+pub(super) fn is_idle(engine: &Engine, now: Millis, policy: &Policy) -> bool {
+    !engine.pinned && engine.inflight == 0 && protection(engine, now, policy).is_none()
+}
+
 /// For how much longer an engine that was just loaded is kept. One that sleeps is not: it serves nobody.
 pub(super) fn protected_for(desk: &Desk, engine: &Engine) -> Option<Millis> {
+    protection(engine, desk.view.now, desk.policy)
+}
+
+fn protection(engine: &Engine, now: Millis, policy: &Policy) -> Option<Millis> {
     let asleep = matches!(engine.state, EngineState::Sleeping(_));
     let residency = match engine.inflight {
-        0 => desk.policy.idle_residency(),
-        _ => desk.policy.residency(engine.reload),
+        0 => policy.idle_residency(),
+        _ => policy.residency(engine.reload),
     };
     let end = engine.ready_at + residency;
-    (!asleep && end > desk.view.now).then(|| end.since(desk.view.now))
+    (!asleep && end > now).then(|| end.since(now))
 }
 
 /// A bound on what any set costs that is enough: the cheapest one or two of `candidates`, which are in the order of cost.

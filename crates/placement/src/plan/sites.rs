@@ -125,7 +125,7 @@ impl Site {
         let mut nodes: SmallVec<[_; 8]> = devices().map(|device| device.numa).collect();
         nodes.sort_unstable();
         nodes.dedup();
-        let neighbours = self.needs.iter().map(|need| desk.pools[need.pool].engines.len()).sum();
+        let neighbours = self.needs.iter().map(|need| desk.pools[need.pool].tenants.len()).sum();
         (nodes.len(), neighbours, devices().map(|device| device.celsius).max().unwrap_or_default())
     }
 }
