@@ -104,11 +104,12 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* How long a worker that is told to end goes on with its Run: what is left of its time when letting go has its own. */}}
+{{/* How long a worker that is told to end goes on with its Run: what is left of its time when letting go has its own; four
+hours are the most that a worker takes. */}}
 {{- define "fettle.drainFinish" -}}
 {{- if and .Values.worker.enabled (eq .Values.worker.scaling "deployment") -}}
 {{- with sub (int .Values.worker.scaledObject.terminationGracePeriodSeconds) 60 -}}
-{{- if gt (int .) 0 -}}{{ . }}s{{- end -}}
+{{- if gt (int .) 0 -}}{{ min (int .) 14400 }}s{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

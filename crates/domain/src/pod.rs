@@ -45,19 +45,26 @@ pub struct Readable {
     pub hidden: usize,
 }
 
-/// Takes out of `log` each line that gives a secret away; all of it where one is spread over lines.
+/// A line of a key in PEM has 64 such characters, of base64 elsewhere 76.
+const BASE64_LINE: usize = 40;
+
+/// Takes out of `log` each line that gives a secret away, and the whole of a private key, of which a log may begin or end in the
+/// middle; all of it where another secret is spread over lines.
 pub fn readable(known: &KnownSecrets, log: &str) -> Readable {
     let text = visible(log);
     let is_harmless = |text: &str| secret::scan(known, "log", text).is_empty();
-    if is_harmless(&text) {
+    let all: Vec<&str> = text.lines().collect();
+    let keys = of_keys(&all);
+    if !keys.contains(&true) && is_harmless(&text) {
         return Readable { text, hidden: 0 };
     }
     let mut hidden = 0;
-    let lines: Vec<&str> = text
-        .lines()
-        .map(|line| {
-            if is_harmless(line) {
-                return line;
+    let lines: Vec<&str> = all
+        .iter()
+        .zip(keys)
+        .map(|(line, of_key)| {
+            if !of_key && is_harmless(line) {
+                return *line;
             }
             hidden += 1;
             HIDDEN_LINE
@@ -68,6 +75,38 @@ pub fn readable(known: &KnownSecrets, log: &str) -> Readable {
         return Readable { text: rest, hidden };
     }
     Readable { text: HIDDEN_LINE.to_owned(), hidden: lines.len() }
+}
+
+/// Which lines are or may be of a private key: from its beginning to its end, before an end whose beginning is not there, and
+/// whatever looks like a line of one.
+fn of_keys(lines: &[&str]) -> Vec<bool> {
+    let says = |line: &str, word: &str| line.contains(word) && line.contains("PRIVATE KEY");
+    let foreign = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '='));
+    let mixed = |run: &str| {
+        // A digest in hex or a word is none.
+        let has = |one: fn(&u8) -> bool| run.as_bytes().iter().any(one);
+        has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_digit)
+    };
+    let body = |line: &str| line.split(foreign).any(|run| run.len() >= BASE64_LINE && mixed(run));
+    let mut hidden: Vec<bool> = lines.iter().map(|line| body(line)).collect();
+    let mut from = None;
+    let mut seen = false;
+    for (nth, line) in lines.iter().enumerate() {
+        if says(line, "-----BEGIN") {
+            from = Some(nth);
+            seen = true;
+        }
+        if says(line, "-----END") {
+            // What stands before it is the key's if nothing says where that began.
+            let from = from.take().unwrap_or(if seen { nth } else { 0 });
+            hidden[from..=nth].fill(true);
+            seen = true;
+        }
+    }
+    if let Some(from) = from {
+        hidden[from..].fill(true);
+    }
+    hidden
 }
 
 #[cfg(test)]
@@ -100,6 +139,21 @@ mod tests {
         let log = format!("one\nthe key is {CANARY}, says it\nthree");
         let text = format!("one\n{HIDDEN_LINE}\nthree");
         assert_eq!(readable(&known(), &log), Readable { text, hidden: 1 });
+    }
+
+    #[test]
+    fn of_a_private_key_no_line_is_seen_wherever_the_log_begins_or_ends() {
+        let body = "MIIEowIBAAKCAQEAx7d2Xw0Pq8yT5sJv3kLmNcRbUaZhGfEiOoWnQtBy+/K1pVrD\n";
+        let key =
+            format!("-----BEGIN RSA PRIVATE KEY-----\n{}c2hvcnQ=\n-----END RSA PRIVATE KEY-----\n", body.repeat(4));
+        let log = format!("one\n{key}two\n");
+        for (log, left) in [(log.as_str(), "two"), (&log[40..], "two"), (&log[..150], "one")] {
+            let shown = readable(&known(), log);
+            assert!(!shown.text.contains("MII") && !shown.text.contains("c2hv"), "{}", shown.text);
+            assert!(shown.text.contains(left) && shown.hidden >= 2, "{}", shown.text);
+        }
+        let whole = readable(&known(), &log[..]).text;
+        assert!(whole.starts_with("one\n") && whole.ends_with("two"), "{whole}");
     }
 
     proptest! {

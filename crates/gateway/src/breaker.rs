@@ -50,8 +50,16 @@ pub(crate) struct Breaker {
 #[derive(Debug, Clone, Copy)]
 enum State {
     Serving,
-    Resting { until: Instant, pauses: u32 },
-    Probing { pauses: u32, since: Instant },
+    /// `asked`: it wants to be left alone.
+    Resting {
+        until: Instant,
+        pauses: u32,
+        asked: bool,
+    },
+    Probing {
+        pauses: u32,
+        since: Instant,
+    },
 }
 
 impl Breaker {
@@ -85,11 +93,18 @@ impl Breaker {
     /// It asked for a pause of its own accord. That is no failure, and it is kept.
     pub(crate) fn rest(&mut self, until: Instant) {
         match self.state {
-            State::Serving => self.state = State::Resting { until, pauses: 0 },
-            State::Probing { pauses, .. } => self.state = State::Resting { until, pauses },
-            State::Resting { until: before, pauses } => {
-                self.state = State::Resting { until: before.max(until), pauses };
+            State::Serving => self.state = State::Resting { until, pauses: 0, asked: true },
+            State::Probing { pauses, .. } => self.state = State::Resting { until, pauses, asked: true },
+            State::Resting { until: before, pauses, .. } => {
+                self.state = State::Resting { until: before.max(until), pauses, asked: true };
             }
+        }
+    }
+
+    /// Somebody asked it although it was left alone, and it answered well. A pause that it wants is kept.
+    pub(crate) fn found_well(&mut self) {
+        if !matches!(self.state, State::Resting { asked: true, .. }) {
+            *self = Self::new();
         }
     }
 
@@ -100,7 +115,9 @@ impl Breaker {
                 self.in_a_row = 0;
                 self.remember(now, true);
             }
-            (Outcome::Neutral, State::Probing { pauses, .. }) => self.state = State::Resting { until: now, pauses },
+            (Outcome::Neutral, State::Probing { pauses, .. }) => {
+                self.state = State::Resting { until: now, pauses, asked: false }
+            }
             (Outcome::Neutral, _) => {}
             (Outcome::Gone, _) => self.open(now + FIRST_PAUSE, 0),
             (Outcome::Misconfigured, _) => self.open(now + LONGEST_PAUSE, u32::MAX),
@@ -123,7 +140,7 @@ impl Breaker {
     }
 
     fn open(&mut self, until: Instant, pauses: u32) {
-        self.state = State::Resting { until, pauses };
+        self.state = State::Resting { until, pauses, asked: false };
         self.in_a_row = 0;
         self.window.clear();
     }

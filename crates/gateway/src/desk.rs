@@ -80,6 +80,8 @@ pub(crate) struct Grant {
     prompt_tokens: u64,
     output_tokens: u64,
     session: u64,
+    /// Past a breaker that was closed.
+    knocked: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,10 +282,17 @@ impl Desk {
         if let Some(book) = self.targets.get_mut(&grant.target) {
             book.inflight = book.inflight.saturating_sub(1);
             book.queued_tokens = book.queued_tokens.saturating_sub(grant.output_tokens);
-            book.breaker.record(went.outcome, now);
+            match (grant.knocked, went.outcome) {
+                (true, Outcome::Good) => book.breaker.found_well(),
+                // Whoever knocks finds out, and makes nobody wait for longer.
+                (true, _) => {}
+                (false, outcome) => book.breaker.record(outcome, now),
+            }
             match went.outcome {
-                Outcome::Good => book.failed = None,
-                _ => book.failed = went.said.map(|said| (said, now)).or(book.failed.take()),
+                Outcome::Neutral => {}
+                Outcome::Good | Outcome::Gone | Outcome::Failed | Outcome::Misconfigured => {
+                    book.failed = went.said.map(|said| (said, now));
+                }
             }
             if let Some(rest) = went.rest {
                 book.breaker.rest(now + rest);
@@ -426,7 +435,8 @@ impl Desk {
         let choice = routing::choose(&candidates, ask.prompt_tokens, home.map(|home| home.target))?;
         let cached = candidates.iter().find(|one| one.target == choice.target).map_or(0, |one| one.cached_tokens);
         let target = self.targets.get_mut(&choice.target)?;
-        if target.breaker.permit(now) != Permit::Open {
+        let permit = target.breaker.permit(now);
+        if permit == Permit::Probe {
             target.breaker.probe(now);
         }
         target.inflight += 1;
@@ -443,6 +453,7 @@ impl Desk {
             prompt_tokens: ask.prompt_tokens,
             output_tokens: ask.output_tokens,
             session: ask.session,
+            knocked: matches!(permit, Permit::Closed { .. }),
         })
     }
 

@@ -194,7 +194,7 @@ impl Front {
                 Err(miss) => miss,
             };
             if let Some(end) = miss.ended {
-                passage.unseen(end);
+                passage.unseen(end, miss.said());
                 return Err(miss.trouble.failure);
             }
             let rest = miss.wait.map(|wait| wait.min(LONGEST_REST));
@@ -296,7 +296,8 @@ fn left_alone(last: Option<LastFailure>, retry_after: Duration) -> Failure {
             Failure::UpstreamFailed { sentence }
         }
         None => {
-            let sentence = format!("The model's server has asked for a pause; it is asked again in {until} s.");
+            let sentence =
+                format!("The model's server has too much to do or wants a pause; it is asked again in {until} s.");
             Failure::CannotPlaceNow { sentence, retry_after }
         }
     }
@@ -371,10 +372,11 @@ async fn refused(response: http::Response<Incoming>, upstream: &Upstream, thread
 }
 
 impl Miss {
-    /// Of a failure that is the target's.
+    /// Of a failure that is the target's, and more than a lack of room.
     fn said(&self) -> Option<String> {
-        let failed = matches!(self.outcome, Outcome::Failed | Outcome::Misconfigured);
-        failed.then(|| self.trouble.failure.sentence())
+        let counts = matches!(self.outcome, Outcome::Failed | Outcome::Misconfigured);
+        let failed = matches!(self.trouble.failure, Failure::UpstreamFailed { .. } | Failure::UpstreamSlow { .. });
+        (counts && failed).then(|| self.trouble.failure.sentence())
     }
 
     fn slow() -> Self {

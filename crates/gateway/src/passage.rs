@@ -56,6 +56,8 @@ pub(crate) struct Passage {
     pieces: u64,
     answer_bytes: u64,
     usage: Option<Usage>,
+    /// How the target failed, where it did.
+    said: Option<String>,
 }
 
 impl Passage {
@@ -73,6 +75,7 @@ impl Passage {
             pieces: 0,
             answer_bytes: 0,
             usage: None,
+            said: None,
         }
     }
 
@@ -122,7 +125,8 @@ impl Passage {
     }
 
     /// Nothing was seen of an answer for as long as somebody waited for it.
-    pub(crate) fn unseen(mut self, end: End) {
+    pub(crate) fn unseen(mut self, end: End, said: Option<String>) {
+        self.said = said;
         self.end(end);
     }
 
@@ -208,7 +212,7 @@ impl Passage {
             End::Failed => Outcome::Failed,
             End::Cancelled => Outcome::Neutral,
         };
-        held.went(Went { outcome, said: None, rest: None, measured });
+        held.went(Went { outcome, said: self.said.take(), rest: None, measured });
         let record = UsageRecord {
             id: self.front.ids.uuid(),
             ended_at: self.front.clock.now(),

@@ -126,9 +126,9 @@ fn seated(model: &ModelConfig, config: &RecipeConfig, programs: &Programs) -> Re
     if let Some(refused) = driver::refusal(&recipe, &weights, programs) {
         bail!("its recipe for {} cannot be started: {refused}", config.engine.name());
     }
-    let (footprint, family) = footprint(&recipe, config, &weights)
+    let footprint = footprint(&recipe, config, &weights)
         .with_context(|| format!("what `{}` takes with {} cannot be known", model.name, config.engine.name()))?;
-    Ok(LocalRecipe { recipe, footprint, family, weights })
+    Ok(LocalRecipe { recipe, footprint, weights })
 }
 
 fn recipe(model: &ModelId, config: &RecipeConfig, context: u32, weights: &Utf8Path) -> Recipe {
@@ -165,25 +165,24 @@ fn name(recipe: &Recipe, weights: &Utf8Path) -> RecipeId {
 pub fn estimated(path: &Utf8Path, context: u32, parallel: u16, tp: u8) -> Result<Footprint> {
     let config = RecipeConfig { tp, parallel, context: Some(context), ..usual(path) };
     let recipe = recipe(&ModelId::new("estimated"), &config, context, path);
-    footprint(&recipe, &config, path).map(|(footprint, _)| footprint)
+    footprint(&recipe, &config, path)
 }
 
-/// And the architecture, where it was looked for.
-fn footprint(recipe: &Recipe, config: &RecipeConfig, weights: &Utf8Path) -> Result<(Footprint, String)> {
-    let (shards, host, slack, source, family) = match config.memory {
+fn footprint(recipe: &Recipe, config: &RecipeConfig, weights: &Utf8Path) -> Result<Footprint> {
+    let (shards, host, slack, source) = match config.memory {
         Some(memory) => {
             let parts = Parts { weights: Bytes::new(memory.0), ..Parts::default() };
-            (vec![parts; usize::from(recipe.tp)], Bytes::ZERO, Slack::NONE, Source::Dictated, String::new())
+            (vec![parts; usize::from(recipe.tp)], Bytes::ZERO, Slack::NONE, Source::Dictated)
         }
         None => {
             let facts = weights::facts(weights)?;
             let estimate = estimate(&facts, recipe, measured::CONTEXT);
-            (estimate.shards, estimate.host, Slack::FIRST, Source::Formula, facts.arch.name)
+            (estimate.shards, estimate.host, Slack::FIRST, Source::Formula)
         }
     };
     let bytes: Bytes = shards.iter().map(|parts| parts.weights).sum();
     let load = LEAST_LOAD + Millis::new(bytes.get() / LOADED_PER_MILLI);
-    Ok((Footprint { shards, slack, host, peak_permille: 1000, load, source }, family))
+    Ok(Footprint { shards, slack, host, peak_permille: 1000, load, source })
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ pub fn open(file: Utf8PathBuf) -> (Vec<Lesson>, impl Fn(Lesson) + Send + Sync) {
 }
 
 fn read(file: &Utf8Path) -> Vec<Lesson> {
-    let text = match fs_err::read_to_string(file) {
-        Ok(text) => text,
+    let text = match fs_err::read(file) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
             warn!("{error}: what loads take is learned anew");
@@ -34,10 +34,10 @@ fn read(file: &Utf8Path) -> Vec<Lesson> {
     let latest = &lines[lines.len().saturating_sub(MOST_LINES)..];
     let lessons: Vec<Lesson> = latest.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
     // A crash leaves half a line, another version may leave lines that are not understood.
-    if lessons.len() < lines.len()
+    if (lessons.len() < lines.len() || !(text.is_empty() || text.ends_with('\n')))
         && let Err(error) = write_anew(file, &lessons)
     {
-        warn!("{error}: {} lines of {file} stay that nobody reads", lines.len() - lessons.len());
+        warn!("{error}: {file} keeps lines that nobody reads");
     }
     lessons
 }

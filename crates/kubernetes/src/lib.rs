@@ -20,9 +20,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const MAX_PODS: usize = 200;
 /// Each pod is some ten kilobytes, with all that is known of it.
 const MAX_LIST_BYTES: usize = 8 * 1024 * 1024;
-/// Read of a log at most: the server counts lines, and one can be long.
-const MAX_LOG_BYTES: usize = 4 * 1024 * 1024;
-/// Kept of it, the newest: what a page still shows.
+/// Kept of a log, the newest: what a page still shows. A limit of the server's would keep the oldest of the lines that are asked for.
 const MAX_SHOWN_BYTES: usize = 256 * 1024;
 /// Of what a cluster says in an error.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
@@ -136,10 +134,7 @@ impl ShowPods for Cluster {
         if let Ok(mut path) = url.path_segments_mut() {
             path.extend([pod.as_str(), "log"]);
         }
-        url.query_pairs_mut()
-            .append_pair("container", CONTAINER)
-            .append_pair("tailLines", &lines.to_string())
-            .append_pair("limitBytes", &MAX_LOG_BYTES.to_string());
+        url.query_pairs_mut().append_pair("container", CONTAINER).append_pair("tailLines", &lines.to_string());
         let told = async { tail(self.ask(url).await?).await };
         told.await.map_err(|failed| failed.of_log(pod))
     }

@@ -27,8 +27,6 @@ pub struct LocalModel {
 pub struct LocalRecipe {
     pub recipe: Recipe,
     pub footprint: Footprint,
-    /// Recipes of one family teach about each other: the architecture, as the model's files name it.
-    pub family: String,
     /// A file or a folder, as the recipe's engine expects.
     pub weights: Utf8PathBuf,
 }

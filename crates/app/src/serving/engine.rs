@@ -101,7 +101,10 @@ impl Held {
 
     pub(super) fn became_ready(&mut self, now: Millis, address: EngineAddress) {
         if self.state == EngineState::Loading || self.state == EngineState::Spawning {
-            self.reload = now.since(self.began).max(Millis::new(1));
+            // Of one that was running already nobody saw how long it took.
+            if !self.adopted {
+                self.reload = now.since(self.began).max(Millis::new(1));
+            }
             self.ready_at = now;
             self.unseen = true;
             self.state = EngineState::Ready;

@@ -145,7 +145,7 @@ impl Placer {
         self.adopted_at = Some(now);
         let mut notices = Vec::new();
         for Adopted { seat, epoch, .. } in adopted {
-            let reload = self.catalog.recipe(&seat.recipe).map_or(Millis::secs(1), |local| local.footprint.load);
+            let reload = self.catalog.recipe(&seat.recipe).map_or(Millis::secs(1), |local| self.lessons.took(local));
             let mut held = Held::reserved(seat, epoch, reload, now);
             held.state = EngineState::Loading;
             held.adopted = true;
@@ -371,7 +371,7 @@ impl Placer {
     }
 
     fn reserve(&mut self, seat: &Seat, now: Millis) {
-        let reload = self.catalog.recipe(&seat.recipe).map_or(Millis::secs(1), |local| local.footprint.load);
+        let reload = self.catalog.recipe(&seat.recipe).map_or(Millis::secs(1), |local| self.lessons.took(local));
         let held = Held::reserved(seat.clone(), Epoch(self.next_epoch), reload, now);
         self.next_epoch += 1;
         self.held.insert(seat.engine.clone(), held);

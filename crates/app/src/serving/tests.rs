@@ -69,6 +69,28 @@ fn what_loads_took_is_what_the_next_one_is_promised_and_a_restart_forgets_none_o
 }
 
 #[test]
+fn what_somebody_else_took_during_a_load_teaches_nothing_and_no_lesson_makes_a_model_too_large() {
+    for (attribution, others) in [(Attribution::Blind, gib(38)), (Attribution::Exact, gib(0))] {
+        let mut machine = Machine::new(1, [model("a", 40)]);
+        machine.attribution(attribution);
+        if attribution == Attribution::Exact {
+            machine.fate("a", Fate::Takes(gib(79)));
+        }
+        machine.ask("a");
+        machine.run(1_500);
+        machine.foreign(0, others);
+        machine.run(4_000);
+        machine.foreign(0, gib(0));
+        machine.answer("a");
+        machine.obey("a", ModelOrder::Unload);
+        machine.run(10_000);
+        machine.restart();
+        machine.ask("a");
+        machine.run_until(60_000, |machine| machine.served("a").is_some());
+    }
+}
+
+#[test]
 fn an_engine_that_dies_while_it_serves_is_loaded_again_and_later_each_time() {
     let mut machine = Machine::new(1, [model("a", 40)]);
     machine.ask("a");

@@ -235,9 +235,25 @@ fn whoever_is_refused_hears_what_failed_last_and_whoever_knocks_finds_out_for_al
     assert_eq!((last.sentence.as_str(), last.ago), ("It cannot be reached.", SECOND * 3));
 
     let knocking = Ask { knocks: true, ..remote.clone() };
-    let grant = granted(desk.arrive(knocking, later));
-    desk.release(&provider, &grant, went(Outcome::Good), later);
-    granted(desk.arrive(remote, later));
+    for (outcome, left_alone) in [(Outcome::Neutral, true), (Outcome::Failed, true), (Outcome::Good, false)] {
+        let grant = granted(desk.arrive(knocking.clone(), later));
+        desk.release(&provider, &grant, went(outcome), later);
+        let refused = matches!(desk.arrive(remote.clone(), later), Arrival::Refused(_));
+        assert_eq!(refused, left_alone, "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_pause_that_a_provider_wants_is_kept_though_somebody_knocks_and_is_answered() {
+    let now = Instant::now();
+    let provider = Source::Provider(0);
+    let mut desk = desk(&[(provider.clone(), facts(&[target(1, 8)]))], now);
+    let remote = Ask { sources: vec![provider.clone()], ..ask("m", "ada", 1) };
+    let grant = granted(desk.arrive(remote.clone(), now));
+    desk.release(&provider, &grant, Went { rest: Some(SECOND * 100), ..went(Outcome::Neutral) }, now);
+    let grant = granted(desk.arrive(Ask { knocks: true, ..remote.clone() }, now + SECOND));
+    desk.release(&provider, &grant, went(Outcome::Good), now + SECOND);
+    assert!(matches!(desk.arrive(remote, now + SECOND * 3), Arrival::Refused(Refusal::Broken { last: None, .. })));
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub(super) fn model(name: &str, gib: u64) -> LocalModel {
         load: Millis::new(LOAD),
         source: Source::Formula,
     };
-    let recipes = vec![LocalRecipe { recipe, footprint, family: name.to_owned(), weights: "/models/m".into() }];
+    let recipes = vec![LocalRecipe { recipe, footprint, weights: "/models/m".into() }];
     LocalModel { id: ModelId::new(name), recipes, replicas: (0, 1), pinned: false }
 }
 
