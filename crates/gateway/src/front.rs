@@ -291,13 +291,13 @@ fn left_alone(last: Option<LastFailure>, retry_after: Duration) -> Failure {
     let until = retry_after.as_secs() + 1;
     match last {
         Some(LastFailure { sentence, ago }) => {
-            let ago = ago.as_secs();
-            let sentence = format!("{sentence} That was {ago} s ago; it is asked again in {until} s.");
+            let (sentence, ago) = (sentence.trim_end_matches('.'), ago.as_secs());
+            let sentence = format!("{sentence}: it was asked {ago} s before this, and is asked again {until} s later.");
             Failure::UpstreamFailed { sentence }
         }
         None => {
             let sentence =
-                format!("The model's server has too much to do or wants a pause; it is asked again in {until} s.");
+                format!("The model's server has too much to do or wants a pause; it is asked again {until} s later.");
             Failure::CannotPlaceNow { sentence, retry_after }
         }
     }
@@ -402,9 +402,9 @@ impl Miss {
             upstream.name
         );
         let sentence = match error {
-            SendError::Connect(_) => format!("The server of {} cannot be reached.", upstream.name),
+            SendError::Connect(_) => format!("The server of `{}` cannot be reached.", upstream.name),
             SendError::Broken(_) | SendError::Unsayable(_) => {
-                format!("The server of {} broke the connection.", upstream.name)
+                format!("The server of `{}` broke the connection.", upstream.name)
             }
         };
         let worth_retrying = !matches!(error, SendError::Unsayable(_));

@@ -38,7 +38,7 @@ pub(super) fn describe(action: &Action) -> Description {
         }
         Action::CopySecret { from, path } => (
             format!("copy the secret {from} to {path}"),
-            "systemd hands it to the unit that needs it, and to nobody else".to_owned(),
+            "root's alone: what needs it is given it, and nobody else".to_owned(),
             "stays until --purge; the original is not touched",
         ),
         Action::WatchSecret { path } => (
