@@ -8,7 +8,7 @@ use crate::answers::{SecretFrom, VariableOf};
 use crate::environment_file;
 use crate::host::{Attrs, Entry, Host, HostView, sha256};
 
-/// A secret is root's alone: systemd hands it to the unit that needs it.
+/// A secret is root's alone: systemd hands it to the unit that needs it, and a cluster gets it by its API.
 const SECRET_MODE: u32 = 0o600;
 const NEW_VALUE: &str = "it has a new value, and the services do not use it yet";
 /// More lines of a difference than this tell a person nothing.

@@ -103,8 +103,7 @@ pub(super) fn lessons(held: &Held, local: &LocalRecipe, world: &World) -> Vec<Le
     let devices = held.seat.devices.iter().filter_map(|id| world.devices.iter().find(|device| device.id == *id));
     let devices: Vec<&Device> = devices.collect();
     let pools: BTreeSet<_> = devices.iter().map(|device| &device.pool).collect();
-    // Of shards in one pool nobody knows which took what.
-    // Nor, where bytes are not known by process, what was somebody else's.
+    // Of shards in one pool nobody knows which took what; nor, where bytes are not known by process, what was somebody else's.
     let exact = |id: &&PoolId| world.pools.iter().any(|pool| pool.id == **id && pool.attribution == Attribution::Exact);
     if !teaches(local) || pools.len() != local.footprint.shards.len() || held.adopted || !pools.iter().all(exact) {
         return Vec::new();

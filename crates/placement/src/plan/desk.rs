@@ -22,9 +22,9 @@ pub(super) const LEAVING: Millis = RECLAIM_DEADLINE;
 /// Of a load that takes longer than it should have.
 const OVERDUE: Millis = Millis::secs(5);
 /// A model that is asked for once in this time is as likely as not to be missed at once. In simulation the mean wait was shortest
-/// between 5 and 30 seconds, and a tenth longer where every request of a thousand seconds counted.
+/// between 3 and 30 seconds, and some 8 % longer with a thousand.
 const SOON: Millis = Millis::secs(10);
-/// One request a millisecond, in requests a thousand seconds.
+/// So much of a rate (requests in a thousand seconds) times a span (milliseconds) is one request.
 const RATE_UNIT: u64 = 1_000_000;
 
 pub(super) struct Desk<'v> {
